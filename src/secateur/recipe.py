@@ -1,0 +1,237 @@
+"""The recipe: one frozen, typed object that says what is done to a model, stage after stage.
+
+A recipe round-trips through YAML and JSON, and is written beside the weights that it made.
+Unknown keys are errors, so that a misspelt option never passes for a default.
+"""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from secateur.errors import SecateurError
+
+Method = Literal["magnitude", "wanda", "sparsegpt"]
+ComparisonGroup = Literal["row", "matrix", "block"]
+
+UNSTRUCTURED = "unstructured"
+
+# The comparison group of unstructured sparsity in each method's own publication.
+PUBLISHED_COMPARISON_GROUP: dict[Method, ComparisonGroup] = {
+    "magnitude": "matrix",
+    "wanda": "row",
+    "sparsegpt": "block",
+}
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Sparsity(_Frozen):
+    """How many weights go, and in which pattern.
+
+    Either `unstructured` with `fraction` of the weights removed, or `keep` weights kept of every
+    `group` consecutive ones along K (2:4 is keep=2, group=4).
+    """
+
+    fraction: float
+    keep: int | None = None
+    group: int | None = None
+
+    @property
+    def is_grouped(self) -> bool:
+        """Whether this is a keep:group pattern."""
+        return self.group is not None
+
+    @property
+    def name(self) -> str:
+        """`2:4` or `50% unstructured`."""
+        return f"{self.keep}:{self.group}" if self.is_grouped else f"{self.fraction:.4g} unstructured"
+
+
+def parse_sparsity(pattern: str, fraction: float | None) -> Sparsity:
+    """Turn the two options that people write into one value.
+
+    Args:
+        pattern: `unstructured`, or `keep:group` such as `2:4`.
+        fraction: the fraction of zeros wanted, in (0, 1). Needed for `unstructured`; for a
+            keep:group pattern it may be left out and must agree with it if given.
+
+    Raises:
+        SecateurError: the pattern cannot be read, removes everything or removes nothing.
+    """
+    if pattern == UNSTRUCTURED:
+        if fraction is None or not 0.0 < fraction < 1.0:
+            raise SecateurError(
+                "unstructured sparsity needs `sparsity`, the fraction of weights to remove, "
+                f"above 0 and below 1; got {fraction}"
+            )
+        return Sparsity(fraction=fraction)
+    keep, group = _parse_keep_group(pattern)
+    implied = 1.0 - keep / group
+    if fraction is not None and abs(fraction - implied) > 1e-9:
+        raise SecateurError(
+            f"pattern {pattern} removes {implied:.4g} of the weights, but sparsity says "
+            f"{fraction:.4g}; leave `sparsity` out with a keep:group pattern"
+        )
+    return Sparsity(fraction=implied, keep=keep, group=group)
+
+
+def _parse_keep_group(pattern: str) -> tuple[int, int]:
+    keep_text, colon, group_text = pattern.partition(":")
+    if not (colon and keep_text.isdecimal() and group_text.isdecimal()):
+        raise SecateurError(
+            f"expected pattern `unstructured` or `keep:group` such as `2:4`, got {pattern!r}"
+        )
+    keep, group = int(keep_text), int(group_text)
+    if keep == 0 or group == 0:
+        raise SecateurError(f"pattern {pattern} would remove every weight; keep at least one")
+    if keep >= group:
+        raise SecateurError(
+            f"pattern {pattern} keeps {keep} of every {group} and would remove nothing; "
+            "keep fewer than the group holds"
+        )
+    return keep, group
+
+
+class LayerOverride(_Frozen):
+    """Another sparsity for the layers that `targets` match; the last matching override holds."""
+
+    targets: tuple[str, ...] = Field(min_length=1)
+    pattern: str = UNSTRUCTURED
+    sparsity: float | None = None
+
+    @model_validator(mode="after")
+    def _readable(self) -> "LayerOverride":
+        parse_sparsity(self.pattern, self.sparsity)
+        return self
+
+
+class PruneStage(_Frozen):
+    """Remove weights from the linear layers of every block.
+
+    `targets` and `ignore` hold full module names, class names (`Linear` stands for every matrix
+    that multiplies tokens, whatever class holds it), or regular expressions after `re:`.
+    """
+
+    stage: Literal["prune"] = "prune"
+    method: Method = "wanda"
+    pattern: str = UNSTRUCTURED
+    sparsity: float | None = None
+    comparison_group: ComparisonGroup | None = None
+    """Unstructured only: weights compete within a `row`, the whole `matrix`, or a `block` of
+    `block_size` columns and all rows. None means the method's published choice."""
+    targets: tuple[str, ...] = Field(default=("Linear",), min_length=1)
+    ignore: tuple[str, ...] = ()
+    overrides: tuple[LayerOverride, ...] = ()
+    block_size: int = Field(default=128, ge=1)
+    """Columns that SparseGPT treats together, and the width of the comparison group `block`."""
+    damping: float = Field(default=0.01, gt=0.0)
+    """SparseGPT: added to the Hessian's diagonal, as a fraction of its mean."""
+    min_expert_tokens: int = Field(default=32, ge=1)
+    """An expert that fewer calibration tokens were routed to is pruned by magnitude."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "PruneStage":
+        sparsity = parse_sparsity(self.pattern, self.sparsity)
+        if sparsity.is_grouped and self.comparison_group is not None:
+            raise SecateurError(
+                f"comparison_group is for unstructured sparsity; with pattern {self.pattern} "
+                "weights compete within their group"
+            )
+        return self
+
+    def resolved_comparison_group(self) -> ComparisonGroup:
+        """The comparison group asked for, else the one that the method's authors use."""
+        return self.comparison_group or PUBLISHED_COMPARISON_GROUP[self.method]
+
+
+class DropBlocksStage(_Frozen):
+    """Remove whole blocks: the `count` of lowest score, or those named in `blocks` (0-based)."""
+
+    stage: Literal["drop_blocks"] = "drop_blocks"
+    criterion: Literal["block_influence"] = "block_influence"
+    count: int | None = Field(default=None, ge=1)
+    blocks: tuple[int, ...] = ()
+
+    @model_validator(mode="after")
+    def _one_choice(self) -> "DropBlocksStage":
+        if (self.count is None) == (not self.blocks):
+            raise SecateurError("drop_blocks needs either `count` or `blocks`, and not both")
+        if len(set(self.blocks)) != len(self.blocks) or any(b < 0 for b in self.blocks):
+            raise SecateurError(
+                f"drop_blocks: `blocks` must be distinct 0-based indices, got {list(self.blocks)}"
+            )
+        return self
+
+
+Stage = Annotated[PruneStage | DropBlocksStage, Field(discriminator="stage")]
+
+
+class Recipe(_Frozen):
+    """Stages in the order in which they run."""
+
+    version: Literal[1] = 1
+    stages: tuple[Stage, ...] = Field(min_length=1)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, defaults included."""
+        return self.model_dump(mode="json")
+
+    def to_json(self) -> str:
+        """JSON text that `recipe_from_text` reads back."""
+        return json.dumps(self.to_dict(), indent=2) + "\n"
+
+    def to_yaml(self) -> str:
+        """YAML text that `recipe_from_text` reads back."""
+        return yaml.safe_dump(self.to_dict(), sort_keys=False)
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether any stage looks at calibration tokens."""
+        return any(
+            stage.method != "magnitude" if isinstance(stage, PruneStage) else not stage.blocks
+            for stage in self.stages
+        )
+
+
+def recipe_from_dict(values: object, source: str = "recipe") -> Recipe:
+    """Validate plain values.
+
+    Raises:
+        SecateurError: what is wrong and where, one line a fault; `source` names the origin.
+    """
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        faults = [
+            f"  {'.'.join(str(part) for part in fault['loc']) or 'recipe'}: {_fault_text(fault)}"
+            for fault in error.errors()
+        ]
+        raise SecateurError(f"{source} is not a valid recipe:\n" + "\n".join(faults)) from None
+
+
+def _fault_text(fault: Any) -> str:
+    if fault["type"] == "extra_forbidden":
+        return "unknown key"
+    return f"{fault['msg'].removeprefix('Value error, ')} (got {fault['input']!r})"
+
+
+def recipe_from_text(text: str, source: str = "recipe") -> Recipe:
+    """Parse YAML; JSON is YAML too."""
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise SecateurError(f"{source} is neither YAML nor JSON: {error}") from None
+    return recipe_from_dict(values, source)
+
+
+def load_recipe(path: str | Path) -> Recipe:
+    """Read a recipe file."""
+    path = Path(path)
+    if not path.is_file():
+        raise SecateurError(f"expected a recipe file, but {path} is not a file")
+    return recipe_from_text(path.read_text(encoding="utf-8"), str(path))

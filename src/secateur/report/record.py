@@ -1,0 +1,189 @@
+"""The report as data: `secateur_report.json`, versioned, read back without the model.
+
+Units: seconds, bytes. Errors are relative: ||change of the output|| / ||dense output||.
+"""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from secateur.errors import SecateurError
+
+REPORT_FILE = "secateur_report.json"
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ModelRecord(_Frozen):
+    """The model as it came in."""
+
+    source: str
+    """Folder or Hub id; `in memory` for a model object."""
+    revision: str | None
+    architecture: str
+    num_blocks: int
+    num_parameters: int
+    """Tied weights counted once."""
+    num_bytes: int
+    dtype: str
+    unmatched: tuple[str, ...]
+    """Parameters that no stage may touch, `name: why`."""
+
+
+class CalibrationRecord(_Frozen):
+    """The tokens that statistics were taken from."""
+
+    source: str
+    num_samples: int
+    max_seq_length: int
+    num_tokens: int
+    seed: int
+    tokens_sha256: str
+
+
+class LayerRecord(_Frozen):
+    """One pruned weight matrix [N, K]."""
+
+    name: str
+    block: int
+    shape: tuple[int, int]
+    method: str
+    """What was really used; see `note` where it is not what the recipe says."""
+    pattern: str
+    sparsity: float
+    """Fraction of zeros afterwards, counted."""
+    output_error: float | None
+    """On a fixed sample of calibration tokens; None without calibration."""
+    num_tokens: int
+    """Calibration tokens that reached this matrix."""
+    seconds: float
+    note: str = ""
+
+
+class BlockRecord(_Frozen):
+    """One decoder block after its layers were pruned."""
+
+    block: int
+    output_error: float | None
+    """Of the block alone: dense block against pruned block on the same inputs. None where no
+    later block needed the pruned outputs."""
+    seconds: float
+
+
+class PruneRecord(_Frozen):
+    """What a prune stage did."""
+
+    stage: Literal["prune"] = "prune"
+    method: str
+    pattern: str
+    comparison_group: str | None
+    layers: tuple[LayerRecord, ...]
+    blocks: tuple[BlockRecord, ...]
+    seconds_calibrating: float
+    seconds_pruning: float
+    seconds_propagating: float
+
+    @property
+    def sparsity(self) -> float:
+        """Fraction of zeros over the pruned matrices."""
+        sizes = [layer.shape[0] * layer.shape[1] for layer in self.layers]
+        zeros = [size * layer.sparsity for size, layer in zip(sizes, self.layers, strict=True)]
+        return sum(zeros) / max(1, sum(sizes))
+
+
+class DropRecord(_Frozen):
+    """What a drop_blocks stage did."""
+
+    stage: Literal["drop_blocks"] = "drop_blocks"
+    criterion: str
+    block_influence: tuple[float, ...]
+    """By block as it was before dropping; empty when the blocks were named in the recipe."""
+    dropped: tuple[int, ...]
+    """0-based indices in the model as it was before this stage."""
+    warnings: tuple[str, ...] = ()
+    seconds: float
+
+
+class VerificationRecord(_Frozen):
+    """What `secateur verify` compares a reloaded model with."""
+
+    input_ids: tuple[int, ...]
+    logits_sha256: str
+    """Of the fp32 logits [length, vocabulary], C order, on the machine that wrote the model."""
+    last_logits: tuple[float, ...]
+    """The 16 largest logits of the last position, in descending order."""
+    last_tokens: tuple[int, ...]
+    """The tokens that those logits belong to."""
+
+
+class SizeRecord(_Frozen):
+    """The model as it went out."""
+
+    num_parameters: int
+    num_bytes: int
+    num_zeros: int
+    num_blocks: int
+
+
+class QualityRecord(_Frozen):
+    """Perplexity on a text: non-overlapping windows, remainder dropped."""
+
+    text: str
+    perplexity: float
+    standard_error: float
+    """Of the perplexity, over windows."""
+    num_tokens: int
+    max_seq_length: int
+
+
+class Report(_Frozen):
+    """Everything that one compression did."""
+
+    format_version: Literal[1] = 1
+    created: str
+    """ISO 8601, UTC."""
+    versions: dict[str, str]
+    """Package versions."""
+    machine: dict[str, str]
+    """Processor, device, cores."""
+    model: ModelRecord
+    recipe: dict[str, Any]
+    calibration: CalibrationRecord | None
+    stages: tuple[PruneRecord | DropRecord, ...]
+    size: SizeRecord
+    seconds: dict[str, float]
+    """Wall time by step: load, calibration data, each stage, save ..., in order."""
+    peak_memory_bytes: int
+    """Largest resident size of the process."""
+    verification: VerificationRecord | None = None
+    quality: tuple[QualityRecord, ...] = ()
+
+    def to_json(self) -> str:
+        """JSON text that `report_from_text` reads back."""
+        return self.model_dump_json(indent=2) + "\n"
+
+
+def report_from_text(text: str, source: str = REPORT_FILE) -> Report:
+    """Parse a report.
+
+    Raises:
+        SecateurError: the text is not a report of this format.
+    """
+    try:
+        return Report.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise SecateurError(f"{source} is not a Secateur report: {where}: {first['msg']}") from None
+
+
+def load_report(path: str | Path) -> Report:
+    """Read the report of a compressed model, from its folder or the JSON file itself."""
+    path = Path(path)
+    file = path / REPORT_FILE if path.is_dir() else path
+    if not file.is_file():
+        raise SecateurError(f"expected {REPORT_FILE}, but {file} is not a file")
+    return report_from_text(file.read_text(encoding="utf-8"), str(file))

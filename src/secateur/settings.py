@@ -1,0 +1,36 @@
+"""Every environment variable that Secateur reads. No other module looks at the environment."""
+
+import os
+from dataclasses import dataclass
+
+from secateur.errors import SecateurError
+
+_FALSE = {"", "0", "false", "no", "off"}
+_TRUE = {"1", "true", "yes", "on"}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Typed values of the environment at the time of `read_settings`."""
+
+    offline: bool
+    """HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE: never reach for the network."""
+    no_progress: bool
+    """SECATEUR_NO_PROGRESS: no progress bars even on a terminal."""
+
+
+def _flag(name: str) -> bool:
+    value = os.environ.get(name, "").strip().lower()
+    if value in _TRUE:
+        return True
+    if value in _FALSE:
+        return False
+    raise SecateurError(f"{name} must be one of {sorted(_TRUE | _FALSE)}, but is {value!r}")
+
+
+def read_settings() -> Settings:
+    """Read the environment; a value that cannot be understood is an error."""
+    return Settings(
+        offline=_flag("HF_HUB_OFFLINE") or _flag("TRANSFORMERS_OFFLINE"),
+        no_progress=_flag("SECATEUR_NO_PROGRESS"),
+    )
