@@ -132,6 +132,8 @@ class QualityRecord(_Frozen):
     """Perplexity on a text: non-overlapping windows, remainder dropped."""
 
     text: str
+    when: Literal["before", "after"] = "after"
+    """Compression."""
     perplexity: float
     standard_error: float
     """Of the perplexity, over windows."""

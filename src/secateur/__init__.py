@@ -1,0 +1,21 @@
+"""Secateur: prune transformer language models block by block, and say what it cost and bought."""
+
+from secateur.compress import compress, compress_with_report
+from secateur.errors import OutOfSpaceError, QualityDropError, SecateurError, VerificationError
+from secateur.recipe import DropBlocksStage, LayerOverride, PruneStage, Recipe, load_recipe
+from secateur_kernels.version import __version__
+
+__all__ = [
+    "DropBlocksStage",
+    "LayerOverride",
+    "OutOfSpaceError",
+    "PruneStage",
+    "QualityDropError",
+    "Recipe",
+    "SecateurError",
+    "VerificationError",
+    "__version__",
+    "compress",
+    "compress_with_report",
+    "load_recipe",
+]

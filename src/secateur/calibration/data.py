@@ -1,0 +1,203 @@
+"""Calibration text from where people keep it: files, folders, JSON lines, `datasets`, tensors."""
+
+import gzip
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from secateur.calibration.tokens import CalibrationTokens, checked_tokens, tokens_from_tensor
+from secateur.errors import SecateurError
+
+CalibrationSource = str | Path | Sequence[str] | Tensor | CalibrationTokens
+
+# Windows are drawn from at most this many times the tokens that they need: enough for variety,
+# and a corpus of any size is read only as far as that.
+_SURPLUS = 16
+
+_TEXT_SUFFIXES = (".txt", ".md", ".txt.gz")
+_JSON_SUFFIXES = (".jsonl", ".jsonl.gz")
+_TEXT_KEYS = ("text", "content")
+
+
+class Tokenizer(Protocol):
+    """What calibration needs of a tokenizer."""
+
+    def __call__(self, text: str, *, add_special_tokens: bool, verbose: bool) -> Any:
+        """A mapping with `input_ids`, a list of ids."""
+
+
+def load_calibration(
+    source: CalibrationSource,
+    tokenizer: Tokenizer | None,
+    *,
+    num_samples: int = 128,
+    max_seq_length: int = 2048,
+    seed: int = 0,
+) -> CalibrationTokens:
+    """Draw calibration tokens.
+
+    Text is tokenised document after document and concatenated, and windows start at random
+    places of the whole: no search for long documents, so nothing can hang, and every window is
+    full. Token tensors are taken as they are.
+
+    Args:
+        source: a text file, a folder of them, a JSON-lines file with a `text` key, the name of a
+            dataset (`name`, `name:config` or `name:config:split`, needs the `datasets` extra),
+            texts, a LongTensor [samples, length], or tokens drawn before.
+        tokenizer: of the model; only a token tensor does without.
+        num_samples: windows to draw.
+        max_seq_length: tokens in a window.
+        seed: of the draw; the same arguments give the same windows.
+
+    Raises:
+        SecateurError: the source cannot be read, is empty, or is too short for one window.
+    """
+    if isinstance(source, CalibrationTokens):
+        return source
+    if isinstance(source, Tensor):
+        return tokens_from_tensor(source)
+    if num_samples < 1 or max_seq_length < 2:
+        raise SecateurError(
+            "expected num_calibration_samples of at least 1 and max_seq_length of at least 2, "
+            f"got {num_samples} and {max_seq_length}"
+        )
+    if tokenizer is None:
+        raise SecateurError(
+            "calibration from text needs the model's tokenizer; give `tokenizer`, or token ids "
+            "as a LongTensor [samples, length]"
+        )
+    name = str(source) if isinstance(source, str | Path) else f"{len(source)} texts"
+    enough = _SURPLUS * num_samples * max_seq_length
+    stream = _concatenated(read_texts(source), tokenizer, enough)
+    return _random_windows(stream, num_samples, max_seq_length, seed, name)
+
+
+def _concatenated(texts: Iterable[str], tokenizer: Tokenizer, enough: int) -> Tensor:
+    pieces: list[Tensor] = []
+    total = 0
+    for text in texts:
+        ids = tokenizer(text, add_special_tokens=True, verbose=False)["input_ids"]
+        pieces.append(torch.tensor(ids, dtype=torch.long))
+        total += len(ids)
+        if total >= enough:
+            break
+    return torch.cat(pieces) if pieces else torch.empty(0, dtype=torch.long)
+
+
+def _random_windows(
+    stream: Tensor, num_samples: int, length: int, seed: int, source: str
+) -> CalibrationTokens:
+    if len(stream) == 0:
+        raise SecateurError(f"calibration is empty: {source} holds no text")
+    if len(stream) < length:
+        raise SecateurError(
+            f"calibration is too short: {source} gives {len(stream)} tokens, but one window of "
+            f"max_seq_length needs {length}; give more text or a smaller max_seq_length"
+        )
+    generator = torch.Generator().manual_seed(seed)
+    starts = torch.randint(len(stream) - length + 1, (num_samples,), generator=generator)
+    windows = [stream[start : start + length].clone() for start in starts.tolist()]
+    return checked_tokens(windows, source)
+
+
+def read_texts(source: str | Path | Sequence[str]) -> Iterator[str]:
+    """The documents of a source, one after another.
+
+    Raises:
+        SecateurError: there is no such source, or it cannot be read as text.
+    """
+    if not isinstance(source, str | Path):
+        yield from source
+        return
+    path = Path(source)
+    if path.is_dir():
+        yield from _folder_texts(path)
+    elif path.is_file():
+        yield from _file_texts(path)
+    elif isinstance(source, str) and _may_be_dataset(source):
+        yield from _dataset_texts(source)
+    else:
+        raise SecateurError(f"calibration source {source} is neither a file nor a folder")
+
+
+def _may_be_dataset(name: str) -> bool:
+    suffixes = (*_TEXT_SUFFIXES, *_JSON_SUFFIXES, ".json", ".gz", ".csv")
+    return not name.startswith((".", "/", "~")) and not name.endswith(suffixes)
+
+
+def _folder_texts(folder: Path) -> Iterator[str]:
+    wanted = (*_TEXT_SUFFIXES, *_JSON_SUFFIXES)
+    files = sorted(path for path in folder.rglob("*") if path.name.endswith(wanted))
+    if not files:
+        raise SecateurError(f"calibration folder {folder} holds no files ending in {wanted}")
+    for path in files:
+        yield from _file_texts(path)
+
+
+def _file_texts(path: Path) -> Iterator[str]:
+    try:
+        if path.name.endswith(_JSON_SUFFIXES):
+            yield from _json_lines(path)
+        else:
+            yield _read(path)
+    except (UnicodeDecodeError, gzip.BadGzipFile) as error:
+        raise SecateurError(f"{path} is not UTF-8 text: {error}") from None
+
+
+def _read(path: Path) -> str:
+    if path.name.endswith(".gz"):
+        with gzip.open(path, "rt", encoding="utf-8") as file:
+            return file.read()
+    return path.read_text(encoding="utf-8")
+
+
+def _json_lines(path: Path) -> Iterator[str]:
+    for number, line in enumerate(_read(path).splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            text = _text_of(json.loads(line))
+        except json.JSONDecodeError as error:
+            raise SecateurError(f"{path}, line {number}: not JSON: {error}") from None
+        if text is None:
+            raise SecateurError(
+                f"{path}, line {number}: expected a string, or an object with one of the keys "
+                f"{_TEXT_KEYS}; got {line[:80]}"
+            )
+        yield text
+
+
+def _text_of(value: object) -> str | None:
+    if isinstance(value, dict):
+        value = next((value[key] for key in _TEXT_KEYS if key in value), None)
+    return value if isinstance(value, str) else None
+
+
+def _dataset_texts(name: str) -> Iterator[str]:
+    try:
+        from datasets import load_dataset
+    except ImportError:
+        raise SecateurError(
+            f"{name} is not a file or folder here; to read it as a dataset, install the extra: "
+            "pip install 'secateur[datasets]'"
+        ) from None
+    dataset_name, _, rest = name.partition(":")
+    config, _, split = rest.partition(":")
+    try:
+        rows = load_dataset(dataset_name, config or None, split=split or "train", streaming=True)
+        for row in rows:
+            text = _text_of(row)
+            if text is None:
+                raise SecateurError(
+                    f"dataset {name}: expected rows with one of the keys {_TEXT_KEYS}, "
+                    f"got {sorted(row)}"
+                )
+            yield text
+    except SecateurError:
+        raise
+    except Exception as error:
+        raise SecateurError(f"dataset {name} cannot be read: {error}") from error

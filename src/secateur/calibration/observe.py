@@ -1,0 +1,100 @@
+"""Watch the inputs of weight sites while a block runs."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from secateur.models.sites import WeightSite
+
+Sink = Callable[[Tensor], None]
+
+
+@contextmanager
+def observed(sites: Sequence[WeightSite], sinks: Mapping[str, Sink]) -> Iterator[None]:
+    """While this is open, every input [..., K] of a site goes to its sink.
+
+    Args:
+        sites: those of one block.
+        sinks: by site name; sites without a sink are not watched.
+    """
+    with ExitStack() as stack:
+        for site in sites:
+            if site.expert is None and site.name in sinks:
+                hook = site.module.register_forward_pre_hook(_hook(sinks[site.name]))
+                stack.callback(hook.remove)
+        experts = [site for site in sites if site.expert is not None and site.name in sinks]
+        if experts:
+            stack.enter_context(_experts_one_by_one({id(s.module): s.module for s in experts}))
+            stack.enter_context(_SliceWatch(experts, sinks))
+        yield
+
+
+def _hook(sink: Sink) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+    def hook(_: nn.Module, args: tuple[Any, ...]) -> None:
+        sink(args[0])
+
+    return hook
+
+
+class _SliceWatch(TorchFunctionMode):
+    """Sees products with a slice of a fused expert parameter, whatever code multiplies.
+
+    Fused experts are no modules, so no hook can see what reaches one of them. The slice shares
+    the parameter's storage, and its offset there tells which expert it is.
+    """
+
+    def __init__(self, sites: Sequence[WeightSite], sinks: Mapping[str, Sink]) -> None:
+        super().__init__()
+        self._sinks = {
+            (site.parameter.untyped_storage().data_ptr(), site.weight.storage_offset()): sinks[
+                site.name
+            ]
+            for site in sites
+        }
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        if func in _PRODUCTS and len(args) >= 2 and isinstance(args[1], Tensor):
+            weight = args[1]
+            sink = self._sinks.get((weight.untyped_storage().data_ptr(), weight.storage_offset()))
+            if sink is not None:
+                sink(args[0])
+        return func(*args, **(kwargs or {}))
+
+
+_PRODUCTS = {
+    nn.functional.linear,
+    torch.matmul,
+    torch.mm,
+    Tensor.matmul,
+    Tensor.mm,
+    Tensor.__matmul__,
+}
+
+
+@contextmanager
+def _experts_one_by_one(modules: Mapping[int, nn.Module]) -> Iterator[None]:
+    """Have transformers multiply expert by expert instead of all in one grouped product."""
+    configs = {
+        id(config): config
+        for module in modules.values()
+        if (config := getattr(module, "config", None)) is not None
+        and hasattr(config, "_experts_implementation")
+    }
+    saved = [(config, config._experts_implementation) for config in configs.values()]
+    for config, _ in saved:
+        config._experts_implementation = "eager"
+    try:
+        yield
+    finally:
+        for config, implementation in saved:
+            config._experts_implementation = implementation

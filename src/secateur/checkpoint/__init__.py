@@ -1,0 +1,1 @@
+"""Checkpoints on disk: what is accepted, what is written, and proof that they are the same."""

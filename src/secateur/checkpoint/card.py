@@ -1,0 +1,82 @@
+"""The model card that goes with a compressed checkpoint."""
+
+from secateur.recipe import Recipe
+from secateur.report.record import PruneRecord, Report
+
+_TEMPLATE = """\
+---
+library_name: transformers
+tags: [secateur, pruned]
+{base}---
+# {name}, compressed with Secateur
+
+Made from `{source}` ({architecture}) with [Secateur](https://pypi.org/project/secateur/) {version}.
+It loads as any model does: `AutoModelForCausalLM.from_pretrained(folder)`.
+
+| | before | after |
+|---|---|---|
+| blocks | {blocks_before} | {blocks_after} |
+| parameters | {parameters_before:,} | {parameters_after:,} |
+| of which zero | | {zeros:,} |
+| bytes of weights | {bytes_before:,} | {bytes_after:,} |
+
+{facts}
+
+## Recipe
+
+```yaml
+{recipe}```
+
+Calibration: {calibration}.
+
+`secateur_report.json` says what was done to every layer and at what cost;
+`secateur verify FOLDER` checks files, zeros and logits against it.
+"""
+
+
+def model_card(recipe: Recipe, report: Report) -> str:
+    """Markdown with the metadata header that the Hub reads."""
+    model, size = report.model, report.size
+    calibration = report.calibration
+    on_hub = "/" in model.source and not model.source.startswith((".", "/"))
+    return _TEMPLATE.format(
+        base=f"base_model: {model.source}\n" if on_hub else "",
+        name=model.source.rstrip("/").rsplit("/", 1)[-1],
+        source=model.source,
+        architecture=model.architecture,
+        version=report.versions.get("secateur", ""),
+        blocks_before=model.num_blocks,
+        blocks_after=size.num_blocks,
+        parameters_before=model.num_parameters,
+        parameters_after=size.num_parameters,
+        zeros=size.num_zeros,
+        bytes_before=model.num_bytes,
+        bytes_after=size.num_bytes,
+        facts="\n".join(_facts(report)),
+        recipe=recipe.to_yaml(),
+        calibration=(
+            "none"
+            if calibration is None
+            else f"{calibration.num_samples} samples, {calibration.num_tokens:,} tokens, "
+            f"seed {calibration.seed}, from {calibration.source}"
+        ),
+    )
+
+
+def _facts(report: Report) -> list[str]:
+    facts = []
+    for stage in report.stages:
+        if isinstance(stage, PruneRecord):
+            facts.append(
+                f"- {stage.method}, {stage.pattern}: {stage.sparsity:.2%} zeros in "
+                f"{len(stage.layers)} matrices. Zeros in a dense file bring neither size nor "
+                "speed by themselves."
+            )
+        else:
+            facts.append(f"- blocks {list(stage.dropped)} dropped ({stage.criterion}).")
+    for quality in report.quality:
+        facts.append(
+            f"- perplexity {quality.perplexity:.2f} ± {quality.standard_error:.2f} on "
+            f"{quality.text} (windows of {quality.max_seq_length})."
+        )
+    return facts

@@ -1,0 +1,146 @@
+"""Load a model and its tokenizer from a folder or from the Hub, safetensors only."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from secateur.checkpoint.files import check_model_folder
+from secateur.errors import SecateurError
+from secateur.settings import read_settings
+
+DTYPES = {
+    "auto": "auto",
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float32": torch.float32,
+}
+
+_HUB_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model with what belongs to it."""
+
+    model: nn.Module
+    tokenizer: Any | None
+    """None where the folder has no tokenizer."""
+    folder: Path | None
+    """None for a model object."""
+    source: str
+    revision: str | None
+
+
+def resolve_folder(
+    source: str | Path, revision: str | None = None, trust_remote_code: bool = False
+) -> Path:
+    """The local folder of a model: itself, or a snapshot of a Hub repository.
+
+    Raises:
+        SecateurError: there is no such folder, or the Hub does not give it (offline mode is
+            honoured).
+    """
+    folder = Path(source)
+    if folder.is_dir():
+        if revision is not None:
+            raise SecateurError(f"revision {revision} is for Hub ids, but {source} is a folder")
+        return folder
+    if folder.exists() or str(source).count("/") != 1 or str(source).startswith((".", "/", "~")):
+        raise SecateurError(f"expected a model folder or a Hub id `owner/name`, got {source}")
+    patterns = [*_HUB_FILES, "*.py"] if trust_remote_code else list(_HUB_FILES)
+    try:
+        return Path(
+            snapshot_download(
+                str(source),
+                revision=revision,
+                allow_patterns=patterns,
+                local_files_only=read_settings().offline,
+            )
+        )
+    except Exception as error:
+        raise SecateurError(f"{source} is no folder here, and the Hub says: {error}") from error
+
+
+def load_model(
+    source: str | Path,
+    *,
+    revision: str | None = None,
+    dtype: str = "auto",
+    trust_remote_code: bool = False,
+) -> LoadedModel:
+    """Load a causal language model on the CPU, ready for inference.
+
+    Args:
+        source: a folder or a Hub id.
+        revision: of the Hub repository.
+        dtype: `auto` keeps the checkpoint's own, else one of `DTYPES`.
+        trust_remote_code: run Python code that comes with the model.
+
+    Raises:
+        SecateurError: it cannot be loaded safely and completely; says why.
+    """
+    if dtype not in DTYPES:
+        raise SecateurError(f"expected dtype one of {', '.join(DTYPES)}, got {dtype!r}")
+    folder = resolve_folder(source, revision, trust_remote_code)
+    check_model_folder(folder, trust_remote_code)
+    model, info = _from_pretrained(folder, DTYPES[dtype], trust_remote_code)
+    faults = loading_faults(info)
+    if faults:
+        raise SecateurError(f"{source} does not hold what its config asks for: {'; '.join(faults)}")
+    return LoadedModel(
+        model.eval(), load_tokenizer(folder, trust_remote_code), folder, str(source), revision
+    )
+
+
+def _from_pretrained(folder: Path, dtype: Any, trust_remote_code: bool) -> tuple[Any, Any]:
+    try:
+        return AutoModelForCausalLM.from_pretrained(  # type: ignore[no-any-return]
+            folder,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=trust_remote_code,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+    except Exception as error:
+        raise SecateurError(f"transformers cannot load {folder}: {error}") from error
+
+
+def loading_faults(info: dict[str, Any]) -> list[str]:
+    """What was missing, unexpected or misshapen in transformers' loading information."""
+    faults = []
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
+        entries = [str(entry) for entry in info.get(kind) or ()]
+        if entries:
+            faults.append(f"{len(entries)} {kind.replace('_', ' ')}, such as {sorted(entries)[0]}")
+    return faults
+
+
+def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> Any | None:
+    """The folder's tokenizer, or None if it has none.
+
+    Raises:
+        SecateurError: it has one that cannot be loaded.
+    """
+    if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
+        return None
+    try:
+        return AutoTokenizer.from_pretrained(
+            folder, trust_remote_code=trust_remote_code, local_files_only=True
+        )
+    except Exception as error:
+        raise SecateurError(f"the tokenizer in {folder} cannot be loaded: {error}") from error
+
+
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "vocab.json",
+    "vocab.txt",
+)

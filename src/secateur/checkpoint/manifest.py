@@ -1,0 +1,56 @@
+"""The manifest: SHA-256 and size of every file of a checkpoint."""
+
+import hashlib
+import json
+from pathlib import Path
+
+from secateur.checkpoint.files import read_json
+from secateur.errors import SecateurError
+
+MANIFEST_FILE = "secateur_manifest.json"
+
+
+def file_sha256(path: Path) -> str:
+    """Hex digest of a file, read in pieces."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def write_manifest(folder: Path) -> None:
+    """List every file below `folder`, itself excepted."""
+    files = {
+        path.relative_to(folder).as_posix(): {
+            "sha256": file_sha256(path),
+            "bytes": path.stat().st_size,
+        }
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != MANIFEST_FILE
+    }
+    text = json.dumps({"format_version": 1, "files": files}, indent=2) + "\n"
+    (folder / MANIFEST_FILE).write_text(text, encoding="utf-8")
+
+
+def manifest_faults(folder: Path) -> list[str]:
+    """What differs from the manifest, one sentence a file; empty when all is as written.
+
+    Files that were added later are no fault.
+
+    Raises:
+        SecateurError: there is no readable manifest.
+    """
+    files = read_json(folder / MANIFEST_FILE).get("files")
+    if not isinstance(files, dict):
+        raise SecateurError(f"{folder / MANIFEST_FILE} has no list of files")
+    faults = []
+    for name, entry in files.items():
+        path = folder / name
+        if not path.is_file():
+            faults.append(f"{name} is missing")
+        elif path.stat().st_size != entry["bytes"]:
+            faults.append(f"{name} has {path.stat().st_size} bytes, expected {entry['bytes']}")
+        elif file_sha256(path) != entry["sha256"]:
+            faults.append(f"{name} has other content than when it was written")
+    return faults

@@ -1,0 +1,102 @@
+"""Proof that a checkpoint is what it claims to be."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from secateur.checkpoint.fingerprint import fingerprint, probe_logits
+from secateur.checkpoint.load import load_model
+from secateur.checkpoint.manifest import manifest_faults
+from secateur.checkpoint.pattern import pattern_faults
+from secateur.errors import SecateurError, VerificationError
+from secateur.models.inventory import take_inventory
+from secateur.report.record import VerificationRecord, load_report
+
+# Another machine or thread count adds in another order; another model differs by far more.
+_LOGIT_TOLERANCE = 0.02
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at."""
+
+    name: str
+    passed: bool
+    detail: str
+
+
+def require_same_model(model: nn.Module, folder: Path, trust_remote_code: bool = False) -> None:
+    """Raise VerificationError unless `folder` loads as `model`, bit for bit.
+
+    Every tensor of the state dict is compared, and that tied weights are still tied.
+    """
+    try:
+        loaded = load_model(folder, trust_remote_code=trust_remote_code).model
+    except SecateurError as error:
+        raise VerificationError(f"the written model does not load: {error}") from error
+    written = loaded.state_dict()
+    for name, tensor in model.state_dict().items():
+        if name not in written or not _equal_bits(tensor.cpu(), written[name]):
+            raise VerificationError(f"{name} is not the same after it was written and reloaded")
+    if _num_distinct(loaded) != _num_distinct(model):
+        raise VerificationError("weights that were tied are not tied after reloading")
+
+
+def _equal_bits(left: Tensor, right: Tensor) -> bool:
+    return left.dtype == right.dtype and torch.equal(left, right)
+
+
+def _num_distinct(model: nn.Module) -> int:
+    return len(list(model.parameters()))
+
+
+def verify_checkpoint(folder: str | Path, trust_remote_code: bool = False) -> list[Check]:
+    """Check a folder that Secateur wrote: manifest, strict reload, pattern, logits.
+
+    Raises:
+        SecateurError: the folder has no report or no manifest.
+    """
+    folder = Path(folder)
+    report = load_report(folder)
+    faults = manifest_faults(folder)
+    checks = [_check("manifest", faults, "every file is as it was written")]
+    try:
+        model = load_model(folder, trust_remote_code=trust_remote_code).model
+    except SecateurError as error:
+        return [*checks, Check("reload", False, str(error))]
+    checks.append(Check("reload", True, "loads with strict keys"))
+    checks.append(
+        _check(
+            "pattern",
+            pattern_faults(report, take_inventory(model)),
+            "every pruned matrix has the zeros and the pattern that the report says",
+        )
+    )
+    if report.verification is not None:
+        checks.append(_check_logits(model, report.verification))
+    return checks
+
+
+def _check(name: str, faults: list[str], fine: str) -> Check:
+    shown = "; ".join(faults[:3]) + (f"; and {len(faults) - 3} more" if faults[3:] else "")
+    return Check(name, not faults, shown or fine)
+
+
+def _check_logits(model: nn.Module, recorded: VerificationRecord) -> Check:
+    input_ids = torch.tensor([recorded.input_ids])
+    logits = probe_logits(model, input_ids)
+    if fingerprint(model, logits.shape[-1]).logits_sha256 == recorded.logits_sha256:
+        return Check("logits", True, "identical, bit for bit, to those recorded")
+    now = logits[-1][list(recorded.last_tokens)]
+    then = torch.tensor(recorded.last_logits)
+    distance = float((now - then).abs().max())
+    scale = float(then.abs().max())
+    close = distance <= _LOGIT_TOLERANCE * max(scale, 1.0)
+    return Check(
+        "logits",
+        close,
+        f"differ by {distance:.3g} at most, of {scale:.3g}: "
+        + ("rounding of another machine" if close else "this is not the model that was written"),
+    )

@@ -1,0 +1,246 @@
+"""The chain: model -> blocks -> calibration -> stages -> report -> checkpoint.
+
+The one file that sees every stage; it reads like the data path.
+"""
+
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from secateur.calibration.data import CalibrationSource
+from secateur.calibration.inputs import BlockInputs, capture_inputs
+from secateur.calibration.tokens import CalibrationTokens
+from secateur.checkpoint.fingerprint import fingerprint
+from secateur.checkpoint.write import check_output, check_space, write_checkpoint
+from secateur.clock import StepClock
+from secateur.models.inventory import Inventory, take_inventory
+from secateur.models.measure import num_bytes, size_of
+from secateur.models.replay import Trace, trace_blocks
+from secateur.prepare import (
+    DEFAULT_SAMPLES,
+    CalibrationChoice,
+    calibration_record,
+    check_model,
+    draw_tokens,
+    model_record,
+    open_model,
+    run_device,
+    vocabulary_size,
+)
+from secateur.progress import Progress, default_progress
+from secateur.recipe import DropBlocksStage, PruneStage, Recipe, load_recipe, recipe_from_dict
+from secateur.report.facts import machine_facts, package_versions, peak_memory_bytes
+from secateur.report.record import DropRecord, PruneRecord, Report
+from secateur.stages.drop import run_drop
+from secateur.stages.prune import BlockPruner
+from secateur.stages.prune_plan import plan_stage
+
+# Enough tokens at once to keep the processor busy, few enough to keep activations small.
+_TOKENS_PER_BATCH = 4096
+_TRACE_TOKENS = 8
+
+RecipeLike = Recipe | Mapping[str, Any] | str | Path
+
+
+def compress(
+    model: nn.Module | str | Path,
+    recipe: RecipeLike,
+    *,
+    calibration: CalibrationSource | None = None,
+    output: str | Path | None = None,
+    **options: Any,
+) -> nn.Module:
+    """Compress a model: `compress_with_report` (which lists all options) without its report.
+
+    Returns:
+        The compressed model: the very object that was given, changed in place, or the one that
+        was loaded.
+    """
+    compressed, _ = compress_with_report(
+        model, recipe, calibration=calibration, output=output, **options
+    )
+    return compressed
+
+
+def compress_with_report(
+    model: nn.Module | str | Path,
+    recipe: RecipeLike,
+    *,
+    calibration: CalibrationSource | None = None,
+    output: str | Path | None = None,
+    tokenizer: Any | None = None,
+    num_calibration_samples: int = DEFAULT_SAMPLES,
+    max_seq_length: int | None = None,
+    seed: int = 0,
+    device: str | torch.device | None = None,
+    dtype: str = "auto",
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    overwrite: bool = False,
+    max_shard_size: str = "5GB",
+    progress: Progress | None = None,
+) -> tuple[nn.Module, Report]:
+    """Run a recipe on a model, and write the result as a checkpoint if asked.
+
+    Everything that can be wrong with the arguments is found before the model is changed.
+
+    Args:
+        model: a folder, a Hub id, or a transformers causal language model, which is changed in
+            place.
+        recipe: a `Recipe`, its plain values, or the path of a YAML or JSON file.
+        calibration: where calibration tokens come from (see `load_calibration`): a path, texts,
+            or a LongTensor [samples, length]. Needed by all methods but magnitude, and by
+            drop_blocks with a count; where it is given, output errors are measured in any case.
+        output: folder to write; None to return the model only.
+        tokenizer: needed with a model object when calibration is text; saved with the output.
+        num_calibration_samples: windows to draw from text.
+        max_seq_length: tokens in a window; by default 2048, or the model's context if shorter.
+        seed: of the draw.
+        device: where blocks run, one at a time; by default where the model is.
+        dtype: to load the weights in; `auto` keeps the checkpoint's own.
+        revision: of a Hub repository.
+        trust_remote_code: run Python code that comes with the model.
+        overwrite: replace an output folder that is not empty, once the new one is complete.
+        max_shard_size: of the weight files.
+        progress: who is told how far the work is; by default bars on a terminal.
+
+    Returns:
+        (model, report).
+
+    Raises:
+        SecateurError: bad input; nothing was written.
+    """
+    clock = StepClock()
+    recipe = as_recipe(recipe)
+    if output is not None:
+        check_output(Path(output), overwrite)
+    with clock.step("load"):
+        loaded = open_model(model, tokenizer, revision, dtype, trust_remote_code)
+        blocks_device = run_device(device, loaded.model)
+    with clock.step("check"):
+        inventory = check_model(loaded.model, recipe)
+        if output is not None:
+            check_space(Path(output), num_bytes(loaded.model))
+    with clock.step("draw calibration tokens"):
+        choice = CalibrationChoice(calibration, num_calibration_samples, max_seq_length, seed)
+        tokens = draw_tokens(choice, recipe, loaded)
+    before = model_record(loaded, inventory)
+    stages = run_stages(
+        loaded.model, recipe, tokens, blocks_device, clock, progress or default_progress()
+    )
+    after = size_of(loaded.model)
+    probe = fingerprint(loaded.model, vocabulary_size(loaded.model))
+
+    def make_report() -> Report:
+        return Report(
+            created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            versions=package_versions(),
+            machine=machine_facts(blocks_device),
+            model=before,
+            recipe=recipe.to_dict(),
+            calibration=calibration_record(tokens, seed) if tokens else None,
+            stages=tuple(stages),
+            size=after,
+            seconds=clock.seconds(),
+            peak_memory_bytes=peak_memory_bytes(),
+            verification=probe,
+        )
+
+    if output is None:
+        return loaded.model, make_report()
+    with clock.step("save"):
+        report = write_checkpoint(
+            loaded.model,
+            loaded.tokenizer,
+            recipe,
+            make_report,
+            Path(output),
+            overwrite=overwrite,
+            max_shard_size=max_shard_size,
+            trust_remote_code=trust_remote_code,
+        )
+    return loaded.model, report
+
+
+def as_recipe(recipe: RecipeLike) -> Recipe:
+    """A recipe from any of the forms that people hold one in.
+
+    Raises:
+        SecateurError: it is not valid.
+    """
+    if isinstance(recipe, Recipe):
+        return recipe
+    if isinstance(recipe, Mapping):
+        return recipe_from_dict(dict(recipe))
+    return load_recipe(recipe)
+
+
+def run_stages(
+    model: nn.Module,
+    recipe: Recipe,
+    tokens: CalibrationTokens | None,
+    device: torch.device,
+    clock: StepClock,
+    progress: Progress,
+) -> list[PruneRecord | DropRecord]:
+    """Run the stages of a recipe on a model in place, each on the result of the one before.
+
+    Args:
+        model: checked by `check_model`.
+        recipe: what to do.
+        tokens: to calibrate on; None where no stage needs them.
+        device: where blocks run.
+        clock: told how long each stage took.
+        progress: told how far each stage is; closed at the end.
+    """
+    try:
+        records = []
+        for number, stage in enumerate(recipe.stages, start=1):
+            with clock.step(f"stage {number}: {_title(stage)}"):
+                records.append(_run_stage(model, stage, tokens, device, progress))
+        return records
+    finally:
+        progress.close()
+
+
+def _title(stage: PruneStage | DropBlocksStage) -> str:
+    return stage.method if isinstance(stage, PruneStage) else "drop blocks"
+
+
+def _run_stage(
+    model: nn.Module,
+    stage: PruneStage | DropBlocksStage,
+    tokens: CalibrationTokens | None,
+    device: torch.device,
+    progress: Progress,
+) -> PruneRecord | DropRecord:
+    inventory = take_inventory(model)
+    blocks = inventory.blocks
+    if isinstance(stage, DropBlocksStage):
+        needed = tokens if stage.count is not None else None
+        inputs, _ = _enter_blocks(model, inventory, needed, device)
+        return run_drop(model, blocks, stage, inputs, device, progress)
+    inputs, trace = _enter_blocks(model, inventory, tokens, device)
+    return BlockPruner(blocks, stage, plan_stage(stage, inventory), device, progress).run(
+        inputs, trace
+    )
+
+
+def _enter_blocks(
+    model: nn.Module,
+    inventory: Inventory,
+    tokens: CalibrationTokens | None,
+    device: torch.device,
+) -> tuple[BlockInputs | None, Trace | None]:
+    """The inputs of block 0, and how the model uses its blocks."""
+    if tokens is None:
+        return None, None
+    blocks = inventory.blocks
+    linears = {site.name: site.module for site in inventory.all_sites if site.expert is None}
+    probe = tokens.samples[0][:_TRACE_TOKENS].unsqueeze(0)
+    trace = trace_blocks(model, blocks, linears, probe)
+    return capture_inputs(model, blocks, trace, tokens, _TOKENS_PER_BATCH, device), trace

@@ -1,0 +1,6 @@
+"""Mask: from a score to the weights that stay. True = keep; ties keep the lower column index."""
+
+from secateur.mask.grouped import select_grouped
+from secateur.mask.unstructured import select_unstructured
+
+__all__ = ["select_grouped", "select_unstructured"]

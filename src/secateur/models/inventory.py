@@ -1,0 +1,105 @@
+"""What a model consists of: the sites that stages work on, and everything they must not touch."""
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from secateur.errors import SecateurError
+from secateur.models.blocks import BlockList, find_blocks
+from secateur.models.sites import WeightSite, find_sites
+
+
+@dataclass(frozen=True)
+class Unmatched:
+    """A parameter that no stage touches."""
+
+    name: str
+    shape: tuple[int, ...]
+    reason: str
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """The blocks, their weight sites, and the rest."""
+
+    blocks: BlockList
+    sites: tuple[tuple[WeightSite, ...], ...]
+    """By block."""
+    unmatched: tuple[Unmatched, ...]
+
+    @property
+    def all_sites(self) -> list[WeightSite]:
+        """The sites of every block, first block first."""
+        return [site for block_sites in self.sites for site in block_sites]
+
+
+def take_inventory(model: nn.Module) -> Inventory:
+    """Find the blocks and weight sites of a model.
+
+    A matrix whose parameter is also used under another name (tied) is no site.
+
+    Raises:
+        SecateurError: no blocks, or no weight matrix in them.
+    """
+    blocks = find_blocks(model)
+    tied = _tied_names(model)
+    sites = tuple(
+        tuple(site for site in find_sites(blocks, index) if id(site.parameter) not in tied)
+        for index in range(len(blocks))
+    )
+    if not any(sites):
+        raise SecateurError(
+            f"found {len(blocks)} blocks at {blocks.name} in {type(model).__name__}, but no "
+            "weight matrix in them that can be pruned"
+        )
+    return Inventory(blocks, sites, tuple(_unmatched(model, blocks, sites, tied)))
+
+
+def _tied_names(model: nn.Module) -> dict[int, list[str]]:
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    return {key: value for key, value in names.items() if len(value) > 1}
+
+
+def _unmatched(
+    model: nn.Module,
+    blocks: BlockList,
+    sites: tuple[tuple[WeightSite, ...], ...],
+    tied: dict[int, list[str]],
+) -> list[Unmatched]:
+    matched = {id(site.parameter) for block_sites in sites for site in block_sites}
+    embeddings = _embedding_parameters(model)
+    rest = []
+    for name, parameter in model.named_parameters():
+        if id(parameter) not in matched:
+            reason = _reason(name, parameter, blocks, embeddings, tied)
+            rest.append(Unmatched(name, tuple(parameter.shape), reason))
+    return rest
+
+
+def _embedding_parameters(model: nn.Module) -> set[int]:
+    return {
+        id(parameter)
+        for module in model.modules()
+        if isinstance(module, nn.Embedding)
+        for parameter in module.parameters(recurse=False)
+    }
+
+
+def _reason(
+    name: str,
+    parameter: nn.Parameter,
+    blocks: BlockList,
+    embeddings: set[int],
+    tied: dict[int, list[str]],
+) -> str:
+    if id(parameter) in tied:
+        return "tied: " + " = ".join(tied[id(parameter)])
+    if id(parameter) in embeddings:
+        return "embedding"
+    if parameter.ndim < 2:
+        return "vector (norm or bias)"
+    if not name.startswith(f"{blocks.name}."):
+        return "outside the blocks (head or projection)"
+    return "router or unknown kind of weight"

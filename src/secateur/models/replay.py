@@ -1,0 +1,255 @@
+"""Call blocks one at a time exactly as the model calls them.
+
+The model runs once a batch with every block replaced by a stub that notes its arguments and
+passes the hidden states on: embeddings, masks, position embeddings and caches are made by the
+model's own code, whatever its version, and no block is computed.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from secateur.errors import SecateurError
+from secateur.models.blocks import BlockList
+
+
+@dataclass(frozen=True)
+class BlockCall:
+    """The arguments of one block's call without its hidden states."""
+
+    args: tuple[Any, ...]
+    """Positional arguments after the hidden states."""
+    kwargs: dict[str, Any]
+    hidden_keyword: str | None
+    """Set where the model passes the hidden states by this keyword."""
+
+    def __call__(self, block: nn.Module, hidden: Tensor) -> Tensor:
+        """The block's hidden states [batch, length, width] for these inputs."""
+        if self.hidden_keyword is None:
+            output = block(hidden, *self.args, **self.kwargs)
+        else:
+            output = block(*self.args, **{self.hidden_keyword: hidden}, **self.kwargs)
+        return _hidden_of(output)
+
+    def to(self, device: torch.device) -> "BlockCall":
+        """The same call with its tensors on `device`."""
+        return replace(
+            self, args=_to_device(self.args, device), kwargs=_to_device(self.kwargs, device)
+        )
+
+
+@dataclass(frozen=True)
+class CapturedBatch:
+    """The hidden states [batch, length, width] that enter block 0, and every block's call."""
+
+    hidden: Tensor
+    calls: tuple[BlockCall, ...]
+
+
+class _LastBlockReached(Exception):
+    """Raised by the last stub, so that final norm and head are not computed."""
+
+
+def capture_batch(
+    model: nn.Module,
+    blocks: BlockList,
+    output_forms: Sequence[int | None],
+    input_ids: Tensor,
+    previous: CapturedBatch | None = None,
+) -> CapturedBatch:
+    """Run the model on one batch with stubs for blocks.
+
+    Args:
+        model: a causal language model.
+        blocks: its blocks.
+        output_forms: by block, None where it returns a tensor, else the length of the tuple whose
+            first item is the hidden states; see `trace_blocks`.
+        input_ids: int64 [batch, length], no padding.
+        previous: arguments equal to this batch's are shared with it instead of stored again.
+    """
+    first_hidden: list[Tensor] = []
+    calls: list[BlockCall] = []
+
+    def stub(index: int) -> Callable[..., Any]:
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            hidden, call = _split_hidden(args, kwargs)
+            if index == 0:
+                first_hidden.append(hidden)
+            calls.append(call)
+            if index == len(blocks) - 1:
+                raise _LastBlockReached
+            length = output_forms[index]
+            return hidden if length is None else (hidden,) + (None,) * (length - 1)
+
+        return forward
+
+    with _replaced_forwards(blocks, stub), torch.no_grad():
+        try:
+            model(input_ids=input_ids, use_cache=False)
+        except _LastBlockReached:
+            pass
+    if previous is not None:
+        calls = [_share(call, old) for call, old in zip(calls, previous.calls, strict=True)]
+    return CapturedBatch(first_hidden[0], tuple(calls))
+
+
+@dataclass(frozen=True)
+class Trace:
+    """How the model uses its blocks, learnt from one short real run."""
+
+    output_forms: tuple[int | None, ...]
+    """By block: None for a tensor, else the length of the returned tuple."""
+    shared_inputs: dict[str, str]
+    """Name of a linear -> name of the first linear that was given the very same tensor."""
+
+
+def trace_blocks(
+    model: nn.Module, blocks: BlockList, linears: dict[str, nn.Module], input_ids: Tensor
+) -> Trace:
+    """Run the model once and watch its blocks and linears.
+
+    Args:
+        model: a causal language model.
+        blocks: its blocks.
+        linears: modules by name, whose shared inputs are wanted.
+        input_ids: int64 [1, length], a few tokens.
+
+    Raises:
+        SecateurError: blocks are not called once each in order, or the model changes hidden
+            states between two blocks, so that a block cannot be worked on alone.
+    """
+    watcher = _Watcher(blocks)
+    hooks = [
+        hook
+        for index, block in enumerate(blocks.modules)
+        for hook in (
+            block.register_forward_pre_hook(watcher.entering(index), with_kwargs=True),
+            block.register_forward_hook(watcher.leaving),
+        )
+    ] + [
+        module.register_forward_pre_hook(watcher.multiplying(name))
+        for name, module in linears.items()
+    ]
+    try:
+        with torch.no_grad():
+            model(input_ids=input_ids, use_cache=False)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    watcher.check_order()
+    return Trace(tuple(watcher.forms), watcher.shared)
+
+
+class _Watcher:
+    def __init__(self, blocks: BlockList) -> None:
+        self.blocks = blocks
+        self.order: list[int] = []
+        self.forms: list[int | None] = []
+        self.shared: dict[str, str] = {}
+        self._last_output: Tensor | None = None
+        # Inputs are kept alive within a block: a freed tensor's id may be given out again.
+        self._inputs: list[tuple[Tensor, str]] = []
+
+    def entering(self, index: int) -> Callable[..., None]:
+        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            hidden, _call = _split_hidden(args, kwargs)
+            if self._last_output is not None and not _same_tensor(hidden, self._last_output):
+                raise SecateurError(
+                    f"the model changes hidden states between {self.blocks.block_name(index - 1)} "
+                    f"and {self.blocks.block_name(index)}; blocks cannot be worked on one by one"
+                )
+            self.order.append(index)
+            self._inputs.clear()
+
+        return hook
+
+    def leaving(self, _: nn.Module, __: tuple[Any, ...], output: Any) -> None:
+        self.forms.append(len(output) if isinstance(output, tuple) else None)
+        self._last_output = _hidden_of(output)
+
+    def multiplying(self, name: str) -> Callable[..., None]:
+        def hook(_: nn.Module, args: tuple[Any, ...]) -> None:
+            for tensor, first_name in self._inputs:
+                if tensor is args[0]:
+                    self.shared[name] = first_name
+                    return
+            self._inputs.append((args[0], name))
+
+        return hook
+
+    def check_order(self) -> None:
+        if self.order != list(range(len(self.blocks))):
+            raise SecateurError(
+                f"expected each of the {len(self.blocks)} blocks at {self.blocks.name} to be "
+                f"called once, in order; they were called in the order {self.order}"
+            )
+
+
+def _same_tensor(left: Tensor, right: Tensor) -> bool:
+    return left is right or (left.shape == right.shape and left.data_ptr() == right.data_ptr())
+
+
+def _hidden_of(output: Any) -> Tensor:
+    hidden = output[0] if isinstance(output, tuple) else output
+    assert isinstance(hidden, Tensor)
+    return hidden
+
+
+def _split_hidden(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, BlockCall]:
+    if args:
+        return args[0], BlockCall(tuple(args[1:]), dict(kwargs), None)
+    rest = dict(kwargs)
+    hidden = rest.pop("hidden_states", None)
+    if not isinstance(hidden, Tensor):
+        raise SecateurError(
+            "expected a block to be given its hidden states first or as `hidden_states`; "
+            f"it was called with keywords {sorted(kwargs)}"
+        )
+    return hidden, BlockCall((), rest, "hidden_states")
+
+
+@contextmanager
+def _replaced_forwards(
+    blocks: BlockList, stub: Callable[[int], Callable[..., Any]]
+) -> Iterator[None]:
+    saved = [vars(block).get("forward") for block in blocks.modules]
+    for index, block in enumerate(blocks.modules):
+        block.forward = stub(index)
+    try:
+        yield
+    finally:
+        for block, forward in zip(blocks.modules, saved, strict=True):
+            if forward is None:
+                del block.forward
+            else:
+                block.forward = forward
+
+
+def _share(new: Any, old: Any) -> Any:
+    """`old` where it equals `new`, item by item, so that equal tensors are stored once."""
+    if isinstance(new, Tensor) and isinstance(old, Tensor):
+        same = new is old or (
+            new.shape == old.shape and new.dtype == old.dtype and torch.equal(new, old)
+        )
+        return old if same else new
+    if isinstance(new, BlockCall) and isinstance(old, BlockCall):
+        return replace(new, args=_share(new.args, old.args), kwargs=_share(new.kwargs, old.kwargs))
+    if isinstance(new, tuple) and isinstance(old, tuple) and len(new) == len(old):
+        return tuple(_share(a, b) for a, b in zip(new, old, strict=True))
+    if isinstance(new, dict) and isinstance(old, dict):
+        return {key: _share(value, old.get(key)) for key, value in new.items()}
+    return new
+
+
+def _to_device(value: Any, device: torch.device) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, tuple):
+        return tuple(_to_device(item, device) for item in value)
+    if isinstance(value, dict):
+        return {key: _to_device(item, device) for key, item in value.items()}
+    return value

@@ -1,0 +1,105 @@
+"""Weight sites: the matrices inside a block that multiply tokens, whatever class holds them."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from secateur.models.blocks import BlockList
+
+
+@dataclass(frozen=True, eq=False)
+class WeightSite:
+    """One matrix [N, K] = [out_features, in_features] that multiplies tokens.
+
+    It may live in an `nn.Linear`, in a class that stores it as [K, N] (GPT-2's Conv1D), or as one
+    expert's slice of a 3-D parameter.
+    """
+
+    name: str
+    """Dotted, such as `model.layers.0.self_attn.q_proj`; a slice of a fused parameter is
+    `model.layers.0.mlp.experts.3.down_proj`."""
+    module: nn.Module
+    parameter_name: str
+    stored_transposed: bool
+    expert: int | None = None
+
+    @property
+    def class_name(self) -> str:
+        """The class that holds the matrix, as `targets` and `ignore` may name it."""
+        return type(self.module).__name__
+
+    @property
+    def parameter(self) -> nn.Parameter:
+        """The parameter that the matrix is stored in."""
+        parameter = getattr(self.module, self.parameter_name)
+        assert isinstance(parameter, nn.Parameter)
+        return parameter
+
+    @property
+    def weight(self) -> Tensor:
+        """The matrix [N, K] as a view: writing to it changes the model."""
+        data = self.parameter.data
+        matrix = data if self.expert is None else data[self.expert]
+        return matrix.T if self.stored_transposed else matrix
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(N, K)."""
+        rows, columns = self.weight.shape
+        return rows, columns
+
+    @property
+    def is_expert(self) -> bool:
+        """Whether only the tokens routed to it reach this matrix."""
+        return self.expert is not None or ".experts." in self.name
+
+
+def find_sites(blocks: BlockList, index: int) -> list[WeightSite]:
+    """The weight sites of one block, in the order in which its modules are defined.
+
+    Routers are left out: linears that stand directly beside a child called `experts`.
+    """
+    block = blocks.modules[index]
+    sites: list[WeightSite] = []
+    for name, module in block.named_modules(prefix=blocks.block_name(index)):
+        if not _is_router(block, name.removeprefix(blocks.block_name(index)).lstrip(".")):
+            sites.extend(_sites_of(name, module))
+    return sites
+
+
+def _sites_of(name: str, module: nn.Module) -> Iterator[WeightSite]:
+    if isinstance(module, nn.Linear):
+        yield WeightSite(name, module, "weight", stored_transposed=False)
+    elif _is_transposed_linear(module):
+        yield WeightSite(name, module, "weight", stored_transposed=True)
+    elif not isinstance(module, nn.modules.conv._ConvNd):
+        yield from _expert_sites(name, module)
+
+
+def _is_transposed_linear(module: nn.Module) -> bool:
+    """GPT-2's Conv1D, recognised without importing it: `weight` [nx, nf] and the number `nf`."""
+    weight = getattr(module, "weight", None)
+    if not (isinstance(weight, nn.Parameter) and weight.ndim == 2 and hasattr(module, "nf")):
+        return False
+    return bool(weight.shape[1] == module.nf)
+
+
+def _expert_sites(name: str, module: nn.Module) -> Iterator[WeightSite]:
+    """Fused experts: parameters [num_experts, N, K], or [num_experts, K, N] where so marked."""
+    transposed = bool(getattr(module, "is_transposed", False))
+    for parameter_name, parameter in module.named_parameters(recurse=False):
+        if parameter.ndim != 3:
+            continue
+        for expert in range(parameter.shape[0]):
+            yield WeightSite(
+                f"{name}.{expert}.{parameter_name}", module, parameter_name, transposed, expert
+            )
+
+
+def _is_router(block: nn.Module, relative_name: str) -> bool:
+    parent_name, _, child = relative_name.rpartition(".")
+    if not child:
+        return False
+    siblings = dict(block.get_submodule(parent_name).named_children())
+    return "experts" in siblings and isinstance(siblings[child], nn.Linear)

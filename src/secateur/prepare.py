@@ -1,0 +1,171 @@
+"""Before anything is changed: open the model, draw calibration tokens, find every fault."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from secateur.calibration.data import CalibrationSource, load_calibration
+from secateur.calibration.tokens import CalibrationTokens
+from secateur.checkpoint.load import LoadedModel, load_model
+from secateur.errors import SecateurError
+from secateur.models.blocks import text_config
+from secateur.models.inventory import Inventory, take_inventory
+from secateur.models.measure import num_bytes, require_finite_weights
+from secateur.recipe import DropBlocksStage, PruneStage, Recipe
+from secateur.report.record import CalibrationRecord, ModelRecord
+from secateur.stages.drop import check_drop
+from secateur.stages.prune_plan import plan_stage
+
+DEFAULT_SAMPLES = 128
+DEFAULT_SEQ_LENGTH = 2048
+
+
+@dataclass(frozen=True)
+class CalibrationChoice:
+    """Which tokens to calibrate on."""
+
+    source: CalibrationSource | None
+    num_samples: int = DEFAULT_SAMPLES
+    max_seq_length: int | None = None
+    """None: 2048, or the model's context if that is shorter."""
+    seed: int = 0
+
+
+def open_model(
+    model: nn.Module | str | Path,
+    tokenizer: Any | None,
+    revision: str | None,
+    dtype: str,
+    trust_remote_code: bool,
+) -> LoadedModel:
+    """Load a model, or take one that is already in memory.
+
+    Raises:
+        SecateurError: it cannot be loaded, is quantised, or options for loading come with an
+            object.
+    """
+    if not isinstance(model, nn.Module):
+        loaded = load_model(
+            model, revision=revision, dtype=dtype, trust_remote_code=trust_remote_code
+        )
+        return (
+            loaded
+            if tokenizer is None
+            else LoadedModel(loaded.model, tokenizer, loaded.folder, loaded.source, loaded.revision)
+        )
+    if revision is not None or dtype != "auto":
+        raise SecateurError("revision and dtype say how to load a model, but one was given loaded")
+    if getattr(getattr(model, "config", None), "quantization_config", None) is not None:
+        raise SecateurError(
+            f"{type(model).__name__} is already quantised; compress the original 16-bit or 32-bit "
+            "model first, and quantise the result"
+        )
+    return LoadedModel(model.eval(), tokenizer, None, "in memory", None)
+
+
+def check_model(model: nn.Module, recipe: Recipe) -> Inventory:
+    """Find the model's parts and check that every stage can work on them.
+
+    Raises:
+        SecateurError: weights that are not finite, or a stage that does not fit the model.
+    """
+    inventory = take_inventory(model)
+    require_finite_weights(model)
+    for stage in recipe.stages:
+        if isinstance(stage, PruneStage):
+            plan_stage(stage, inventory)
+        elif isinstance(stage, DropBlocksStage):
+            check_drop(stage, len(inventory.blocks))
+    return inventory
+
+
+def draw_tokens(
+    choice: CalibrationChoice, recipe: Recipe, loaded: LoadedModel
+) -> CalibrationTokens | None:
+    """Calibration tokens that fit the model; None where none were given and none are needed.
+
+    Raises:
+        SecateurError: they are missing, cannot be read, too few, too long, or not of this model.
+    """
+    if choice.source is None:
+        if recipe.needs_calibration:
+            raise SecateurError(
+                "this recipe needs calibration: give a text file, a folder, a JSON-lines file, a "
+                "dataset name, texts or token ids; magnitude alone does without"
+            )
+        return None
+    context = context_length(loaded.model)
+    length = choice.max_seq_length or min(DEFAULT_SEQ_LENGTH, context or DEFAULT_SEQ_LENGTH)
+    tokens = load_calibration(
+        choice.source,
+        loaded.tokenizer,
+        num_samples=choice.num_samples,
+        max_seq_length=length,
+        seed=choice.seed,
+    )
+    tokens.check_vocabulary(vocabulary_size(loaded.model))
+    if context is not None and tokens.max_seq_length > context:
+        raise SecateurError(
+            f"calibration samples of {tokens.max_seq_length} tokens do not fit the model's "
+            f"context of {context}; give a smaller max_seq_length"
+        )
+    return tokens
+
+
+def context_length(model: nn.Module) -> int | None:
+    """The most tokens that the model's positions allow, if it says so."""
+    length = getattr(text_config(model), "max_position_embeddings", None)
+    return length if isinstance(length, int) and length > 0 else None
+
+
+def vocabulary_size(model: nn.Module) -> int:
+    """Rows of the input embedding."""
+    embedding = model.get_input_embeddings()  # type: ignore[operator]
+    return int(embedding.weight.shape[0])
+
+
+def model_record(loaded: LoadedModel, inventory: Inventory) -> ModelRecord:
+    """The model as it came in, for the report."""
+    model = loaded.model
+    return ModelRecord(
+        source=loaded.source,
+        revision=loaded.revision,
+        architecture=type(model).__name__,
+        num_blocks=len(inventory.blocks),
+        num_parameters=sum(parameter.numel() for parameter in model.parameters()),
+        num_bytes=num_bytes(model),
+        dtype=str(next(model.parameters()).dtype).removeprefix("torch."),
+        unmatched=tuple(f"{entry.name}: {entry.reason}" for entry in inventory.unmatched),
+    )
+
+
+def calibration_record(tokens: CalibrationTokens, seed: int) -> CalibrationRecord:
+    """The tokens, for the report."""
+    return CalibrationRecord(
+        source=tokens.source,
+        num_samples=len(tokens.samples),
+        max_seq_length=tokens.max_seq_length,
+        num_tokens=tokens.num_tokens,
+        seed=seed,
+        tokens_sha256=tokens.sha256(),
+    )
+
+
+def run_device(device: str | torch.device | None, model: nn.Module) -> torch.device:
+    """Where blocks run: as asked, else where the model is.
+
+    Raises:
+        SecateurError: there is no such device here.
+    """
+    if device is None:
+        return next(model.parameters()).device
+    try:
+        chosen = torch.device(device)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        first_line = str(error).partition("\n")[0]
+        raise SecateurError(f"device {device} cannot be used here: {first_line}") from None
+    return chosen

@@ -1,0 +1,28 @@
+"""Wanda (Sun et al., arXiv 2306.11695): weight magnitude times the norm of its input channel."""
+
+from torch import Tensor
+
+from secateur_kernels.errors import SecateurError
+
+
+def score_wanda(weight: Tensor, input_norm: Tensor) -> Tensor:
+    """|W_ij| * input_norm_j.
+
+    Args:
+        weight: [N, K], any floating dtype.
+        input_norm: [K], the L2 norm of each input channel over calibration tokens. A constant
+            factor, such as an average over samples, does not change a mask.
+
+    Returns:
+        fp32 [N, K], contiguous (float64 if either argument is).
+
+    Raises:
+        SecateurError: the shapes do not fit.
+    """
+    if input_norm.shape != weight.shape[1:]:
+        raise SecateurError(
+            f"expected input_norm [{weight.shape[1]}] for weight {list(weight.shape)}, "
+            f"got {list(input_norm.shape)}"
+        )
+    wide = weight if weight.element_size() == 8 else weight.float()
+    return (wide.abs() * input_norm).contiguous()

@@ -1,0 +1,1 @@
+"""The stages of a recipe, each over all blocks of a model."""
