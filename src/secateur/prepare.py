@@ -9,7 +9,7 @@ from torch import nn
 
 from secateur.calibration.data import CalibrationSource, load_calibration
 from secateur.calibration.tokens import CalibrationTokens
-from secateur.checkpoint.load import LoadedModel, load_model
+from secateur.checkpoint.load import LoadedModel, load_model, usable_device
 from secateur.errors import SecateurError
 from secateur.models.blocks import text_config
 from secateur.models.inventory import Inventory, take_inventory
@@ -98,7 +98,9 @@ def draw_tokens(
             )
         return None
     context = context_length(loaded.model)
-    length = choice.max_seq_length or min(DEFAULT_SEQ_LENGTH, context or DEFAULT_SEQ_LENGTH)
+    length = choice.max_seq_length
+    if length is None:
+        length = min(DEFAULT_SEQ_LENGTH, context or DEFAULT_SEQ_LENGTH)
     tokens = load_calibration(
         choice.source,
         loaded.tokenizer,
@@ -160,12 +162,4 @@ def run_device(device: str | torch.device | None, model: nn.Module) -> torch.dev
     Raises:
         SecateurError: there is no such device here.
     """
-    if device is None:
-        return next(model.parameters()).device
-    try:
-        chosen = torch.device(device)
-        torch.empty(0, device=chosen)
-    except (RuntimeError, AssertionError) as error:
-        first_line = str(error).partition("\n")[0]
-        raise SecateurError(f"device {device} cannot be used here: {first_line}") from None
-    return chosen
+    return next(model.parameters()).device if device is None else usable_device(device)

@@ -49,7 +49,9 @@ class Sparsity(_Frozen):
     @property
     def name(self) -> str:
         """`2:4` or `50% unstructured`."""
-        return f"{self.keep}:{self.group}" if self.is_grouped else f"{self.fraction:.4g} unstructured"
+        return (
+            f"{self.keep}:{self.group}" if self.is_grouped else f"{self.fraction:.4g} unstructured"
+        )
 
 
 def parse_sparsity(pattern: str, fraction: float | None) -> Sparsity:

@@ -144,3 +144,45 @@ _TOKENIZER_FILES = (
     "vocab.json",
     "vocab.txt",
 )
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """A model that can read and write text."""
+
+    model: nn.Module
+    tokenizer: Any
+
+
+def load_with_tokenizer(
+    source: str | Path,
+    revision: str | None = None,
+    dtype: str = "auto",
+    trust_remote_code: bool = False,
+    device: str | None = None,
+) -> LanguageModel:
+    """`load_model`, for work that needs text: the tokenizer is there, the model on `device`.
+
+    Raises:
+        SecateurError: as `load_model`, or there is no tokenizer or no such device.
+    """
+    chosen = usable_device(device)
+    loaded = load_model(source, revision=revision, dtype=dtype, trust_remote_code=trust_remote_code)
+    if loaded.tokenizer is None:
+        raise SecateurError(f"{source} has no tokenizer; text cannot be turned into tokens")
+    return LanguageModel(loaded.model.to(chosen), loaded.tokenizer)
+
+
+def usable_device(device: str | torch.device | None) -> torch.device:
+    """A device that tensors can be made on; None is the CPU.
+
+    Raises:
+        SecateurError: there is no such device here.
+    """
+    try:
+        chosen = torch.device(device or "cpu")
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        first_line = str(error).partition("\n")[0]
+        raise SecateurError(f"device {device} cannot be used here: {first_line}") from None
+    return chosen

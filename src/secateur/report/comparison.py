@@ -8,7 +8,7 @@ from secateur.report.record import QualityRecord, Report
 class Sample(BaseModel):
     """One continuation."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
     prompt: str
     text: str
@@ -17,7 +17,7 @@ class Sample(BaseModel):
 class Variant(BaseModel):
     """One model of a comparison; the dense one has no report."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
     name: str
     """Shown in tables and pictures, such as `Wanda 2:4`."""
@@ -39,7 +39,7 @@ class Variant(BaseModel):
 class Comparison(BaseModel):
     """Variants of one model, the dense one first."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
     title: str
     created: str

@@ -14,7 +14,7 @@ REPORT_FILE = "secateur_report.json"
 
 
 class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
 
 class ModelRecord(_Frozen):

@@ -1,0 +1,69 @@
+"""Puts the commands together, and turns errors into messages and exit codes."""
+
+import sys
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from transformers.utils import logging as transformers_logging
+
+from secateur.cli.compress import compress_command
+from secateur.cli.demo import demo_command
+from secateur.cli.doctor import doctor_command
+from secateur.cli.evaluate import evaluate_command
+from secateur.cli.generate import generate_command
+from secateur.cli.inspect import inspect_command
+from secateur.cli.report import report_command
+from secateur.cli.verify import verify_command
+from secateur.errors import SecateurError
+from secateur_kernels.version import __version__
+
+EXIT_CODES = """\
+Exit codes: 0 done; 1 unexpected error; 2 bad input or usage, nothing was written;
+3 quality dropped by more than --fail-if-drop allows; 4 verification failed;
+5 no space left, the old output is intact; 130 interrupted.
+"""
+
+app = typer.Typer(
+    name="secateur",
+    help="Prune transformer language models block by block, and see what it cost and bought.",
+    epilog=EXIT_CODES,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+for _command in (
+    inspect_command,
+    compress_command,
+    evaluate_command,
+    generate_command,
+    report_command,
+    verify_command,
+    doctor_command,
+    demo_command,
+):
+    app.command(name=_command.__name__.removesuffix("_command"))(_command)
+
+
+@app.callback(invoke_without_command=True)
+def _options(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+def main() -> None:
+    """Run the command line; always ends in SystemExit."""
+    # transformers' own bars would mix with ours, and appear even in log files.
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    try:
+        app()
+    except SecateurError as error:
+        Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,39 @@
+"""`secateur demo`: the bundled example from beginning to end, in a few minutes."""
+
+from pathlib import Path
+from time import perf_counter
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from secateur.cli.report import write_page
+from secateur.demo import run_demo
+from secateur.progress import default_progress
+from secateur.report.page import render_comparison
+from secateur.report.table import comparison_table
+
+
+def demo_command(
+    output: Annotated[Path, typer.Option(help="Folder for models and report.")] = Path("demo"),
+    example: Annotated[
+        Path, typer.Option(help="Model folder with its texts, as in examples/books-8m.")
+    ] = Path("examples/books-8m"),
+) -> None:
+    """Compress the bundled model in every way and compare: quality, size, speed, text."""
+    started = perf_counter()
+    progress = default_progress()
+    try:
+        comparison = run_demo(example, output, progress)
+    finally:
+        progress.close()
+    write_page(output / "report.html", render_comparison(comparison))
+    write_page(output / "comparison.json", comparison.model_dump_json(indent=2) + "\n")
+    console = Console()
+    console.print(comparison_table(comparison))
+    console.print(
+        f"{perf_counter() - started:.0f} s. The report with pictures and generated text: "
+        f"{(output / 'report.html').resolve()}",
+        highlight=False,
+        soft_wrap=True,
+    )

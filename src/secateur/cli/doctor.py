@@ -1,0 +1,54 @@
+"""`secateur doctor`: what is installed here, and what that means for Secateur."""
+
+import json
+import shutil
+from importlib.util import find_spec
+
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from secateur.cli.options import JsonOutput
+from secateur.report.facts import machine_facts, package_versions
+from secateur.settings import read_settings
+
+_OPTIONAL = {
+    "datasets": "calibration from a dataset's name: pip install 'secateur[datasets]'",
+    "lm_eval": "lm-eval tasks in `secateur evaluate`: pip install 'secateur[lm-eval]'",
+}
+
+
+def doctor_command(as_json: JsonOutput = False) -> None:
+    """Say what this machine has and what is missing."""
+    facts = _facts()
+    if as_json:
+        typer.echo(json.dumps(dict(facts), indent=2))
+        return
+    table = Table(show_header=False, box=None)
+    for name, value in facts:
+        table.add_row(name, value)
+    Console().print(table)
+
+
+def _facts() -> list[tuple[str, str]]:
+    settings = read_settings()
+    return [
+        *package_versions().items(),
+        *machine_facts().items(),
+        ("gpu", _gpu()),
+        ("nvcc", shutil.which("nvcc") or "none (needed only to build kernels)"),
+        *((name, _optional(name)) for name in _OPTIONAL),
+        ("offline", "yes: the Hub is not asked" if settings.offline else "no"),
+    ]
+
+
+def _gpu() -> str:
+    if not torch.cuda.is_available():
+        return "none: compression runs on the CPU"
+    names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return ", ".join(names)
+
+
+def _optional(name: str) -> str:
+    return "installed" if find_spec(name) else f"not installed ({_OPTIONAL[name]})"

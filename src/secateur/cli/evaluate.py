@@ -1,0 +1,112 @@
+"""`secateur evaluate`: perplexity and tasks, of one model or of two side by side."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from secateur.checkpoint.load import load_with_tokenizer
+from secateur.cli.evaluate_table import evaluation_table
+from secateur.cli.options import (
+    Device,
+    Dtype,
+    JsonOutput,
+    ModelArgument,
+    Revision,
+    TrustRemoteCode,
+)
+from secateur.errors import SecateurError
+from secateur.evaluate.compare import check_drop
+from secateur.evaluate.suite import Evaluation, EvaluationChoice, compare, run_evaluation
+from secateur.progress import default_progress
+
+PROTOCOL = (
+    "Perplexity: non-overlapping windows of --max-seq-length tokens, the remainder dropped, "
+    "each predicting all its tokens but the first; fp32 log-probabilities. "
+    "Figures at other window lengths or of other tokenizers cannot be compared."
+)
+
+
+def evaluate_command(
+    model: ModelArgument,
+    text: Annotated[
+        Path | None, typer.Option(help="UTF-8 text to measure perplexity on.", show_default=False)
+    ] = None,
+    max_seq_length: Annotated[
+        int | None,
+        typer.Option(help="Tokens in a window. Default: 2048, or the model's context."),
+    ] = None,
+    tasks: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="JSON-lines file (multiple choice, minimal pairs, cloze), or the name of an "
+            "lm-eval task. Repeatable."
+        ),
+    ] = None,
+    baseline: Annotated[
+        str | None,
+        typer.Option(help="A second model, measured in the same way beside it."),
+    ] = None,
+    fail_if_drop: Annotated[
+        float | None,
+        typer.Option(
+            help="Exit with 3 if MODEL is worse than --baseline by more than this: relative for "
+            "perplexity, absolute for accuracy."
+        ),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Windows or items at once.")] = 8,
+    limit: Annotated[int | None, typer.Option(help="Only the first items of each task.")] = None,
+    seed: Annotated[int, typer.Option(help="Of everything that is random in a task.")] = 0,
+    device: Device = None,
+    dtype: Dtype = "auto",
+    revision: Revision = None,
+    trust_remote_code: TrustRemoteCode = False,
+    as_json: JsonOutput = False,
+) -> None:
+    """Measure how good MODEL is, with standard errors."""
+    if text is None and not tasks:
+        raise SecateurError("say what to measure: --text FILE or --tasks FILE (or both)")
+    if fail_if_drop is not None and baseline is None:
+        raise SecateurError("--fail-if-drop compares with --baseline MODEL, which is missing")
+    choice = EvaluationChoice(text, max_seq_length, tuple(tasks or ()), batch_size, limit, seed)
+
+    def measure(source: str, source_revision: str | None) -> Evaluation:
+        loaded = load_with_tokenizer(source, source_revision, dtype, trust_remote_code, device)
+        progress = default_progress()
+        try:
+            return run_evaluation(loaded.model, loaded.tokenizer, choice, progress)
+        finally:
+            progress.close()
+
+    result = measure(model, revision)
+    reference = measure(baseline, None) if baseline is not None else None
+    drops = compare(reference, result) if reference is not None else []
+    if as_json:
+        typer.echo(json.dumps(_as_json(result, reference, drops), indent=2))
+    else:
+        console = Console()
+        console.print(evaluation_table(result, reference, drops))
+        if text is not None:
+            console.print(PROTOCOL, style="dim")
+    if fail_if_drop is not None:
+        check_drop(drops, fail_if_drop)
+
+
+def _as_json(result: Evaluation, reference: Evaluation | None, drops: list[Any]) -> dict[str, Any]:
+    if reference is None:
+        return result.to_dict()
+    return {
+        "model": result.to_dict(),
+        "baseline": reference.to_dict(),
+        "drops": [
+            {
+                "metric": drop.metric,
+                "drop": drop.drop,
+                "standard_error": drop.standard_error,
+                "relative": drop.is_relative,
+            }
+            for drop in drops
+        ],
+    }

@@ -1,0 +1,28 @@
+"""Options that several commands share, worded once."""
+
+from typing import Annotated
+
+import typer
+
+ModelArgument = Annotated[
+    str, typer.Argument(metavar="MODEL", help="A model folder, or a Hub id such as owner/name.")
+]
+Revision = Annotated[
+    str | None, typer.Option(help="Branch, tag or commit of a Hub id.", show_default=False)
+]
+Dtype = Annotated[
+    str, typer.Option(help="auto (the checkpoint's own), bfloat16, float16 or float32.")
+]
+Device = Annotated[
+    str | None,
+    typer.Option(help="Where to compute, such as cuda or cuda:1. Default: the CPU."),
+]
+TrustRemoteCode = Annotated[
+    bool,
+    typer.Option(
+        "--trust-remote-code", help="Run Python code that comes with the model. Read it first."
+    ),
+]
+JsonOutput = Annotated[
+    bool, typer.Option("--json", help="Print JSON alone on standard output, for programs.")
+]

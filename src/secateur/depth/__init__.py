@@ -1,0 +1,1 @@
+"""Depth pruning: which blocks change the hidden states least, and how to take blocks out."""

@@ -1,0 +1,159 @@
+"""Task items from JSON lines files; the format is recognised by the keys of a line.
+
+| keys of a line                | what is asked                                                 |
+|-------------------------------|---------------------------------------------------------------|
+| `context, choices, answer`    | which choice (index from 0) continues the context             |
+| `sentence_good, sentence_bad` | which sentence is the acceptable one (BLiMP)                  |
+| `text`, and perhaps `target`  | the last word, or the target that `text` ends with (LAMBADA)  |
+
+Other keys are ignored, and so are blank lines.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from secateur.errors import SecateurError
+
+
+@dataclass(frozen=True)
+class MultipleChoice:
+    """Which of the choices continues the context?"""
+
+    context: str
+    choices: tuple[str, ...]
+    answer: int
+
+
+@dataclass(frozen=True)
+class MinimalPair:
+    """Which of two sentences is acceptable?"""
+
+    good: str
+    bad: str
+
+
+@dataclass(frozen=True)
+class Cloze:
+    """What follows the context, exactly? Whitespace between the two is part of the context."""
+
+    context: str
+    target: str
+
+
+Item = MultipleChoice | MinimalPair | Cloze
+
+_EXPECTED = (
+    "expected an object with the keys context, choices, answer, or sentence_good, sentence_bad, "
+    "or text"
+)
+
+
+def read_items(path: str | Path, limit: int | None = None) -> tuple[Item, ...]:
+    """The items of a JSON lines file, or the first `limit` of them; all of one format.
+
+    Raises:
+        SecateurError: with file, line, what was expected and what came.
+    """
+    path = Path(path)
+    if limit is not None and limit < 1:
+        raise SecateurError(f"expected a limit of at least 1 item, but got {limit}")
+    items: list[Item] = []
+    for where, line in _lines(path):
+        items.append(_parse_line(line, where))
+        if type(items[-1]) is not type(items[0]):
+            raise SecateurError(f"{where}: expected one format in a file, but it changes here")
+        if len(items) == limit:
+            break
+    if not items:
+        raise SecateurError(f"expected items in {path}, one a line, but it is empty")
+    return tuple(items)
+
+
+def _lines(path: Path) -> Iterator[tuple[str, str]]:
+    """Lines that are not blank, each with where it is."""
+    if not path.is_file():
+        raise SecateurError(f"expected a JSON lines file, but {path} is not a file")
+    # Bytes, so that only line feeds end a line: text may hold other separators.
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if line.strip():
+                yield (where := f"{path}, line {number}"), _decode(line, where)
+
+
+def _decode(line: bytes, where: str) -> str:
+    try:
+        return line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise SecateurError(f"{where}: expected UTF-8, but {error.reason}") from None
+
+
+def _parse_line(line: str, where: str) -> Item:
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise SecateurError(f"{where}: expected JSON, but {error}") from None
+    if not isinstance(record, dict):
+        raise SecateurError(f"{where}: {_EXPECTED}; got {type(record).__name__}")
+    if {"context", "choices", "answer"} <= record.keys():
+        return _multiple_choice(record, where)
+    if {"sentence_good", "sentence_bad"} <= record.keys():
+        texts = (_text(record, key, where) for key in ("sentence_good", "sentence_bad"))
+        return MinimalPair(*texts)
+    if "text" in record:
+        return _cloze(record, where)
+    raise SecateurError(f"{where}: {_EXPECTED}; got the keys {', '.join(record) or 'none'}")
+
+
+def _multiple_choice(record: dict[str, Any], where: str) -> MultipleChoice:
+    context = record["context"]
+    if not isinstance(context, str):
+        raise SecateurError(f"{where}: expected context to be a string, but got {context!r}")
+    choices = record["choices"]
+    if not _are_texts(choices) or len(choices) < 2:
+        raise SecateurError(
+            f"{where}: expected choices to be two or more strings that are not blank, "
+            f"but got {choices!r}"
+        )
+    return MultipleChoice(context, tuple(choices), _answer(record["answer"], len(choices), where))
+
+
+def _are_texts(choices: object) -> bool:
+    return isinstance(choices, list) and all(
+        isinstance(choice, str) and choice.strip() for choice in choices
+    )
+
+
+def _answer(answer: object, num_choices: int, where: str) -> int:
+    if isinstance(answer, int) and not isinstance(answer, bool) and 0 <= answer < num_choices:
+        return answer
+    raise SecateurError(
+        f"{where}: expected answer to be an index from 0 to {num_choices - 1}, but got {answer!r}"
+    )
+
+
+def _cloze(record: dict[str, Any], where: str) -> Cloze:
+    text = _text(record, "text", where).rstrip()
+    target = _text(record, "target", where).strip() if "target" in record else _last_word(text)
+    if not text.endswith(target):
+        raise SecateurError(f"{where}: expected text to end with target, but it is {target!r}")
+    context = text[: len(text) - len(target)]
+    if not context.strip():
+        raise SecateurError(
+            f"{where}: expected words before {target!r} in text, but there are none"
+        )
+    return Cloze(context, target)
+
+
+def _last_word(text: str) -> str:
+    return re.split(r"\s", text)[-1]
+
+
+def _text(record: dict[str, Any], key: str, where: str) -> str:
+    value = record[key]
+    if isinstance(value, str) and value.strip():
+        return value
+    raise SecateurError(f"{where}: expected {key} to be text that is not blank, but got {value!r}")

@@ -1,0 +1,137 @@
+"""A text and tasks measured on one model, and on two for comparison."""
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from secateur.errors import SecateurError
+from secateur.evaluate.compare import Drop, compare_perplexity, compare_task
+from secateur.evaluate.forward import context_length
+from secateur.evaluate.lm_eval_tasks import run_lm_eval
+from secateur.evaluate.perplexity import PerplexityResult, encode_text, perplexity
+from secateur.evaluate.result import Estimate, TaskResult
+from secateur.evaluate.tasks import run_task
+from secateur.evaluate.tokenizer import Tokenizer
+from secateur.progress import Progress
+
+DEFAULT_SEQ_LENGTH = 2048
+
+
+@dataclass(frozen=True)
+class EvaluationChoice:
+    """What to measure, the same for every model."""
+
+    text: Path | None
+    max_seq_length: int | None = None
+    """None: 2048, or the model's context if that is shorter."""
+    tasks: tuple[str, ...] = ()
+    """JSON-lines files, or names of lm-eval tasks."""
+    batch_size: int = 8
+    limit: int | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One model's results."""
+
+    perplexity: PerplexityResult | None
+    tasks: tuple[TaskResult, ...] = field(default=())
+
+    def estimates(self) -> dict[str, Estimate]:
+        """Every metric by name, `perplexity` or `task/metric`."""
+        found = {}
+        if self.perplexity is not None:
+            result = self.perplexity
+            found["perplexity"] = Estimate(result.perplexity, result.standard_error)
+        for task in self.tasks:
+            for metric, estimate in task.metrics.items():
+                found[f"{task.name}/{metric}"] = estimate
+        return found
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON: numbers that are not finite become None, which JSON can hold."""
+        values: dict[str, Any] = {}
+        if self.perplexity is not None:
+            values = {
+                "perplexity": _finite(self.perplexity.perplexity),
+                "num_tokens": self.perplexity.num_tokens,
+                "max_seq_length": self.perplexity.max_seq_length,
+            }
+        if self.tasks:
+            values["tasks"] = {task.name: _task_values(task) for task in self.tasks}
+        return values
+
+
+def _task_values(task: TaskResult) -> dict[str, Any]:
+    values: dict[str, Any] = {"num_items": task.num_items, "num_truncated": task.num_truncated}
+    for metric, estimate in task.metrics.items():
+        values[metric] = _finite(estimate.value)
+        values[f"{metric}_standard_error"] = _finite(estimate.standard_error)
+    return values
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def run_evaluation(
+    model: nn.Module, tokenizer: Tokenizer, choice: EvaluationChoice, progress: Progress
+) -> Evaluation:
+    """Measure everything chosen on one model.
+
+    Raises:
+        SecateurError: the text or a task cannot be read, or does not fit the model.
+    """
+    torch.manual_seed(choice.seed)
+    measured = None
+    if choice.text is not None:
+        token_ids = encode_text(tokenizer, read_text(choice.text))
+        length = _window_length(model, choice.max_seq_length)
+        measured = perplexity(model, token_ids, length, choice.batch_size, progress)
+    files = [task for task in choice.tasks if _is_file(task)]
+    names = [task for task in choice.tasks if not _is_file(task)]
+    results = [
+        run_task(model, tokenizer, file, None, choice.batch_size, choice.limit, progress)
+        for file in files
+    ]
+    if names:
+        results += run_lm_eval(model, tokenizer, names, choice.batch_size, choice.limit)
+    return Evaluation(measured, tuple(results))
+
+
+def _window_length(model: nn.Module, asked: int | None) -> int:
+    if asked is not None:
+        return asked
+    return min(DEFAULT_SEQ_LENGTH, context_length(model) or DEFAULT_SEQ_LENGTH)
+
+
+def _is_file(task: str) -> bool:
+    # Whatever looks like a path is one, so that a misspelt file is not taken for a task's name.
+    return task.endswith((".jsonl", ".json")) or "/" in task or Path(task).exists()
+
+
+def read_text(path: Path) -> str:
+    """A UTF-8 file.
+
+    Raises:
+        SecateurError: there is none, or it is something else.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SecateurError(f"expected a UTF-8 text file, but {path}: {error}") from None
+
+
+def compare(baseline: Evaluation, other: Evaluation) -> list[Drop]:
+    """How much worse `other` is, metric by metric, from pairs of windows and items."""
+    drops = []
+    if baseline.perplexity is not None and other.perplexity is not None:
+        drops.append(compare_perplexity(baseline.perplexity, other.perplexity))
+    for before, after in zip(baseline.tasks, other.tasks, strict=True):
+        drops += [compare_task(before, after, metric) for metric in before.metrics]
+    return drops

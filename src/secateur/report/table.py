@@ -1,0 +1,296 @@
+"""Numbers and names as text, and the tables for a terminal and for Markdown."""
+
+import math
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from secateur.errors import SecateurError
+from secateur.report.comparison import Comparison, Variant
+from secateur.report.record import DropRecord, LayerRecord, PruneRecord, Report
+
+MISSING = "–"
+"""Stands where there is nothing to show."""
+
+_NAMES_SHOWN = 3
+
+
+def printable(text: str) -> str:
+    """One line without control characters: names come from outside, terminals obey escapes."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+
+
+def format_number(value: float, digits: int = 2) -> str:
+    """Fixed digits below a thousand, then none, then powers of ten; `NaN` and `inf` as such."""
+    if math.isnan(value):
+        return "NaN"
+    if math.isinf(value):
+        return "inf" if value > 0 else "-inf"
+    if abs(value) < 1000:
+        return f"{value:.{digits}f}"
+    return f"{value:,.0f}" if abs(value) < 1e6 else f"{value:.2e}"
+
+
+def format_perplexity(perplexity: float, standard_error: float) -> str:
+    """`24.12 ± 0.41`."""
+    return f"{format_number(perplexity)} ± {format_number(standard_error)}"
+
+
+def format_change(value: float, base: float) -> str:
+    """Relative change with its sign, `+18.7%`."""
+    if base == 0 or not math.isfinite(base) or math.isnan(value):
+        return "NaN"
+    change = value / base - 1
+    return f"{change:+,.1%}" if math.isfinite(change) else f"{change:+}"
+
+
+def format_fraction(value: float) -> str:
+    """`50.0%`."""
+    return f"{value:.1%}"
+
+
+def format_optional(value: float | None, digits: int = 3) -> str:
+    """A number, or a dash where it is not known."""
+    return MISSING if value is None else format_number(value, digits)
+
+
+def format_count(value: int) -> str:
+    """`8.39M`: three figures with k, M, B (10^9) or T."""
+    return str(value) if abs(value) < 1000 else _scaled(value, ("", "k", "M", "B", "T"))
+
+
+def format_bytes(value: int) -> str:
+    """`16.8 MB`: three figures, decimal units."""
+    return f"{value} B" if value < 1000 else _scaled(value, (" B", " kB", " MB", " GB", " TB"))
+
+
+def _scaled(value: float, units: Sequence[str]) -> str:
+    step = 0
+    while abs(value) >= 999.5 and step < len(units) - 1:
+        value, step = value / 1000, step + 1
+    digits = 2 if abs(value) < 9.995 else 1 if abs(value) < 99.95 else 0
+    return f"{value:.{digits}f}{units[step]}"
+
+
+def format_seconds(value: float) -> str:
+    """`840 ms`, `12.3 s`, `3 min 20 s`, `1 h 05 min`."""
+    if not math.isfinite(value):
+        return format_number(value)
+    if value < 0.9995:
+        return f"{1000 * value:.0f} ms"
+    if value < 59.95:
+        return f"{value:.1f} s"
+    minutes, seconds = divmod(round(value), 60)
+    if minutes < 60:
+        return f"{minutes} min {seconds:02d} s"
+    hours, minutes = divmod(round(value / 60), 60)
+    return f"{hours} h {minutes:02d} min"
+
+
+def listed(items: Sequence[object]) -> str:
+    """`3, 4 and 7`."""
+    *most, last = map(str, items) if items else [MISSING]
+    return f"{', '.join(most)} and {last}" if most else last
+
+
+def dense_variant(comparison: Comparison) -> Variant:
+    """The baseline that everything is shown against.
+
+    Raises:
+        SecateurError: the comparison does not begin with a dense variant.
+    """
+    if not comparison.variants or comparison.variants[0].family != "dense":
+        found = comparison.variants[0].name if comparison.variants else "no variant"
+        raise SecateurError(f"expected a comparison that begins with the dense model, got {found}")
+    return comparison.variants[0]
+
+
+def short_name(variant: Variant) -> str:
+    """The name without its setting, for places that show the setting already."""
+    name, setting = printable(variant.name), printable(variant.setting)
+    return (name.removesuffix(setting).strip() if setting else name) or name
+
+
+def prefill_ratio(variant: Variant, dense: Variant) -> float | None:
+    """Prefill speed against dense, above 1 is faster; None where either was not measured."""
+    ours, theirs = variant.prefill_tokens_per_second, dense.prefill_tokens_per_second
+    return None if ours is None or not theirs else ours / theirs
+
+
+class Row(NamedTuple):
+    """One variant as the cells of a table."""
+
+    name: str
+    perplexity: str
+    change: str
+    zeros: str
+    parameters: str
+    non_zeros: str
+    size: str
+    seconds: str
+    prefill: str
+
+
+HEADER = Row(
+    *("Variant", "Perplexity", "Change", "Zeros", "Params", "Non-zeros", "Size", "Time", "Prefill")
+)
+
+
+def comparison_rows(comparison: Comparison) -> list[Row]:
+    """The comparison as text, a row a variant, in the order of the comparison."""
+    dense = dense_variant(comparison)
+    return [_row(variant, dense) for variant in comparison.variants]
+
+
+def _row(variant: Variant, dense: Variant) -> Row:
+    quality, ratio = variant.quality, prefill_ratio(variant, dense)
+    change = format_change(quality.perplexity, dense.quality.perplexity)
+    return Row(
+        name=printable(variant.name),
+        perplexity=format_perplexity(quality.perplexity, quality.standard_error),
+        change=MISSING if variant is dense else change,
+        zeros=format_fraction(variant.num_zeros / max(1, variant.num_parameters)),
+        parameters=format_count(variant.num_parameters),
+        non_zeros=format_count(variant.num_parameters - variant.num_zeros),
+        size=format_bytes(variant.num_bytes),
+        seconds=format_seconds(variant.seconds_compress) if variant.seconds_compress else MISSING,
+        prefill=MISSING if ratio is None else f"{ratio:.2f}×",
+    )
+
+
+def comparison_table(comparison: Comparison) -> Table:
+    """The comparison for a terminal of 80 columns or more; a line between settings."""
+    table = Table(
+        title=Text(printable(comparison.title)),
+        caption="Change, Prefill: against dense. Zeros: of all parameters.",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 0),
+        pad_edge=False,
+    )
+    # Non-zeros follow from parameters and zeros, and nine columns do not fit.
+    for title in HEADER._replace(non_zeros="")._asdict().values():
+        if title:
+            table.add_column(title, justify="left" if title == HEADER.name else "right")
+    following = [variant.setting for variant in comparison.variants[1:]]
+    for row, variant, setting in zip(
+        comparison_rows(comparison), comparison.variants, [*following, None], strict=True
+    ):
+        cells = [text for name, text in row._asdict().items() if name != "non_zeros"]
+        table.add_row(*map(Text, cells), end_section=setting not in (None, variant.setting))
+    return table
+
+
+def markdown_table(comparison: Comparison) -> str:
+    """The comparison as a GitHub table, numbers to the right."""
+    rules = ("---", *["---:"] * (len(HEADER) - 1))
+    rows = [HEADER, rules, *comparison_rows(comparison)]
+    return "".join(f"| {' | '.join(map(_markdown_cell, row))} |\n" for row in rows)
+
+
+def _markdown_cell(text: str) -> str:
+    return re.sub(r"([\\`*_\[\]|])", r"\\\1", text).replace("<", "&lt;")
+
+
+def layer_kind(name: str) -> str:
+    """What a layer is in any block: `model.layers.3.mlp.experts.17.up_proj` is one of
+    `mlp.experts.*.up_proj`.
+    """
+    _, _, tail = re.sub(r"\.\d+(?=\.|$)", ".*", printable(name)).partition(".*.")
+    return tail or printable(name)
+
+
+def layers_by_kind(layers: Sequence[LayerRecord]) -> dict[str, list[LayerRecord]]:
+    """Layers grouped by `layer_kind`, in order of first appearance."""
+    kinds: dict[str, list[LayerRecord]] = {}
+    for layer in layers:
+        kinds.setdefault(layer_kind(layer.name), []).append(layer)
+    return kinds
+
+
+def report_notes(report: Report) -> list[str]:
+    """What did not go as the recipe says, one sentence a cause: fallbacks, notes, warnings."""
+    return [
+        note
+        for stage in report.stages
+        for note in (stage.warnings if isinstance(stage, DropRecord) else _prune_notes(stage))
+    ]
+
+
+def _prune_notes(stage: PruneRecord) -> list[str]:
+    names: dict[str, list[str]] = {}
+    for layer in stage.layers:
+        if text := _layer_note(layer, stage.method):
+            names.setdefault(text, []).append(layer.name)
+    return [f"{text} ({_some(layers)})" for text, layers in names.items()]
+
+
+def _layer_note(layer: LayerRecord, method: str) -> str:
+    fallback = f"pruned by {layer.method} instead of {method}" if layer.method != method else ""
+    return "; ".join(filter(None, (fallback, layer.note)))
+
+
+def _some(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:_NAMES_SHOWN])
+    return shown if len(names) <= _NAMES_SHOWN else f"{len(names)} layers: {shown}, …"
+
+
+def report_table(report: Report) -> RenderableType:
+    """One report for a terminal of 80 columns or more: the facts, each stage, and the notes."""
+    parts: list[RenderableType] = [_facts_table(report)]
+    for number, stage in enumerate(report.stages, start=1):
+        parts += ["", _stage_table(number, stage)]
+    parts += [Text(f"! {printable(note)}", style="yellow") for note in report_notes(report)]
+    return Group(*parts)
+
+
+def _facts_table(report: Report) -> Table:
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    size, model = report.size, report.model
+    zeros = format_fraction(size.num_zeros / max(1, size.num_parameters))
+    facts = {
+        "Model": f"{printable(model.source)} ({printable(model.architecture)}, {model.dtype})",
+        "Parameters": f"{_arrow(model.num_parameters, size.num_parameters)}, {zeros} zeros",
+        "Size": f"{format_bytes(model.num_bytes)} → {format_bytes(size.num_bytes)}",
+        "Blocks": f"{model.num_blocks} → {size.num_blocks}",
+        "Time": format_seconds(sum(report.seconds.values())),
+        "Peak memory": format_bytes(report.peak_memory_bytes),
+    }
+    for quality in report.quality:
+        shown = format_perplexity(quality.perplexity, quality.standard_error)
+        facts[f"Perplexity, {printable(quality.text)}"] = shown
+    for name, text in facts.items():
+        table.add_row(Text(name, style="dim"), Text(text))
+    return table
+
+
+def _arrow(before: int, after: int) -> str:
+    return f"{format_count(before)} → {format_count(after)}"
+
+
+def _stage_table(number: int, stage: PruneRecord | DropRecord) -> RenderableType:
+    if isinstance(stage, DropRecord):
+        blocks = listed(sorted(stage.dropped))
+        return Text(f"Stage {number}: dropped blocks {blocks} by {stage.criterion}")
+    title = f"Stage {number}: {stage.method}, {stage.pattern}, {stage.sparsity:.1%} zeros"
+    table = Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("Layer")
+    for column in ("Count", "Zeros", "Error, mean", "Error, worst"):
+        table.add_column(column, justify="right")
+    for kind, layers in layers_by_kind(stage.layers).items():
+        zeros = sum(layer.sparsity for layer in layers) / len(layers)
+        table.add_row(Text(kind), str(len(layers)), format_fraction(zeros), *_errors(layers))
+    return table
+
+
+def _errors(layers: Sequence[LayerRecord]) -> tuple[str, str]:
+    known = [(layer.output_error, layer) for layer in layers if layer.output_error is not None]
+    if not known:
+        return MISSING, MISSING
+    worst, layer = max(known, key=lambda pair: math.inf if math.isnan(pair[0]) else pair[0])
+    mean = sum(error for error, _ in known) / len(known)
+    return format_number(mean, 3), f"{format_number(worst, 3)} in block {layer.block}"
