@@ -134,6 +134,7 @@ def model_record(loaded: LoadedModel, inventory: Inventory) -> ModelRecord:
     model = loaded.model
     return ModelRecord(
         source=loaded.source,
+        from_hub=loaded.folder is not None and not Path(loaded.source).is_dir(),
         revision=loaded.revision,
         architecture=type(model).__name__,
         num_blocks=len(inventory.blocks),

@@ -5,13 +5,14 @@ Unknown keys are errors, so that a misspelt option never passes for a default.
 """
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from secateur.errors import SecateurError
+from secateur.plain import from_plain, to_plain
 
 Method = Literal["magnitude", "wanda", "sparsegpt"]
 ComparisonGroup = Literal["row", "matrix", "block"]
@@ -26,11 +27,8 @@ PUBLISHED_COMPARISON_GROUP: dict[Method, ComparisonGroup] = {
 }
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Sparsity(_Frozen):
+@dataclass(frozen=True)
+class Sparsity:
     """How many weights go, and in which pattern.
 
     Either `unstructured` with `fraction` of the weights removed, or `keep` weights kept of every
@@ -52,6 +50,11 @@ class Sparsity(_Frozen):
         return (
             f"{self.keep}:{self.group}" if self.is_grouped else f"{self.fraction:.4g} unstructured"
         )
+
+
+def _require(holds: bool, fault: str) -> None:
+    if not holds:
+        raise SecateurError(fault)
 
 
 def parse_sparsity(pattern: str, fraction: float | None) -> Sparsity:
@@ -99,20 +102,21 @@ def _parse_keep_group(pattern: str) -> tuple[int, int]:
     return keep, group
 
 
-class LayerOverride(_Frozen):
+@dataclass(frozen=True, kw_only=True)
+class LayerOverride:
     """Another sparsity for the layers that `targets` match; the last matching override holds."""
 
-    targets: tuple[str, ...] = Field(min_length=1)
+    targets: tuple[str, ...]
     pattern: str = UNSTRUCTURED
     sparsity: float | None = None
 
-    @model_validator(mode="after")
-    def _readable(self) -> "LayerOverride":
+    def __post_init__(self) -> None:
+        _require(len(self.targets) > 0, "override: `targets` must name at least one layer")
         parse_sparsity(self.pattern, self.sparsity)
-        return self
 
 
-class PruneStage(_Frozen):
+@dataclass(frozen=True, kw_only=True)
+class PruneStage:
     """Remove weights from the linear layers of every block.
 
     `targets` and `ignore` hold full module names, class names (`Linear` stands for every matrix
@@ -126,62 +130,81 @@ class PruneStage(_Frozen):
     comparison_group: ComparisonGroup | None = None
     """Unstructured only: weights compete within a `row`, the whole `matrix`, or a `block` of
     `block_size` columns and all rows. None means the method's published choice."""
-    targets: tuple[str, ...] = Field(default=("Linear",), min_length=1)
+    targets: tuple[str, ...] = ("Linear",)
     ignore: tuple[str, ...] = ()
     overrides: tuple[LayerOverride, ...] = ()
-    block_size: int = Field(default=128, ge=1)
+    block_size: int = 128
     """Columns that SparseGPT treats together, and the width of the comparison group `block`."""
-    damping: float = Field(default=0.01, gt=0.0)
+    damping: float = 0.01
     """SparseGPT: added to the Hessian's diagonal, as a fraction of its mean."""
-    min_expert_tokens: int = Field(default=32, ge=1)
+    min_expert_tokens: int = 32
     """An expert that fewer calibration tokens were routed to is pruned by magnitude."""
 
-    @model_validator(mode="after")
-    def _consistent(self) -> "PruneStage":
+    def __post_init__(self) -> None:
+        _require(
+            self.method in PUBLISHED_COMPARISON_GROUP,
+            f"expected method one of {', '.join(PUBLISHED_COMPARISON_GROUP)}, got {self.method!r}",
+        )
         sparsity = parse_sparsity(self.pattern, self.sparsity)
-        if sparsity.is_grouped and self.comparison_group is not None:
-            raise SecateurError(
-                f"comparison_group is for unstructured sparsity; with pattern {self.pattern} "
-                "weights compete within their group"
-            )
-        return self
+        _require(
+            not (sparsity.is_grouped and self.comparison_group is not None),
+            f"comparison_group is for unstructured sparsity; with pattern {self.pattern} weights "
+            "compete within their group",
+        )
+        _require(len(self.targets) > 0, "`targets` must name at least one layer")
+        _require(self.block_size >= 1, f"expected block_size of at least 1, got {self.block_size}")
+        _require(self.damping > 0, f"expected damping above 0, got {self.damping}")
+        _require(
+            self.min_expert_tokens >= 1,
+            f"expected min_expert_tokens of at least 1, got {self.min_expert_tokens}",
+        )
 
     def resolved_comparison_group(self) -> ComparisonGroup:
         """The comparison group asked for, else the one that the method's authors use."""
         return self.comparison_group or PUBLISHED_COMPARISON_GROUP[self.method]
 
 
-class DropBlocksStage(_Frozen):
+@dataclass(frozen=True, kw_only=True)
+class DropBlocksStage:
     """Remove whole blocks: the `count` of lowest score, or those named in `blocks` (0-based)."""
 
     stage: Literal["drop_blocks"] = "drop_blocks"
     criterion: Literal["block_influence"] = "block_influence"
-    count: int | None = Field(default=None, ge=1)
+    count: int | None = None
     blocks: tuple[int, ...] = ()
 
-    @model_validator(mode="after")
-    def _one_choice(self) -> "DropBlocksStage":
-        if (self.count is None) == (not self.blocks):
-            raise SecateurError("drop_blocks needs either `count` or `blocks`, and not both")
-        if len(set(self.blocks)) != len(self.blocks) or any(b < 0 for b in self.blocks):
-            raise SecateurError(
-                f"drop_blocks: `blocks` must be distinct 0-based indices, got {list(self.blocks)}"
-            )
-        return self
+    def __post_init__(self) -> None:
+        _require(
+            (self.count is None) == bool(self.blocks),
+            "drop_blocks needs either `count` or `blocks`, and not both",
+        )
+        _require(
+            self.count is None or self.count >= 1,
+            f"drop_blocks: expected `count` of at least 1, got {self.count}",
+        )
+        _require(
+            len(set(self.blocks)) == len(self.blocks) and all(block >= 0 for block in self.blocks),
+            f"drop_blocks: `blocks` must be distinct 0-based indices, got {list(self.blocks)}",
+        )
 
 
-Stage = Annotated[PruneStage | DropBlocksStage, Field(discriminator="stage")]
+Stage = PruneStage | DropBlocksStage
 
 
-class Recipe(_Frozen):
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
     """Stages in the order in which they run."""
 
     version: Literal[1] = 1
-    stages: tuple[Stage, ...] = Field(min_length=1)
+    stages: tuple[Stage, ...]
+
+    def __post_init__(self) -> None:
+        _require(len(self.stages) > 0, "a recipe needs at least one stage")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, defaults included."""
-        return self.model_dump(mode="json")
+        values: dict[str, Any] = to_plain(self)
+        return values
 
     def to_json(self) -> str:
         """JSON text that `recipe_from_text` reads back."""
@@ -204,22 +227,12 @@ def recipe_from_dict(values: object, source: str = "recipe") -> Recipe:
     """Validate plain values.
 
     Raises:
-        SecateurError: what is wrong and where, one line a fault; `source` names the origin.
+        SecateurError: what is wrong and where; `source` names the origin.
     """
     try:
-        return Recipe.model_validate(values)
-    except ValidationError as error:
-        faults = [
-            f"  {'.'.join(str(part) for part in fault['loc']) or 'recipe'}: {_fault_text(fault)}"
-            for fault in error.errors()
-        ]
-        raise SecateurError(f"{source} is not a valid recipe:\n" + "\n".join(faults)) from None
-
-
-def _fault_text(fault: Any) -> str:
-    if fault["type"] == "extra_forbidden":
-        return "unknown key"
-    return f"{fault['msg'].removeprefix('Value error, ')} (got {fault['input']!r})"
+        return from_plain(Recipe, values)
+    except SecateurError as error:
+        raise SecateurError(f"{source} is not a valid recipe: {error}") from None
 
 
 def recipe_from_text(text: str, source: str = "recipe") -> Recipe:

@@ -38,9 +38,8 @@ def model_card(recipe: Recipe, report: Report) -> str:
     """Markdown with the metadata header that the Hub reads."""
     model, size = report.model, report.size
     calibration = report.calibration
-    on_hub = "/" in model.source and not model.source.startswith((".", "/"))
     return _TEMPLATE.format(
-        base=f"base_model: {model.source}\n" if on_hub else "",
+        base=f"base_model: {model.source}\n" if model.from_hub else "",
         name=model.source.rstrip("/").rsplit("/", 1)[-1],
         source=model.source,
         architecture=model.architecture,

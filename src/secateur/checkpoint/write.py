@@ -95,6 +95,7 @@ def write_checkpoint(
             (partial / REPORT_FILE).write_text(report.to_json(), encoding="utf-8")
             (partial / "README.md").write_text(model_card(recipe, report), encoding="utf-8")
             write_manifest(partial)
+            _make_readable(partial)
         require_same_model(model, partial, trust_remote_code)
         _put_in_place(partial, output)
     return report
@@ -125,6 +126,13 @@ def _space_errors(output: Path) -> Iterator[None]:
         if full:
             raise OutOfSpaceError(f"no space left to write {output}: {error}") from error
         raise SecateurError(f"{output} cannot be written: {error}") from error
+
+
+def _make_readable(folder: Path) -> None:
+    """Give weight files the mode of every other file; safetensors makes them for the owner only."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(path.stat().st_mode | (folder.stat().st_mode & 0o444))
 
 
 def _put_in_place(partial: Path, output: Path) -> None:

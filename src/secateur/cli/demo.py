@@ -28,7 +28,7 @@ def demo_command(
     finally:
         progress.close()
     write_page(output / "report.html", render_comparison(comparison))
-    write_page(output / "comparison.json", comparison.model_dump_json(indent=2) + "\n")
+    write_page(output / "comparison.json", comparison.to_json())
     console = Console()
     console.print(comparison_table(comparison))
     console.print(

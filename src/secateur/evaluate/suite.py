@@ -43,14 +43,14 @@ class Evaluation:
     tasks: tuple[TaskResult, ...] = field(default=())
 
     def estimates(self) -> dict[str, Estimate]:
-        """Every metric by name, `perplexity` or `task/metric`."""
+        """Every metric by the name that `Drop` has for it: `perplexity` or `task metric`."""
         found = {}
         if self.perplexity is not None:
             result = self.perplexity
             found["perplexity"] = Estimate(result.perplexity, result.standard_error)
         for task in self.tasks:
             for metric, estimate in task.metrics.items():
-                found[f"{task.name}/{metric}"] = estimate
+                found[f"{task.name} {metric}"] = estimate
         return found
 
     def to_dict(self) -> dict[str, Any]:

@@ -1,23 +1,23 @@
 """Several models on the same text, side by side: what the demo writes and the page shows."""
 
-from pydantic import BaseModel, ConfigDict
+import json
+from dataclasses import dataclass
 
+from secateur.plain import to_plain
 from secateur.report.record import QualityRecord, Report
 
 
-class Sample(BaseModel):
+@dataclass(frozen=True, kw_only=True)
+class Sample:
     """One continuation."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
     prompt: str
     text: str
 
 
-class Variant(BaseModel):
+@dataclass(frozen=True, kw_only=True)
+class Variant:
     """One model of a comparison; the dense one has no report."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
     name: str
     """Shown in tables and pictures, such as `Wanda 2:4`."""
@@ -36,10 +36,9 @@ class Variant(BaseModel):
     report: Report | None = None
 
 
-class Comparison(BaseModel):
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
     """Variants of one model, the dense one first."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
     title: str
     created: str
@@ -47,3 +46,7 @@ class Comparison(BaseModel):
     versions: dict[str, str]
     block_influence: tuple[float, ...]
     variants: tuple[Variant, ...]
+
+    def to_json(self) -> str:
+        """JSON text."""
+        return json.dumps(to_plain(self), indent=2) + "\n"

@@ -16,7 +16,13 @@ from markupsafe import Markup
 
 from secateur.report import plots, table
 from secateur.report.comparison import Comparison, Variant
-from secateur.report.record import CalibrationRecord, DropRecord, PruneRecord, Report
+from secateur.report.record import (
+    CalibrationRecord,
+    DropRecord,
+    PruneRecord,
+    QualityRecord,
+    Report,
+)
 
 _PUBLISHED_ORDER = {"sparsegpt": "SparseGPT", "wanda": "Wanda", "magnitude": "magnitude"}
 _SAME_SIZE = 1e-3  # Two files of as many weights differ by a few bytes of header.
@@ -36,19 +42,16 @@ def render_comparison(comparison: Comparison) -> str:
     variants, dense = comparison.variants, table.dense_variant(comparison)
     return _template().render(
         kind="comparison",
-        comparison=comparison,
+        record=comparison,
         dense=dense,
         title=comparison.title,
-        created=comparison.created,
-        machine=comparison.machine,
-        versions=comparison.versions,
         headline=headline(comparison),
         findings=findings(comparison),
         cautions=cautions(comparison),
         header=table.HEADER,
         rows=list(zip(variants, table.comparison_rows(comparison), strict=True)),
         best=[min(g, key=_rank) for g in _by_setting(comparison).values() if len(g) > 1],
-        perplexity_picture=_picture(plots.perplexity_svg(variants)),
+        perplexity_picture=_picture(plots.perplexity_svg(variants)) if variants[1:] else None,
         size_picture=_picture(plots.size_svg(variants)),
         influence_picture=_influence_picture(comparison.block_influence, _dropped(variants)),
         samples=_samples(variants),
@@ -61,10 +64,8 @@ def render_report(report: Report) -> str:
     """The report as one HTML page; equal reports give equal pages."""
     return _template().render(
         kind="report",
+        record=report,
         title=f"Compressing {report.model.source}",
-        created=report.created,
-        machine=report.machine,
-        versions=report.versions,
         headline=report_headline(report),
         findings=_report_findings(report),
         cautions=table.report_notes(report),
@@ -191,8 +192,8 @@ def _smaller_sentence(variant: Variant, dense: Variant) -> str:
     ratio = table.prefill_ratio(variant, dense)
     fraction = table.format_fraction(variant.num_bytes / dense.num_bytes)
     change = table.format_change(variant.quality.perplexity, dense.quality.perplexity)
-    speed = "" if ratio is None else f", and prefill at {ratio:.2f} times dense"
-    return f"{variant.name} takes {fraction} of the dense bytes, for {change} perplexity{speed}."
+    speed = "" if ratio is None else f", prefill at {ratio:.2f} times dense"
+    return f"{variant.name}: {fraction} of the dense bytes, {change} perplexity{speed}."
 
 
 def cautions(comparison: Comparison) -> list[str]:
@@ -228,13 +229,23 @@ def _stage_words(stage: PruneRecord | DropRecord) -> str:
 
 
 def _report_findings(report: Report) -> list[str]:
-    before, after = report.model.num_bytes, report.size.num_bytes
+    sentences, (before, after) = [], (report.model.num_bytes, report.size.num_bytes)
+    dense = {quality.text: quality for quality in report.quality if quality.when == "before"}
+    for quality in report.quality:
+        if quality.when == "after" and quality.text in dense:
+            sentences.append(_quality_words(dense[quality.text], quality))
     if report.size.num_zeros and abs(after - before) <= _SAME_SIZE * before:
-        return [
+        sentences.append(
             f"The weights set to zero are still stored: {table.format_bytes(before)} before, "
             f"{table.format_bytes(after)} after. {_ZEROS_ALONE}"
-        ]
-    return []
+        )
+    return sentences
+
+
+def _quality_words(before: QualityRecord, after: QualityRecord) -> str:
+    old, new = (table.format_number(quality.perplexity) for quality in (before, after))
+    change = table.format_change(after.perplexity, before.perplexity)
+    return f"Perplexity on {after.text}: {old} before, {new} after ({change})."
 
 
 def _report_view(report: Report) -> dict[str, Any]:

@@ -74,17 +74,16 @@ def perplexity_svg(variants: Sequence[Variant]) -> str:
     does not flatten the others. Perplexities that are not finite have a label and no bar.
     """
     settings = [variant.setting for variant in variants]
-    bars = sorted(variants, key=lambda variant: settings.index(variant.setting))
-    bars = [variant for variant in bars if variant.family != "dense"]
+    pruned = (variant for variant in variants if variant.family != "dense")
+    bars = sorted(pruned, key=lambda variant: settings.index(variant.setting))
     values = [v.quality.perplexity for v in variants if math.isfinite(v.quality.perplexity)]
     limit = min(max(values, default=1.0), 4 * statistics.median(values or [1.0]))
     with _drawing(3.7) as figure:
         axes = figure.subplots()
         for position, variant in zip(_grouped(axes, bars), bars, strict=True):
             _perplexity_bar(axes, position, variant, limit)
-        for variant in variants:
-            if variant.family == "dense":
-                _dense_line(axes, variant)
+        for dense in (variant for variant in variants if variant.family == "dense"):
+            _dense_line(axes, dense)
         axes.set(ylabel="Perplexity (lower is better)", ylim=(0, 1.14 * limit))
         axes.grid(axis="y")
         shown = (f"{_label(v.name)} {table.format_number(v.quality.perplexity)}" for v in variants)
@@ -95,16 +94,17 @@ def _grouped(axes: Axes, bars: Sequence[Variant]) -> list[float]:
     """Positions with a gap wherever the setting changes, and the settings written above."""
     starts = [i for i, v in enumerate(bars) if i == 0 or v.setting != bars[i - 1].setting]
     positions = [i + 0.6 * sum(start <= i for start in starts) for i in range(len(bars))]
+    slot = max(9, 84 // max(1, len(bars)))
     for start, end in zip(starts, [*starts, len(bars)][1:], strict=True):
         middle = (positions[start] + positions[end - 1]) / 2
-        heading = textwrap.fill(_label(bars[start].setting), 11 * (end - start))
+        heading = _label(bars[start].setting, slot * (end - start))
         place = {"xycoords": axes.get_xaxis_transform(), "weight": "bold"}
         _note(axes, heading, (middle, 1.0), (0, 5), **place)
     crowded: dict[str, Any] = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"}
-    width, looks = (30, crowded) if len(bars) > 9 else (12, {})
-    names = [textwrap.fill(_label(table.short_name(variant)), width) for variant in bars]
+    width, looks = (30, crowded) if len(bars) > 9 else (slot, {})
+    names = [_label(table.short_name(variant), width) for variant in bars]
     axes.set_xticks(positions, names, **looks)
-    axes.set_xlim(-0.2, max([*positions, 0.6]) + 0.8)
+    axes.set_xlim(-0.2, max([*positions, 3.0]) + 0.8)
     return positions
 
 
@@ -157,8 +157,7 @@ def layers_svg(stage: PruneRecord) -> str:
             axes.set(title=title, xlabel="Block")
             axes.label_outer()
         spans = (f"{name} {np.nanmin(v):.3g} to {np.nanmax(v):.3g}" for name, v, *_ in maps)
-        shown = f"{len(kinds)} kinds of layers in {len(blocks)} blocks"
-        return _svg(figure, f"{shown}: {'; '.join(spans)}.")
+        return _svg(figure, f"{len(kinds)} kinds of layers by block: {'; '.join(spans)}.")
 
 
 def _averages(stage: PruneRecord, field: Literal["sparsity", "output_error"]) -> _Cells:
@@ -266,8 +265,9 @@ def _note(
     axes.annotate(text, at, xytext=offset, textcoords="offset points", **looks)
 
 
-def _label(text: str) -> str:
-    return textwrap.shorten(table.printable(text), 40, placeholder="…") or "?"
+def _label(text: str, width: int = 40) -> str:
+    short = textwrap.shorten(table.printable(text), 40, placeholder="…") or "?"
+    return textwrap.fill(short, width, break_long_words=False)
 
 
 @contextmanager

@@ -3,25 +3,25 @@
 Units: seconds, bytes. Errors are relative: ||change of the output|| / ||dense output||.
 """
 
+import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
-
 from secateur.errors import SecateurError
+from secateur.plain import from_plain, to_plain
 
 REPORT_FILE = "secateur_report.json"
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
-
-
-class ModelRecord(_Frozen):
+@dataclass(frozen=True, kw_only=True)
+class ModelRecord:
     """The model as it came in."""
 
     source: str
     """Folder or Hub id; `in memory` for a model object."""
+    from_hub: bool = False
+    """Whether `source` is a Hub id."""
     revision: str | None
     architecture: str
     num_blocks: int
@@ -33,7 +33,8 @@ class ModelRecord(_Frozen):
     """Parameters that no stage may touch, `name: why`."""
 
 
-class CalibrationRecord(_Frozen):
+@dataclass(frozen=True, kw_only=True)
+class CalibrationRecord:
     """The tokens that statistics were taken from."""
 
     source: str
@@ -44,7 +45,8 @@ class CalibrationRecord(_Frozen):
     tokens_sha256: str
 
 
-class LayerRecord(_Frozen):
+@dataclass(frozen=True, kw_only=True)
+class LayerRecord:
     """One pruned weight matrix [N, K]."""
 
     name: str
@@ -63,7 +65,8 @@ class LayerRecord(_Frozen):
     note: str = ""
 
 
-class BlockRecord(_Frozen):
+@dataclass(frozen=True, kw_only=True)
+class BlockRecord:
     """One decoder block after its layers were pruned."""
 
     block: int
@@ -73,7 +76,8 @@ class BlockRecord(_Frozen):
     seconds: float
 
 
-class PruneRecord(_Frozen):
+@dataclass(frozen=True, kw_only=True)
+class PruneRecord:
     """What a prune stage did."""
 
     stage: Literal["prune"] = "prune"
@@ -94,7 +98,8 @@ class PruneRecord(_Frozen):
         return sum(zeros) / max(1, sum(sizes))
 
 
-class DropRecord(_Frozen):
+@dataclass(frozen=True, kw_only=True)
+class DropRecord:
     """What a drop_blocks stage did."""
 
     stage: Literal["drop_blocks"] = "drop_blocks"
@@ -107,7 +112,8 @@ class DropRecord(_Frozen):
     seconds: float
 
 
-class VerificationRecord(_Frozen):
+@dataclass(frozen=True, kw_only=True)
+class VerificationRecord:
     """What `secateur verify` compares a reloaded model with."""
 
     input_ids: tuple[int, ...]
@@ -119,7 +125,8 @@ class VerificationRecord(_Frozen):
     """The tokens that those logits belong to."""
 
 
-class SizeRecord(_Frozen):
+@dataclass(frozen=True, kw_only=True)
+class SizeRecord:
     """The model as it went out."""
 
     num_parameters: int
@@ -128,7 +135,8 @@ class SizeRecord(_Frozen):
     num_blocks: int
 
 
-class QualityRecord(_Frozen):
+@dataclass(frozen=True, kw_only=True)
+class QualityRecord:
     """Perplexity on a text: non-overlapping windows, remainder dropped."""
 
     text: str
@@ -141,7 +149,8 @@ class QualityRecord(_Frozen):
     max_seq_length: int
 
 
-class Report(_Frozen):
+@dataclass(frozen=True, kw_only=True)
+class Report:
     """Everything that one compression did."""
 
     format_version: Literal[1] = 1
@@ -165,7 +174,7 @@ class Report(_Frozen):
 
     def to_json(self) -> str:
         """JSON text that `report_from_text` reads back."""
-        return self.model_dump_json(indent=2) + "\n"
+        return json.dumps(to_plain(self), indent=2) + "\n"
 
 
 def report_from_text(text: str, source: str = REPORT_FILE) -> Report:
@@ -175,11 +184,11 @@ def report_from_text(text: str, source: str = REPORT_FILE) -> Report:
         SecateurError: the text is not a report of this format.
     """
     try:
-        return Report.model_validate_json(text)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise SecateurError(f"{source} is not a Secateur report: {where}: {first['msg']}") from None
+        return from_plain(Report, json.loads(text))
+    except json.JSONDecodeError as error:
+        raise SecateurError(f"{source} is not JSON: {error}") from None
+    except SecateurError as error:
+        raise SecateurError(f"{source} is not a Secateur report: {error}") from None
 
 
 def load_report(path: str | Path) -> Report:

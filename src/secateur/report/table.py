@@ -262,7 +262,7 @@ def _facts_table(report: Report) -> Table:
     }
     for quality in report.quality:
         shown = format_perplexity(quality.perplexity, quality.standard_error)
-        facts[f"Perplexity, {printable(quality.text)}"] = shown
+        facts[f"Perplexity {quality.when}, {printable(quality.text)}"] = shown
     for name, text in facts.items():
         table.add_row(Text(name, style="dim"), Text(text))
     return table
