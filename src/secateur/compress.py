@@ -18,7 +18,7 @@ from secateur.checkpoint.fingerprint import fingerprint
 from secateur.checkpoint.write import check_output, check_space, write_checkpoint
 from secateur.clock import StepClock
 from secateur.models.inventory import Inventory, take_inventory
-from secateur.models.measure import num_bytes, size_of
+from secateur.models.measure import num_bytes
 from secateur.models.replay import Trace, trace_blocks
 from secateur.prepare import (
     DEFAULT_SAMPLES,
@@ -29,6 +29,7 @@ from secateur.prepare import (
     model_record,
     open_model,
     run_device,
+    size_record,
     vocabulary_size,
 )
 from secateur.progress import Progress, default_progress
@@ -132,7 +133,7 @@ def compress_with_report(
     stages = run_stages(
         loaded.model, recipe, tokens, blocks_device, clock, progress or default_progress()
     )
-    after = size_of(loaded.model)
+    after = size_record(loaded.model)
     probe = fingerprint(loaded.model, vocabulary_size(loaded.model))
 
     def make_report() -> Report:

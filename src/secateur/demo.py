@@ -16,7 +16,7 @@ from secateur.evaluate.generate import generate_text
 from secateur.evaluate.perplexity import encode_text, perplexity
 from secateur.evaluate.speed import prefill_tokens_per_second
 from secateur.evaluate.suite import read_text
-from secateur.models.measure import size_of
+from secateur.prepare import size_record
 from secateur.progress import Progress, SilentProgress
 from secateur.recipe import Recipe, recipe_from_dict
 from secateur.report.comparison import Comparison, Sample, Variant
@@ -88,7 +88,7 @@ def run_demo(example: Path, output: Path, progress: Progress) -> Comparison:
     """
     calibration = _example_file(example, "calibration.txt")
     dense = load_with_tokenizer(example)
-    todo = entries(size_of(dense.model).num_blocks)
+    todo = entries(size_record(dense.model).num_blocks)
     models: dict[str, nn.Module] = {"Dense": dense.model}
     reports: dict[str, Report] = {}
     progress.begin("compress", len(todo))
@@ -108,7 +108,7 @@ def run_demo(example: Path, output: Path, progress: Progress) -> Comparison:
     qualities = _measure_quality(models, dense, example, progress)
     samples = _sample(models, dense, example, progress)
     progress.begin("prefill speed", 1)
-    input_ids = _speed_tokens(size_of(dense.model).num_parameters)
+    input_ids = _speed_tokens(size_record(dense.model).num_parameters)
     speeds = prefill_tokens_per_second(models, input_ids)
     progress.advance()
     dense_entry = Entry("Dense", "dense", "dense", {})
@@ -197,7 +197,7 @@ def _variant(
     speed: float,
     report: Report | None,
 ) -> Variant:
-    size = size_of(model)
+    size = size_record(model)
     return Variant(
         name=entry.name,
         family=entry.family,

@@ -11,11 +11,11 @@ from secateur.calibration.data import CalibrationSource, load_calibration
 from secateur.calibration.tokens import CalibrationTokens
 from secateur.checkpoint.load import LoadedModel, load_model, usable_device
 from secateur.errors import SecateurError
-from secateur.models.blocks import text_config
+from secateur.models.blocks import find_blocks, text_config
 from secateur.models.inventory import Inventory, take_inventory
 from secateur.models.measure import num_bytes, require_finite_weights
 from secateur.recipe import DropBlocksStage, PruneStage, Recipe
-from secateur.report.record import CalibrationRecord, ModelRecord
+from secateur.report.record import CalibrationRecord, ModelRecord, SizeRecord
 from secateur.stages.drop import check_drop
 from secateur.stages.prune_plan import plan_stage
 
@@ -142,6 +142,16 @@ def model_record(loaded: LoadedModel, inventory: Inventory) -> ModelRecord:
         num_bytes=num_bytes(model),
         dtype=str(next(model.parameters()).dtype).removeprefix("torch."),
         unmatched=tuple(f"{entry.name}: {entry.reason}" for entry in inventory.unmatched),
+    )
+
+
+def size_record(model: nn.Module) -> SizeRecord:
+    """The model as it is now: parameters, bytes, zeros and blocks."""
+    return SizeRecord(
+        num_parameters=sum(parameter.numel() for parameter in model.parameters()),
+        num_bytes=num_bytes(model),
+        num_zeros=sum(int((parameter == 0).sum()) for parameter in model.parameters()),
+        num_blocks=len(find_blocks(model)),
     )
 
 

@@ -8,6 +8,7 @@ import torch
 from huggingface_hub import snapshot_download
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging as transformers_logging
 
 from secateur.checkpoint.files import check_model_folder
 from secateur.errors import SecateurError
@@ -21,6 +22,12 @@ DTYPES = {
 }
 
 _HUB_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
+
+
+def silence_transformers() -> None:
+    """Have transformers print errors only: its bars would mix with ours, also in log files."""
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.markup import escape
-from transformers.utils import logging as transformers_logging
 
+from secateur.checkpoint.load import silence_transformers
 from secateur.cli.compress import compress_command
 from secateur.cli.demo import demo_command
 from secateur.cli.doctor import doctor_command
@@ -57,9 +57,7 @@ def _options(
 
 def main() -> None:
     """Run the command line; always ends in SystemExit."""
-    # transformers' own bars would mix with ours, and appear even in log files.
-    transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()
+    silence_transformers()
     try:
         app()
     except SecateurError as error:

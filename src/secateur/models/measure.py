@@ -3,24 +3,12 @@
 from torch import nn
 
 from secateur.errors import SecateurError
-from secateur.models.blocks import find_blocks
-from secateur.report.record import SizeRecord
 
 
 def num_bytes(model: nn.Module) -> int:
     """Bytes of parameters and saved buffers; tied weights count once."""
     tensors = {id(tensor): tensor for tensor in model.state_dict(keep_vars=True).values()}
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-
-
-def size_of(model: nn.Module) -> SizeRecord:
-    """Count parameters, bytes, zeros and blocks."""
-    return SizeRecord(
-        num_parameters=sum(parameter.numel() for parameter in model.parameters()),
-        num_bytes=num_bytes(model),
-        num_zeros=sum(int((parameter == 0).sum()) for parameter in model.parameters()),
-        num_blocks=len(find_blocks(model)),
-    )
 
 
 def require_finite_weights(model: nn.Module) -> None:

@@ -16,13 +16,7 @@ from markupsafe import Markup
 
 from secateur.report import plots, table
 from secateur.report.comparison import Comparison, Variant
-from secateur.report.record import (
-    CalibrationRecord,
-    DropRecord,
-    PruneRecord,
-    QualityRecord,
-    Report,
-)
+from secateur.report.record import CalibrationRecord, DropRecord, PruneRecord, Report
 
 _PUBLISHED_ORDER = {"sparsegpt": "SparseGPT", "wanda": "Wanda", "magnitude": "magnitude"}
 _SAME_SIZE = 1e-3  # Two files of as many weights differ by a few bytes of header.
@@ -202,7 +196,7 @@ def cautions(comparison: Comparison) -> list[str]:
     qualities = [variant.quality for variant in comparison.variants]
     protocols = {(q.text, q.num_tokens, q.max_seq_length) for q in qualities}
     if len(protocols) > 1:
-        sentences.append("Not every perplexity was measured on the same tokens: see the details.")
+        sentences.append("Perplexities were not all measured on the same tokens, so mind the text.")
     for variant in comparison.variants:
         value = variant.quality.perplexity
         if not math.isfinite(value):
@@ -231,21 +225,15 @@ def _stage_words(stage: PruneRecord | DropRecord) -> str:
 def _report_findings(report: Report) -> list[str]:
     sentences, (before, after) = [], (report.model.num_bytes, report.size.num_bytes)
     dense = {quality.text: quality for quality in report.quality if quality.when == "before"}
-    for quality in report.quality:
-        if quality.when == "after" and quality.text in dense:
-            sentences.append(_quality_words(dense[quality.text], quality))
+    for new in report.quality:
+        if new.when == "after" and (old := dense.get(new.text)) is not None:
+            was, now = map(table.format_number, (old.perplexity, new.perplexity))
+            change = table.format_change(new.perplexity, old.perplexity)
+            sentences.append(f"Perplexity on {new.text}: {was} before, {now} after ({change}).")
     if report.size.num_zeros and abs(after - before) <= _SAME_SIZE * before:
-        sentences.append(
-            f"The weights set to zero are still stored: {table.format_bytes(before)} before, "
-            f"{table.format_bytes(after)} after. {_ZEROS_ALONE}"
-        )
+        sizes = f"{table.format_bytes(before)} before, {table.format_bytes(after)} after"
+        sentences.append(f"The weights set to zero are still stored: {sizes}. {_ZEROS_ALONE}")
     return sentences
-
-
-def _quality_words(before: QualityRecord, after: QualityRecord) -> str:
-    old, new = (table.format_number(quality.perplexity) for quality in (before, after))
-    change = table.format_change(after.perplexity, before.perplexity)
-    return f"Perplexity on {after.text}: {old} before, {new} after ({change})."
 
 
 def _report_view(report: Report) -> dict[str, Any]:

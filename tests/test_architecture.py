@@ -1,0 +1,179 @@
+"""The import rules of docs/map.md, read off the code."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SOURCES = {"secateur": ROOT / "src" / "secateur", "secateur_kernels": ROOT / "kernels"}
+
+FOUNDATION = {"errors", "plain", "settings", "clock", "progress", "recipe"}
+ALGORITHMS = {"score", "mask", "update", "depth"}
+
+# Part of `secateur` -> the parts that it may import beside itself.
+MAY_IMPORT = {
+    "errors": set(),
+    "clock": set(),
+    "plain": {"errors"},
+    "settings": {"errors"},
+    "progress": {"settings"},
+    "recipe": {"errors", "plain"},
+    "models": {"errors"},
+    "score": set(),
+    "mask": set(),
+    "update": set(),
+    "depth": {"errors", "models"},
+    "calibration": {"errors", "models"},
+    "report": {"errors", "plain", "recipe"},
+    "evaluate": {"errors", "models", "progress", "report"},
+    "checkpoint": {"errors", "models", "recipe", "report", "settings"},
+    "stages": {"calibration", "errors", "models", "progress", "recipe", "report"} | ALGORITHMS,
+    "prepare": {"calibration", "checkpoint", "models", "report", "stages", "errors", "recipe"},
+    "compress": FOUNDATION | {"calibration", "checkpoint", "models", "prepare", "report", "stages"},
+    "demo": FOUNDATION | {"checkpoint", "compress", "evaluate", "prepare", "report"},
+    "cli": FOUNDATION
+    | {"checkpoint", "compress", "demo", "evaluate", "models", "prepare", "report"},
+    "__init__": {"compress", "errors", "recipe"},
+    "__main__": {"cli"},
+}
+
+# Module -> the only files that may import it.
+ONLY_IN = {
+    "transformers": {"checkpoint/load.py"},
+    "huggingface_hub": {"checkpoint/load.py"},
+    "datasets": {"calibration/data.py"},
+    "lm_eval": {"evaluate/lm_eval_tasks.py"},
+    "matplotlib": {"report/plots.py"},
+    "jinja2": {"report/page.py"},
+    "typer": {"cli/"},
+}
+
+KERNELS_MAY_IMPORT = {"torch", "triton", "numpy", "safetensors", "secateur_kernels"}
+
+
+def files() -> list[Path]:
+    return sorted(path for folder in SOURCES.values() for path in folder.rglob("*.py"))
+
+
+def imports(tree: ast.AST) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative import"
+            yield node.module or ""
+
+
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def part_of(path: Path) -> str:
+    inner = path.relative_to(SOURCES["secateur"]).parts[0]
+    return inner.removesuffix(".py")
+
+
+def front_end_files() -> list[Path]:
+    return [path for path in files() if SOURCES["secateur"] in path.parents]
+
+
+@pytest.mark.parametrize("path", front_end_files(), ids=lambda p: str(p.relative_to(ROOT)))
+def test_parts_import_only_what_the_map_allows(path: Path) -> None:
+    part = part_of(path)
+    assert part in MAY_IMPORT, f"{part} is not on the map"
+    for name in imports(parsed(path)):
+        package, _, rest = name.partition(".")
+        if package != "secateur" or not rest:
+            continue
+        other = rest.split(".")[0]
+        assert other == part or other in MAY_IMPORT[part], f"{part} must not import {name}"
+
+
+def test_the_kernel_package_knows_nothing_of_the_front_end() -> None:
+    standard = set(__import__("sys").stdlib_module_names)
+    for path in files():
+        if SOURCES["secateur_kernels"] not in path.parents:
+            continue
+        for name in imports(parsed(path)):
+            root = name.split(".")[0]
+            assert root in KERNELS_MAY_IMPORT | standard, f"{path}: {name}"
+
+
+def test_algorithms_and_kernels_need_torch_only() -> None:
+    standard = set(__import__("sys").stdlib_module_names)
+    for path in front_end_files():
+        if part_of(path) in {"score", "mask", "update"}:
+            roots = {name.split(".")[0] for name in imports(parsed(path))}
+            assert roots <= standard | {"torch", "secateur", "secateur_kernels"}, path
+
+
+@pytest.mark.parametrize("module", sorted(ONLY_IN))
+def test_outside_libraries_come_in_by_one_door(module: str) -> None:
+    for path in files():
+        name = str(path.relative_to(ROOT))
+        if any(place in name for place in ONLY_IN[module]):
+            continue
+        roots = {imported.split(".")[0] for imported in imports(parsed(path))}
+        assert module not in roots, f"{name} imports {module}"
+
+
+def test_no_import_inside_functions_but_for_optional_libraries() -> None:
+    optional = {"datasets", "lm_eval"}
+    for path in files():
+        for node in ast.walk(parsed(path)):
+            if isinstance(node, ast.FunctionDef):
+                roots = {name.split(".")[0] for name in imports(node)}
+                assert roots <= optional, f"{path}, {node.name}: {roots - optional}"
+
+
+def test_no_import_cycles() -> None:
+    graph: dict[str, set[str]] = {}
+    for path in front_end_files():
+        module = ".".join(("secateur", *path.relative_to(SOURCES["secateur"]).parts))
+        module = module.removesuffix(".py").removesuffix(".__init__")
+        graph[module] = {name for name in imports(parsed(path)) if name.startswith("secateur.")}
+    visiting: list[str] = []
+    done: set[str] = set()
+
+    def visit(module: str) -> None:
+        assert module not in visiting, " -> ".join([*visiting, module])
+        if module in done or module not in graph:
+            return
+        visiting.append(module)
+        for other in graph[module]:
+            visit(other)
+        visiting.pop()
+        done.add(module)
+
+    for module in graph:
+        visit(module)
+
+
+def test_the_environment_is_read_in_one_place() -> None:
+    for path in files():
+        if path.name == "settings.py":
+            continue
+        text = path.read_text(encoding="utf-8")
+        assert "environ" not in text, path
+        assert "getenv" not in text, path
+
+
+def test_names_say_something() -> None:
+    vague = {"utils", "util", "helpers", "helper", "common", "misc"}
+    assert not [path for path in files() if path.stem in vague or path.parent.name in vague]
+
+
+def test_every_part_stands_on_the_map() -> None:
+    text = (ROOT / "docs" / "map.md").read_text(encoding="utf-8")
+    for path in files():
+        if path.name in {"__init__.py", "__main__.py"}:
+            continue
+        inner = path.relative_to(SOURCES["secateur"] if "src" in path.parts else ROOT / "kernels")
+        assert f"`{inner.as_posix()}`" in text, f"docs/map.md does not mention {inner}"
+
+
+def test_files_stay_small() -> None:
+    long = {str(p): n for p in files() if (n := len(p.read_text().splitlines())) > 400}
+    assert not long
