@@ -41,7 +41,7 @@ from secateur.stages.prune import BlockPruner
 from secateur.stages.prune_plan import plan_stage
 
 # Enough tokens at once to keep the processor busy, few enough to keep activations small.
-_TOKENS_PER_BATCH = 4096
+_TOKENS_PER_BATCH = 1024
 _TRACE_TOKENS = 8
 
 RecipeLike = Recipe | Mapping[str, Any] | str | Path

@@ -1,6 +1,6 @@
 """The hidden states that enter a block, batch by batch, and how they move to the next block."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,24 +12,41 @@ from secateur.models.blocks import BlockList
 from secateur.models.replay import BlockCall, CapturedBatch, Trace, capture_batch
 
 
-@dataclass
+@dataclass(frozen=True)
 class BlockInputs:
-    """What enters one block; `hidden` is overwritten as the work moves from block to block."""
+    """What enters one block; `hidden` is overwritten as the work moves from block to block.
 
-    hidden: list[Tensor]
+    Both activation buffers are allocated once, whole. Outputs that were kept as they came would
+    lie between the temporary tensors of a forward pass and keep the memory around them from being
+    given back.
+    """
+
+    hidden: tuple[Tensor, ...]
     """By batch: [batch, length, width] on the device where blocks run."""
-    calls: list[tuple[BlockCall, ...]]
+    outputs: tuple[Tensor, ...]
+    """By batch, as `hidden`: the block's outputs once `run_block` was through."""
+    calls: tuple[tuple[BlockCall, ...], ...]
     """By batch, then by block. Equal arguments are stored once."""
     num_samples: int
 
     def __len__(self) -> int:
         return len(self.hidden)
 
-    def outputs(self, block: nn.Module, index: int) -> Iterator[Tensor]:
+    def stream(self, block: nn.Module, index: int) -> Iterator[Tensor]:
         """Run block `index` on every batch, one at a time, without gradients."""
         for hidden, calls in zip(self.hidden, self.calls, strict=True):
             with torch.no_grad():
                 yield calls[index].to(hidden.device)(block, hidden)
+
+    def run_block(self, block: nn.Module, index: int) -> None:
+        """Run block `index` on every batch and keep what comes out in `outputs`."""
+        for kept, output in zip(self.outputs, self.stream(block, index), strict=True):
+            kept.copy_(output)
+
+    def advance(self) -> None:
+        """Make `outputs` the inputs of the next block."""
+        for hidden, output in zip(self.hidden, self.outputs, strict=True):
+            hidden.copy_(output)
 
 
 def capture_inputs(
@@ -45,13 +62,25 @@ def capture_inputs(
     Raises:
         SecateurError: they are not finite.
     """
-    batches: list[CapturedBatch] = []
-    hidden: list[Tensor] = []
-    for input_ids in tokens.batches(tokens_per_batch):
-        previous = batches[-1] if batches else None
-        batch = capture_batch(model, blocks, trace.output_forms, input_ids, previous)
-        batches.append(batch)
-        hidden.append(batch.hidden.to(device))
-    if not all(bool(torch.isfinite(batch).all()) for batch in hidden):
+    batches = tokens.batches(tokens_per_batch)
+    buffers: tuple[tuple[Tensor, ...], ...] = ()
+    calls: list[tuple[BlockCall, ...]] = []
+    previous: CapturedBatch | None = None
+    for number, input_ids in enumerate(batches):
+        previous = capture_batch(model, blocks, trace.output_forms, input_ids, previous)
+        if not buffers:
+            buffers = tuple(_buffer(batches, previous.hidden, device) for _ in range(2))
+        buffers[0][number].copy_(previous.hidden)
+        calls.append(previous.calls)
+    if not all(bool(torch.isfinite(batch).all()) for batch in buffers[0]):
         raise SecateurError(f"activations that enter {blocks.block_name(0)} hold NaN or Inf")
-    return BlockInputs(hidden, [batch.calls for batch in batches], len(tokens.samples))
+    return BlockInputs(buffers[0], buffers[1], tuple(calls), len(tokens.samples))
+
+
+def _buffer(batches: Sequence[Tensor], example: Tensor, device: torch.device) -> tuple[Tensor, ...]:
+    """One allocation, as a view [batch, length, width] for every batch of token ids."""
+    width = example.shape[-1]
+    sizes = [batch.numel() * width for batch in batches]
+    flat = torch.empty(sum(sizes), dtype=example.dtype, device=device)
+    parts = torch.split(flat, sizes)
+    return tuple(part.view(*batch.shape, width) for part, batch in zip(parts, batches, strict=True))

@@ -5,39 +5,54 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+_SAMPLE_TOKENS = 256
+_ROWS_AT_ONCE = 512
+
 
 class InputStatistics:
     """Sums over the tokens that reach a layer, in fp32."""
 
     def __init__(
-        self, num_columns: int, *, with_hessian: bool, sample_rows: int, device: torch.device
+        self, num_columns: int, *, with_hessian: bool, num_batches: int, device: torch.device
     ) -> None:
         """Start empty.
 
         Args:
             num_columns: K, the layer's input features.
             with_hessian: also sum X.T @ X.
-            sample_rows: tokens of each batch that are kept to measure output errors on.
+            num_batches: that will be taken in; a few tokens of each are kept as a sample, to
+                measure output errors on.
             device: where batches are and sums are kept.
         """
         self.num_tokens = 0
         self._sum_squares = torch.zeros(num_columns, device=device)
         self._gram = torch.zeros(num_columns, num_columns, device=device) if with_hessian else None
-        self._sample_rows = sample_rows
-        self._samples: list[Tensor] = []
+        self._rows_per_batch = -(-_SAMPLE_TOKENS // num_batches)
+        self._sample: Tensor | None = None
+        self._sampled = 0
 
     def add(self, inputs: Tensor) -> None:
         """Take in one batch [..., K] of any floating dtype."""
         rows = inputs.reshape(-1, inputs.shape[-1])
         self.num_tokens += len(rows)
-        wide = rows.float()
         if self._gram is None:
-            self._sum_squares += wide.square().sum(dim=0)
+            # In pieces, so that the widened copy stays in the cache and costs no memory.
+            for piece in rows.split(_ROWS_AT_ONCE):
+                self._sum_squares += piece.float().square().sum(dim=0)
         else:
+            wide = rows.float()
             self._gram.addmm_(wide.T, wide)
-        if self._sample_rows:
-            step = max(1, len(rows) // self._sample_rows)
-            self._samples.append(rows[::step][: self._sample_rows].clone())
+        self._keep_sample(rows)
+
+    def _keep_sample(self, rows: Tensor) -> None:
+        if self._sample is None:
+            # Allocated once: small pieces kept between the large temporary tensors of a forward
+            # pass would split the memory that those leave free, and the process would grow.
+            self._sample = rows.new_empty(_SAMPLE_TOKENS, rows.shape[1])
+        step = max(1, len(rows) // self._rows_per_batch)
+        chosen = rows[::step][: min(self._rows_per_batch, _SAMPLE_TOKENS - self._sampled)]
+        self._sample[self._sampled : self._sampled + len(chosen)] = chosen
+        self._sampled += len(chosen)
 
     def input_norm(self, num_samples: int) -> Tensor:
         """Wanda's activation norm, averaged over samples.
@@ -54,8 +69,9 @@ class InputStatistics:
         return self._gram * (2.0 / num_samples)
 
     def sample(self) -> Tensor:
-        """Tokens kept as they came, [n, K] with n bounded however many tokens there were."""
-        return torch.cat(self._samples)
+        """Tokens as they came, spread over the batches: [n, K] with n at most 256."""
+        assert self._sample is not None
+        return self._sample[: self._sampled]
 
 
 @dataclass
@@ -68,7 +84,8 @@ class RelativeError:
     def add(self, pruned: Tensor, dense: Tensor) -> None:
         """Take in one batch of outputs of any equal shape."""
         wide = dense.float()
-        self.difference += float((pruned.float() - wide).square().sum(dtype=torch.float64))
+        difference = pruned.float() - wide
+        self.difference += float(difference.square_().sum(dtype=torch.float64))
         self.reference += float(wide.square().sum(dtype=torch.float64))
 
     @property

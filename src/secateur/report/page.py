@@ -196,7 +196,9 @@ def cautions(comparison: Comparison) -> list[str]:
     qualities = [variant.quality for variant in comparison.variants]
     protocols = {(q.text, q.num_tokens, q.max_seq_length) for q in qualities}
     if len(protocols) > 1:
-        sentences.append("Perplexities were not all measured on the same tokens, so mind the text.")
+        sentences.append(
+            "Perplexities were not all measured on the same tokens: they do not compare."
+        )
     for variant in comparison.variants:
         value = variant.quality.perplexity
         if not math.isfinite(value):

@@ -45,7 +45,6 @@ _STYLE: dict[str, Any] = {
     "svg.hashsalt": "secateur",
     "text.parse_math": False,
     "font.size": 9,
-    "axes.titlesize": "medium",
     "axes.titlelocation": "left",
     "axes.axisbelow": True,
     "axes.labelcolor": MUTED,
@@ -110,10 +109,9 @@ def _grouped(axes: Axes, bars: Sequence[Variant]) -> list[float]:
 
 def _perplexity_bar(axes: Axes, position: float, variant: Variant, limit: float) -> None:
     value, error = variant.quality.perplexity, variant.quality.standard_error
-    known = math.isfinite(value)
-    cut = known and value > limit
-    height = min(value, limit) if known else 0.0
-    whisker = error if known and not cut and math.isfinite(error) else 0.0
+    height = min(_lengths([value])[0], limit)
+    cut = math.isfinite(value) and value > limit
+    whisker = error if math.isfinite(value + error) and not cut else 0.0
     axes.bar(position, height, width=0.72, color=family_colour(variant.family))
     if whisker > 0:
         axes.errorbar(position, height, yerr=whisker, color=INK, capsize=3, elinewidth=0.9)
@@ -200,16 +198,18 @@ def block_influence_svg(influence: Sequence[float], dropped: Collection[int] = (
         axes = figure.subplots()
         for label, looks in (("kept", _KEPT), ("dropped", _DROPPED)):
             chosen = [i for i in range(len(influence)) if (i in dropped) is (looks is _DROPPED)]
-            axes.bar(chosen, _lengths([influence[i] for i in chosen]), label=label, **looks)
-        step = max(1, len(influence) // 20)
-        axes.set_xticks(range(0, len(influence), step))
+            bars = axes.bar(chosen, _lengths([influence[i] for i in chosen]), label=label, **looks)
+            if len(influence) <= 20:
+                labels = [table.format_number(influence[i], 3) for i in chosen]
+                axes.bar_label(bars, labels, padding=2, fontsize=8.5)
+        axes.set_xticks(range(0, len(influence), max(1, len(influence) // 20)))
         axes.set(xlabel="Block (from 0)", ylabel="Block Influence\n(1 − mean cosine)")
         axes.grid(axis="y")
         if dropped:
             axes.legend(frameon=False, ncols=2, loc="lower right", bbox_to_anchor=(1, 1))
         shown = ", ".join(f"{i}: {value:.3g}" for i, value in enumerate(influence))
-        gone_too = f" Dropped: {', '.join(map(str, sorted(dropped)))}." if dropped else ""
-        return _svg(figure, f"Block Influence by block: {shown}.{gone_too}")
+        gone = f"Dropped: {table.listed(sorted(dropped))}." if dropped else ""
+        return _svg(figure, f"Block Influence by block: {shown}. {gone}")
 
 
 def seconds_svg(seconds: Mapping[str, float]) -> str:

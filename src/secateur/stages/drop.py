@@ -49,9 +49,9 @@ def measure_block_influence(
         influence = BlockInfluence()
         home = next(block.parameters()).device
         block.to(device)
-        for batch, output in enumerate(inputs.outputs(block, index)):
-            influence.add(inputs.hidden[batch], output)
-            inputs.hidden[batch] = output
+        for hidden, output in zip(inputs.hidden, inputs.stream(block, index), strict=True):
+            influence.add(hidden, output)
+            hidden.copy_(output)
         block.to(home)
         influences.append(influence.value())
         progress.advance(f"block {index}  influence {influences[-1]:.4f}")

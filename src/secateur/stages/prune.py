@@ -7,7 +7,7 @@ from contextlib import suppress
 from time import perf_counter
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from secateur.calibration.inputs import BlockInputs
 from secateur.calibration.observe import Sink, observed
@@ -19,9 +19,6 @@ from secateur.recipe import PruneStage
 from secateur.report.record import BlockRecord, LayerRecord, PruneRecord
 from secateur.stages.prune_plan import PlannedSite
 from secateur.stages.prune_site import SharedHessians, prune_site
-
-# Calibration tokens on which the output error of each layer is measured.
-_ERROR_SAMPLE_TOKENS = 256
 
 
 class BlockPruner:
@@ -72,18 +69,18 @@ class BlockPruner:
             return layers, BlockRecord(
                 block=index, output_error=None, seconds=perf_counter() - started
             )
-        statistics, dense_outputs = self._calibrate(block, index, inputs, trace)
+        statistics = self._calibrate(block, index, inputs, trace)
         layers = self._prune_sites(planned, index, statistics, inputs.num_samples)
         statistics.clear()
-        error = self._propagate(block, index, inputs, dense_outputs)
+        error = self._propagate(block, index, inputs)
         return layers, BlockRecord(
             block=index, output_error=error, seconds=perf_counter() - started
         )
 
     def _calibrate(
         self, block: nn.Module, index: int, inputs: BlockInputs, trace: Trace
-    ) -> tuple[dict[str, InputStatistics], list[Tensor]]:
-        """Run the dense block: statistics by site name, and its outputs by batch."""
+    ) -> dict[str, InputStatistics]:
+        """Run the dense block: its outputs are kept, statistics come back by site name."""
         started = perf_counter()
         planned = self._plan[index]
         statistics: dict[str, InputStatistics] = {}
@@ -96,15 +93,15 @@ class BlockPruner:
                 sinks[entry.site.name] = leaders[leader].add
             statistics[entry.site.name] = leaders[leader]
         with observed([entry.site for entry in planned], sinks):
-            outputs = list(inputs.outputs(block, index))
+            inputs.run_block(block, index)
         self._seconds["calibrating"] += perf_counter() - started
-        return statistics, outputs
+        return statistics
 
     def _new_statistics(self, planned: PlannedSite, num_batches: int) -> InputStatistics:
         return InputStatistics(
             planned.site.shape[1],
             with_hessian=self._stage.method == "sparsegpt",
-            sample_rows=-(-_ERROR_SAMPLE_TOKENS // num_batches),
+            num_batches=num_batches,
             device=self._device,
         )
 
@@ -133,15 +130,13 @@ class BlockPruner:
         self._seconds["pruning"] += perf_counter() - started
         return layers
 
-    def _propagate(
-        self, block: nn.Module, index: int, inputs: BlockInputs, dense_outputs: list[Tensor]
-    ) -> float | None:
+    def _propagate(self, block: nn.Module, index: int, inputs: BlockInputs) -> float:
         """Make the pruned block's outputs the next block's inputs; how far they moved."""
         started = perf_counter()
         error = RelativeError()
-        for batch, output in enumerate(inputs.outputs(block, index)):
-            error.add(output, dense_outputs[batch])
-            inputs.hidden[batch] = output
+        for batch, output in enumerate(inputs.stream(block, index)):
+            error.add(output, inputs.outputs[batch])
+            inputs.hidden[batch].copy_(output)
         self._seconds["propagating"] += perf_counter() - started
         return error.value
 
