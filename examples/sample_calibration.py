@@ -17,9 +17,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 def main(
     model: Annotated[Path, typer.Argument(help="Model folder.")],
     output: Annotated[Path, typer.Argument(help="Text file to write.")],
-    num_samples: Annotated[int, typer.Option(help="Texts to sample.")] = 96,
+    num_samples: Annotated[int, typer.Option(help="Texts to sample.")] = 80,
     length: Annotated[int, typer.Option(help="Tokens in a text.")] = 512,
-    seed: Annotated[int, typer.Option(help="Of the sampling.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of the sampling.")] = 2,
 ) -> None:
     """Write `num_samples` sampled texts, a blank line between two."""
     tokenizer = AutoTokenizer.from_pretrained(model)

@@ -68,9 +68,9 @@ def entries(num_blocks: int) -> tuple[Entry, ...]:
         )
     ]
     count = max(1, num_blocks // 4)
-    setting = f"{count} of {num_blocks} blocks"
+    setting = f"{num_blocks - count} of {num_blocks} blocks"
     dropped = Entry(
-        f"ShortGPT, {count} blocks", "depth", setting, {"stage": "drop_blocks", "count": count}
+        f"ShortGPT {setting}", "depth", setting, {"stage": "drop_blocks", "count": count}
     )
     return (*pruned, dropped)
 

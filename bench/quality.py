@@ -1,0 +1,79 @@
+"""Perplexity of every method on one model and text, all from the same calibration tokens.
+
+    python -m bench.quality --model FOLDER --calibration FILE --text FILE
+
+Each method's own published defaults; nothing is tuned to this model. One record a method.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from bench.records import append_record
+from secateur.checkpoint.load import load_with_tokenizer, silence_transformers
+from secateur.compress import compress_with_report
+from secateur.evaluate.perplexity import encode_text, perplexity
+from secateur.progress import SilentProgress
+
+PATTERNS: tuple[dict[str, Any], ...] = (
+    {"pattern": "2:4"},
+    {"pattern": "4:8"},
+    {"pattern": "unstructured", "sparsity": 0.5},
+)
+METHODS = ("magnitude", "wanda", "sparsegpt")
+
+
+def main(
+    model: Annotated[str, typer.Option(help="Model folder.")] = "examples/books-8m",
+    calibration: Annotated[
+        str, typer.Option(help="Text to calibrate on.")
+    ] = "examples/books-8m/calibration.txt",
+    text: Annotated[Path, typer.Option(help="Text to measure on.")] = Path(
+        "examples/books-8m/evaluation.txt"
+    ),
+    num_samples: Annotated[int, typer.Option(help="Calibration windows.")] = 64,
+    length: Annotated[int, typer.Option(help="Tokens in a window, of both texts.")] = 256,
+    windows: Annotated[int | None, typer.Option(help="Only the first windows of the text.")] = None,
+) -> None:
+    silence_transformers()
+    dense = load_with_tokenizer(model)
+    token_ids = encode_text(dense.tokenizer, text.read_text(encoding="utf-8"))
+    token_ids = token_ids[: windows * length] if windows else token_ids
+
+    def measure(name: str, network: Any, values: dict[str, Any]) -> None:
+        result = perplexity(network, token_ids, length)
+        record = {
+            "model": Path(model).name,
+            "calibration": Path(calibration).name,
+            "num_samples": num_samples,
+            "text": f"{text.parent.name}/{text.name}",
+            "max_seq_length": length,
+            "num_tokens": result.num_tokens,
+            "method": name,
+            "pattern": "dense",
+            "perplexity": result.perplexity,
+            "standard_error": result.standard_error,
+        } | values
+        append_record("quality", record)
+        typer.echo(
+            f"{name:10} {record['pattern']:13} {result.perplexity:8.2f} "
+            f"± {result.standard_error:.2f}"
+        )
+
+    measure("dense", dense.model, {})
+    for pattern in PATTERNS:
+        for method in METHODS:
+            network, report = compress_with_report(
+                model,
+                {"stages": [{"stage": "prune", "method": method, **pattern}]},
+                calibration=calibration,
+                num_calibration_samples=num_samples,
+                max_seq_length=length,
+                progress=SilentProgress(),
+            )
+            measure(method, network, {"seconds": sum(report.seconds.values()), **pattern})
+
+
+if __name__ == "__main__":
+    typer.run(main)

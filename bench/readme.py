@@ -1,0 +1,102 @@
+"""Put the figures of bench/results into the README, between its markers.
+
+python -m bench.readme           rewrite README.md
+python -m bench.readme --check   exit with 1 if it is out of date
+"""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from bench.records import RESULTS
+
+README = Path(__file__).parents[1] / "README.md"
+
+
+def latest(name: str, keys: tuple[str, ...]) -> list[dict[str, Any]]:
+    """The last record for every combination of `keys`, in the order of first appearance."""
+    records: dict[str, dict[str, Any]] = {}
+    path = RESULTS / f"{name}.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    for line in lines:
+        record = json.loads(line)
+        records[json.dumps([record.get(key) for key in keys])] = record
+    return list(records.values())
+
+
+def table(heads: list[str], rows: list[list[str]]) -> str:
+    lines = ["| " + " | ".join(cells) + " |" for cells in [heads, ["---"] * len(heads), *rows]]
+    return "\n".join(lines)
+
+
+def quality_table() -> str:
+    records = latest("quality", ("model", "text", "calibration", "method", "pattern"))
+    groups: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    for record in records:
+        key = (record["model"], record["text"], record["calibration"])
+        groups.setdefault(key, []).append(record)
+    patterns = ("2:4", "4:8", "unstructured")
+    rows = []
+    for (model, text, calibration), group in groups.items():
+        found = {(r["method"], r["pattern"]): r["perplexity"] for r in group}
+        for method in ("magnitude", "wanda", "sparsegpt"):
+            values = [f"{found[method, p]:.2f}" for p in patterns if (method, p) in found]
+            rows.append(
+                [model, text, calibration, f"{found['dense', 'dense']:.2f}", method, *values]
+            )
+    return table(["model", "text", "calibrated on", "dense", "method", "2:4", "4:8", "50%"], rows)
+
+
+def cost_table() -> str:
+    rows = []
+    for record in latest("compression", ("model", "shape")):
+        time, memory = record["time"], record["memory"]
+        samples, length = record["shape"]
+        what = f"Wanda 2:4 of {record['model']}, {samples} x {length} tokens"
+        rows.append(
+            [
+                f"{what}: time against two bare passes of every block",
+                f"{time['ratio']:.2f} ({time['ratio_min']:.2f} to {time['ratio_max']:.2f})",
+                f"{time['goal']}",
+            ]
+        )
+        growth, allowed = memory["growth_bytes"] / 1e6, memory["allowed_bytes"] / 1e6
+        rows.append([f"{what}: growth of resident size", f"{growth:.0f} MB", f"{allowed:.0f} MB"])
+    for record in latest("masks", ("shape",)):
+        shape = f"{record['shape'][0]} x {record['shape'][1]}"
+        rows.append(
+            [
+                f"2:4 mask of {shape} against the published loop",
+                f"{record['ratio']:.1f} times as fast",
+                f"{record['goal']}",
+            ]
+        )
+    return table(["what", "measured", "goal"], rows)
+
+
+SECTIONS = {"quality": quality_table, "cost": cost_table}
+
+
+def filled(text: str) -> str:
+    for name, make in SECTIONS.items():
+        begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
+        before, _, rest = text.partition(begin)
+        _, _, after = rest.partition(end)
+        text = f"{before}{begin}\n{make()}\n{end}{after}"
+    return text
+
+
+def main(
+    check: Annotated[bool, typer.Option("--check", help="Change nothing.")] = False,
+) -> None:
+    old = README.read_text(encoding="utf-8")
+    new = filled(old)
+    if check:
+        raise typer.Exit(int(old != new))
+    README.write_text(new, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    typer.run(main)
