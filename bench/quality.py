@@ -13,6 +13,7 @@ import typer
 from bench.records import append_record
 from secateur.checkpoint.load import load_with_tokenizer, silence_transformers
 from secateur.compress import compress_with_report
+from secateur.errors import SecateurError
 from secateur.evaluate.perplexity import encode_text, perplexity
 from secateur.progress import SilentProgress
 
@@ -64,14 +65,18 @@ def main(
     measure("dense", dense.model, {})
     for pattern in PATTERNS:
         for method in METHODS:
-            network, report = compress_with_report(
-                model,
-                {"stages": [{"stage": "prune", "method": method, **pattern}]},
-                calibration=calibration,
-                num_calibration_samples=num_samples,
-                max_seq_length=length,
-                progress=SilentProgress(),
-            )
+            try:
+                network, report = compress_with_report(
+                    model,
+                    {"stages": [{"stage": "prune", "method": method, **pattern}]},
+                    calibration=calibration,
+                    num_calibration_samples=num_samples,
+                    max_seq_length=length,
+                    progress=SilentProgress(),
+                )
+            except SecateurError as error:
+                typer.echo(f"{method:10} {pattern['pattern']:13} skipped: {error}")
+                continue
             measure(method, network, {"seconds": sum(report.seconds.values()), **pattern})
 
 

@@ -42,7 +42,9 @@ def quality_table() -> str:
     for (model, text, calibration), group in groups.items():
         found = {(r["method"], r["pattern"]): r["perplexity"] for r in group}
         for method in ("magnitude", "wanda", "sparsegpt"):
-            values = [f"{found[method, p]:.2f}" for p in patterns if (method, p) in found]
+            values = [
+                f"{found[key]:.2f}" if (key := (method, p)) in found else "" for p in patterns
+            ]
             rows.append(
                 [model, text, calibration, f"{found['dense', 'dense']:.2f}", method, *values]
             )
