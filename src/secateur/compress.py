@@ -26,6 +26,7 @@ from secateur.prepare import (
     calibration_record,
     check_model,
     draw_tokens,
+    measure_quality,
     model_record,
     open_model,
     run_device,
@@ -83,6 +84,7 @@ def compress_with_report(
     trust_remote_code: bool = False,
     overwrite: bool = False,
     max_shard_size: str = "5GB",
+    evaluation_text: str | Path | None = None,
     progress: Progress | None = None,
 ) -> tuple[nn.Module, Report]:
     """Run a recipe on a model, and write the result as a checkpoint if asked.
@@ -107,6 +109,7 @@ def compress_with_report(
         trust_remote_code: run Python code that comes with the model.
         overwrite: replace an output folder that is not empty, once the new one is complete.
         max_shard_size: of the weight files.
+        evaluation_text: a text file to measure perplexity on, before and after.
         progress: who is told how far the work is; by default bars on a terminal.
 
     Returns:
@@ -115,56 +118,60 @@ def compress_with_report(
     Raises:
         SecateurError: bad input; nothing was written.
     """
-    clock = StepClock()
     recipe = as_recipe(recipe)
     if output is not None:
         check_output(Path(output), overwrite)
-    with clock.step("load"):
-        loaded = open_model(model, tokenizer, revision, dtype, trust_remote_code)
-        blocks_device = run_device(device, loaded.model)
-    with clock.step("check"):
-        inventory = check_model(loaded.model, recipe)
-        if output is not None:
-            check_space(Path(output), num_bytes(loaded.model))
-    with clock.step("draw calibration tokens"):
+    clock = StepClock(progress or default_progress())
+    try:
+        with clock.step("load"):
+            loaded = open_model(model, tokenizer, revision, dtype, trust_remote_code)
+            blocks_device = run_device(device, loaded.model)
+        with clock.step("check"):
+            inventory = check_model(loaded.model, recipe)
+            if output is not None:
+                check_space(Path(output), num_bytes(loaded.model))
         choice = CalibrationChoice(calibration, num_calibration_samples, max_seq_length, seed)
-        tokens = draw_tokens(choice, recipe, loaded)
-    before = model_record(loaded, inventory)
-    stages = run_stages(
-        loaded.model, recipe, tokens, blocks_device, clock, progress or default_progress()
-    )
-    after = size_record(loaded.model)
-    probe = fingerprint(loaded.model, vocabulary_size(loaded.model))
+        with clock.step("draw calibration tokens"):
+            tokens = draw_tokens(choice, recipe, loaded)
+        before = model_record(loaded, inventory)
+        quality = measure_quality(loaded, evaluation_text, max_seq_length, "before", clock)
+        stages = run_stages(loaded.model, recipe, tokens, blocks_device, clock)
+        quality += measure_quality(loaded, evaluation_text, max_seq_length, "after", clock)
+        after = size_record(loaded.model)
+        probe = fingerprint(loaded.model, vocabulary_size(loaded.model))
 
-    def make_report() -> Report:
-        return Report(
-            created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            versions=package_versions(),
-            machine=machine_facts(blocks_device),
-            model=before,
-            recipe=recipe.to_dict(),
-            calibration=calibration_record(tokens, seed) if tokens else None,
-            stages=tuple(stages),
-            size=after,
-            seconds=clock.seconds(),
-            peak_memory_bytes=peak_memory_bytes(),
-            verification=probe,
-        )
+        def make_report() -> Report:
+            return Report(
+                created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+                versions=package_versions(),
+                machine=machine_facts(blocks_device),
+                model=before,
+                recipe=recipe.to_dict(),
+                calibration=calibration_record(tokens, seed) if tokens else None,
+                stages=tuple(stages),
+                size=after,
+                seconds=clock.seconds(),
+                peak_memory_bytes=peak_memory_bytes(),
+                verification=probe,
+                quality=quality,
+            )
 
-    if output is None:
-        return loaded.model, make_report()
-    with clock.step("save"):
-        report = write_checkpoint(
-            loaded.model,
-            loaded.tokenizer,
-            recipe,
-            make_report,
-            Path(output),
-            overwrite=overwrite,
-            max_shard_size=max_shard_size,
-            trust_remote_code=trust_remote_code,
-        )
-    return loaded.model, report
+        if output is None:
+            return loaded.model, make_report()
+        with clock.step("save and verify"):
+            report = write_checkpoint(
+                loaded.model,
+                loaded.tokenizer,
+                recipe,
+                make_report,
+                Path(output),
+                overwrite=overwrite,
+                max_shard_size=max_shard_size,
+                trust_remote_code=trust_remote_code,
+            )
+        return loaded.model, report
+    finally:
+        clock.progress.close()
 
 
 def as_recipe(recipe: RecipeLike) -> Recipe:
@@ -186,7 +193,6 @@ def run_stages(
     tokens: CalibrationTokens | None,
     device: torch.device,
     clock: StepClock,
-    progress: Progress,
 ) -> list[PruneRecord | DropRecord]:
     """Run the stages of a recipe on a model in place, each on the result of the one before.
 
@@ -195,17 +201,13 @@ def run_stages(
         recipe: what to do.
         tokens: to calibrate on; None where no stage needs them.
         device: where blocks run.
-        clock: told how long each stage took.
-        progress: told how far each stage is; closed at the end.
+        clock: told how far each stage is and how long it took.
     """
-    try:
-        records = []
-        for number, stage in enumerate(recipe.stages, start=1):
-            with clock.step(f"stage {number}: {_title(stage)}"):
-                records.append(_run_stage(model, stage, tokens, device, progress))
-        return records
-    finally:
-        progress.close()
+    records = []
+    for number, stage in enumerate(recipe.stages, start=1):
+        with clock.measured(f"stage {number}: {_title(stage)}"):
+            records.append(_run_stage(model, stage, tokens, device, clock.progress))
+    return records
 
 
 def _title(stage: PruneStage | DropBlocksStage) -> str:

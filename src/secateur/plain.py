@@ -143,7 +143,7 @@ def _build_scalar(kind: Any, value: object, path: str) -> Any:
         if isinstance(value, str) and value in _NAMED_FLOATS:
             return _NAMED_FLOATS[value]
         if isinstance(value, int | float) and not isinstance(value, bool):
-            return float(value)
+            return _as_float(value, path)
     elif isinstance(value, kind) and not (isinstance(value, bool) and kind is not bool):
         return value
     raise _fault(
@@ -151,9 +151,17 @@ def _build_scalar(kind: Any, value: object, path: str) -> Any:
     )
 
 
+def _as_float(value: float, path: str) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        raise _fault(path, "a number that a float can hold", value) from None
+
+
 def _one_of(allowed: tuple[Any, ...], value: object, path: str) -> Any:
-    if value in allowed and not isinstance(value, bool):
-        return value
+    for item in allowed:
+        if type(item) is type(value) and item == value:
+            return item
     raise _fault(path, "one of " + ", ".join(str(item) for item in allowed), value)
 
 

@@ -1,8 +1,8 @@
 """Before anything is changed: open the model, draw calibration tokens, find every fault."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -10,17 +10,20 @@ from torch import nn
 from secateur.calibration.data import CalibrationSource, load_calibration
 from secateur.calibration.tokens import CalibrationTokens
 from secateur.checkpoint.load import LoadedModel, load_model, usable_device
+from secateur.clock import StepClock
 from secateur.errors import SecateurError
-from secateur.models.blocks import find_blocks, text_config
+from secateur.evaluate.forward import context_length
+from secateur.evaluate.perplexity import encode_text, perplexity
+from secateur.evaluate.suite import read_text, window_length
+from secateur.models.blocks import find_blocks
 from secateur.models.inventory import Inventory, take_inventory
 from secateur.models.measure import num_bytes, require_finite_weights
 from secateur.recipe import DropBlocksStage, PruneStage, Recipe
-from secateur.report.record import CalibrationRecord, ModelRecord, SizeRecord
+from secateur.report.record import CalibrationRecord, ModelRecord, QualityRecord, SizeRecord
 from secateur.stages.drop import check_drop
 from secateur.stages.prune_plan import plan_stage
 
 DEFAULT_SAMPLES = 128
-DEFAULT_SEQ_LENGTH = 2048
 
 
 @dataclass(frozen=True)
@@ -98,14 +101,11 @@ def draw_tokens(
             )
         return None
     context = context_length(loaded.model)
-    length = choice.max_seq_length
-    if length is None:
-        length = min(DEFAULT_SEQ_LENGTH, context or DEFAULT_SEQ_LENGTH)
     tokens = load_calibration(
         choice.source,
         loaded.tokenizer,
         num_samples=choice.num_samples,
-        max_seq_length=length,
+        max_seq_length=window_length(loaded.model, choice.max_seq_length),
         seed=choice.seed,
     )
     tokens.check_vocabulary(vocabulary_size(loaded.model))
@@ -115,12 +115,6 @@ def draw_tokens(
             f"context of {context}; give a smaller max_seq_length"
         )
     return tokens
-
-
-def context_length(model: nn.Module) -> int | None:
-    """The most tokens that the model's positions allow, if it says so."""
-    length = getattr(text_config(model), "max_position_embeddings", None)
-    return length if isinstance(length, int) and length > 0 else None
 
 
 def vocabulary_size(model: nn.Module) -> int:
@@ -143,6 +137,29 @@ def model_record(loaded: LoadedModel, inventory: Inventory) -> ModelRecord:
         dtype=str(next(model.parameters()).dtype).removeprefix("torch."),
         unmatched=tuple(f"{entry.name}: {entry.reason}" for entry in inventory.unmatched),
     )
+
+
+def measure_quality(
+    loaded: LoadedModel,
+    text: str | Path | None,
+    max_seq_length: int | None,
+    when: Literal["before", "after"],
+    clock: StepClock,
+) -> tuple[QualityRecord, ...]:
+    """Perplexity of the model as it is now, for the report; nothing if there is no text.
+
+    Raises:
+        SecateurError: the text cannot be read or there is no tokenizer for it.
+    """
+    if text is None:
+        return ()
+    if loaded.tokenizer is None:
+        raise SecateurError("an evaluation text needs the model's tokenizer; give `tokenizer`")
+    token_ids = encode_text(loaded.tokenizer, read_text(Path(text)))
+    length = window_length(loaded.model, max_seq_length)
+    with clock.measured(f"perplexity {when}"):
+        result = perplexity(loaded.model, token_ids, length, progress=clock.progress)
+    return (replace(result.to_record(Path(text).name), when=when),)
 
 
 def size_record(model: nn.Module) -> SizeRecord:

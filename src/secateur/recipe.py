@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from secateur.errors import SecateurError
 from secateur.plain import from_plain, to_plain
+from secateur.yaml_text import read_yaml, write_yaml
 
 Method = Literal["magnitude", "wanda", "sparsegpt"]
 ComparisonGroup = Literal["row", "matrix", "block"]
@@ -46,7 +45,7 @@ class Sparsity:
 
     @property
     def name(self) -> str:
-        """`2:4` or `50% unstructured`."""
+        """`2:4` or `0.5 unstructured`."""
         return (
             f"{self.keep}:{self.group}" if self.is_grouped else f"{self.fraction:.4g} unstructured"
         )
@@ -77,7 +76,7 @@ def parse_sparsity(pattern: str, fraction: float | None) -> Sparsity:
         return Sparsity(fraction=fraction)
     keep, group = _parse_keep_group(pattern)
     implied = 1.0 - keep / group
-    if fraction is not None and abs(fraction - implied) > 1e-9:
+    if fraction is not None and not abs(fraction - implied) <= 1e-9:
         raise SecateurError(
             f"pattern {pattern} removes {implied:.4g} of the weights, but sparsity says "
             f"{fraction:.4g}; leave `sparsity` out with a keep:group pattern"
@@ -153,7 +152,7 @@ class PruneStage:
         )
         _require(len(self.targets) > 0, "`targets` must name at least one layer")
         _require(self.block_size >= 1, f"expected block_size of at least 1, got {self.block_size}")
-        _require(self.damping > 0, f"expected damping above 0, got {self.damping}")
+        _require(0 < self.damping < float("inf"), f"expected damping above 0, got {self.damping}")
         _require(
             self.min_expert_tokens >= 1,
             f"expected min_expert_tokens of at least 1, got {self.min_expert_tokens}",
@@ -212,7 +211,7 @@ class Recipe:
 
     def to_yaml(self) -> str:
         """YAML text that `recipe_from_text` reads back."""
-        return yaml.safe_dump(self.to_dict(), sort_keys=False)
+        return write_yaml(self.to_dict())
 
     @property
     def needs_calibration(self) -> bool:
@@ -236,11 +235,11 @@ def recipe_from_dict(values: object, source: str = "recipe") -> Recipe:
 
 
 def recipe_from_text(text: str, source: str = "recipe") -> Recipe:
-    """Parse YAML; JSON is YAML too."""
+    """Parse JSON or YAML."""
     try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise SecateurError(f"{source} is neither YAML nor JSON: {error}") from None
+        values = json.loads(text)
+    except ValueError:
+        values = read_yaml(text, source)
     return recipe_from_dict(values, source)
 
 
@@ -249,4 +248,8 @@ def load_recipe(path: str | Path) -> Recipe:
     path = Path(path)
     if not path.is_file():
         raise SecateurError(f"expected a recipe file, but {path} is not a file")
-    return recipe_from_text(path.read_text(encoding="utf-8"), str(path))
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise SecateurError(f"{path} is not UTF-8 text: {error}") from None
+    return recipe_from_text(text, str(path))

@@ -30,7 +30,8 @@ def _flag(name: str) -> bool:
 
 def read_settings() -> Settings:
     """Read the environment; a value that cannot be understood is an error."""
+    offline = [_flag("HF_HUB_OFFLINE"), _flag("TRANSFORMERS_OFFLINE")]
     return Settings(
-        offline=_flag("HF_HUB_OFFLINE") or _flag("TRANSFORMERS_OFFLINE"),
+        offline=any(offline),
         no_progress=_flag("SECATEUR_NO_PROGRESS"),
     )

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,9 +15,12 @@ from secateur.errors import SecateurError
 
 CalibrationSource = str | Path | Sequence[str] | Tensor | CalibrationTokens
 
-# Windows are drawn from at most this many times the tokens that they need: enough for variety,
-# and a corpus of any size is read only as far as that.
+# Windows are drawn from about this many times the tokens that they need: enough for variety, and
+# a corpus of any size is tokenised only as far as that.
 _SURPLUS = 16
+_CHARACTERS_AT_ONCE = 1 << 20
+
+_LONGEST_NAME = 255
 
 _TEXT_SUFFIXES = (".txt", ".md", ".txt.gz")
 _JSON_SUFFIXES = (".jsonl", ".jsonl.gz")
@@ -80,12 +84,24 @@ def _concatenated(texts: Iterable[str], tokenizer: Tokenizer, enough: int) -> Te
     pieces: list[Tensor] = []
     total = 0
     for text in texts:
-        ids = tokenizer(text, add_special_tokens=True, verbose=False)["input_ids"]
-        pieces.append(torch.tensor(ids, dtype=torch.long))
-        total += len(ids)
-        if total >= enough:
-            break
+        for start, piece in _in_pieces(text):
+            ids = tokenizer(piece, add_special_tokens=start, verbose=False)["input_ids"]
+            pieces.append(torch.tensor(ids, dtype=torch.long))
+            total += len(ids)
+            if total >= enough:
+                return torch.cat(pieces)
     return torch.cat(pieces) if pieces else torch.empty(0, dtype=torch.long)
+
+
+def _in_pieces(text: str) -> Iterator[tuple[bool, str]]:
+    """A long document cut at line ends, with whether the piece begins it."""
+    begin = 0
+    while begin < len(text) or begin == 0:
+        end = begin + _CHARACTERS_AT_ONCE
+        if end < len(text):
+            end = text.rfind("\n", begin, end) + 1 or end
+        yield begin == 0, text[begin:end]
+        begin = end
 
 
 def _random_windows(
@@ -114,6 +130,11 @@ def read_texts(source: str | Path | Sequence[str]) -> Iterator[str]:
         yield from source
         return
     path = Path(source)
+    if len(path.name) > _LONGEST_NAME:
+        raise SecateurError(
+            f"calibration source {str(source)[:80]!r}... is too long for the name of a file or "
+            "dataset; give texts as a list"
+        )
     if path.is_dir():
         yield from _folder_texts(path)
     elif path.is_file():
@@ -131,7 +152,9 @@ def _may_be_dataset(name: str) -> bool:
 
 def _folder_texts(folder: Path) -> Iterator[str]:
     wanted = (*_TEXT_SUFFIXES, *_JSON_SUFFIXES)
-    files = sorted(path for path in folder.rglob("*") if path.name.endswith(wanted))
+    files = sorted(
+        path for path in folder.rglob("*") if path.name.endswith(wanted) and path.is_file()
+    )
     if not files:
         raise SecateurError(f"calibration folder {folder} holds no files ending in {wanted}")
     for path in files:
@@ -144,19 +167,19 @@ def _file_texts(path: Path) -> Iterator[str]:
             yield from _json_lines(path)
         else:
             yield _read(path)
-    except (UnicodeDecodeError, gzip.BadGzipFile) as error:
+    except (UnicodeDecodeError, gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise SecateurError(f"{path} is not UTF-8 text: {error}") from None
 
 
 def _read(path: Path) -> str:
     if path.name.endswith(".gz"):
-        with gzip.open(path, "rt", encoding="utf-8") as file:
+        with gzip.open(path, "rt", encoding="utf-8-sig") as file:
             return file.read()
-    return path.read_text(encoding="utf-8")
+    return path.read_text(encoding="utf-8-sig")
 
 
 def _json_lines(path: Path) -> Iterator[str]:
-    for number, line in enumerate(_read(path).splitlines(), start=1):
+    for number, line in enumerate(_read(path).split("\n"), start=1):
         if not line.strip():
             continue
         try:

@@ -36,7 +36,14 @@ class BlockInputs:
         """Run block `index` on every batch, one at a time, without gradients."""
         for hidden, calls in zip(self.hidden, self.calls, strict=True):
             with torch.no_grad():
-                yield calls[index].to(hidden.device)(block, hidden)
+                output = calls[index].to(hidden.device)(block, hidden)
+            if output.dtype != hidden.dtype or output.shape != hidden.shape:
+                raise SecateurError(
+                    f"expected block {index} to give hidden states as it takes them, "
+                    f"{hidden.dtype} {list(hidden.shape)}, but got {output.dtype} "
+                    f"{list(output.shape)}; where only the dtype differs, load with dtype float32"
+                )
+            yield output
 
     def run_block(self, block: nn.Module, index: int) -> None:
         """Run block `index` on every batch and keep what comes out in `outputs`."""

@@ -24,7 +24,9 @@ def observed(sites: Sequence[WeightSite], sinks: Mapping[str, Sink]) -> Iterator
     with ExitStack() as stack:
         for site in sites:
             if site.expert is None and site.name in sinks:
-                hook = site.module.register_forward_pre_hook(_hook(sinks[site.name]))
+                hook = site.module.register_forward_pre_hook(
+                    _hook(sinks[site.name]), with_kwargs=True
+                )
                 stack.callback(hook.remove)
         experts = [site for site in sites if site.expert is not None and site.name in sinks]
         if experts:
@@ -33,9 +35,9 @@ def observed(sites: Sequence[WeightSite], sinks: Mapping[str, Sink]) -> Iterator
         yield
 
 
-def _hook(sink: Sink) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-    def hook(_: nn.Module, args: tuple[Any, ...]) -> None:
-        sink(args[0])
+def _hook(sink: Sink) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
+    def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        sink(args[0] if args else next(iter(kwargs.values())))
 
     return hook
 

@@ -27,7 +27,8 @@ class InputStatistics:
         self.num_tokens = 0
         self._sum_squares = torch.zeros(num_columns, device=device)
         self._gram = torch.zeros(num_columns, num_columns, device=device) if with_hessian else None
-        self._rows_per_batch = -(-_SAMPLE_TOKENS // num_batches)
+        self._num_batches = num_batches
+        self._batches_seen = 0
         self._sample: Tensor | None = None
         self._sampled = 0
 
@@ -37,7 +38,7 @@ class InputStatistics:
         self.num_tokens += len(rows)
         if self._gram is None:
             # In pieces, so that the widened copy stays in the cache and costs no memory.
-            for piece in rows.split(_ROWS_AT_ONCE):
+            for piece in torch.split(rows, _ROWS_AT_ONCE):
                 self._sum_squares += piece.float().square().sum(dim=0)
         else:
             wide = rows.float()
@@ -49,8 +50,14 @@ class InputStatistics:
             # Allocated once: small pieces kept between the large temporary tensors of a forward
             # pass would split the memory that those leave free, and the process would grow.
             self._sample = rows.new_empty(_SAMPLE_TOKENS, rows.shape[1])
-        step = max(1, len(rows) // self._rows_per_batch)
-        chosen = rows[::step][: min(self._rows_per_batch, _SAMPLE_TOKENS - self._sampled)]
+        self._batches_seen += 1
+        # The share of the batches seen so far, rounded up: the first batch gives some in any case.
+        due = -(-_SAMPLE_TOKENS * self._batches_seen // self._num_batches)
+        wanted = min(due, _SAMPLE_TOKENS) - self._sampled
+        if wanted == 0:
+            return
+        step = max(1, len(rows) // wanted)
+        chosen = rows[::step][:wanted]
         self._sample[self._sampled : self._sampled + len(chosen)] = chosen
         self._sampled += len(chosen)
 

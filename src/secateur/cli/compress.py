@@ -52,6 +52,10 @@ def compress_command(
         list[str] | None,
         typer.Option(help="Leave these matrices dense: name, class, or re:regex. Repeatable."),
     ] = None,
+    text: Annotated[
+        Path | None,
+        typer.Option(help="Measure perplexity on this text, before and after.", show_default=False),
+    ] = None,
     device: Device = None,
     dtype: Dtype = "auto",
     revision: Revision = None,
@@ -74,6 +78,7 @@ def compress_command(
         revision=revision,
         trust_remote_code=trust_remote_code,
         overwrite=overwrite,
+        evaluation_text=text,
     )
     console = Console()
     console.print(report_table(report))

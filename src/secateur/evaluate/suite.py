@@ -91,7 +91,7 @@ def run_evaluation(
     measured = None
     if choice.text is not None:
         token_ids = encode_text(tokenizer, read_text(choice.text))
-        length = _window_length(model, choice.max_seq_length)
+        length = window_length(model, choice.max_seq_length)
         measured = perplexity(model, token_ids, length, choice.batch_size, progress)
     files = [task for task in choice.tasks if _is_file(task)]
     names = [task for task in choice.tasks if not _is_file(task)]
@@ -104,7 +104,8 @@ def run_evaluation(
     return Evaluation(measured, tuple(results))
 
 
-def _window_length(model: nn.Module, asked: int | None) -> int:
+def window_length(model: nn.Module, asked: int | None) -> int:
+    """Tokens in a window: as asked, else 2048, or the model's context if that is shorter."""
     if asked is not None:
         return asked
     return min(DEFAULT_SEQ_LENGTH, context_length(model) or DEFAULT_SEQ_LENGTH)

@@ -50,7 +50,7 @@ def _keep_jointly(score: Tensor, fraction: float) -> Tensor:
 def _keep_rows(score: Tensor, fraction: float) -> Tensor:
     columns = score.shape[1]
     # The small addition keeps 0.7 * 10, which is 7 but for rounding, from becoming 6.
-    removed = floor(fraction * columns + 1e-9)
+    removed = min(floor(fraction * columns * (1 + 1e-15)), columns - 1) if columns else 0
     if removed == 0:
         return torch.ones(score.shape, dtype=torch.bool, device=score.device)
     threshold = score.kthvalue(removed, dim=1, keepdim=True).values

@@ -131,7 +131,7 @@ def trace_blocks(
             block.register_forward_hook(watcher.leaving),
         )
     ] + [
-        module.register_forward_pre_hook(watcher.multiplying(name))
+        module.register_forward_pre_hook(watcher.multiplying(name), with_kwargs=True)
         for name, module in linears.items()
     ]
     try:
@@ -151,13 +151,17 @@ class _Watcher:
         self.forms: list[int | None] = []
         self.shared: dict[str, str] = {}
         self._last_output: Tensor | None = None
+        self._last_version = 0
         # Inputs are kept alive within a block: a freed tensor's id may be given out again.
         self._inputs: list[tuple[Tensor, str]] = []
 
     def entering(self, index: int) -> Callable[..., None]:
         def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             hidden, _call = _split_hidden(args, kwargs)
-            if self._last_output is not None and not _same_tensor(hidden, self._last_output):
+            if self._last_output is not None and not (
+                _same_tensor(hidden, self._last_output)
+                and self._last_output._version == self._last_version
+            ):
                 raise SecateurError(
                     f"the model changes hidden states between {self.blocks.block_name(index - 1)} "
                     f"and {self.blocks.block_name(index)}; blocks cannot be worked on one by one"
@@ -170,14 +174,16 @@ class _Watcher:
     def leaving(self, _: nn.Module, __: tuple[Any, ...], output: Any) -> None:
         self.forms.append(len(output) if isinstance(output, tuple) else None)
         self._last_output = _hidden_of(output)
+        self._last_version = self._last_output._version
 
     def multiplying(self, name: str) -> Callable[..., None]:
-        def hook(_: nn.Module, args: tuple[Any, ...]) -> None:
+        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            inputs = args[0] if args else next(iter(kwargs.values()))
             for tensor, first_name in self._inputs:
-                if tensor is args[0]:
+                if tensor is inputs:
                     self.shared[name] = first_name
                     return
-            self._inputs.append((args[0], name))
+            self._inputs.append((inputs, name))
 
         return hook
 
@@ -195,7 +201,11 @@ def _same_tensor(left: Tensor, right: Tensor) -> bool:
 
 def _hidden_of(output: Any) -> Tensor:
     hidden = output[0] if isinstance(output, tuple) else output
-    assert isinstance(hidden, Tensor)
+    if not isinstance(hidden, Tensor):
+        raise SecateurError(
+            "expected a block to return its hidden states, alone or first in a tuple; "
+            f"it returned {type(output).__name__}"
+        )
     return hidden
 
 

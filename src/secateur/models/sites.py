@@ -87,7 +87,9 @@ def _is_transposed_linear(module: nn.Module) -> bool:
 
 def _expert_sites(name: str, module: nn.Module) -> Iterator[WeightSite]:
     """Fused experts: parameters [num_experts, N, K], or [num_experts, K, N] where so marked."""
-    transposed = bool(getattr(module, "is_transposed", False))
+    if not hasattr(module, "is_transposed"):
+        return  # which of the last two dimensions multiplies tokens is not known
+    transposed = bool(module.is_transposed)
     for parameter_name, parameter in module.named_parameters(recurse=False):
         if parameter.ndim != 3:
             continue
@@ -98,8 +100,20 @@ def _expert_sites(name: str, module: nn.Module) -> Iterator[WeightSite]:
 
 
 def _is_router(block: nn.Module, relative_name: str) -> bool:
-    parent_name, _, child = relative_name.rpartition(".")
-    if not child:
+    if not relative_name or not isinstance(linear := block.get_submodule(relative_name), nn.Linear):
         return False
-    siblings = dict(block.get_submodule(parent_name).named_children())
-    return "experts" in siblings and isinstance(siblings[child], nn.Linear)
+    parts = relative_name.split(".")
+    if "router" in parts:
+        return True
+    for depth in range(len(parts)):
+        experts = getattr(block.get_submodule(".".join(parts[:depth])), "experts", None)
+        if isinstance(experts, nn.Module) and parts[depth] != "experts":
+            is_beside = depth == len(parts) - 1
+            return is_beside or linear.out_features == _num_experts(experts)
+    return False
+
+
+def _num_experts(experts: nn.Module) -> int:
+    if isinstance(experts, nn.ModuleList):
+        return len(experts)
+    return next((len(p) for p in experts.parameters(recurse=False) if p.ndim == 3), 0)

@@ -57,7 +57,8 @@ def prune_site(
     site = planned.site
     num_tokens = statistics.num_tokens if statistics else 0
     method, note = _method_for(planned, stage, num_tokens)
-    dense = site.weight.float()
+    # Kept weights must come back bit for bit, so that float64 is not narrowed on the way.
+    dense = site.weight if site.weight.element_size() == 8 else site.weight.float()
     pruned, notes = _prune(dense, planned, stage, method, statistics, num_samples, hessians)
     pruned = pruned.to(site.parameter.dtype)
     error = _output_error(dense, pruned, statistics)
@@ -77,12 +78,15 @@ def prune_site(
 
 
 def _method_for(planned: PlannedSite, stage: PruneStage, num_tokens: int) -> tuple[Method, str]:
-    too_few = planned.site.is_expert and num_tokens < stage.min_expert_tokens
-    if too_few and stage.method != "magnitude":
+    if stage.method == "magnitude":
+        return stage.method, ""
+    if planned.site.is_expert and num_tokens < stage.min_expert_tokens:
         return "magnitude", (
             f"pruned by magnitude: {num_tokens} calibration tokens were routed to this expert, "
             f"fewer than min_expert_tokens = {stage.min_expert_tokens}"
         )
+    if num_tokens == 0:
+        return "magnitude", "pruned by magnitude: no calibration token was seen to reach it"
     return stage.method, ""
 
 
@@ -105,7 +109,7 @@ def _prune(
         return dense.masked_fill(~select(score_wanda(dense, input_norm)), 0.0), ""
     factor = hessians.factor(statistics)
     columns = _columns_at_once(planned.sparsity, stage, dense.shape[1])
-    pruned, _ = sparsegpt(dense, factor, select, columns, stage.block_size)
+    pruned, _ = sparsegpt(dense.to(factor.upper.dtype), factor, select, columns, stage.block_size)
     return pruned, _factor_note(factor, stage)
 
 
@@ -148,5 +152,5 @@ def _output_error(
         return None
     inputs = statistics.sample().float()
     error = RelativeError()
-    error.add(inputs @ pruned.float().T, inputs @ dense.T)
+    error.add(inputs @ pruned.float().T, inputs @ dense.float().T)
     return error.value
