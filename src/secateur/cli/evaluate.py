@@ -17,6 +17,7 @@ from secateur.cli.options import (
     Revision,
     TrustRemoteCode,
 )
+from secateur.cli.waiting import waiting_for
 from secateur.errors import SecateurError
 from secateur.evaluate.compare import check_drop
 from secateur.evaluate.suite import Evaluation, EvaluationChoice, compare, run_evaluation
@@ -73,7 +74,8 @@ def evaluate_command(
     choice = EvaluationChoice(text, max_seq_length, tuple(tasks or ()), batch_size, limit, seed)
 
     def measure(source: str, source_revision: str | None) -> Evaluation:
-        loaded = load_with_tokenizer(source, source_revision, dtype, trust_remote_code, device)
+        with waiting_for(f"load {source}"):
+            loaded = load_with_tokenizer(source, source_revision, dtype, trust_remote_code, device)
         progress = default_progress()
         try:
             return run_evaluation(loaded.model, loaded.tokenizer, choice, progress)

@@ -6,6 +6,7 @@ import typer
 
 from secateur.checkpoint.load import load_with_tokenizer
 from secateur.cli.options import Device, Dtype, ModelArgument, Revision, TrustRemoteCode
+from secateur.cli.waiting import waiting_for
 from secateur.evaluate.generate import generate_text
 
 
@@ -22,8 +23,10 @@ def generate_command(
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Print the prompt with its continuation."""
-    loaded = load_with_tokenizer(model, revision, dtype, trust_remote_code, device)
-    text = generate_text(
-        loaded.model, loaded.tokenizer, prompt, max_new_tokens, temperature, top_p, seed
-    )
+    with waiting_for(f"load {model}"):
+        loaded = load_with_tokenizer(model, revision, dtype, trust_remote_code, device)
+    with waiting_for("generate"):
+        text = generate_text(
+            loaded.model, loaded.tokenizer, prompt, max_new_tokens, temperature, top_p, seed
+        )
     typer.echo(prompt + text)

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from secateur.checkpoint.load import load_model
 from secateur.cli.options import Dtype, JsonOutput, ModelArgument, Revision, TrustRemoteCode
+from secateur.cli.waiting import waiting_for
 from secateur.models.inventory import Inventory, take_inventory
 from secateur.models.measure import num_bytes
 from secateur.models.sites import WeightSite
@@ -22,7 +23,10 @@ def inspect_command(
     as_json: JsonOutput = False,
 ) -> None:
     """Show a model's blocks, its weight matrices, and what is not touched."""
-    loaded = load_model(model, revision=revision, dtype=dtype, trust_remote_code=trust_remote_code)
+    with waiting_for(f"load {model}"):
+        loaded = load_model(
+            model, revision=revision, dtype=dtype, trust_remote_code=trust_remote_code
+        )
     inventory = take_inventory(loaded.model)
     facts = _facts(loaded.model, inventory)
     if as_json:

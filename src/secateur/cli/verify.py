@@ -9,6 +9,7 @@ from rich.markup import escape
 
 from secateur.checkpoint.verify import verify_checkpoint
 from secateur.cli.options import TrustRemoteCode
+from secateur.cli.waiting import waiting_for
 from secateur.errors import VerificationError
 
 
@@ -17,7 +18,8 @@ def verify_command(
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Check files, strict reload, zero pattern and logits of a compressed model."""
-    checks = verify_checkpoint(folder, trust_remote_code)
+    with waiting_for(f"verify {folder}"):
+        checks = verify_checkpoint(folder, trust_remote_code)
     console = Console()
     for check in checks:
         mark = "[green]ok[/]    " if check.passed else "[bold red]FAILED[/]"
