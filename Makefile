@@ -13,8 +13,8 @@ help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
 
 $(READY): pyproject.toml constraints.txt setup.py
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet -c constraints.txt torch==2.13.0 setuptools
+	$(PYTHON) -m venv $(VENV) || { echo "python3 -m venv failed: on Debian, apt install python3-venv"; exit 1; }
+	$(BIN)/python -m pip install --quiet -c constraints.txt torch setuptools
 	$(BIN)/python -m pip install --quiet -c constraints.txt --no-build-isolation -e ".[dev]"
 	@touch $(READY)
 

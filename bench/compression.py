@@ -26,7 +26,7 @@ from bench.records import append_record
 from secateur.calibration.inputs import BlockInputs, capture_inputs
 from secateur.calibration.tokens import tokens_from_tensor
 from secateur.checkpoint.load import load_model, silence_transformers
-from secateur.compress import _TOKENS_PER_BATCH, compress
+from secateur.compress import TOKENS_PER_BATCH, compress
 from secateur.models.inventory import Inventory, take_inventory
 from secateur.models.measure import num_bytes
 from secateur.models.replay import trace_blocks
@@ -58,7 +58,7 @@ def block_inputs(model: Any, inventory: Inventory, tokens: torch.Tensor) -> Bloc
     trace = trace_blocks(model, inventory.blocks, {}, tokens[:1, :8])
     samples = tokens_from_tensor(tokens)
     device = torch.device("cpu")
-    return capture_inputs(model, inventory.blocks, trace, samples, _TOKENS_PER_BATCH, device)
+    return capture_inputs(model, inventory.blocks, trace, samples, TOKENS_PER_BATCH, device)
 
 
 def time_ratio(folder: str, rounds: int) -> dict[str, Any]:

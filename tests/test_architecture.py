@@ -33,9 +33,19 @@ MAY_IMPORT = {
     "evaluate": {"errors", "models", "progress", "report"},
     "checkpoint": {"errors", "models", "recipe", "report", "settings"},
     "stages": {"calibration", "errors", "models", "progress", "recipe", "report"} | ALGORITHMS,
-    "prepare": {"calibration", "checkpoint", "clock", "errors", "evaluate", "models", "recipe"}
+    "prepare": {
+        "calibration",
+        "checkpoint",
+        "clock",
+        "depth",
+        "errors",
+        "evaluate",
+        "models",
+        "recipe",
+    }
     | {"report", "stages"},
-    "compress": FOUNDATION | {"calibration", "checkpoint", "models", "prepare", "report", "stages"},
+    "compress": FOUNDATION
+    | {"calibration", "checkpoint", "evaluate", "models", "prepare", "report", "stages"},
     "demo": FOUNDATION | {"checkpoint", "compress", "evaluate", "prepare", "report"},
     "cli": FOUNDATION
     | {"checkpoint", "compress", "demo", "evaluate", "models", "prepare", "report"},

@@ -4,25 +4,31 @@ The one file that sees every stage; it reads like the data path.
 """
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import nn
+from typing_extensions import Unpack
 
 from secateur.calibration.data import CalibrationSource
 from secateur.calibration.inputs import BlockInputs, capture_inputs
 from secateur.calibration.tokens import CalibrationTokens
 from secateur.checkpoint.fingerprint import fingerprint
-from secateur.checkpoint.write import check_output, check_space, write_checkpoint
+from secateur.checkpoint.write import check_output, check_saving, check_space, write_checkpoint
 from secateur.clock import StepClock
+from secateur.errors import SecateurError
+from secateur.evaluate.forward import evaluating
+from secateur.models.device import full_precision_products
 from secateur.models.inventory import Inventory, take_inventory
 from secateur.models.measure import num_bytes
 from secateur.models.replay import Trace, trace_blocks
 from secateur.prepare import (
     DEFAULT_SAMPLES,
     CalibrationChoice,
+    EvaluationText,
     calibration_record,
     check_model,
     draw_tokens,
@@ -42,10 +48,27 @@ from secateur.stages.prune import BlockPruner
 from secateur.stages.prune_plan import plan_stage
 
 # Enough tokens at once to keep the processor busy, few enough to keep activations small.
-_TOKENS_PER_BATCH = 1024
+TOKENS_PER_BATCH = 1024
 _TRACE_TOKENS = 8
 
 RecipeLike = Recipe | Mapping[str, Any] | str | Path
+
+
+class CompressOptions(TypedDict, total=False):
+    """The keyword arguments of `compress_with_report` that have defaults."""
+
+    tokenizer: Any
+    num_calibration_samples: int
+    max_seq_length: int | None
+    seed: int
+    device: str | torch.device | None
+    dtype: str
+    revision: str | None
+    trust_remote_code: bool
+    overwrite: bool
+    max_shard_size: str
+    evaluation_text: str | Path | None
+    progress: Progress | None
 
 
 def compress(
@@ -54,9 +77,9 @@ def compress(
     *,
     calibration: CalibrationSource | None = None,
     output: str | Path | None = None,
-    **options: Any,
+    **options: Unpack[CompressOptions],
 ) -> nn.Module:
-    """Compress a model: `compress_with_report` (which lists all options) without its report.
+    """Compress a model: `compress_with_report` (which explains all options) without its report.
 
     Returns:
         The compressed model: the very object that was given, changed in place, or the one that
@@ -122,21 +145,26 @@ def compress_with_report(
     if output is not None:
         check_output(Path(output), overwrite)
     clock = StepClock(progress or default_progress())
-    try:
+    with ExitStack() as in_use:
+        in_use.callback(clock.progress.close)
         with clock.step("load"):
             loaded = open_model(model, tokenizer, revision, dtype, trust_remote_code)
             blocks_device = run_device(device, loaded.model)
         with clock.step("check"):
             inventory = check_model(loaded.model, recipe)
             if output is not None:
+                check_output(Path(output), overwrite, loaded.folder)
+                check_saving(loaded.model, max_shard_size)
                 check_space(Path(output), num_bytes(loaded.model))
         choice = CalibrationChoice(calibration, num_calibration_samples, max_seq_length, seed)
         with clock.step("draw calibration tokens"):
             tokens = draw_tokens(choice, recipe, loaded)
         before = model_record(loaded, inventory)
-        quality = measure_quality(loaded, evaluation_text, max_seq_length, "before", clock)
+        in_use.enter_context(evaluating(loaded.model))
+        text = EvaluationText(evaluation_text, max_seq_length)
+        quality = measure_quality(loaded, text, "before", blocks_device, clock)
         stages = run_stages(loaded.model, recipe, tokens, blocks_device, clock)
-        quality += measure_quality(loaded, evaluation_text, max_seq_length, "after", clock)
+        quality += measure_quality(loaded, text, "after", blocks_device, clock)
         after = size_record(loaded.model)
         probe = fingerprint(loaded.model, vocabulary_size(loaded.model))
 
@@ -170,8 +198,6 @@ def compress_with_report(
                 trust_remote_code=trust_remote_code,
             )
         return loaded.model, report
-    finally:
-        clock.progress.close()
 
 
 def as_recipe(recipe: RecipeLike) -> Recipe:
@@ -184,7 +210,11 @@ def as_recipe(recipe: RecipeLike) -> Recipe:
         return recipe
     if isinstance(recipe, Mapping):
         return recipe_from_dict(dict(recipe))
-    return load_recipe(recipe)
+    if isinstance(recipe, str | Path):
+        return load_recipe(recipe)
+    raise SecateurError(
+        f"expected a Recipe, its values or the path of a file, got {type(recipe).__name__}"
+    )
 
 
 def run_stages(
@@ -205,7 +235,7 @@ def run_stages(
     """
     records = []
     for number, stage in enumerate(recipe.stages, start=1):
-        with clock.measured(f"stage {number}: {_title(stage)}"):
+        with clock.measured(f"stage {number}: {_title(stage)}"), full_precision_products():
             records.append(_run_stage(model, stage, tokens, device, clock.progress))
     return records
 
@@ -246,4 +276,4 @@ def _enter_blocks(
     linears = {site.name: site.module for site in inventory.all_sites if site.expert is None}
     probe = tokens.samples[0][:_TRACE_TOKENS].unsqueeze(0)
     trace = trace_blocks(model, blocks, linears, probe)
-    return capture_inputs(model, blocks, trace, tokens, _TOKENS_PER_BATCH, device), trace
+    return capture_inputs(model, blocks, trace, tokens, TOKENS_PER_BATCH, device), trace

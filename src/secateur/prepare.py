@@ -11,16 +11,18 @@ from secateur.calibration.data import CalibrationSource, load_calibration
 from secateur.calibration.tokens import CalibrationTokens
 from secateur.checkpoint.load import LoadedModel, load_model, usable_device
 from secateur.clock import StepClock
+from secateur.depth.drop import rehearse_drop
 from secateur.errors import SecateurError
 from secateur.evaluate.forward import context_length
 from secateur.evaluate.perplexity import encode_text, perplexity
 from secateur.evaluate.suite import read_text, window_length
 from secateur.models.blocks import find_blocks
+from secateur.models.device import input_embedding, on_device
 from secateur.models.inventory import Inventory, take_inventory
 from secateur.models.measure import num_bytes, require_finite_weights
 from secateur.recipe import DropBlocksStage, PruneStage, Recipe
 from secateur.report.record import CalibrationRecord, ModelRecord, QualityRecord, SizeRecord
-from secateur.stages.drop import check_drop
+from secateur.stages.drop import check_drop_stage
 from secateur.stages.prune_plan import plan_stage
 
 DEFAULT_SAMPLES = 128
@@ -35,6 +37,14 @@ class CalibrationChoice:
     max_seq_length: int | None = None
     """None: 2048, or the model's context if that is shorter."""
     seed: int = 0
+
+
+@dataclass(frozen=True)
+class EvaluationText:
+    """What perplexity is measured on, before and after; nothing if there is no path."""
+
+    path: str | Path | None
+    max_seq_length: int | None
 
 
 def open_model(
@@ -66,7 +76,7 @@ def open_model(
             f"{type(model).__name__} is already quantised; compress the original 16-bit or 32-bit "
             "model first, and quantise the result"
         )
-    return LoadedModel(model.eval(), tokenizer, None, "in memory", None)
+    return LoadedModel(model, tokenizer, None, "in memory", None)
 
 
 def check_model(model: nn.Module, recipe: Recipe) -> Inventory:
@@ -76,13 +86,25 @@ def check_model(model: nn.Module, recipe: Recipe) -> Inventory:
         SecateurError: weights that are not finite, or a stage that does not fit the model.
     """
     inventory = take_inventory(model)
+    input_embedding(model)
     require_finite_weights(model)
+    remaining = inventory
     for stage in recipe.stages:
         if isinstance(stage, PruneStage):
-            plan_stage(stage, inventory)
+            plan_stage(stage, remaining)
         elif isinstance(stage, DropBlocksStage):
-            check_drop(stage, len(inventory.blocks))
+            check_drop_stage(stage, len(remaining.sites))
+            remaining = _after_drop(model, remaining, stage)
     return inventory
+
+
+def _after_drop(model: nn.Module, inventory: Inventory, stage: DropBlocksStage) -> Inventory:
+    """What later stages will find: blocks are numbered anew, so that the first names remain."""
+    count = stage.count or len(stage.blocks)
+    is_untouched = len(inventory.sites) == len(inventory.blocks)
+    if stage.blocks and is_untouched:
+        rehearse_drop(model, inventory.blocks, stage.blocks)
+    return replace(inventory, sites=inventory.sites[: len(inventory.sites) - count])
 
 
 def draw_tokens(
@@ -119,8 +141,7 @@ def draw_tokens(
 
 def vocabulary_size(model: nn.Module) -> int:
     """Rows of the input embedding."""
-    embedding = model.get_input_embeddings()  # type: ignore[operator]
-    return int(embedding.weight.shape[0])
+    return input_embedding(model).shape[0]
 
 
 def model_record(loaded: LoadedModel, inventory: Inventory) -> ModelRecord:
@@ -141,25 +162,27 @@ def model_record(loaded: LoadedModel, inventory: Inventory) -> ModelRecord:
 
 def measure_quality(
     loaded: LoadedModel,
-    text: str | Path | None,
-    max_seq_length: int | None,
+    text: EvaluationText,
     when: Literal["before", "after"],
+    device: torch.device,
     clock: StepClock,
 ) -> tuple[QualityRecord, ...]:
     """Perplexity of the model as it is now, for the report; nothing if there is no text.
 
+    The whole model goes to `device` for it.
+
     Raises:
         SecateurError: the text cannot be read or there is no tokenizer for it.
     """
-    if text is None:
+    if text.path is None:
         return ()
     if loaded.tokenizer is None:
         raise SecateurError("an evaluation text needs the model's tokenizer; give `tokenizer`")
-    token_ids = encode_text(loaded.tokenizer, read_text(Path(text)))
-    length = window_length(loaded.model, max_seq_length)
-    with clock.measured(f"perplexity {when}"):
+    token_ids = encode_text(loaded.tokenizer, read_text(Path(text.path)))
+    length = window_length(loaded.model, text.max_seq_length)
+    with clock.measured(f"perplexity {when}"), on_device(loaded.model, device):
         result = perplexity(loaded.model, token_ids, length, progress=clock.progress)
-    return (replace(result.to_record(Path(text).name), when=when),)
+    return (replace(result.to_record(Path(text.path).name), when=when),)
 
 
 def size_record(model: nn.Module) -> SizeRecord:

@@ -3,7 +3,7 @@
 import gzip
 import json
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from secateur.calibration.tokens import CalibrationTokens, checked_tokens, tokens_from_tensor
 from secateur.errors import SecateurError
 
-CalibrationSource = str | Path | Sequence[str] | Tensor | CalibrationTokens
+CalibrationSource = str | Path | Sequence[str] | Tensor | Mapping[str, Tensor] | CalibrationTokens
 
 # Windows are drawn from about this many times the tokens that they need: enough for variety, and
 # a corpus of any size is tokenised only as far as that.
@@ -51,7 +51,8 @@ def load_calibration(
     Args:
         source: a text file, a folder of them, a JSON-lines file with a `text` key, the name of a
             dataset (`name`, `name:config` or `name:config:split`, needs the `datasets` extra),
-            texts, a LongTensor [samples, length], or tokens drawn before.
+            texts, a LongTensor [samples, length], a mapping with `input_ids` and (0 = padding)
+            `attention_mask` of that shape, or tokens drawn before.
         tokenizer: of the model; only a token tensor does without.
         num_samples: windows to draw.
         max_seq_length: tokens in a window.
@@ -64,6 +65,8 @@ def load_calibration(
         return source
     if isinstance(source, Tensor):
         return tokens_from_tensor(source)
+    if isinstance(source, Mapping):
+        return _tokens_from_mapping(source)
     if num_samples < 1 or max_seq_length < 2:
         raise SecateurError(
             "expected num_calibration_samples of at least 1 and max_seq_length of at least 2, "
@@ -78,6 +81,15 @@ def load_calibration(
     enough = _SURPLUS * num_samples * max_seq_length
     stream = _concatenated(read_texts(source), tokenizer, enough)
     return _random_windows(stream, num_samples, max_seq_length, seed, name)
+
+
+def _tokens_from_mapping(source: Mapping[str, Tensor]) -> CalibrationTokens:
+    if not isinstance(source.get("input_ids"), Tensor):
+        raise SecateurError(
+            "expected a mapping with `input_ids`, and `attention_mask` where there is padding; "
+            f"got the keys {sorted(map(str, source))}"
+        )
+    return tokens_from_tensor(source["input_ids"], source.get("attention_mask"))
 
 
 def _concatenated(texts: Iterable[str], tokenizer: Tokenizer, enough: int) -> Tensor:
@@ -127,7 +139,13 @@ def read_texts(source: str | Path | Sequence[str]) -> Iterator[str]:
         SecateurError: there is no such source, or it cannot be read as text.
     """
     if not isinstance(source, str | Path):
-        yield from source
+        for text in source:
+            if not isinstance(text, str):
+                raise SecateurError(
+                    f"expected calibration texts, got {type(text).__name__} among them; token ids "
+                    "go into one LongTensor [samples, length]"
+                )
+            yield text
         return
     path = Path(source)
     if len(path.name) > _LONGEST_NAME:
@@ -147,7 +165,9 @@ def read_texts(source: str | Path | Sequence[str]) -> Iterator[str]:
 
 def _may_be_dataset(name: str) -> bool:
     suffixes = (*_TEXT_SUFFIXES, *_JSON_SUFFIXES, ".json", ".gz", ".csv")
-    return not name.startswith((".", "/", "~")) and not name.endswith(suffixes)
+    dataset = name.partition(":")[0]
+    is_path = name.startswith((".", "/", "~")) or name.endswith(suffixes)
+    return not is_path and dataset.count("/") <= 1
 
 
 def _folder_texts(folder: Path) -> Iterator[str]:

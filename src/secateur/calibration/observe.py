@@ -65,11 +65,11 @@ class _SliceWatch(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        if func in _PRODUCTS and len(args) >= 2 and isinstance(args[1], Tensor):
-            weight = args[1]
+        weight = args[1] if len(args) >= 2 else (kwargs or {}).get("weight")
+        if func in _PRODUCTS and isinstance(weight, Tensor):
             sink = self._sinks.get((weight.untyped_storage().data_ptr(), weight.storage_offset()))
             if sink is not None:
-                sink(args[0])
+                sink(args[0] if args else (kwargs or {})["input"])
         return func(*args, **(kwargs or {}))
 
 

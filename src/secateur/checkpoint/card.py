@@ -10,7 +10,7 @@ tags: [secateur, pruned]
 {base}---
 # {name}, compressed with Secateur
 
-Made from `{source}` ({architecture}) with [Secateur](https://pypi.org/project/secateur/) {version}.
+Made from `{source}` ({architecture}) with Secateur {version}.
 It loads as any model does: `AutoModelForCausalLM.from_pretrained(folder)`.
 
 | | before | after |

@@ -37,9 +37,19 @@ def check_model_folder(folder: Path, trust_remote_code: bool = False) -> None:
         SecateurError: no or quantised model, code that is not trusted, pickled weights, or a
             missing or corrupt shard.
     """
+    check_config(folder, trust_remote_code)
+    check_shards(folder)
+
+
+def check_config(folder: Path, trust_remote_code: bool = False) -> None:
+    """Accept a configuration, without a look at the weights.
+
+    Raises:
+        SecateurError: there is none, the model is quantised, or its code is not trusted.
+    """
     config = read_json(folder / "config.json")
-    if config.get("quantization_config"):
-        method = config["quantization_config"].get("quant_method", "unknown")
+    method = _quantisation(config)
+    if method:
         raise SecateurError(
             f"{folder} is already quantised ({method}); compress the original 16-bit or 32-bit "
             "model first, and quantise the result"
@@ -49,7 +59,16 @@ def check_model_folder(folder: Path, trust_remote_code: bool = False) -> None:
             f"{folder} brings its own Python code (auto_map in config.json), which is not run "
             "unless asked: read that code, then pass trust_remote_code (--trust-remote-code)"
         )
-    check_shards(folder)
+
+
+def _quantisation(config: dict[str, Any]) -> str | None:
+    """The method that a model is quantised by, also where it stands in a nested configuration."""
+    for holder in (config, config.get("text_config")):
+        for key in ("quantization_config", "compression_config"):
+            found = holder.get(key) if isinstance(holder, dict) else None
+            if found:
+                return str(found.get("quant_method", key)) if isinstance(found, dict) else key
+    return None
 
 
 def check_shards(folder: Path) -> None:
@@ -71,6 +90,9 @@ def check_shards(folder: Path) -> None:
 
 def _expected_tensors(folder: Path) -> dict[str, set[str] | None]:
     """Weight files and the tensors that must be in each; None where no index says."""
+    # transformers loads the single file where there is one, whatever an index says.
+    if (folder / SINGLE_FILE).is_file():
+        return {SINGLE_FILE: None}
     if (folder / INDEX_FILE).is_file():
         weight_map = read_json(folder / INDEX_FILE).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
@@ -84,8 +106,6 @@ def _expected_tensors(folder: Path) -> dict[str, set[str] | None]:
         if missing:
             raise SecateurError(f"{folder} lacks the shards {', '.join(missing)}")
         return files
-    if (folder / SINGLE_FILE).is_file():
-        return {SINGLE_FILE: None}
     pickles = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
     if pickles:
         raise SecateurError(
@@ -93,7 +113,10 @@ def _expected_tensors(folder: Path) -> dict[str, set[str] | None]:
             "are refused; convert them to safetensors with a tool that you trust, such as "
             "transformers: load the model there and call save_pretrained"
         )
-    raise SecateurError(f"expected {SINGLE_FILE} or {INDEX_FILE} in {folder}, found neither")
+    raise SecateurError(
+        f"expected {SINGLE_FILE} or {INDEX_FILE} in {folder}, found neither "
+        "(weights in other formats, such as .bin, are not read)"
+    )
 
 
 def _plain_name(name: str, folder: Path) -> str:

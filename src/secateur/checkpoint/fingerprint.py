@@ -23,10 +23,15 @@ def fingerprint(model: nn.Module, vocabulary_size: int) -> VerificationRecord:
     values, tokens = logits[-1].topk(min(_KEPT_LOGITS, logits.shape[-1]))
     return VerificationRecord(
         input_ids=tuple(input_ids[0].tolist()),
-        logits_sha256=hashlib.sha256(logits.numpy().tobytes()).hexdigest(),
+        logits_sha256=logits_sha256(logits),
         last_logits=tuple(values.tolist()),
         last_tokens=tuple(tokens.tolist()),
     )
+
+
+def logits_sha256(logits: Tensor) -> str:
+    """Hex digest of fp32 logits, C order."""
+    return hashlib.sha256(logits.contiguous().numpy().tobytes()).hexdigest()
 
 
 def probe_logits(model: nn.Module, input_ids: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from secateur.checkpoint.files import check_model_folder
+from secateur.checkpoint.files import check_config, check_model_folder
 from secateur.errors import SecateurError
 from secateur.settings import read_settings
 
@@ -57,20 +57,31 @@ def resolve_folder(
         if revision is not None:
             raise SecateurError(f"revision {revision} is for Hub ids, but {source} is a folder")
         return folder
-    if folder.exists() or str(source).count("/") != 1 or str(source).startswith((".", "/", "~")):
+    if folder.exists() or str(source).count("/") > 1 or str(source).startswith((".", "/", "~")):
         raise SecateurError(f"expected a model folder or a Hub id `owner/name`, got {source}")
-    patterns = [*_HUB_FILES, "*.py"] if trust_remote_code else list(_HUB_FILES)
+    config_only = _download(str(source), revision, ["*.json"])
+    # A model that will be refused is refused before its weights travel.
+    check_config(config_only, trust_remote_code)
+    return _download(str(source), revision, [*_HUB_FILES, *(["*.py"] if trust_remote_code else [])])
+
+
+def _download(repository: str, revision: str | None, patterns: list[str]) -> Path:
     try:
         return Path(
             snapshot_download(
-                str(source),
+                repository,
                 revision=revision,
                 allow_patterns=patterns,
+                ignore_patterns=["original/*", "consolidated*"],
                 local_files_only=read_settings().offline,
             )
         )
     except Exception as error:
-        raise SecateurError(f"{source} is no folder here, and the Hub says: {error}") from error
+        offline = " (offline, as HF_HUB_OFFLINE says)" if read_settings().offline else ""
+        first_line = str(error).strip().partition("\n")[0]
+        raise SecateurError(
+            f"{repository} is no folder here, and cannot be had from the Hub{offline}: {first_line}"
+        ) from error
 
 
 def load_model(

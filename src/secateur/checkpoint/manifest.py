@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from secateur.checkpoint.files import read_json
 from secateur.errors import SecateurError
@@ -36,7 +36,7 @@ def write_manifest(folder: Path) -> None:
 def manifest_faults(folder: Path) -> list[str]:
     """What differs from the manifest, one sentence a file; empty when all is as written.
 
-    Files that were added later are no fault.
+    Files that were added later are no fault, unless they are weights or code.
 
     Raises:
         SecateurError: there is no readable manifest.
@@ -44,13 +44,34 @@ def manifest_faults(folder: Path) -> list[str]:
     files = read_json(folder / MANIFEST_FILE).get("files")
     if not isinstance(files, dict):
         raise SecateurError(f"{folder / MANIFEST_FILE} has no list of files")
-    faults = []
+    faults = [f"{name} was added" for name in _added_weights(folder, set(files))]
     for name, entry in files.items():
         path = folder / name
-        if not path.is_file():
+        if not _is_sound(name, entry):
+            faults.append(f"the manifest's entry for {name!r} is not one that Secateur writes")
+        elif not path.is_file():
             faults.append(f"{name} is missing")
         elif path.stat().st_size != entry["bytes"]:
             faults.append(f"{name} has {path.stat().st_size} bytes, expected {entry['bytes']}")
         elif file_sha256(path) != entry["sha256"]:
             faults.append(f"{name} has other content than when it was written")
     return faults
+
+
+def _is_sound(name: str, entry: object) -> bool:
+    path = PurePosixPath(name)
+    return (
+        not path.is_absolute()
+        and ".." not in path.parts
+        and isinstance(entry, dict)
+        and isinstance(entry.get("sha256"), str)
+        and isinstance(entry.get("bytes"), int)
+    )
+
+
+_LOADABLE = (".safetensors", ".bin", ".pt", ".py", ".index.json")
+
+
+def _added_weights(folder: Path, listed: set[str]) -> list[str]:
+    names = (path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")))
+    return [name for name in names if name.endswith(_LOADABLE) and name not in listed]

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from secateur.checkpoint.fingerprint import fingerprint, probe_logits
+from secateur.checkpoint.fingerprint import logits_sha256, probe_logits
 from secateur.checkpoint.load import load_model
 from secateur.checkpoint.manifest import manifest_faults
 from secateur.checkpoint.pattern import pattern_faults
@@ -27,10 +27,16 @@ class Check:
     detail: str
 
 
-def require_same_model(model: nn.Module, folder: Path, trust_remote_code: bool = False) -> None:
-    """Raise VerificationError unless `folder` loads as `model`, bit for bit.
+def require_same_model(
+    model: nn.Module,
+    folder: Path,
+    recorded: VerificationRecord | None = None,
+    trust_remote_code: bool = False,
+) -> None:
+    """Raise VerificationError unless `folder` loads as `model`.
 
-    Every tensor of the state dict is compared, and that tied weights are still tied.
+    Every tensor of the state dict is compared bit for bit, that tied weights are still tied, and
+    that the configuration makes the same logits of them as were recorded.
     """
     try:
         loaded = load_model(folder, trust_remote_code=trust_remote_code).model
@@ -39,9 +45,27 @@ def require_same_model(model: nn.Module, folder: Path, trust_remote_code: bool =
     written = loaded.state_dict()
     for name, tensor in model.state_dict().items():
         if name not in written or not _equal_bits(tensor.cpu(), written[name]):
-            raise VerificationError(f"{name} is not the same after it was written and reloaded")
+            raise VerificationError(
+                f"{name} is not the same after it was written and reloaded: "
+                f"{_difference(tensor, written.get(name))}"
+            )
     if _num_distinct(loaded) != _num_distinct(model):
         raise VerificationError("weights that were tied are not tied after reloading")
+    if recorded is not None and not (check := _check_logits(loaded, recorded)).passed:
+        raise VerificationError(
+            f"the written configuration does not describe the model: logits {check.detail}"
+        )
+
+
+def _difference(tensor: Tensor, loaded: Tensor | None) -> str:
+    if loaded is None:
+        return "it is missing"
+    if loaded.dtype != tensor.dtype:
+        return (
+            f"{tensor.dtype} became {loaded.dtype}; the model mixes dtypes that its config does "
+            "not tell of: cast it to one"
+        )
+    return "values differ"
 
 
 def _equal_bits(left: Tensor, right: Tensor) -> bool:
@@ -87,7 +111,7 @@ def _check(name: str, faults: list[str], fine: str) -> Check:
 def _check_logits(model: nn.Module, recorded: VerificationRecord) -> Check:
     input_ids = torch.tensor([recorded.input_ids])
     logits = probe_logits(model, input_ids)
-    if fingerprint(model, logits.shape[-1]).logits_sha256 == recorded.logits_sha256:
+    if logits_sha256(logits) == recorded.logits_sha256:
         return Check("logits", True, "identical, bit for bit, to those recorded")
     now = logits[-1][list(recorded.last_tokens)]
     then = torch.tensor(recorded.last_logits)

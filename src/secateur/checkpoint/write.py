@@ -1,7 +1,10 @@
 """Write a checkpoint aside, prove that it reloads as the same model, then rename it into place."""
 
 import errno
+import os
+import re
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +13,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from secateur.checkpoint.card import model_card
-from secateur.checkpoint.manifest import write_manifest
+from secateur.checkpoint.manifest import MANIFEST_FILE, write_manifest
 from secateur.checkpoint.verify import require_same_model
 from secateur.errors import OutOfSpaceError, SecateurError
 from secateur.recipe import Recipe
@@ -22,19 +25,73 @@ RECIPE_FILE = "secateur_recipe.yaml"
 _SPACE_MARGIN_BYTES = 32 << 20
 
 
-def check_output(output: Path, overwrite: bool) -> None:
+def check_output(output: Path, overwrite: bool, source: Path | None = None) -> Path:
     """Accept a place to write to.
 
+    Args:
+        output: the folder to make; links are followed.
+        overwrite: replace a folder that is not empty, if Secateur wrote it.
+        source: the folder of the model that is read, if there is one.
+
+    Returns:
+        The place as an absolute path without links.
+
     Raises:
-        SecateurError: it is a file, or a folder that is not empty and must not be replaced.
+        SecateurError: it cannot be made or must not be replaced.
     """
-    if output.exists() and not output.is_dir():
-        raise SecateurError(f"expected an output folder, but {output} is a file")
-    if not overwrite and output.is_dir() and any(output.iterdir()):
+    place = Path(os.path.realpath(output))
+    ancestor = place if place.exists() else _nearest_folder(place)
+    if not ancestor.is_dir():
+        raise SecateurError(f"expected an output folder, but {ancestor} is a file")
+    if not os.access(ancestor if ancestor != place else place.parent, os.W_OK | os.X_OK):
+        raise SecateurError(f"{output} cannot be written: no permission in {ancestor}")
+    if source is not None:
+        read_from = Path(os.path.realpath(source))
+        if place == read_from or place in read_from.parents:
+            raise SecateurError(
+                f"output {output} is, or holds, the model that is read; choose another folder"
+            )
+    if place.is_dir() and any(place.iterdir()):
+        _check_replaceable(place, overwrite)
+    return place
+
+
+def _nearest_folder(place: Path) -> Path:
+    return next(parent for parent in place.parents if parent.exists())
+
+
+def _check_replaceable(place: Path, overwrite: bool) -> None:
+    if not overwrite:
         raise SecateurError(
-            f"output folder {output} is not empty; choose another, or pass overwrite "
+            f"output folder {place} is not empty; choose another, or pass overwrite "
             "(--overwrite) to replace it once the new model is complete"
         )
+    if not (place / MANIFEST_FILE).is_file():
+        raise SecateurError(
+            f"{place} was not written by Secateur (it has no {MANIFEST_FILE}) and is not "
+            "overwritten; delete it yourself if it may go"
+        )
+
+
+def check_saving(model: Any, max_shard_size: str) -> None:
+    """Find before the work what would stop the saving after it.
+
+    Raises:
+        SecateurError: the model cannot be saved, or the shard size cannot be read.
+    """
+    if not hasattr(model, "save_pretrained"):
+        raise SecateurError(
+            f"expected a transformers model to write, but {type(model).__name__} has no "
+            "save_pretrained"
+        )
+    if not re.fullmatch(r"[0-9]+(KB|MB|GB|KiB|MiB|GiB)", max_shard_size):
+        raise SecateurError(f"expected max_shard_size such as 500MB or 5GB, got {max_shard_size}")
+    generation = getattr(model, "generation_config", None)
+    if generation is not None:
+        try:
+            generation.validate(strict=True)
+        except ValueError as error:
+            raise SecateurError(f"the model's generation_config is not valid: {error}") from None
 
 
 def check_space(output: Path, num_bytes: int) -> None:
@@ -63,8 +120,8 @@ def write_checkpoint(
 ) -> Report:
     """Write a Hugging Face folder: weights, tokenizer, recipe, report, card, manifest.
 
-    Everything is written to `<output>.partial` and renamed at the end; whatever goes wrong, the
-    old output stays as it was.
+    Everything is written to a folder of its own beside the output, and renamed at the end. The
+    old output is moved aside only then; whatever goes wrong before, it stays as it was.
 
     Args:
         model: a transformers model (an `nn.Module` with save_pretrained).
@@ -83,9 +140,8 @@ def write_checkpoint(
         OutOfSpaceError: the disk is full.
         VerificationError: what was written does not load as the model that was to be written.
     """
-    check_output(output, overwrite)
-    partial = output.with_name(output.name + ".partial")
-    with _temporary_folder(partial):
+    output = check_output(output, overwrite)
+    with _space_errors(output), _temporary_folder(output) as partial:
         with _space_errors(output):
             model.save_pretrained(partial, max_shard_size=max_shard_size)
             if tokenizer is not None:
@@ -96,19 +152,34 @@ def write_checkpoint(
             (partial / "README.md").write_text(model_card(recipe, report), encoding="utf-8")
             write_manifest(partial)
             _make_readable(partial)
-        require_same_model(model, partial, trust_remote_code)
+            _flush(partial)
+        require_same_model(model, partial, report.verification, trust_remote_code)
         _put_in_place(partial, output)
     return report
 
 
 @contextmanager
-def _temporary_folder(folder: Path) -> Iterator[None]:
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+def _temporary_folder(output: Path) -> Iterator[Path]:
+    output.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".partial", dir=output.parent))
+    # mkdtemp lets nobody else in; the folder is to be as any that mkdir makes.
+    umask = os.umask(0)
+    os.umask(umask)
+    folder.chmod(0o777 & ~umask)
     try:
-        yield
+        yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _flush(folder: Path) -> None:
+    """Have everything on the disk before names change."""
+    for path in [*folder.rglob("*"), folder]:
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -118,7 +189,9 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 def _space_errors(output: Path) -> Iterator[None]:
     try:
         yield
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, ValueError) as error:
+        if isinstance(error, SecateurError):
+            raise
         # safetensors reports the system's error as text only.
         full = getattr(error, "errno", None) in _FULL or any(
             f"os error {code}" in str(error) for code in _FULL
@@ -136,8 +209,7 @@ def _make_readable(folder: Path) -> None:
 
 
 def _put_in_place(partial: Path, output: Path) -> None:
-    old = output.with_name(output.name + ".old")
-    shutil.rmtree(old, ignore_errors=True)
+    old = partial.with_suffix(".old")
     if output.exists():
         output.rename(old)
     try:

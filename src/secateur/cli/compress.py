@@ -82,7 +82,7 @@ def compress_command(
     )
     console = Console()
     console.print(report_table(report))
-    console.print(f"wrote {output}", highlight=False, soft_wrap=True)
+    console.print(f"wrote {output}", highlight=False, soft_wrap=True, markup=False)
 
 
 def _recipe(

@@ -33,7 +33,7 @@ def report_command(
     console = Console()
     console.print(report_table(report))
     if html is not None:
-        console.print(f"wrote {html}", highlight=False, soft_wrap=True)
+        console.print(f"wrote {html}", highlight=False, soft_wrap=True, markup=False)
 
 
 def write_page(path: Path, page: str) -> None:

@@ -58,6 +58,11 @@ def drop_blocks(model: nn.Module, blocks: BlockList, dropped: Sequence[int]) -> 
     return DropOutcome(remaining, kept, tuple(dict.fromkeys(warnings)))
 
 
+def rehearse_drop(model: nn.Module, blocks: BlockList, dropped: Sequence[int]) -> None:
+    """Raise SecateurError if `drop_blocks` would; nothing is changed."""
+    _rehearse(model, blocks, dropped, kept_blocks(dropped, len(blocks)))
+
+
 def _rehearse(
     model: nn.Module, blocks: BlockList, dropped: Sequence[int], kept: tuple[int, ...]
 ) -> list[Adopted] | None:

@@ -2,12 +2,13 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from secateur.errors import SecateurError
+from secateur.models.blocks import text_config
+from secateur.models.device import input_embedding
 
 # fp32 logits held at once while log-probabilities are computed: 64 MiB.
 _MAX_FP32_LOGITS = 2**24
@@ -15,26 +16,8 @@ _MAX_FP32_LOGITS = 2**24
 
 def context_length(model: nn.Module) -> int | None:
     """Tokens that the model has positions for; None where its config names no limit."""
-    config: Any = getattr(model, "config", None)
-    if hasattr(config, "get_text_config"):
-        config = config.get_text_config()
-    limit = getattr(config, "max_position_embeddings", None)
+    limit = getattr(text_config(model), "max_position_embeddings", None)
     return limit if isinstance(limit, int) else None
-
-
-def input_embedding(model: nn.Module) -> Tensor:
-    """The input embedding [vocabulary, hidden].
-
-    Raises:
-        SecateurError: the model has none.
-    """
-    getter = getattr(model, "get_input_embeddings", None)
-    weight = getattr(getter() if callable(getter) else None, "weight", None)
-    if not isinstance(weight, Tensor):
-        raise SecateurError(
-            f"expected a language model with input embeddings, but got {type(model).__name__}"
-        )
-    return weight
 
 
 def input_device(model: nn.Module) -> torch.device:

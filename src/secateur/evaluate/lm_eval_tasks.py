@@ -22,6 +22,7 @@ def run_lm_eval(
     limit: int | None = None,
     num_fewshot: int | None = None,
     include_path: str | Path | None = None,
+    seed: int = 0,
 ) -> tuple[TaskResult, ...]:
     """Run lm-eval tasks in this process.
 
@@ -31,8 +32,7 @@ def run_lm_eval(
         limit: items of each task, from its beginning.
         num_fewshot: examples before each item; as each task says if not given.
         include_path: folder with further task files in lm-eval's YAML.
-
-    lm-eval seeds the global random states.
+        seed: of everything random; lm-eval seeds the global random states with it.
 
     Returns:
         One result for each task: groups come as the tasks in them. Metrics have lm-eval's names,
@@ -53,6 +53,10 @@ def run_lm_eval(
             num_fewshot=num_fewshot,
             task_manager=manager,
             log_samples=True,
+            random_seed=seed,
+            numpy_random_seed=seed,
+            torch_random_seed=seed,
+            fewshot_random_seed=seed,
         )
     return tuple(_task_result(name, output) for name in output["samples"])
 

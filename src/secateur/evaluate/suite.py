@@ -100,7 +100,9 @@ def run_evaluation(
         for file in files
     ]
     if names:
-        results += run_lm_eval(model, tokenizer, names, choice.batch_size, choice.limit)
+        results += run_lm_eval(
+            model, tokenizer, names, choice.batch_size, choice.limit, seed=choice.seed
+        )
     return Evaluation(measured, tuple(results))
 
 
@@ -123,7 +125,7 @@ def read_text(path: Path) -> str:
         SecateurError: there is none, or it is something else.
     """
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise SecateurError(f"expected a UTF-8 text file, but {path}: {error}") from None
 

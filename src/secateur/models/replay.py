@@ -89,7 +89,7 @@ def capture_batch(
 
     with _replaced_forwards(blocks, stub), torch.no_grad():
         try:
-            model(input_ids=input_ids, use_cache=False)
+            model(input_ids=_beside(model, input_ids), use_cache=False)
         except _LastBlockReached:
             pass
     if previous is not None:
@@ -136,7 +136,7 @@ def trace_blocks(
     ]
     try:
         with torch.no_grad():
-            model(input_ids=input_ids, use_cache=False)
+            model(input_ids=_beside(model, input_ids), use_cache=False)
     finally:
         for hook in hooks:
             hook.remove()
@@ -153,7 +153,7 @@ class _Watcher:
         self._last_output: Tensor | None = None
         self._last_version = 0
         # Inputs are kept alive within a block: a freed tensor's id may be given out again.
-        self._inputs: list[tuple[Tensor, str]] = []
+        self._inputs: list[tuple[Tensor, int, str]] = []
 
     def entering(self, index: int) -> Callable[..., None]:
         def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -179,11 +179,11 @@ class _Watcher:
     def multiplying(self, name: str) -> Callable[..., None]:
         def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             inputs = args[0] if args else next(iter(kwargs.values()))
-            for tensor, first_name in self._inputs:
-                if tensor is inputs:
+            for tensor, version, first_name in self._inputs:
+                if tensor is inputs and inputs._version == version:
                     self.shared[name] = first_name
                     return
-            self._inputs.append((inputs, name))
+            self._inputs.append((inputs, inputs._version, name))
 
         return hook
 
@@ -193,6 +193,11 @@ class _Watcher:
                 f"expected each of the {len(self.blocks)} blocks at {self.blocks.name} to be "
                 f"called once, in order; they were called in the order {self.order}"
             )
+
+
+def _beside(model: nn.Module, input_ids: Tensor) -> Tensor:
+    """Token ids where the model, or the first of it, is."""
+    return input_ids.to(next(model.parameters(), input_ids).device)
 
 
 def _same_tensor(left: Tensor, right: Tensor) -> bool:

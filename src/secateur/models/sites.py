@@ -109,7 +109,8 @@ def _is_router(block: nn.Module, relative_name: str) -> bool:
         experts = getattr(block.get_submodule(".".join(parts[:depth])), "experts", None)
         if isinstance(experts, nn.Module) and parts[depth] != "experts":
             is_beside = depth == len(parts) - 1
-            return is_beside or linear.out_features == _num_experts(experts)
+            as_many = linear.out_features == _num_experts(experts)
+            return is_beside or (as_many and "gate" in parts[depth:-1])
     return False
 
 

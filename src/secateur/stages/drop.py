@@ -11,12 +11,13 @@ from secateur.depth.block_influence import BlockInfluence, least_influential
 from secateur.depth.drop import drop_blocks
 from secateur.errors import SecateurError
 from secateur.models.blocks import BlockList
+from secateur.models.device import on_device
 from secateur.progress import Progress
 from secateur.recipe import DropBlocksStage
 from secateur.report.record import DropRecord
 
 
-def check_drop(stage: DropBlocksStage, num_blocks: int) -> None:
+def check_drop_stage(stage: DropBlocksStage, num_blocks: int) -> None:
     """Raise SecateurError if the stage asks for blocks that are not there, or for all of them."""
     wrong = [block for block in stage.blocks if block >= num_blocks]
     if wrong:
@@ -47,12 +48,10 @@ def measure_block_influence(
     influences = []
     for index, block in enumerate(blocks.modules):
         influence = BlockInfluence()
-        home = next(block.parameters()).device
-        block.to(device)
-        for hidden, output in zip(inputs.hidden, inputs.stream(block, index), strict=True):
-            influence.add(hidden, output)
-            hidden.copy_(output)
-        block.to(home)
+        with on_device(block, device):
+            for hidden, output in zip(inputs.hidden, inputs.stream(block, index), strict=True):
+                influence.add(hidden, output)
+                hidden.copy_(output)
         influences.append(influence.value())
         progress.advance(f"block {index}  influence {influences[-1]:.4f}")
     return tuple(influences)
@@ -77,7 +76,7 @@ def run_drop(
         progress: told after each block.
     """
     started = perf_counter()
-    check_drop(stage, len(blocks))
+    check_drop_stage(stage, len(blocks))
     influences: Sequence[float] = ()
     dropped = tuple(sorted(stage.blocks))
     if inputs is not None and stage.count is not None:

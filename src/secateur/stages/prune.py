@@ -3,7 +3,6 @@ from the already pruned blocks before it.
 """
 
 from collections.abc import Sequence
-from contextlib import suppress
 from time import perf_counter
 
 import torch
@@ -13,6 +12,7 @@ from secateur.calibration.inputs import BlockInputs
 from secateur.calibration.observe import Sink, observed
 from secateur.calibration.statistics import InputStatistics, RelativeError
 from secateur.models.blocks import BlockList
+from secateur.models.device import on_device
 from secateur.models.replay import Trace
 from secateur.progress import Progress
 from secateur.recipe import PruneStage
@@ -51,10 +51,8 @@ class BlockPruner:
         layers: list[LayerRecord] = []
         block_records: list[BlockRecord] = []
         for index, block in enumerate(self._blocks.modules):
-            home = _device_of(block)
-            block.to(self._device)
-            new_layers, block_record = self._prune_block(block, index, inputs, trace)
-            block.to(home)
+            with on_device(block, self._device):
+                new_layers, block_record = self._prune_block(block, index, inputs, trace)
             layers += new_layers
             block_records.append(block_record)
         return self._record(layers, block_records)
@@ -154,9 +152,3 @@ class BlockPruner:
             seconds_pruning=self._seconds["pruning"],
             seconds_propagating=self._seconds["propagating"],
         )
-
-
-def _device_of(block: nn.Module) -> torch.device:
-    with suppress(StopIteration):
-        return next(block.parameters()).device
-    return torch.device("cpu")
