@@ -213,7 +213,7 @@ def as_recipe(recipe: RecipeLike) -> Recipe:
     if isinstance(recipe, str | Path):
         return load_recipe(recipe)
     raise SecateurError(
-        f"expected a Recipe, its values or the path of a file, got {type(recipe).__name__}"
+        f"expected a recipe (a Recipe, its values or a path), got {type(recipe).__name__}"
     )
 
 

@@ -57,7 +57,7 @@ def resolve_folder(
         if revision is not None:
             raise SecateurError(f"revision {revision} is for Hub ids, but {source} is a folder")
         return folder
-    if folder.exists() or str(source).count("/") > 1 or str(source).startswith((".", "/", "~")):
+    if folder.exists() or str(source).count("/") != 1 or str(source).startswith((".", "/", "~")):
         raise SecateurError(f"expected a model folder or a Hub id `owner/name`, got {source}")
     config_only = _download(str(source), revision, ["*.json"])
     # A model that will be refused is refused before its weights travel.
