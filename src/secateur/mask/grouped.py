@@ -38,33 +38,39 @@ def select_grouped(score: Tensor, keep: int, group: int) -> Tensor:
     flat = score.contiguous().view(-1)
     chunk = _CPU_CHUNK if score.device.type == "cpu" else max(1, flat.numel())
     mask = torch.empty(flat.shape, dtype=torch.bool, device=score.device)
+    scratch = (min(chunk, flat.numel()),)
+    beats_right = torch.empty(scratch, dtype=torch.bool, device=score.device)
     for start in range(0, flat.numel(), chunk):
         part = flat[start : start + chunk]
-        mask[start : start + chunk] = _select_by_counting(part, keep, group)
+        _count_wins(part, keep, group, mask[start : start + chunk], beats_right[: len(part)])
     return mask.view(score.shape)
 
 
-def _select_by_counting(score: Tensor, keep: int, group: int) -> Tensor:
+def _count_wins(score: Tensor, keep: int, group: int, mask: Tensor, beats_right: Tensor) -> None:
     """Count for every score how many of its group it beats, one byte a score, a word a group.
 
     A score beats one to its right if it is at least as large, and one to its left if it is
     larger: that is what makes ties keep the lower column. Comparing the flat tensor with itself
     shifted by 1, 2, ... gives all comparisons at full vector width; those that cross a group's
     end are masked away. Counts of a whole group are then added in one integer operation.
+
+    Args:
+        score: [n], n divisible by `group`.
+        keep: of `group`.
+        group: 2, 4 or 8.
+        mask: bool [n], written.
+        beats_right: bool [n], for scratch.
     """
-    word = _WORDS[group]
+    wins, packed = mask.view(_WORDS[group]), beats_right.view(_WORDS[group])
     # Byte b starts at b: it beats all b scores to its left, until one turns out to be as large.
-    wins: Tensor | int = _bytes(range(group))
+    # Bit 3 is to be set where wins >= group - keep: the offset brings that limit to 8.
+    wins.fill_(_bytes([b + 8 - (group - keep) for b in range(group)]))
     for distance in range(1, group):
-        beats_right = torch.empty(score.shape, dtype=torch.bool, device=score.device)
         torch.ge(score[:-distance], score[distance:], out=beats_right[:-distance])
-        packed = beats_right.view(word).bitwise_and_(_bytes([1] * (group - distance)))
-        wins = packed + wins
-        wins -= packed << (8 * distance)
-    assert isinstance(wins, Tensor)
-    # Bit 3 of a byte is set where wins >= group - keep: wins and the offset stay below 16.
-    wins += _bytes([8 - (group - keep)] * group)
-    return wins.bitwise_right_shift_(3).bitwise_and_(_bytes([1] * group)).view(torch.bool)
+        packed.bitwise_and_(_bytes([1] * (group - distance)))
+        # A win for the byte itself, and one less for the byte `distance` further up.
+        wins.add_(packed, alpha=1 - (1 << (8 * distance)))
+    wins.bitwise_right_shift_(3).bitwise_and_(_bytes([1] * group))
 
 
 def _bytes(values: list[int] | range) -> int:
