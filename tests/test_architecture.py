@@ -115,12 +115,12 @@ def test_the_kernel_package_knows_nothing_of_the_front_end() -> None:
             assert root in KERNELS_MAY_IMPORT | standard, f"{path}: {name}"
 
 
-def test_algorithms_and_kernels_need_torch_only() -> None:
+def test_algorithms_need_torch_and_numpy_only() -> None:
     standard = set(sys.stdlib_module_names)
     for path in front_end_files():
         if part_of(path) in {"score", "mask", "update"}:
             roots = {name.split(".")[0] for name in imports(parsed(path))}
-            assert roots <= standard | {"torch", "secateur", "secateur_kernels"}, path
+            assert roots <= standard | {"numpy", "torch", "secateur", "secateur_kernels"}, path
 
 
 @pytest.mark.parametrize("module", sorted(ONLY_IN))

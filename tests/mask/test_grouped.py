@@ -162,7 +162,9 @@ def test_more_scores_than_one_chunk() -> None:
 
 
 def test_memory_that_was_never_written_does_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
-    def full_of_rubbish(shape: torch.Size, *, dtype: torch.dtype, device: torch.device) -> Tensor:
+    def full_of_rubbish(
+        shape: torch.Size, *, dtype: torch.dtype, device: torch.device | str = "cpu"
+    ) -> Tensor:
         assert dtype == torch.bool
         return torch.full(shape, 0xFF, dtype=torch.uint8, device=device).view(dtype)
 
