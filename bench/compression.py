@@ -50,7 +50,8 @@ def bare_passes(model: Any, tokens: torch.Tensor) -> float:
     for index, block in enumerate(inventory.blocks.modules):
         for _ in range(2):
             inputs.run_block(block, index)
-        inputs.advance()
+        for hidden, output in zip(inputs.hidden, inputs.outputs, strict=True):
+            hidden.copy_(output)
     return perf_counter() - started
 
 

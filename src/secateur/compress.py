@@ -37,7 +37,6 @@ from secateur.prepare import (
     open_model,
     run_device,
     size_record,
-    vocabulary_size,
 )
 from secateur.progress import Progress, default_progress
 from secateur.recipe import DropBlocksStage, PruneStage, Recipe, load_recipe, recipe_from_dict
@@ -150,6 +149,7 @@ def compress_with_report(
         with clock.step("load"):
             loaded = open_model(model, tokenizer, revision, dtype, trust_remote_code)
             blocks_device = run_device(device, loaded.model)
+        in_use.enter_context(evaluating(loaded.model))
         with clock.step("check"):
             inventory = check_model(loaded.model, recipe)
             if output is not None:
@@ -160,13 +160,12 @@ def compress_with_report(
         with clock.step("draw calibration tokens"):
             tokens = draw_tokens(choice, recipe, loaded)
         before = model_record(loaded, inventory)
-        in_use.enter_context(evaluating(loaded.model))
         text = EvaluationText(evaluation_text, max_seq_length)
         quality = measure_quality(loaded, text, "before", blocks_device, clock)
         stages = run_stages(loaded.model, recipe, tokens, blocks_device, clock)
         quality += measure_quality(loaded, text, "after", blocks_device, clock)
         after = size_record(loaded.model)
-        probe = fingerprint(loaded.model, vocabulary_size(loaded.model))
+        probe = fingerprint(loaded.model)
 
         def make_report() -> Report:
             return Report(

@@ -9,17 +9,18 @@ from torch import nn
 
 from secateur.calibration.data import CalibrationSource, load_calibration
 from secateur.calibration.tokens import CalibrationTokens
+from secateur.checkpoint.fingerprint import probe_tokens
 from secateur.checkpoint.load import LoadedModel, load_model, usable_device
 from secateur.clock import StepClock
 from secateur.depth.drop import rehearse_drop
 from secateur.errors import SecateurError
-from secateur.evaluate.forward import context_length
 from secateur.evaluate.perplexity import encode_text, perplexity
 from secateur.evaluate.suite import read_text, window_length
-from secateur.models.blocks import find_blocks
+from secateur.models.blocks import context_length, find_blocks
 from secateur.models.device import input_embedding, on_device
 from secateur.models.inventory import Inventory, take_inventory
-from secateur.models.measure import num_bytes, require_finite_weights
+from secateur.models.measure import num_bytes, require_finite_outputs, require_finite_weights
+from secateur.models.sites import renamed
 from secateur.recipe import DropBlocksStage, PruneStage, Recipe
 from secateur.report.record import CalibrationRecord, ModelRecord, QualityRecord, SizeRecord
 from secateur.stages.drop import check_drop_stage
@@ -60,6 +61,10 @@ def open_model(
         SecateurError: it cannot be loaded, is quantised, or options for loading come with an
             object.
     """
+    if not isinstance(model, nn.Module | str | Path):
+        raise SecateurError(
+            f"expected a model folder, a Hub id or a model, got {type(model).__name__}"
+        )
     if not isinstance(model, nn.Module):
         loaded = load_model(
             model, revision=revision, dtype=dtype, trust_remote_code=trust_remote_code
@@ -88,6 +93,7 @@ def check_model(model: nn.Module, recipe: Recipe) -> Inventory:
     inventory = take_inventory(model)
     input_embedding(model)
     require_finite_weights(model)
+    require_finite_outputs(model, probe_tokens(model))
     remaining = inventory
     for stage in recipe.stages:
         if isinstance(stage, PruneStage):
@@ -100,11 +106,20 @@ def check_model(model: nn.Module, recipe: Recipe) -> Inventory:
 
 def _after_drop(model: nn.Module, inventory: Inventory, stage: DropBlocksStage) -> Inventory:
     """What later stages will find: blocks are numbered anew, so that the first names remain."""
-    count = stage.count or len(stage.blocks)
     is_untouched = len(inventory.sites) == len(inventory.blocks)
     if stage.blocks and is_untouched:
         rehearse_drop(model, inventory.blocks, stage.blocks)
-    return replace(inventory, sites=inventory.sites[: len(inventory.sites) - count])
+    # Which blocks a count will drop is not known yet: the last ones stand for them.
+    count = len(inventory.sites)
+    dropped = stage.blocks or range(count - (stage.count or 0), count)
+    kept = [sites for index, sites in enumerate(inventory.sites) if index not in dropped]
+    return replace(
+        inventory,
+        sites=tuple(
+            tuple(renamed(site, inventory.blocks.block_name(index)) for site in sites)
+            for index, sites in enumerate(kept)
+        ),
+    )
 
 
 def draw_tokens(
@@ -213,4 +228,7 @@ def run_device(device: str | torch.device | None, model: nn.Module) -> torch.dev
     Raises:
         SecateurError: there is no such device here.
     """
-    return next(model.parameters()).device if device is None else usable_device(device)
+    if device is not None:
+        return usable_device(device)
+    parameter = next(model.parameters(), None)
+    return torch.device("cpu") if parameter is None else parameter.device

@@ -246,8 +246,12 @@ def recipe_from_text(text: str, source: str = "recipe") -> Recipe:
 def load_recipe(path: str | Path) -> Recipe:
     """Read a recipe file."""
     path = Path(path)
-    if not path.is_file():
-        raise SecateurError(f"expected a recipe file, but {path} is not a file")
+    try:
+        is_file = path.is_file()
+    except OSError:  # a name too long for a file, such as the recipe itself
+        is_file = False
+    if not is_file:
+        raise SecateurError(f"expected a recipe file, but {str(path)[:200]} is not a file")
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:

@@ -9,11 +9,11 @@ from secateur.errors import SecateurError
 from secateur.evaluate import forward
 from secateur.evaluate.forward import (
     check_token_ids,
-    context_length,
     evaluating,
     input_device,
     token_log_probs,
 )
+from secateur.models.blocks import context_length
 
 
 def test_context_length_is_that_of_the_config(model: LlamaForCausalLM) -> None:

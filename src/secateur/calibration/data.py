@@ -67,6 +67,11 @@ def load_calibration(
         return tokens_from_tensor(source)
     if isinstance(source, Mapping):
         return _tokens_from_mapping(source)
+    if not isinstance(source, str | Path | Sequence):
+        raise SecateurError(
+            "expected calibration as a path, a dataset's name, texts or a LongTensor "
+            f"[samples, length], got {type(source).__name__}"
+        )
     if num_samples < 1 or max_seq_length < 2:
         raise SecateurError(
             "expected num_calibration_samples of at least 1 and max_seq_length of at least 2, "

@@ -50,11 +50,6 @@ class BlockInputs:
         for kept, output in zip(self.outputs, self.stream(block, index), strict=True):
             kept.copy_(output)
 
-    def advance(self) -> None:
-        """Make `outputs` the inputs of the next block."""
-        for hidden, output in zip(self.hidden, self.outputs, strict=True):
-            hidden.copy_(output)
-
 
 def capture_inputs(
     model: nn.Module,

@@ -5,20 +5,25 @@ import hashlib
 import torch
 from torch import Tensor, nn
 
+from secateur.models.blocks import context_length
+from secateur.models.device import input_embedding
 from secateur.report.record import VerificationRecord
 
 _LENGTH = 16
 _KEPT_LOGITS = 16
 
 
-def probe_tokens(vocabulary_size: int) -> Tensor:
-    """int64 [1, 16]: fixed token ids spread over the vocabulary."""
-    return (torch.arange(1, _LENGTH + 1) * 7919 % vocabulary_size).unsqueeze(0)
+def probe_tokens(model: nn.Module) -> Tensor:
+    """int64 [1, 16], or fewer in a shorter context: fixed ids spread over the vocabulary."""
+    embedding = input_embedding(model)
+    length = min(_LENGTH, context_length(model) or _LENGTH)
+    ids = torch.arange(1, length + 1) * 7919 % embedding.shape[0]
+    return ids.unsqueeze(0).to(embedding.device)
 
 
-def fingerprint(model: nn.Module, vocabulary_size: int) -> VerificationRecord:
+def fingerprint(model: nn.Module) -> VerificationRecord:
     """Run the model on the probe tokens and record what comes out."""
-    input_ids = probe_tokens(vocabulary_size)
+    input_ids = probe_tokens(model)
     logits = probe_logits(model, input_ids)
     values, tokens = logits[-1].topk(min(_KEPT_LOGITS, logits.shape[-1]))
     return VerificationRecord(

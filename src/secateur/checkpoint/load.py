@@ -199,8 +199,10 @@ def usable_device(device: str | torch.device | None) -> torch.device:
     """
     try:
         chosen = torch.device(device or "cpu")
-        torch.empty(0, device=chosen)
-    except (RuntimeError, AssertionError) as error:
+        if chosen.type == "meta":
+            raise RuntimeError("it holds no values")
+        torch.zeros(1, device=chosen).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
         first_line = str(error).partition("\n")[0]
         raise SecateurError(f"device {device} cannot be used here: {first_line}") from None
     return chosen

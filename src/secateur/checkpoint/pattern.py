@@ -6,9 +6,12 @@ from secateur.report.record import DropRecord, LayerRecord, PruneRecord, Report
 
 
 def pattern_faults(report: Report, inventory: Inventory) -> list[str]:
-    """What differs from the report, one sentence a matrix."""
+    """What differs from the report, one sentence a matrix; its last stage is the one that counts.
+
+    An update may put back weights that an earlier stage had removed.
+    """
     sites = {site.name: site for site in inventory.all_sites}
-    faults = []
+    last: dict[str, LayerRecord] = {}
     for position, stage in enumerate(report.stages):
         if not isinstance(stage, PruneRecord):
             continue
@@ -16,8 +19,12 @@ def pattern_faults(report: Report, inventory: Inventory) -> list[str]:
         for layer in stage.layers:
             name = name_after_drops(layer, inventory.blocks.name, later)
             if name is not None:
-                faults += _layer_faults(layer, sites.get(name), name)
-    return faults
+                last[name] = layer
+    return [
+        fault
+        for name, layer in last.items()
+        for fault in _layer_faults(layer, sites.get(name), name)
+    ]
 
 
 def name_after_drops(layer: LayerRecord, blocks_name: str, drops: list[DropRecord]) -> str | None:
@@ -39,7 +46,6 @@ def _layer_faults(layer: LayerRecord, site: WeightSite | None, name: str) -> lis
     kept = site.weight != 0
     sparsity = 1.0 - int(kept.sum()) / kept.numel()
     faults = []
-    # Later stages may remove more; none puts weights back.
     if sparsity < layer.sparsity - 0.5 / kept.numel():
         faults.append(f"{name} has {sparsity:.4%} zeros, expected {layer.sparsity:.4%}")
     keep, colon, group = layer.pattern.partition(":")

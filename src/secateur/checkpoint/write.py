@@ -6,7 +6,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,8 @@ def check_output(output: Path, overwrite: bool, source: Path | None = None) -> P
         raise SecateurError(f"expected an output folder, but {ancestor} is a file")
     if not os.access(ancestor if ancestor != place else place.parent, os.W_OK | os.X_OK):
         raise SecateurError(f"{output} cannot be written: no permission in {ancestor}")
+    if os.path.ismount(place):
+        raise SecateurError(f"{output} is a mount point; name a folder in it")
     if source is not None:
         read_from = Path(os.path.realpath(source))
         if place == read_from or place in read_from.parents:
@@ -84,12 +86,13 @@ def check_saving(model: Any, max_shard_size: str) -> None:
             f"expected a transformers model to write, but {type(model).__name__} has no "
             "save_pretrained"
         )
-    if not re.fullmatch(r"[0-9]+(KB|MB|GB|KiB|MiB|GiB)", max_shard_size):
+    if not re.fullmatch(r"[1-9][0-9]*(KB|MB|GB|TB)", str(max_shard_size)):
         raise SecateurError(f"expected max_shard_size such as 500MB or 5GB, got {max_shard_size}")
     generation = getattr(model, "generation_config", None)
     if generation is not None:
         try:
-            generation.validate(strict=True)
+            with tempfile.TemporaryDirectory() as scratch:
+                generation.save_pretrained(scratch)
         except ValueError as error:
             raise SecateurError(f"the model's generation_config is not valid: {error}") from None
 
@@ -160,6 +163,7 @@ def write_checkpoint(
 
 @contextmanager
 def _temporary_folder(output: Path) -> Iterator[Path]:
+    made = [parent for parent in output.parents if not parent.exists()]
     output.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".partial", dir=output.parent))
     # mkdtemp lets nobody else in; the folder is to be as any that mkdir makes.
@@ -170,6 +174,10 @@ def _temporary_folder(output: Path) -> Iterator[Path]:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+        if not output.exists():
+            for parent in made:
+                with suppress(OSError):
+                    parent.rmdir()
 
 
 def _flush(folder: Path) -> None:

@@ -61,7 +61,9 @@ def main() -> None:
     try:
         app()
     except SecateurError as error:
-        Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False)
+        message = f"[bold red]error:[/] {escape(str(error))}"
+        console = Console(stderr=True)
+        console.print(message, highlight=False, soft_wrap=not console.is_terminal)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)

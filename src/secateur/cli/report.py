@@ -1,5 +1,6 @@
 """`secateur report`: the report of a compressed model, as a page and on the terminal."""
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -48,5 +49,6 @@ def write_page(path: Path, page: str) -> None:
         partial.write_text(page, encoding="utf-8")
         partial.replace(path)
     except OSError as error:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
         raise SecateurError(f"{path} cannot be written: {error}") from error

@@ -7,17 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import SecateurError
-from secateur.models.blocks import text_config
 from secateur.models.device import input_embedding
 
 # fp32 logits held at once while log-probabilities are computed: 64 MiB.
 _MAX_FP32_LOGITS = 2**24
-
-
-def context_length(model: nn.Module) -> int | None:
-    """Tokens that the model has positions for; None where its config names no limit."""
-    limit = getattr(text_config(model), "max_position_embeddings", None)
-    return limit if isinstance(limit, int) else None
 
 
 def input_device(model: nn.Module) -> torch.device:

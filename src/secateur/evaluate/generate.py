@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 from secateur.errors import SecateurError
-from secateur.evaluate.forward import check_token_ids, context_length, evaluating, input_device
+from secateur.evaluate.forward import check_token_ids, evaluating, input_device
 from secateur.evaluate.tokenizer import Tokenizer
+from secateur.models.blocks import context_length
 
 
 def generate_text(

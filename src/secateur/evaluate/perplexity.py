@@ -13,7 +13,6 @@ from secateur.errors import SecateurError
 from secateur.evaluate.forward import (
     check_batch_size,
     check_token_ids,
-    context_length,
     evaluating,
     input_device,
     model_logits,
@@ -21,6 +20,7 @@ from secateur.evaluate.forward import (
 )
 from secateur.evaluate.result import exp_estimate
 from secateur.evaluate.tokenizer import Tokenizer
+from secateur.models.blocks import context_length
 from secateur.progress import Progress, SilentProgress
 from secateur.report.record import QualityRecord
 

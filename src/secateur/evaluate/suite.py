@@ -10,12 +10,12 @@ from torch import nn
 
 from secateur.errors import SecateurError
 from secateur.evaluate.compare import Drop, compare_perplexity, compare_task
-from secateur.evaluate.forward import context_length
 from secateur.evaluate.lm_eval_tasks import run_lm_eval
 from secateur.evaluate.perplexity import PerplexityResult, encode_text, perplexity
 from secateur.evaluate.result import Estimate, TaskResult
 from secateur.evaluate.tasks import run_task
 from secateur.evaluate.tokenizer import Tokenizer
+from secateur.models.blocks import context_length
 from secateur.progress import Progress
 
 DEFAULT_SEQ_LENGTH = 2048

@@ -10,11 +10,11 @@ from pathlib import Path
 from torch import nn
 
 from secateur.errors import SecateurError
-from secateur.evaluate.forward import context_length
 from secateur.evaluate.items import Cloze, Item, MinimalPair, MultipleChoice, read_items
 from secateur.evaluate.result import Estimate, TaskResult, exp_estimate, mean_estimate
 from secateur.evaluate.scoring import Request, Score, encode_request, score_requests, truncate
 from secateur.evaluate.tokenizer import Tokenizer
+from secateur.models.blocks import context_length
 from secateur.progress import Progress, SilentProgress
 
 

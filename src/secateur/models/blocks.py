@@ -30,6 +30,12 @@ def text_config(model: nn.Module) -> object:
     return getter() if callable(getter) else config
 
 
+def context_length(model: nn.Module) -> int | None:
+    """Tokens that the model has positions for; None where its config names no limit."""
+    limit = getattr(text_config(model), "max_position_embeddings", None)
+    return limit if isinstance(limit, int) and limit > 0 else None
+
+
 def find_blocks(model: nn.Module) -> BlockList:
     """The outermost `ModuleList` of as many blocks as the configuration says, largest first.
 

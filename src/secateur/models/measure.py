@@ -1,6 +1,10 @@
-"""Sizes of a model, and whether its weights are numbers."""
+"""Sizes of a model, and whether its weights and outputs are numbers."""
 
-from torch import nn
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
 
 from secateur.errors import SecateurError
 
@@ -22,3 +26,49 @@ def require_finite_weights(model: nn.Module) -> None:
                 f"expected finite weights, but {name} holds NaN or Inf in {num_bad} of "
                 f"{parameter.numel()} places"
             )
+
+
+def require_finite_outputs(model: nn.Module, input_ids: Tensor) -> None:
+    """Raise SecateurError, with the place, unless a short run gives finite logits.
+
+    Args:
+        model: a causal language model.
+        input_ids: int64 [1, length].
+    """
+    with torch.no_grad():
+        output = model(input_ids=input_ids, use_cache=False)
+    logits = getattr(output, "logits", None)
+    if not isinstance(logits, Tensor):
+        raise SecateurError(
+            f"expected a causal language model, but {type(model).__name__} gives no logits"
+        )
+    if not bool(logits.isfinite().all()):
+        place = _first_overflow(model, input_ids)
+        raise SecateurError(
+            f"activations that enter {place} hold NaN or Inf; the model (or its dtype) overflows"
+        )
+
+
+def _first_overflow(model: nn.Module, input_ids: Tensor) -> str:
+    """The first module that is given something that is not finite."""
+    found: list[str] = []
+
+    def watch(name: str) -> Callable[..., None]:
+        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            tensors = [item for item in (*args, *kwargs.values()) if isinstance(item, Tensor)]
+            if not all(bool(tensor.isfinite().all()) for tensor in tensors):
+                found.append(name)
+
+        return hook
+
+    hooks = [
+        module.register_forward_pre_hook(watch(name), with_kwargs=True)
+        for name, module in model.named_modules()
+    ]
+    try:
+        with torch.no_grad():
+            model(input_ids=input_ids, use_cache=False)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found[0] if found else "the softmax (the logits)"

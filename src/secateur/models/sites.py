@@ -1,7 +1,7 @@
 """Weight sites: the matrices inside a block that multiply tokens, whatever class holds them."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
@@ -53,6 +53,13 @@ class WeightSite:
     def is_expert(self) -> bool:
         """Whether only the tokens routed to it reach this matrix."""
         return self.expert is not None or ".experts." in self.name
+
+
+def renamed(site: WeightSite, block_name: str) -> WeightSite:
+    """The site under the name that it has once its block is called `block_name`."""
+    parts = site.name.split(".")
+    depth = block_name.count(".") + 1
+    return replace(site, name=".".join([block_name, *parts[depth:]]))
 
 
 def find_sites(blocks: BlockList, index: int) -> list[WeightSite]:

@@ -1,0 +1,561 @@
+"""The command line as a program sees it: standard output, standard error, exit code."""
+
+import importlib.metadata
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from families import tiny_model
+from safetensors.torch import load_file
+
+from secateur.cli import main
+from secateur.report.record import PruneRecord, Report, load_report
+from secateur_kernels.version import __version__
+
+BOOKS = Path(__file__).parents[2] / "examples" / "books-8m"
+COMMANDS = ["inspect", "compress", "evaluate", "generate", "report", "verify", "doctor", "demo"]
+
+
+@dataclass(frozen=True)
+class Output:
+    code: Any
+    stdout: str
+    stderr: str
+
+    @property
+    def error(self) -> str:
+        """Standard error without its line breaks."""
+        return " ".join(self.stderr.split())
+
+
+Cli = Callable[..., Output]
+
+
+@pytest.fixture
+def cli(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Cli:
+    """Run `secateur` with these arguments, in this process."""
+
+    def run(*arguments: object) -> Output:
+        capfd.readouterr()
+        monkeypatch.setattr(sys, "argv", ["secateur", *map(str, arguments)])
+        with pytest.raises(SystemExit) as caught:
+            main()
+        stdout, stderr = capfd.readouterr()
+        return Output(caught.value.code, stdout, stderr)
+
+    return run
+
+
+def good(output: Output) -> str:
+    """What a command that worked said; it said nothing on standard error."""
+    assert output.stderr == ""
+    assert output.code in (0, None)
+    return output.stdout
+
+
+def refused(output: Output, message: str, code: int = 2) -> None:
+    assert output.code == code
+    assert output.error.startswith("error: ")
+    assert message in output.error
+    assert "Traceback" not in output.stderr
+    assert output.stdout == ""
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder without a tokenizer."""
+    folder = tmp_path_factory.mktemp("tiny") / "model"
+    tiny_model("llama").save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pruned(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """(folder, standard output) of one compression of the bundled model by options."""
+    folder = tmp_path_factory.mktemp("pruned") / "books"
+    arguments = [
+        *("compress", str(BOOKS), "--method", "wanda", "--pattern", "2:4"),
+        *("--calibration", str(BOOKS / "calibration.txt")),
+        *("--num-calibration-samples", "4", "--max-seq-length", "64", "--seed", "5"),
+        *("--ignore", "re:.*q_proj", "--ignore", "re:.*k_proj", "--output", str(folder)),
+    ]
+    done = subprocess.run(
+        [sys.executable, "-m", "secateur", *arguments],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    # Not a terminal: no progress, no colours, no warnings.
+    assert done.stderr == ""
+    assert "\x1b" not in done.stdout
+    return folder, done.stdout
+
+
+# The program.
+
+
+def test_version(cli: Cli) -> None:
+    assert good(cli("--version")) == f"{__version__}\n"
+    assert importlib.metadata.version("secateur") == __version__
+
+
+def test_console_script() -> None:
+    (script,) = importlib.metadata.entry_points(group="console_scripts", name="secateur")
+    assert script.load() is main
+
+
+def test_help_names_every_command_and_exit_code(cli: Cli) -> None:
+    text = " ".join(good(cli("--help")).split())
+    for command in COMMANDS:
+        assert f"│ {command} " in text
+    for meaning in ["0 done", "1 unexpected", "2 bad", "3 quality", "4 verification", "5 no space"]:
+        assert meaning in text
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(cli: Cli, command: str) -> None:
+    assert f"secateur {command}" in good(cli(command, "--help"))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["frobnicate"],
+        ["inspect"],
+        ["inspect", str(BOOKS), "extra"],
+        ["inspect", str(BOOKS), "--frobnicate"],
+        ["compress", str(BOOKS), "--method", "wanda"],
+        ["compress", str(BOOKS), "--output", "x", "--sparsity", "half"],
+        ["evaluate", str(BOOKS), "--batch-size", "many"],
+        ["generate", str(BOOKS)],
+    ],
+)
+def test_wrong_usage(cli: Cli, arguments: list[str]) -> None:
+    output = cli(*arguments)
+    assert output.code == 2
+    assert output.stderr.startswith("Usage: ")
+    assert output.stdout == ""
+
+
+def test_interruption(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("secateur.cli.inspect.load_model", interrupt)
+    output = cli("inspect", BOOKS)
+    assert output.code == 130
+    assert "Traceback" not in output.stderr
+
+
+def test_what_nobody_expected_is_not_hidden(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python prints the trace and exits with 1."""
+
+    def crash(*_: Any, **__: Any) -> None:
+        raise RuntimeError("crash")
+
+    monkeypatch.setattr("secateur.cli.inspect.load_model", crash)
+    with pytest.raises(RuntimeError, match="crash"):
+        cli("inspect", BOOKS)
+
+
+@pytest.mark.parametrize("value", ["maybe", "2"])
+def test_environment_that_makes_no_sense(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, value: str
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", value)
+    refused(cli("doctor"), "HF_HUB_OFFLINE must be one of")
+
+
+def test_unknown_hub_id_offline(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    started = perf_counter()
+    output = cli("inspect", "no-such-owner/no-such-model")
+    assert perf_counter() - started < 3
+    refused(
+        output,
+        "no-such-owner/no-such-model is no folder here, and cannot be had from the Hub (offline",
+    )
+
+
+@pytest.mark.parametrize("command", [["inspect"], ["generate", "--prompt", "a"]])
+def test_unknown_model(cli: Cli, command: list[str]) -> None:
+    refused(cli(*command, "./no-such-folder"), "expected a model folder or a Hub id")
+
+
+def test_messages_are_one_line_where_there_is_no_terminal(cli: Cli, tmp_path: Path) -> None:
+    """So that a path can be found in them, or copied out of a log."""
+    path = tmp_path / ("long" * 30)
+    output = cli("report", path)
+    assert output.code == 2
+    assert str(path / "secateur_report.json") in output.stderr or str(path) in output.stderr
+    assert output.stderr.count("\n") == 1
+
+
+def test_brackets_in_messages_are_no_markup(cli: Cli) -> None:
+    refused(cli("report", "[bold]no[/x]"), "but [bold]no[/x] is not a file")
+
+
+# inspect
+
+
+def test_inspect(cli: Cli) -> None:
+    text = good(cli("inspect", BOOKS))
+    first = text.partition("\n")[0]
+    assert first == "LlamaForCausalLM: 8,392,960 parameters, 16.0 MiB, 8 blocks at model.layers"
+    for kind in ("self_attn.q_proj", "self_attn.k_proj", "mlp.gate_proj", "mlp.down_proj"):
+        (line,) = (line for line in text.splitlines() if kind in line)
+        assert " Linear " in line
+    assert "vector (norm or bias)" in text
+    assert "tied" in text
+
+
+def test_inspect_json(cli: Cli) -> None:
+    values = json.loads(good(cli("inspect", BOOKS, "--json")))
+    assert list(values) == [
+        *("architecture", "num_parameters", "num_bytes", "num_blocks", "blocks"),
+        *("matrices", "untouched"),
+    ]
+    assert values["num_bytes"] == 2 * values["num_parameters"]
+    assert (values["num_blocks"], values["blocks"]) == (8, "model.layers")
+    assert len(values["matrices"]) == 8 * 7
+    assert {
+        "name": "model.layers.7.mlp.down_proj",
+        "shape": [256, 768],
+        "class": "Linear",
+    } in values["matrices"]
+    sizes = [entry["shape"][0] * entry["shape"][1] for entry in values["matrices"]]
+    assert sum(sizes) == 8 * (2 * 256 * 256 + 2 * 128 * 256 + 3 * 256 * 768)
+    # Two norms a block, the last norm, and the embedding that is the head.
+    assert len(values["untouched"]) == 8 * 2 + 2
+    assert values["untouched"][0]["name"] == "model.embed_tokens.weight"
+    assert "lm_head.weight" in values["untouched"][0]["reason"]
+
+
+def test_inspect_another_dtype(cli: Cli) -> None:
+    values = json.loads(good(cli("inspect", BOOKS, "--json", "--dtype", "float32")))
+    assert values["num_bytes"] == 4 * values["num_parameters"]
+    refused(cli("inspect", BOOKS, "--dtype", "float8"), "expected dtype one of auto, bfloat16")
+
+
+# compress
+
+
+def prune_of(report: Report) -> PruneRecord:
+    (stage,) = report.stages
+    assert isinstance(stage, PruneRecord)
+    return stage
+
+
+def test_compress_by_options(pruned: tuple[Path, str]) -> None:
+    folder, stdout = pruned
+    assert stdout.splitlines()[-1] == f"wrote {folder}"
+    assert "LlamaForCausalLM" in stdout
+    assert "mlp.down_proj" in stdout
+    report = load_report(folder)
+    assert report.recipe["stages"][0]["method"] == "wanda"
+    assert report.recipe["stages"][0]["ignore"] == ["re:.*q_proj", "re:.*k_proj"]
+    assert len(prune_of(report).layers) == 8 * 5
+    assert report.calibration is not None
+    assert report.calibration.num_tokens == 4 * 64
+    assert report.calibration.seed == 5
+
+
+def test_compress_by_the_recipe_that_was_written(
+    cli: Cli, pruned: tuple[Path, str], tmp_path: Path
+) -> None:
+    folder, _ = pruned
+    text = good(
+        cli(
+            *("compress", BOOKS, "--recipe", folder / "secateur_recipe.yaml"),
+            *("--calibration", BOOKS / "calibration.txt", "--num-calibration-samples", 4),
+            *("--max-seq-length", 64, "--seed", 5, "--output", tmp_path / "again"),
+        )
+    )
+    assert text.splitlines()[-1] == f"wrote {tmp_path / 'again'}"
+    first = load_file(folder / "model.safetensors")
+    again = load_file(tmp_path / "again" / "model.safetensors")
+    assert first.keys() == again.keys()
+    for name, value in again.items():
+        assert torch.equal(value, first[name]), name
+    assert "\x1b" not in text
+
+
+def test_compress_without_calibration_or_tokenizer(cli: Cli, tiny: Path, tmp_path: Path) -> None:
+    options = ["--method", "magnitude", "--sparsity", "0.5", "--output", tmp_path / "out"]
+    good(cli("compress", tiny, *options))
+    assert prune_of(load_report(tmp_path / "out")).pattern == "unstructured"
+    refused(cli("compress", tiny, *options), "is not empty; choose another, or pass overwrite")
+    good(cli("compress", tiny, *options, "--overwrite", "--dtype", "bfloat16"))
+    assert load_report(tmp_path / "out").model.dtype == "bfloat16"
+
+
+def test_compress_drops_blocks_before_it_prunes(cli: Cli, tmp_path: Path) -> None:
+    words = tmp_path / "words.txt"
+    words.write_text("It was a dark and stormy night. " * 100)
+    good(
+        cli(
+            *("compress", BOOKS, "--drop-blocks", 6, "--method", "sparsegpt", "--pattern", "2:4"),
+            *("--calibration", words, "--num-calibration-samples", 2, "--max-seq-length", 32),
+            *("--output", tmp_path / "out"),
+        )
+    )
+    report = load_report(tmp_path / "out")
+    assert [stage.stage for stage in report.stages] == ["drop_blocks", "prune"]
+    assert report.size.num_blocks == 2
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["num_hidden_layers"] == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "say what to do: --recipe FILE, --method NAME or --drop-blocks N"),
+        (["--pattern", "2:4"], "--pattern, --sparsity and --ignore need --method"),
+        (["--sparsity", "0.5", "--drop-blocks", "1"], "need --method"),
+        (["--ignore", "x"], "need --method"),
+        (["--method", "magic", "--pattern", "2:4"], "expected one of magnitude, wanda, sparsegpt"),
+        (["--method", "magnitude"], "needs `sparsity`"),
+        (["--method", "magnitude", "--pattern", "2:5"], "K = 32"),
+        (["--method", "wanda", "--pattern", "2:4"], "this recipe needs calibration"),
+        (["--drop-blocks", "1"], "this recipe needs calibration"),
+        (["--drop-blocks", "0"], "`count` of at least 1"),
+        (["--drop-blocks", "2"], "would remove 2 of 2 blocks"),
+        (["--recipe", "no-such.yaml"], "expected a recipe file, but no-such.yaml is not a file"),
+        (
+            ["--recipe", "x.yaml", "--method", "wanda"],
+            "give either --recipe or the options --method",
+        ),
+        (["--recipe", "x.yaml", "--ignore", "wanda"], "not both"),
+        (["--method", "magnitude", "--sparsity", "0.5", "--device", "tpu9"], "device tpu9 cannot"),
+        (["--method", "magnitude", "--sparsity", "0.5", "--dtype", "int8"], "expected dtype one"),
+        (["--method", "magnitude", "--sparsity", "0.5", "--revision", "a"], "is for Hub ids"),
+        (["--method", "magnitude", "--sparsity", "0.5", "--text", "no.txt"], "tokenizer"),
+        (
+            ["--method", "wanda", "--pattern", "2:4", "--calibration", "no-such.txt"],
+            "calibration from text needs the model's tokenizer",
+        ),
+    ],
+)
+def test_compress_refuses(
+    cli: Cli, tiny: Path, tmp_path: Path, options: list[str], message: str
+) -> None:
+    refused(cli("compress", tiny, "--output", tmp_path / "out", *options), message)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_space(cli: Cli, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=5 << 20))
+    options = ["--method", "magnitude", "--pattern", "2:4", "--output", tmp_path / "out"]
+    output = cli("compress", tiny, *options)
+    refused(output, "expected 32 MiB of free space for", code=5)
+    assert "has 5 MiB" in output.error
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["a[bold]b", "a[/x]b"])
+def test_compress_says_where_it_wrote(cli: Cli, tiny: Path, tmp_path: Path, name: str) -> None:
+    options = ["--method", "magnitude", "--pattern", "2:4", "--output", tmp_path / name]
+    text = good(cli("compress", tiny, *options))
+    assert text.splitlines()[-1] == f"wrote {tmp_path / name}"
+
+
+@pytest.mark.parametrize("command", ["inspect", "compress"])
+def test_models_with_brackets_in_their_names(
+    cli: Cli, tiny: Path, tmp_path: Path, command: str
+) -> None:
+    folder = Path(shutil.copytree(tiny, tmp_path / "a[bold]b[/x]c"))
+    options = ["--method", "magnitude", "--pattern", "2:4", "--output", tmp_path / "out"]
+    good(cli(command, folder, *(options if command == "compress" else [])))
+
+
+# evaluate
+
+
+def test_evaluate_json_is_all_there_is(cli: Cli) -> None:
+    text = good(
+        cli(
+            *("evaluate", BOOKS, "--text", BOOKS / "evaluation.txt"),
+            *("--max-seq-length", 128, "--json"),
+        )
+    )
+    assert text.startswith("{")
+    assert text.endswith("}\n")
+    values = json.loads(text)
+    assert set(values) == {"perplexity", "num_tokens", "max_seq_length"}
+    assert values["max_seq_length"] == 128
+    assert values["num_tokens"] % 127 == 0
+    assert 20 < values["perplexity"] < 80
+
+
+def test_evaluate_two_models_and_fail_if_one_is_worse(cli: Cli, pruned: tuple[Path, str]) -> None:
+    folder, _ = pruned
+    short = ["--text", BOOKS / "prompts.txt", "--max-seq-length", 64]
+    worse = cli("evaluate", folder, "--baseline", BOOKS, *short, "--fail-if-drop", 0.001, "--json")
+    assert worse.code == 3
+    assert "expected no metric to fall by more than 0.1%" in worse.error
+    assert "perplexity: " in worse.error
+    values = json.loads(worse.stdout)
+    assert set(values) == {"model", "baseline", "drops"}
+    (drop,) = values["drops"]
+    ratio = values["model"]["perplexity"] / values["baseline"]["perplexity"]
+    assert drop["metric"] == "perplexity"
+    assert drop["relative"] is True
+    assert drop["drop"] == pytest.approx(ratio - 1)
+    assert drop["drop"] > 0.001
+    table = good(cli("evaluate", folder, "--baseline", BOOKS, *short, "--fail-if-drop", 100))
+    assert "worse by" in table
+    assert "non-overlapping windows" in table
+    good(cli("evaluate", BOOKS, "--baseline", folder, *short, "--fail-if-drop", 0, "--json"))
+
+
+def test_evaluate_tasks(cli: Cli) -> None:
+    values = json.loads(
+        good(cli("evaluate", BOOKS, "--tasks", BOOKS / "cloze.jsonl", "--limit", 3, "--json"))
+    )
+    assert list(values) == ["tasks"]
+    (task,) = values["tasks"].values()
+    assert task["num_items"] == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "say what to measure: --text FILE or --tasks FILE"),
+        (["--text", "no-such.txt"], "expected a UTF-8 text file, but no-such.txt"),
+        (["--text", BOOKS / "prompts.txt", "--fail-if-drop", 1], "--baseline MODEL, which is"),
+        (["--text", BOOKS / "prompts.txt", "--max-seq-length", 1025], "at most 1024 tokens"),
+        (["--text", BOOKS / "prompts.txt", "--max-seq-length", 1], "at least 2 tokens"),
+        (["--text", BOOKS / "prompts.txt", "--batch-size", 0], "batch size of at least 1"),
+        (["--text", BOOKS / "prompts.txt", "--device", "tpu9"], "device tpu9 cannot be used"),
+        (["--tasks", "./no-such.jsonl"], "no-such.jsonl"),
+    ],
+)
+def test_evaluate_refuses(cli: Cli, options: list[object], message: str) -> None:
+    refused(cli("evaluate", BOOKS, *options), message)
+
+
+def test_evaluate_needs_a_tokenizer(cli: Cli, tiny: Path) -> None:
+    refused(cli("evaluate", tiny, "--text", BOOKS / "prompts.txt"), "has no tokenizer")
+
+
+# verify
+
+
+def test_verify(cli: Cli, pruned: tuple[Path, str], tmp_path: Path) -> None:
+    folder, _ = pruned
+    text = good(cli("verify", folder))
+    assert [line.split()[:2] for line in text.splitlines() if line.startswith("ok")] == [
+        ["ok", "manifest:"],
+        ["ok", "reload:"],
+        ["ok", "pattern:"],
+        ["ok", "logits:"],
+    ]
+    spoilt = Path(shutil.copytree(folder, tmp_path / "spoilt"))
+    content = bytearray((spoilt / "model.safetensors").read_bytes())
+    content[-1] ^= 0x40
+    (spoilt / "model.safetensors").write_bytes(content)
+    output = cli("verify", spoilt)
+    assert output.code == 4
+    assert "FAILED manifest: model.safetensors has other content" in output.stdout
+    assert output.error.startswith("error: ")
+    assert "is not what was written: manifest" in output.error
+
+
+def test_verify_something_else(cli: Cli) -> None:
+    refused(cli("verify", BOOKS), "expected secateur_report.json, but")
+    refused(cli("verify", "./no-such"), "expected secateur_report.json, but")
+
+
+# report
+
+
+def test_report(cli: Cli, pruned: tuple[Path, str], tmp_path: Path) -> None:
+    folder, stdout = pruned
+    assert good(cli("report", folder)).splitlines() == stdout.splitlines()[:-1]
+    text = good(cli("report", folder, "--json"))
+    assert text == (folder / "secateur_report.json").read_text()
+    page = tmp_path / "new" / "page.html"
+    assert good(cli("report", folder / "secateur_report.json", "--html", page)).splitlines()[
+        -1
+    ] == (f"wrote {page}")
+    html = page.read_text(encoding="utf-8")
+    assert html.lower().lstrip().startswith("<!doctype html>")
+    assert "mlp.down_proj" in html
+    for outside in ('src="http', "src='http", 'href="http', "@import", "url(http"):
+        assert outside not in html
+    assert [path.name for path in page.parent.iterdir()] == ["page.html"]
+
+
+def test_report_that_cannot_be_written(cli: Cli, pruned: tuple[Path, str], tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    refused(cli("report", pruned[0], "--html", tmp_path / "folder"), "cannot be written")
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+def test_report_below_a_file(cli: Cli, pruned: tuple[Path, str], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    refused(cli("report", pruned[0], "--html", tmp_path / "file" / "x.html"), "cannot be written")
+
+
+# generate
+
+
+def test_generate_is_deterministic(cli: Cli) -> None:
+    prompt = "It was a dark and stormy night"
+    arguments = ["generate", BOOKS, "--prompt", prompt, "--max-new-tokens", 6]
+    first = good(cli(*arguments))
+    assert first.startswith(prompt)
+    assert len(first) > len(prompt) + 6
+    assert good(cli(*arguments)) == first
+    assert good(cli(*arguments, "--seed", 9)) == first
+    sampled = [good(cli(*arguments, "--temperature", 1.5, "--seed", seed)) for seed in (1, 2, 1)]
+    assert sampled[0] == sampled[2]
+    assert sampled[0] != sampled[1]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--prompt", ""], "expected a prompt to continue"),
+        (["--prompt", "a", "--max-new-tokens", 0], "at least 1 new token"),
+        (["--prompt", "a", "--max-new-tokens", 5000], "context"),
+        (["--prompt", "a", "--temperature", -1], "temperature of 0 or more"),
+        (["--prompt", "a", "--top-p", 0], "top_p above 0"),
+    ],
+)
+def test_generate_refuses(cli: Cli, options: list[object], message: str) -> None:
+    refused(cli("generate", BOOKS, *options), message)
+
+
+# doctor, demo
+
+
+def test_doctor(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = json.loads(good(cli("doctor", "--json")))
+    assert values["secateur"] == __version__
+    assert values["torch"] == torch.__version__
+    assert {"python", "transformers", "processor", "cores", "gpu", "nvcc"} <= set(values)
+    assert all(isinstance(value, str) for value in values.values())
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    offline = json.loads(good(cli("doctor", "--json")))
+    assert offline["offline"] == "yes: the Hub is not asked"
+    text = good(cli("doctor"))
+    for name in values:
+        assert name in text
+
+
+def test_demo_without_its_example(cli: Cli, tmp_path: Path) -> None:
+    refused(cli("demo", "--example", tmp_path / "none", "--output", tmp_path / "demo"), "none")
+    assert list(tmp_path.iterdir()) == []
