@@ -211,3 +211,18 @@ def test_columns_that_make_no_whole_groups_are_refused(columns: int, group: int)
     message = rf"divisible by the group of {group}, got score \[4, {columns}\]"
     with pytest.raises(SecateurError, match=message):
         select_grouped(torch.zeros(4, columns), 1, group)
+
+
+def test_threads_share_large_scores() -> None:
+    """More pieces than one thread takes alone, and a last one that is not whole."""
+    generator = torch.Generator().manual_seed(0)
+    score = torch.randint(0, 5, (17 * 257, 1024), generator=generator).float()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        mask = select_grouped(score, 2, 4)
+    finally:
+        torch.set_num_threads(threads)
+    order = score.view(-1, 4).argsort(dim=1, descending=True, stable=True)
+    expected = torch.zeros(len(order), 4, dtype=torch.bool).scatter_(1, order[:, :2], True)
+    assert torch.equal(mask, expected.view(score.shape))
