@@ -28,11 +28,12 @@ test: $(READY)
 test-gpu: $(READY)
 	$(BIN)/python -m pytest -m gpu
 
-# make check   lint, format, types
+# make check   lint, format, types, and whether the README shows the recorded figures
 check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python -m bench.readme --check
 
 # make format  let ruff mend what it can
 format: $(READY)
@@ -41,7 +42,9 @@ format: $(READY)
 
 # make bench   CPU benchmarks; results go to bench/results
 bench: $(READY)
+	$(BIN)/python -m bench.masks
 	$(BIN)/python -m bench.compression
+	$(BIN)/python -m bench.quality
 	$(BIN)/python -m pytest bench --benchmark-only
 
 clean:

@@ -28,3 +28,11 @@ def test_blocks_run_on_the_device_and_the_model_comes_back(method: str) -> None:
         same_zeros = ((parameter == 0) == (reference[name] == 0)).float().mean()
         # Scores differ by rounding, so that near-ties may fall the other way.
         assert same_zeros > 0.98, name
+
+
+def test_a_model_on_the_device_stays_there() -> None:
+    model = tiny_model("llama", seed=0).cuda()
+    tokens = torch.randint(0, 128, (16, 32), generator=torch.Generator().manual_seed(1))
+    recipe = {"stages": [{"stage": "prune", "method": "sparsegpt", "pattern": "2:4"}]}
+    assert secateur.compress(model, recipe, calibration=tokens) is model
+    assert {parameter.device.type for parameter in model.parameters()} == {"cuda"}
