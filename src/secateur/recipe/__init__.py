@@ -1,0 +1,39 @@
+"""The recipe: one frozen, typed object that says what is done to a model, stage after stage.
+
+A recipe round-trips through YAML and JSON, and is written beside the weights that it made.
+Unknown keys are errors, so that a misspelt option never passes for a default.
+"""
+
+from secateur.recipe.drop_stage import DropBlocksStage
+from secateur.recipe.prune_stage import (
+    PUBLISHED_COMPARISON_GROUP,
+    ComparisonGroup,
+    LayerOverride,
+    Method,
+    PruneStage,
+)
+from secateur.recipe.recipe import (
+    Recipe,
+    Stage,
+    load_recipe,
+    recipe_from_dict,
+    recipe_from_text,
+)
+from secateur.recipe.sparsity import UNSTRUCTURED, Sparsity, parse_sparsity
+
+__all__ = [
+    "PUBLISHED_COMPARISON_GROUP",
+    "UNSTRUCTURED",
+    "ComparisonGroup",
+    "DropBlocksStage",
+    "LayerOverride",
+    "Method",
+    "PruneStage",
+    "Recipe",
+    "Sparsity",
+    "Stage",
+    "load_recipe",
+    "parse_sparsity",
+    "recipe_from_dict",
+    "recipe_from_text",
+]

@@ -1,0 +1,84 @@
+"""The recipe: one frozen, typed object that says what is done to a model, stage after stage."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from secateur.errors import SecateurError
+from secateur.plain import from_plain, to_plain
+from secateur.recipe.drop_stage import DropBlocksStage
+from secateur.recipe.prune_stage import PruneStage
+from secateur.recipe.require import require
+from secateur.yaml_text import read_yaml, write_yaml
+
+Stage = PruneStage | DropBlocksStage
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Stages in the order in which they run."""
+
+    version: Literal[1] = 1
+    stages: tuple[Stage, ...]
+
+    def __post_init__(self) -> None:
+        require(len(self.stages) > 0, "a recipe needs at least one stage")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, defaults included."""
+        values: dict[str, Any] = to_plain(self)
+        return values
+
+    def to_json(self) -> str:
+        """JSON text that `recipe_from_text` reads back."""
+        return json.dumps(self.to_dict(), indent=2) + "\n"
+
+    def to_yaml(self) -> str:
+        """YAML text that `recipe_from_text` reads back."""
+        return write_yaml(self.to_dict())
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether any stage looks at calibration tokens."""
+        return any(
+            stage.method != "magnitude" if isinstance(stage, PruneStage) else not stage.blocks
+            for stage in self.stages
+        )
+
+
+def recipe_from_dict(values: object, source: str = "recipe") -> Recipe:
+    """Validate plain values.
+
+    Raises:
+        SecateurError: what is wrong and where; `source` names the origin.
+    """
+    try:
+        return from_plain(Recipe, values)
+    except SecateurError as error:
+        raise SecateurError(f"{source} is not a valid recipe: {error}") from None
+
+
+def recipe_from_text(text: str, source: str = "recipe") -> Recipe:
+    """Parse JSON or YAML."""
+    try:
+        values = json.loads(text)
+    except ValueError:
+        values = read_yaml(text, source)
+    return recipe_from_dict(values, source)
+
+
+def load_recipe(path: str | Path) -> Recipe:
+    """Read a recipe file."""
+    path = Path(path)
+    try:
+        is_file = path.is_file()
+    except OSError:  # a name too long for a file, such as the recipe itself
+        is_file = False
+    if not is_file:
+        raise SecateurError(f"expected a recipe file, but {str(path)[:200]} is not a file")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise SecateurError(f"{path} is not UTF-8 text: {error}") from None
+    return recipe_from_text(text, str(path))
