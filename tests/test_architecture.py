@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 SOURCES = {"secateur": ROOT / "src" / "secateur", "secateur_kernels": ROOT / "kernels"}
 
 FOUNDATION = {"errors", "plain", "settings", "clock", "progress", "recipe", "yaml_text"}
-ALGORITHMS = {"score", "mask", "update", "depth"}
+ALGORITHMS = {"score", "mask", "update", "depth", "lowrank", "reconstruct"}
 
 # Part of `secateur` -> the parts that it may import beside itself.
 MAY_IMPORT = {
@@ -28,11 +28,15 @@ MAY_IMPORT = {
     "mask": set(),
     "update": set(),
     "depth": {"errors", "models"},
+    "lowrank": {"errors"},
+    "reconstruct": {"errors", "models", "progress"},
+    "modules": {"errors"},
     "calibration": {"errors", "models"},
     "report": {"errors", "plain", "recipe"},
     "evaluate": {"errors", "models", "progress", "report"},
     "checkpoint": {"errors", "models", "recipe", "report", "settings"},
-    "stages": {"calibration", "errors", "models", "progress", "recipe", "report"} | ALGORITHMS,
+    "stages": {"calibration", "errors", "models", "modules", "progress", "recipe", "report"}
+    | ALGORITHMS,
     "prepare": {
         "calibration",
         "checkpoint",
@@ -118,7 +122,7 @@ def test_the_kernel_package_knows_nothing_of_the_front_end() -> None:
 def test_algorithms_need_torch_and_numpy_only() -> None:
     standard = set(sys.stdlib_module_names)
     for path in front_end_files():
-        if part_of(path) in {"score", "mask", "update"}:
+        if part_of(path) in {"score", "mask", "update", "lowrank"}:
             roots = {name.split(".")[0] for name in imports(parsed(path))}
             assert roots <= standard | {"numpy", "torch", "secateur", "secateur_kernels"}, path
 
@@ -134,7 +138,8 @@ def test_outside_libraries_come_in_by_one_door(module: str) -> None:
 
 
 def test_no_import_inside_functions_but_for_optional_libraries() -> None:
-    optional = {"datasets", "lm_eval"}
+    # Triton is a base requirement on Linux only.
+    optional = {"datasets", "lm_eval", "triton"}
     for path in files():
         for node in ast.walk(parsed(path)):
             if isinstance(node, ast.FunctionDef):

@@ -18,7 +18,7 @@ with zeros at columns 0 and 1: kernels have no tail to treat, but must zero-fill
 """
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -76,23 +76,8 @@ class Fragment24:
         """
         if self.version != VERSION:
             raise SecateurError(f"expected layout version {VERSION}, got {self.version}")
-        rows, columns = self.shape
-        if rows < 0 or columns < 0 or columns % 4:
-            raise SecateurError(f"expected a shape (N, K) with K divisible by 4, got {self.shape}")
-        expected = [_padded(rows) // UNIT, _padded(columns) // UNIT, UNIT_BYTES]
-        if self.data.dtype != torch.uint8 or list(self.data.shape) != expected:
-            raise SecateurError(
-                f"expected data uint8 {expected} for a weight {list(self.shape)}, "
-                f"got {self.data.dtype} {list(self.data.shape)}"
-            )
-        if not self.data.is_contiguous():
-            raise SecateurError("expected data to be contiguous")
-        if self.row_order == "gate_up" and rows % SUB_TILE_ROWS:
-            raise SecateurError(
-                "expected as many up rows as gate rows, in eights (N divisible by 16), for row "
-                f"order gate_up, got N = {rows}"
-            )
-        check_nibbles(self._nibbles())
+        check_data(self.data, self.shape, self.row_order)
+        check_nibbles(_nibbles(self.data))
 
     @classmethod
     def from_dense(
@@ -109,11 +94,7 @@ class Fragment24:
             SecateurError: the row order does not fit the number of rows.
         """
         rows, columns = weight.shape
-        if row_order == "gate_up" and rows % SUB_TILE_ROWS:
-            raise SecateurError(
-                "expected as many up rows as gate rows, in eights (N divisible by 16), for row "
-                f"order gate_up, got N = {rows}"
-            )
+        _check_row_order(row_order, rows)
         more_rows, more_columns = _padded(rows) - rows, _padded(columns) - columns
         values = F.pad(_ordered(weight.values, row_order), (0, more_columns // 2, 0, more_rows))
         nibbles = F.pad(
@@ -126,9 +107,7 @@ class Fragment24:
 
     def to_canonical(self) -> Canonical24:
         """Back to the order that can be sliced, bit for bit."""
-        rows, columns = self.shape
-        values = _unordered(self._values()[:rows, : columns // 2], self.row_order)
-        nibbles = _unordered(self._nibbles()[:rows, : columns // 4], self.row_order)
+        values, nibbles = plain_order(self.data, self.shape, self.kind.value_dtype, self.row_order)
         if nibbles.shape[1] % 2:
             nibbles = F.pad(nibbles, (0, 1), value=PADDING_NIBBLE)
         indices = nibbles[:, 0::2] | (nibbles[:, 1::2] << 4)
@@ -142,37 +121,83 @@ class Fragment24:
         """The same weight on another device."""
         return replace(self, data=self.data.to(device))
 
-    def _sub_tiles(self) -> Tensor:
-        """uint8 [row panel, k64 step, sub-tile, 1152]."""
-        panels, steps, _ = self.data.shape
-        return self.data.view(panels, steps, 4, SUB_TILE_BYTES)
 
-    def _values(self) -> Tensor:
-        """Kept values [padded N, padded K / 2] in plain order."""
-        raw = self._sub_tiles()[..., :VALUE_BYTES].contiguous().view(self.kind.value_dtype)
-        panels, steps = self.data.shape[:2]
-        # panel, step, sub-tile, fragment, q, t, column half, row half, pair
-        lanes = raw.view(panels, steps, 4, 2, 8, 4, 2, 2, 2)
-        plain = lanes.permute(0, 2, 7, 4, 1, 3, 6, 5, 8)
-        return plain.reshape(panels * UNIT, steps * UNIT // 2)
+def check_data(data: Tensor, shape: tuple[int, int], row_order: str) -> None:
+    """Check packed bytes but for their index pairs: cheap enough for every call.
 
-    def _nibbles(self) -> Tensor:
-        """Index pairs uint8 [padded N, padded K / 4] in plain order."""
-        words = self._sub_tiles()[..., VALUE_BYTES:].contiguous().view(torch.int32)
-        panels, steps = self.data.shape[:2]
-        # panel, step, sub-tile, q, fragment and half -> eight nibbles a word: row half, then four
-        lanes = words.view(panels, steps, 4, 8, 4, 1)
-        shifts = 4 * torch.arange(8, device=words.device, dtype=torch.int32)
-        spread = ((lanes >> shifts) & 15).to(torch.uint8).view(panels, steps, 4, 8, 4, 2, 4)
-        plain = spread.permute(0, 2, 5, 3, 1, 4, 6)
-        return plain.reshape(panels * UNIT, steps * UNIT // 4)
+    Raises:
+        SecateurError: what was expected and what came.
+    """
+    rows, columns = shape
+    if rows < 0 or columns < 0 or columns % 4:
+        raise SecateurError(f"expected a shape (N, K) with K divisible by 4, got {shape}")
+    expected = [_padded(rows) // UNIT, _padded(columns) // UNIT, UNIT_BYTES]
+    if data.dtype != torch.uint8 or list(data.shape) != expected:
+        raise SecateurError(
+            f"expected data uint8 {expected} for a weight {[rows, columns]}, "
+            f"got {data.dtype} {list(data.shape)}"
+        )
+    if not data.is_contiguous():
+        raise SecateurError("expected data to be contiguous")
+    _check_row_order(row_order, rows)
+
+
+def _check_row_order(row_order: str, rows: int) -> None:
+    if row_order not in get_args(RowOrder):
+        raise SecateurError(f"expected row order natural or gate_up, got {row_order!r}")
+    if row_order == "gate_up" and rows % SUB_TILE_ROWS:
+        raise SecateurError(
+            "expected as many up rows as gate rows, in eights (N divisible by 16), for row "
+            f"order gate_up, got N = {rows}"
+        )
+
+
+def plain_order(
+    data: Tensor, shape: tuple[int, int], value_dtype: torch.dtype, row_order: str
+) -> tuple[Tensor, Tensor]:
+    """Packed bytes in row-major order, padding removed; index pairs are not checked.
+
+    Returns:
+        values [N, K / 2] of `value_dtype` and nibbles uint8 [N, K / 4].
+    """
+    rows, columns = shape
+    values = _unordered(_values(data, value_dtype)[:rows, : columns // 2], row_order)
+    return values, _unordered(_nibbles(data)[:rows, : columns // 4], row_order)
+
+
+def _sub_tiles(data: Tensor) -> Tensor:
+    """uint8 [row panel, k64 step, sub-tile, 1152]."""
+    panels, steps, _ = data.shape
+    return data.view(panels, steps, 4, SUB_TILE_BYTES)
+
+
+def _values(data: Tensor, value_dtype: torch.dtype) -> Tensor:
+    """Kept values [padded N, padded K / 2] in plain order."""
+    raw = _sub_tiles(data)[..., :VALUE_BYTES].contiguous().view(value_dtype)
+    panels, steps = data.shape[:2]
+    # panel, step, sub-tile, fragment, q, t, column half, row half, pair
+    lanes = raw.view(panels, steps, 4, 2, 8, 4, 2, 2, 2)
+    plain = lanes.permute(0, 2, 7, 4, 1, 3, 6, 5, 8)
+    return plain.reshape(panels * UNIT, steps * UNIT // 2)
+
+
+def _nibbles(data: Tensor) -> Tensor:
+    """Index pairs uint8 [padded N, padded K / 4] in plain order."""
+    words = _sub_tiles(data)[..., VALUE_BYTES:].contiguous().view(torch.int32)
+    panels, steps = data.shape[:2]
+    # panel, step, sub-tile, q, fragment and half -> eight nibbles a word: row half, then four
+    lanes = words.view(panels, steps, 4, 8, 4, 1)
+    shifts = 4 * torch.arange(8, device=words.device, dtype=torch.int32)
+    spread = ((lanes >> shifts) & 15).to(torch.uint8).view(panels, steps, 4, 8, 4, 2, 4)
+    plain = spread.permute(0, 2, 5, 3, 1, 4, 6)
+    return plain.reshape(panels * UNIT, steps * UNIT // 4)
 
 
 def _padded(size: int) -> int:
     return -(-size // UNIT) * UNIT
 
 
-def _ordered(rows: Tensor, row_order: RowOrder) -> Tensor:
+def _ordered(rows: Tensor, row_order: str) -> Tensor:
     """Plain rows into the order in which sub-tiles hold them."""
     if row_order == "natural":
         return rows
@@ -181,7 +206,7 @@ def _ordered(rows: Tensor, row_order: RowOrder) -> Tensor:
     return gate_and_up.transpose(0, 1).reshape(rows.shape)
 
 
-def _unordered(rows: Tensor, row_order: RowOrder) -> Tensor:
+def _unordered(rows: Tensor, row_order: str) -> Tensor:
     if row_order == "natural":
         return rows
     eights = len(rows) // SUB_TILE_ROWS

@@ -15,6 +15,7 @@ from secateur.cli.evaluate import evaluate_command
 from secateur.cli.generate import generate_command
 from secateur.cli.inspect import inspect_command
 from secateur.cli.report import report_command
+from secateur.cli.tune import tune_command
 from secateur.cli.verify import verify_command
 from secateur.errors import SecateurError
 from secateur_kernels.version import __version__
@@ -40,6 +41,7 @@ for _command in (
     generate_command,
     report_command,
     verify_command,
+    tune_command,
     doctor_command,
     demo_command,
 ):

@@ -1,0 +1,48 @@
+// What the library's own codes mean.
+#include "error_text.h"
+
+#include "secateur/core.h"
+
+namespace secateur {
+
+const char* own_error_text(int code) {
+  switch (code) {
+    case SECATEUR_OK:
+      return "no error";
+    case SECATEUR_NULL_POINTER:
+      return "expected pointers to x, weight and y, got a null pointer";
+    case SECATEUR_BAD_SHAPE:
+      return "expected a weight [rows, columns] of at least one row and four columns, to 2**30, "
+             "columns divisible by 4";
+    case SECATEUR_BAD_TOKENS:
+      return "expected 1 to 64 tokens";
+    case SECATEUR_BAD_ROW_ORDER:
+      return "expected rows divisible by 16 for row order gate_up";
+    case SECATEUR_BAD_ACTIVATION:
+      return "expected row order gate_up for silu_and_mul";
+    case SECATEUR_BAD_VALUE_TYPE:
+      return "expected value type bf16 or fp16";
+    case SECATEUR_BAD_TILES:
+      return "expected 1 to 8 warps (to 4 with 4 row tiles and over 32 tokens) of 2 or 4 row tiles, "
+             "together a multiple of 4 row tiles";
+    case SECATEUR_BAD_STAGES:
+      return "expected 2 to 16 stages";
+    case SECATEUR_BAD_BLOCKS:
+      return "expected 1 to row blocks * ceil(columns / 64) thread blocks";
+    case SECATEUR_SMALL_WORKSPACE:
+      return "the workspace is smaller than this configuration needs";
+    case SECATEUR_FEW_COUNTERS:
+      return "there are fewer counters than this configuration needs";
+    case SECATEUR_MISALIGNED:
+      return "a pointer is not aligned: weight, workspace 16 bytes, dense 16 or 8, counters 4, "
+             "others 2";
+    case SECATEUR_BAD_STRIDE:
+      return "expected row strides of x and residual of at least 0";
+    case SECATEUR_SHARED_MEMORY:
+      return "the configuration needs more shared memory a thread block than this GPU has";
+    default:
+      return "unknown error code";
+  }
+}
+
+}  // namespace secateur

@@ -1,0 +1,32 @@
+// The skinny kernel's thread block: rows are stationary, weights and x stream through one ring.
+#pragma once
+
+#include "secateur/device.h"
+#include "secateur/skinny/consumer.h"
+#include "secateur/skinny/problem.h"
+#include "secateur/skinny/producer.h"
+
+namespace secateur::skinny {
+
+// Warps 0 to warps - 1 multiply, the last one copies. `shared` has shared_bytes() bytes and is
+// 128-byte aligned.
+template <typename Value, typename Shape, bool Bulk>
+SECATEUR_DEVICE void run_block(const Problem& problem, uint32_t shared) {
+  const int warp = device::thread() / warp_lanes, lane = device::lane();
+  const Ring ring{shared, problem.stage_bytes, problem.stages};
+  if (device::thread() == 0) {
+    for (int i = 0; i < problem.stages; ++i) {
+      device::barrier_init(ring.full(i), full_arrivals(Bulk));
+      device::barrier_init(ring.empty(i), problem.warps);
+    }
+    device::barrier_init_fence();
+  }
+  device::sync_block();
+  if (warp == problem.warps) {
+    produce<Shape, Bulk>(problem, ring, lane);
+  } else {
+    consume<Value, Shape>(problem, ring, warp, lane);
+  }
+}
+
+}  // namespace secateur::skinny

@@ -1,0 +1,159 @@
+// The warps that multiply: each owns rows, keeps its sums in registers to the end, and never waits
+// for another but through the ring.
+#pragma once
+
+#include "secateur/accumulator.h"
+#include "secateur/device.h"
+#include "secateur/skinny/output.h"
+#include "secateur/skinny/problem.h"
+
+namespace secateur::skinny {
+
+template <typename Shape>
+using Sums = float[Shape::row_tiles][Shape::token_tiles][accumulator::items];
+
+template <typename Shape>
+SECATEUR_DEVICE void clear(Sums<Shape>& sums) {
+#pragma unroll
+  for (int r = 0; r < Shape::row_tiles; ++r) {
+#pragma unroll
+    for (int n = 0; n < Shape::token_tiles; ++n) {
+#pragma unroll
+      for (int i = 0; i < accumulator::items; ++i) sums[r][n][i] = 0.0f;
+    }
+  }
+}
+
+// One stage: 64 columns. `weights` and `x` are shared addresses of the warp's first sub-tile and
+// of the tile of x. All sums get fragment 0 before any gets fragment 1, so that neighbouring
+// instructions do not wait for each other; the next operand is loaded before the current is used.
+//
+// Every address is one of three that depend on the lane, plus a constant: the compiler, left alone,
+// keeps a register for each load.
+template <typename Value, typename Shape>
+SECATEUR_DEVICE void multiply_stage(Sums<Shape>& sums, uint32_t weights, uint32_t x, int lane) {
+  using namespace fragment24;
+  constexpr int row_tiles = Shape::row_tiles, token_tiles = Shape::token_tiles;
+  const uint32_t my_values = weights + value_offset(0, lane);
+  const uint32_t my_metadata = weights + metadata_offset(lane);
+  const uint32_t operand = x + x_tile::operand_offset(lane);
+  uint32_t metadata[row_tiles];
+#pragma unroll
+  for (int r = 0; r < row_tiles; ++r) {
+    metadata[r] = device::load_shared4(my_metadata + r * tile_bytes);
+  }
+  Words4 tokens[2];
+  tokens[0] = device::load_matrices(operand);
+#pragma unroll
+  for (int fragment = 0; fragment < 2; ++fragment) {
+    Words4 values[row_tiles];
+#pragma unroll
+    for (int r = 0; r < row_tiles; ++r) {
+      values[r] = device::load_shared16(my_values + r * tile_bytes + fragment * fragment_bytes);
+    }
+#pragma unroll
+    for (int n = 0; n < token_tiles; ++n) {
+      const int now = fragment * token_tiles + n, next = now + 1;
+      if (next < 2 * token_tiles) {
+        const uint32_t flip = next / token_tiles * x_tile::second_fragment;
+        tokens[next % 2] = device::load_matrices(
+            (operand ^ flip) + next % token_tiles * x_tile::token_tile_bytes);
+      }
+#pragma unroll
+      for (int r = 0; r < row_tiles; ++r) {
+        if (fragment == 0) {
+          device::multiply_sparse<Value, 0>(sums[r][n], values[r], tokens[now % 2], metadata[r]);
+        } else {
+          device::multiply_sparse<Value, 1>(sums[r][n], values[r], tokens[now % 2], metadata[r]);
+        }
+      }
+    }
+  }
+}
+
+// Puts a warp's sums into its part of the thread block's slot. The last warp to do so for its rows
+// adds the slots of all contributors in their order, gets the result in `sums`, and returns true.
+template <typename Shape>
+SECATEUR_DEVICE bool reduce(Sums<Shape>& sums, const Problem& problem, int row_block, int warp) {
+  const Schedule& schedule = problem.schedule;
+  const int lane = device::lane();
+  constexpr int row_tiles = Shape::row_tiles, token_tiles = Shape::token_tiles;
+  const int64_t size = slot_floats(problem.warps, row_tiles, token_tiles);
+  float* workspace = problem.workspace + slot_offset(warp, 0, 0, lane, row_tiles, token_tiles);
+  float* mine = workspace + schedule.slot(device::block(), row_block) * size;
+#pragma unroll
+  for (int r = 0; r < row_tiles; ++r) {
+#pragma unroll
+    for (int n = 0; n < token_tiles; ++n) {
+      device::store_partial(mine + slot_offset(0, r, n, 0, row_tiles, token_tiles), sums[r][n]);
+    }
+  }
+  const int first = schedule.first_contributor(row_block);
+  const int last = schedule.last_contributor(row_block);
+  uint32_t* counter = problem.counters + row_block * problem.warps + warp;
+  device::fence_device();
+  device::sync_warp();
+  uint32_t before = 0;
+  if (lane == 0) before = device::take_ticket(counter);
+  before = device::shuffle(before, 0);
+  if (before != static_cast<uint32_t>(last - first)) return false;
+  device::fence_device();
+  device::sync_warp();
+  if (lane == 0) device::store(counter, 0u);
+  clear<Shape>(sums);
+#pragma unroll 1
+  for (int block = first; block <= last; ++block) {
+    const float* slot = workspace + schedule.slot(block, row_block) * size;
+#pragma unroll
+    for (int r = 0; r < row_tiles; ++r) {
+#pragma unroll
+      for (int n = 0; n < token_tiles; ++n) {
+        device::add_partial(sums[r][n], slot + slot_offset(0, r, n, 0, row_tiles, token_tiles));
+        // Four loads in flight: more do not fit into registers.
+        if (n % 4 == 3) device::sync_warp();
+      }
+    }
+  }
+  return true;
+}
+
+template <typename Value, typename Shape>
+SECATEUR_DEVICE void consume(const Problem& problem, Ring ring, int warp, int lane) {
+  const Schedule& schedule = problem.schedule;
+  const int all_tiles = fragment24::panels(problem.rows) * fragment24::tiles_per_unit;
+  const uint32_t my_weights = warp * Shape::row_tiles * fragment24::tile_bytes;
+  const uint32_t x = problem.block_panels * fragment24::unit_bytes;
+  int unit = schedule.first_unit(device::block());
+  Sums<Shape> sums;
+#pragma unroll 1
+  while (unit < schedule.first_unit(device::block() + 1)) {
+    const Segment segment = schedule.segment(unit, schedule.first_unit(device::block() + 1));
+    // The last row block may have fewer panels: nothing was copied for the warps beyond.
+    const int tile = first_tile(segment.row_block, problem.warps, warp, Shape::row_tiles);
+    clear<Shape>(sums);
+#pragma unroll 1
+    for (int left = segment.end - segment.first; left > 0; --left) {
+      device::barrier_wait(ring.full(ring.stage), ring.phase);
+      if (tile < all_tiles) {
+        multiply_stage<Value, Shape>(sums, ring.weights() + my_weights, ring.weights() + x, lane);
+      }
+      device::sync_warp();
+      if (lane == 0) device::barrier_arrive(ring.empty(ring.stage));
+      ring.advance();
+    }
+    unit += segment.end - segment.first;
+    if (tile >= all_tiles) continue;
+    if (!schedule.whole(segment) &&
+        !reduce<Shape>(sums, problem, segment.row_block, warp)) {
+      continue;
+    }
+#pragma unroll
+    for (int r = 0; r < Shape::row_tiles; ++r) {
+      write_tile<Value>(problem, tile + r, sums[r]);
+      // One sub-tile after the other: their addresses together do not fit into registers.
+      device::sync_warp();
+    }
+  }
+}
+
+}  // namespace secateur::skinny

@@ -1,0 +1,33 @@
+// What secateur_sparse24_skinny accepts and needs: no CUDA in here.
+#include "sparse24_skinny_arguments.h"
+
+using namespace secateur;
+using namespace secateur::skinny;
+
+int secateur_sparse24_skinny_needs(const SecateurSparse24Skinny* a,
+                                   SecateurSparse24SkinnyNeeds* needs) {
+  if (a == nullptr || needs == nullptr) return SECATEUR_NULL_POINTER;
+  if (const int error = check_configuration(*a)) return error;
+  const Schedule plan = problem_of(*a).schedule;
+  const int tiles = token_tiles(a->tokens);
+  const int64_t slots = plan.slots();
+  needs->workspace_bytes = slots * slot_floats(a->warps, a->row_tiles, tiles) * 4;
+  needs->counter_count = slots == 0 ? 0 : plan.row_blocks * a->warps;
+  needs->shared_bytes = shared_bytes(a->warps, a->row_tiles, tiles, a->stages);
+  return SECATEUR_OK;
+}
+
+int secateur_sparse24_skinny_check(const SecateurSparse24Skinny* a) {
+  SecateurSparse24SkinnyNeeds needs;
+  if (const int error = secateur_sparse24_skinny_needs(a, &needs)) return error;
+  if (const int error = check_pointers(*a)) return error;
+  if (a->workspace_bytes < needs.workspace_bytes ||
+      (needs.workspace_bytes > 0 && a->workspace == nullptr)) {
+    return SECATEUR_SMALL_WORKSPACE;
+  }
+  if (a->counter_count < needs.counter_count ||
+      (needs.counter_count > 0 && a->counters == nullptr)) {
+    return SECATEUR_FEW_COUNTERS;
+  }
+  return SECATEUR_OK;
+}

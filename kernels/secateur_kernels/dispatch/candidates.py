@@ -1,0 +1,101 @@
+"""The backends that can serve a problem, the most promising first where nothing was measured."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from secateur_kernels.dispatch.choice import Choice
+from secateur_kernels.dispatch.problem import Problem
+from secateur_kernels.low_rank_linear import triton_config as low_rank_triton
+from secateur_kernels.sparse24_linear import cuda_kernel as sparse24_cuda
+from secateur_kernels.sparse24_linear import triton_config as sparse24_triton
+
+# From here on a matrix product is bound by arithmetic, and torch's own kernel is the better one.
+_FEW_TOKENS = 64
+
+_CONFIGS: dict[tuple[str, str], Callable[..., Any]] = {
+    ("sparse24_linear", "cuda"): sparse24_cuda.Sparse24CudaConfig,
+    ("sparse24_linear", "triton"): sparse24_triton.Sparse24TritonConfig,
+    ("low_rank_linear", "triton"): low_rank_triton.LowRankTritonConfig,
+    ("sparse24_low_rank_linear", "triton"): low_rank_triton.LowRankTritonConfig,
+}
+
+
+def config_from(op: str, backend: str, fields: Mapping[str, int] | None) -> Any:
+    """A backend's config from its fields, as a table keeps it; None where it has none."""
+    return None if fields is None else _CONFIGS[op, backend](**fields)
+
+
+def candidates(problem: Problem) -> list[Choice]:
+    """What can serve the problem on its device, each with its default config.
+
+    The order is the rule of thumb for problems that were not measured.
+    """
+    if not problem.device.is_gpu:
+        return _on_cpu(problem)
+    if problem.op == "sparse24_linear":
+        return _sparse24(problem)
+    triton = _low_rank_triton(problem)
+    # Two products, or three with the sparse part unpacked first.
+    products = Choice("unpack" if problem.op == "sparse24_low_rank_linear" else "two_gemms")
+    named = Choice(products.backend, reason="arithmetic decides")
+    few = problem.m <= _FEW_TOKENS
+    return [*triton, named] if few else [named, *triton]
+
+
+def candidates_to_tune(problem: Problem) -> list[Choice]:
+    """What `secateur tune` times: every candidate, those with configs in several."""
+    several: list[Choice] = []
+    for choice in candidates(problem):
+        configs = _configs_to_tune(problem, choice.backend) or [choice.config]
+        several += [Choice(choice.backend, config, choice.reason) for config in configs]
+    return several
+
+
+def _on_cpu(problem: Problem) -> list[Choice]:
+    if problem.op == "low_rank_linear":
+        return [
+            Choice("two_gemms", reason="a CPU has no kernel of ours"),
+            Choice("reference", reason="the intermediate stays in fp32"),
+        ]
+    choices = [Choice("reference", reason="a CPU has no kernel of ours")]
+    if problem.dense_copy:
+        choices.insert(0, Choice("dense", reason="the kept dense copy, on a CPU"))
+    return choices
+
+
+def _sparse24(problem: Problem) -> list[Choice]:
+    device, m, n, k = problem.device, problem.m, problem.n, problem.k
+    choices: list[Choice] = []
+    if device.has_library and sparse24_cuda.supports(m, device.capability):
+        by_library = sparse24_cuda.default_config(m, n, k, device.num_sms)
+        choices.append(Choice("cuda", by_library, "the weight is streamed once"))
+    triton: list[Choice] = []
+    if device.has_triton:
+        config = sparse24_triton.default_config(m, n, k, device.num_sms)
+        triton.append(Choice("triton", config, "the weight is streamed once"))
+    products = [Choice("unpack", reason="arithmetic decides")]
+    if problem.dense_copy:
+        products.insert(0, Choice("dense", reason="the kept dense copy"))
+    return [*choices, *triton, *products] if m <= _FEW_TOKENS else [*choices, *products, *triton]
+
+
+def _low_rank_triton(problem: Problem) -> list[Choice]:
+    if not problem.device.has_triton or problem.dtype not in (torch.bfloat16, torch.float16):
+        return []
+    config = low_rank_triton.default_config(
+        problem.m, problem.n, problem.k, problem.rank, problem.device.num_sms
+    )
+    return [Choice("triton", config, "the factors are streamed once")]
+
+
+def _configs_to_tune(problem: Problem, backend: str) -> Sequence[Any]:
+    m, n, k = problem.m, problem.n, problem.k
+    if backend == "cuda":
+        return sparse24_cuda.candidate_configs(m, n, k)
+    if backend == "triton" and problem.op == "sparse24_linear":
+        return sparse24_triton.candidate_configs(m, n, k)
+    if backend == "triton":
+        return low_rank_triton.candidate_configs(m, n, k, problem.rank)
+    return []

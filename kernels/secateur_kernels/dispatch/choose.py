@@ -1,0 +1,113 @@
+"""The choice itself: pure, so that it can be printed, tested and repeated."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from math import inf, log2
+
+from secateur_kernels.dispatch.candidates import candidates, config_from
+from secateur_kernels.dispatch.choice import Choice, Policy
+from secateur_kernels.dispatch.problem import Problem
+from secateur_kernels.dispatch.table import Entry, Measurement, Table
+
+# A shape that was not measured borrows the times of one whose N and K differ by less than this
+# factor each.
+_SIMILAR = 2.0
+# A dense copy is worth its memory from here on.
+_DENSE_GAIN = 1.03
+
+
+def choose(problem: Problem, table: Table | None) -> Choice:
+    """Backend and config for a problem.
+
+    Where the table holds the shape, or one alike, the fastest candidate that is there wins;
+    elsewhere rules of thumb decide, and the reason says so.
+
+    Args:
+        problem: the facts.
+        table: measured times of the problem's device, or None.
+
+    Returns:
+        the choice with its reason.
+    """
+    possible = {choice.backend: choice for choice in reversed(candidates(problem))}
+    entry, how = _entry_for(problem, table)
+    if entry is not None:
+        timed = [m for m in entry.measurements if m.backend in possible]
+        if timed:
+            best = min(timed, key=lambda measurement: measurement.microseconds)
+            config = config_from(problem.op, best.backend, best.config)
+            return Choice(best.backend, config, f"fastest of {_listed(entry)}, {how}")
+    first = candidates(problem)[0]
+    return Choice(first.backend, first.config, f"{first.reason} (a rule of thumb: {how})")
+
+
+def wants_dense_copy(
+    problem: Problem, table: Table | None, policy: Policy, tokens: Sequence[int]
+) -> tuple[bool, str]:
+    """Whether a dense copy should be kept beside the packed weight, and why.
+
+    Args:
+        problem: any number of tokens.
+        table: measured times of the device.
+        policy: `memory` never keeps one.
+        tokens: the numbers of tokens that matter.
+
+    Returns:
+        the decision and its reason, in words.
+    """
+    if policy == "memory":
+        return False, "policy memory: one packed copy"
+    for m in tokens:
+        entry, how = _entry_for(replace(problem, m=m), table)
+        if entry is None:
+            continue
+        dense = [x.microseconds for x in entry.measurements if x.backend == "dense"]
+        packed = [x.microseconds for x in entry.measurements if x.backend != "dense"]
+        if dense and packed and min(packed) > _DENSE_GAIN * min(dense):
+            return True, f"dense is faster at {m} tokens ({_listed(entry)}, {how})"
+    return False, "dense is nowhere faster by 3% in what was measured"
+
+
+def _entry_for(problem: Problem, table: Table | None) -> tuple[Entry | None, str]:
+    """The entry whose times stand for the problem, and in what relation it is to it."""
+    if table is None or table.device != problem.device.name:
+        return None, f"nothing measured on {problem.device.name}; secateur tune does"
+    dtype = str(problem.dtype).removeprefix("torch.")
+    alike = [
+        entry
+        for entry in table.entries
+        if (entry.op, entry.dtype, entry.groups) == (problem.op, dtype, problem.groups)
+        and _distance(problem, entry) < inf
+    ]
+    if not alike:
+        return None, f"no shape like it was measured on {table.device}"
+    nearest = min(_distance(problem, entry) for entry in alike)
+    same_shape = [entry for entry in alike if _distance(problem, entry) == nearest]
+    # A kernel's time hardly depends on M within a tile: the next larger measured M stands for it.
+    larger = [entry for entry in same_shape if entry.m >= problem.m]
+    if larger:
+        entry = min(larger, key=lambda e: e.m)
+    else:
+        entry = max(same_shape, key=lambda e: e.m)
+    how = f"measured at {entry.m} tokens"
+    if nearest:
+        how += f" for [{entry.n}, {entry.k}]" + (f" rank {entry.rank}" if entry.rank else "")
+    return entry, how
+
+
+def _distance(problem: Problem, entry: Entry) -> float:
+    """Sum of the factors between the sizes, in octaves; infinite where one is beyond reach."""
+    pairs = [(problem.n, entry.n), (problem.k, entry.k)]
+    if problem.rank or entry.rank:
+        pairs.append((problem.rank, entry.rank))
+    if any(min(pair) == 0 for pair in pairs):
+        return inf
+    octaves = [abs(log2(ours / theirs)) for ours, theirs in pairs]
+    return sum(octaves) if max(octaves) < log2(_SIMILAR) else inf
+
+
+def _listed(entry: Entry) -> str:
+    best: dict[str, Measurement] = {}
+    for measurement in sorted(entry.measurements, key=lambda m: m.microseconds):
+        best.setdefault(measurement.backend, measurement)
+    return ", ".join(f"{name} {m.microseconds:.1f} us" for name, m in best.items())

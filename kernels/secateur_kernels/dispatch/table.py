@@ -1,0 +1,137 @@
+"""Measured times: what ships with the package and what `secateur tune` adds on a machine."""
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from secateur_kernels.dispatch.problem import DeviceFacts, Problem
+from secateur_kernels.errors import SecateurError
+
+FORMAT = 1
+SHIPPED = Path(__file__).parent / "tables"
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """The time of one candidate."""
+
+    backend: str
+    config: Mapping[str, int] | None
+    """Fields of the backend's config; None where it has none."""
+    microseconds: float
+
+
+@dataclass(frozen=True)
+class Entry:
+    """All candidates of one problem, timed in turns in one run."""
+
+    op: str
+    m: int
+    n: int
+    k: int
+    rank: int
+    groups: int
+    dtype: str
+    measurements: tuple[Measurement, ...]
+
+    @classmethod
+    def of(cls, problem: Problem, measurements: Iterable[Measurement]) -> "Entry":
+        """For a problem that was measured."""
+        dtype = str(problem.dtype).removeprefix("torch.")
+        return cls(
+            problem.op,
+            problem.m,
+            problem.n,
+            problem.k,
+            problem.rank,
+            problem.groups,
+            dtype,
+            tuple(measurements),
+        )
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """Everything but the times."""
+        return (self.op, self.m, self.n, self.k, self.rank, self.groups, self.dtype)
+
+
+@dataclass(frozen=True)
+class Table:
+    """What was measured on one kind of device."""
+
+    device: str
+    capability: tuple[int, int]
+    versions: Mapping[str, str]
+    """torch, triton, driver and package, for people who read the file."""
+    entries: tuple[Entry, ...] = ()
+
+    def with_entries(self, entries: Iterable[Entry]) -> "Table":
+        """The same device with these entries."""
+        return replace(self, entries=tuple(entries))
+
+    def merged(self, newer: "Table") -> "Table":
+        """Entries of both; the newer ones win.
+
+        Raises:
+            SecateurError: the tables are of different devices.
+        """
+        if newer.device != self.device:
+            raise SecateurError(f"expected a table of {self.device}, got one of {newer.device}")
+        entries = {entry.key: entry for entry in (*self.entries, *newer.entries)}
+        return replace(newer, entries=tuple(entries.values()))
+
+    def save(self, path: Path) -> None:
+        """Write as JSON, aside and renamed."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        text = json.dumps({"format": FORMAT, **asdict(self)}, indent=1)
+        aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        aside.write_text(text + "\n", encoding="utf-8")
+        aside.replace(path)
+
+
+def load_table(path: Path) -> Table:
+    """Read a table.
+
+    Raises:
+        SecateurError: the file is not such a table; says what is wrong.
+    """
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+        if raw.pop("format") != FORMAT:
+            raise SecateurError(f"{path} has another format than {FORMAT}; run secateur tune again")
+        entries = tuple(_entry(entry) for entry in raw.pop("entries"))
+        capability = tuple(raw.pop("capability"))
+        return Table(capability=capability, entries=entries, **raw)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise SecateurError(
+            f"{path} is not a table of measured times ({type(error).__name__}: {error}); "
+            "delete it or run secateur tune again"
+        ) from error
+
+
+def _entry(raw: dict[str, Any]) -> Entry:
+    measurements = tuple(Measurement(**measurement) for measurement in raw.pop("measurements"))
+    return Entry(measurements=measurements, **raw)
+
+
+def table_path(folder: Path, device: DeviceFacts) -> Path:
+    """Where a folder keeps the table of a device."""
+    return folder / f"times-{device.slug}.json"
+
+
+def load_tables(device: DeviceFacts, folders: Iterable[Path]) -> Table | None:
+    """The tables of a device from several folders, later folders first; None where none is.
+
+    Raises:
+        SecateurError: a file is not such a table.
+    """
+    merged: Table | None = None
+    for folder in folders:
+        path = table_path(folder, device)
+        if path.is_file():
+            found = load_table(path)
+            merged = found if merged is None else merged.merged(found)
+    return merged

@@ -1,0 +1,161 @@
+"""The compiled library: found, loaded once, and asked what it was built for.
+
+It is a plain shared library beside this file, not an extension module: it holds no Python symbol,
+so that one file serves every Python. Loading it registers the ops `torch.ops.secateur_cuda`.
+Nothing is loaded when the package is imported, and its absence is no error until it is required.
+"""
+
+import ctypes
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from secateur_kernels.errors import SecateurError
+from secateur_kernels.version import __version__
+
+NAME = "libsecateur_cuda.so"
+
+
+@dataclass(frozen=True)
+class LibraryStatus:
+    """What is known of the compiled library."""
+
+    loaded: bool
+    path: Path | None = None
+    """None where there is no file."""
+    architectures: tuple[str, ...] = ()
+    """What it was built for: `sm_80` runs on 8.x from 8.0 on, `sm_90a` on 9.0 only, `compute_80`
+    is compiled by the driver for anything from 8.0 on."""
+    version: str | None = None
+    """Of the package that it was built from."""
+    reason: str = ""
+    """Why it is not loaded; empty where it is."""
+
+    def runs_on(self, capability: tuple[int, int]) -> bool:
+        """Whether it is loaded and holds code for a compute capability."""
+        return self.loaded and any(_covers(name, capability) for name in self.architectures)
+
+
+def _covers(architecture: str, capability: tuple[int, int]) -> bool:
+    kind, _, number = architecture.partition("_")
+    exact = number.endswith("a")
+    digits = number.rstrip("a")
+    built = (int(digits[:-1]), int(digits[-1]))
+    if kind == "compute":
+        return capability >= built
+    return capability == built if exact else capability[0] == built[0] and capability >= built
+
+
+@cache
+def library_status() -> LibraryStatus:
+    """Load the library if it is there, once; later calls return what the first one found."""
+    return _load(Path(__file__).parent / NAME)
+
+
+def _load(path: Path) -> LibraryStatus:
+    if not path.exists():
+        return LibraryStatus(
+            False,
+            reason="it is not built: this is the pure Python install (csrc/README.md says how to "
+            "build it with nvcc)",
+        )
+    try:
+        torch.ops.load_library(str(path))  # type: ignore[no-untyped-call]
+    except (OSError, RuntimeError) as error:
+        return LibraryStatus(False, path, reason=f"{path} cannot be loaded: {error}")
+    for name in ("unpack24", "sparse24_skinny"):
+        torch.library.register_fake(f"secateur_cuda::{name}", _fake)
+    return _status_of(path, _functions(path))
+
+
+def _fake(*arguments: Any) -> None:
+    """All ops of the library write into tensors that they are given."""
+
+
+def _functions(path: Path) -> ctypes.CDLL:
+    """The C functions of `csrc/include/secateur/core.h` that need no device."""
+    functions = ctypes.CDLL(str(path))
+    for name in ("secateur_version", "secateur_architectures", "secateur_fingerprint"):
+        getattr(functions, name).restype = ctypes.c_char_p
+    functions.secateur_error_text.restype = ctypes.c_char_p
+    functions.secateur_error_text.argtypes = [ctypes.c_int]
+    functions.secateur_capture_id.argtypes = [ctypes.c_void_p, ctypes.POINTER(ctypes.c_uint64)]
+    return functions
+
+
+def _status_of(path: Path, functions: ctypes.CDLL) -> LibraryStatus:
+    version = functions.secateur_version().decode()
+    architectures = tuple(functions.secateur_architectures().decode().split(","))
+    reason = _mismatch(version, functions.secateur_cuda_version(), _driver_version(functions))
+    return LibraryStatus(not reason, path, architectures, version, reason)
+
+
+def _driver_version(functions: ctypes.CDLL) -> int:
+    return int(functions.secateur_driver_version())
+
+
+def _mismatch(version: str, cuda: int, driver: int) -> str:
+    """Why a library that could be loaded must not be used; empty where it may.
+
+    Versions of CUDA are 1000 * major + 10 * minor; a driver version of 0 means that there is none.
+    """
+    if version != __version__:
+        return f"it is of version {version}, but the Python package is {__version__}: build it anew"
+    if driver and driver // 1000 < cuda // 1000:
+        return (
+            f"it was built with CUDA {cuda // 1000}.{cuda % 1000 // 10}, "
+            f"but the driver supports CUDA {driver // 1000}.{driver % 1000 // 10} at most"
+        )
+    return ""
+
+
+def require_library(device: torch.device) -> None:
+    """Raise SecateurError, with the reason, unless the library can run on a device."""
+    status = library_status()
+    if not status.loaded:
+        raise SecateurError(f"the compiled library is not there: {status.reason}")
+    if device.type != "cuda":
+        raise SecateurError(f"expected an NVIDIA GPU for the compiled library, got {device}")
+    index = torch.cuda.current_device() if device.index is None else device.index
+    check_capability(status, *_device(index))
+
+
+@cache
+def _device(index: int) -> tuple[tuple[int, int], str]:
+    return torch.cuda.get_device_capability(index), torch.cuda.get_device_name(index)
+
+
+def check_capability(status: LibraryStatus, capability: tuple[int, int], device: str) -> None:
+    """Raise SecateurError unless a loaded library holds code for a compute capability."""
+    if not status.runs_on(capability):
+        built = ", ".join(status.architectures)
+        raise SecateurError(
+            f"the compiled library was built for {built}, but {device} is "
+            f"sm_{capability[0]}{capability[1]}"
+        )
+
+
+@cache
+def library_functions() -> ctypes.CDLL:
+    """The C functions of the loaded library.
+
+    Raises:
+        SecateurError: it is not loaded.
+    """
+    status = library_status()
+    if not status.loaded or status.path is None:
+        raise SecateurError(f"the compiled library is not there: {status.reason}")
+    return _functions(status.path)
+
+
+def capture_id(stream: int) -> int:
+    """A number for the graph capture that a stream (its handle) is part of, 0 outside of one."""
+    found = ctypes.c_uint64()
+    functions = library_functions()
+    code = functions.secateur_capture_id(stream, ctypes.byref(found))
+    if code:
+        raise SecateurError(f"CUDA error: {functions.secateur_error_text(code).decode()}")
+    return found.value

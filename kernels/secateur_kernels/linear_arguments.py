@@ -1,0 +1,76 @@
+"""What every linear op checks about x, bias and residual, in one place and one wording."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from secateur_kernels.epilogue import output_columns
+from secateur_kernels.errors import SecateurError
+
+
+def check_linear(
+    x: Tensor,
+    rows: int,
+    columns: int,
+    dtypes: Sequence[torch.dtype],
+    bias: Tensor | None,
+    residual: Tensor | None,
+    activation: str,
+) -> int:
+    """Check x [..., K], bias [N] and residual [..., output columns] against a weight [N, K].
+
+    Args:
+        x: the input.
+        rows: N.
+        columns: K.
+        dtypes: what x may be.
+        bias: dtype and device of x, or None.
+        residual: dtype and device of x, or None.
+        activation: of the epilogue.
+
+    Returns:
+        the number of output columns.
+
+    Raises:
+        SecateurError: what was expected and what came.
+    """
+    if x.dtype not in dtypes:
+        known = " or ".join(_short(dtype) for dtype in dtypes)
+        raise SecateurError(f"expected x of dtype {known}, got {_short(x.dtype)}")
+    if x.ndim < 1 or x.shape[-1] != columns:
+        raise SecateurError(
+            f"expected x [..., {columns}] for a weight [{rows}, {columns}], got {list(x.shape)}"
+        )
+    out = output_columns(rows, activation)
+    _check_like(x, bias, "bias", [rows])
+    _check_like(x, residual, "residual", [*x.shape[:-1], out])
+    return out
+
+
+def check_device(x: Tensor, **tensors: Tensor | None) -> None:
+    """Raise SecateurError where a tensor is not on the device of x."""
+    for name, tensor in tensors.items():
+        if tensor is not None and tensor.device != x.device:
+            raise SecateurError(f"expected {name} on {x.device} as x, got {tensor.device}")
+
+
+def _check_like(x: Tensor, tensor: Tensor | None, name: str, shape: list[int]) -> None:
+    if tensor is None:
+        return
+    if list(tensor.shape) != shape or tensor.dtype != x.dtype:
+        raise SecateurError(
+            f"expected {name} {_short(x.dtype)} {shape}, "
+            f"got {_short(tensor.dtype)} {list(tensor.shape)}"
+        )
+    check_device(x, **{name: tensor})
+
+
+def as_matrix(x: Tensor) -> Tensor:
+    """[M, K] with contiguous rows, a view where x allows it."""
+    matrix = x.reshape(-1, x.shape[-1]) if x.ndim != 2 else x
+    return matrix if matrix.stride(-1) == 1 or matrix.numel() == 0 else matrix.contiguous()
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,1 @@
+"""Score, select and pack 2:4 weights in one pass."""

@@ -1,0 +1,1 @@
+"""Exact unstructured masks: the largest scores of every row, without sorting."""

@@ -1,0 +1,184 @@
+"""Measure every candidate of given shapes on this machine: what fills dispatch's table."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from secateur_kernels.backends import HAS_TRITON
+from secateur_kernels.dispatch.candidates import candidates_to_tune
+from secateur_kernels.dispatch.choice import Choice
+from secateur_kernels.dispatch.problem import Op, Problem, device_facts
+from secateur_kernels.dispatch.table import Entry, Measurement, Table
+from secateur_kernels.errors import SecateurError
+from secateur_kernels.layouts import Fragment24, LowRank
+from secateur_kernels.low_rank_linear.launch import launch as launch_low_rank
+from secateur_kernels.low_rank_linear.launch import launch_with_sparse
+from secateur_kernels.sparse24_linear.launch import launch as launch_sparse24
+from secateur_kernels.sparse24_linear.packed import Packed24
+from secateur_kernels.timing import copies_to_rotate, time_in_turns
+from secateur_kernels.version import __version__
+
+DEFAULT_TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
+
+
+@dataclass(frozen=True)
+class TuneShape:
+    """A weight to be measured."""
+
+    op: Op
+    n: int
+    k: int
+    rank: int = 0
+
+    def __str__(self) -> str:
+        rank = f" rank {self.rank}" if self.rank else ""
+        return f"{self.op} [{self.n}, {self.k}]{rank}"
+
+
+@dataclass(frozen=True)
+class _Operands:
+    """Copies of everything that a call reads, so that each call can find them out of the cache."""
+
+    packed: tuple[Packed24, ...]
+    factors: tuple[LowRank, ...]
+    dense: tuple[Tensor, ...]
+
+
+def tune_shape(
+    shape: TuneShape,
+    tokens: Sequence[int] = DEFAULT_TOKENS,
+    dtype: torch.dtype = torch.bfloat16,
+    device: torch.device | str = "cuda",
+    rounds: int = 15,
+) -> Iterator[tuple[Entry, list[str]]]:
+    """Time all candidates of a weight at several numbers of tokens.
+
+    Args:
+        shape: op and sizes of the weight; random values.
+        tokens: numbers of tokens.
+        dtype: of everything; bf16 or fp16 for 2:4.
+        device: where.
+        rounds: of each candidate, in turns with the others.
+
+    Yields:
+        for each number of tokens the entry for the table, and candidates that failed, with why.
+
+    Raises:
+        SecateurError: a size does not fit the op.
+    """
+    device = torch.device(device)
+    _check_shape(shape)
+    operands = _make_operands(shape, dtype, device)
+    for m in tokens:
+        facts = device_facts(device)
+        problem = Problem(
+            shape.op, m, shape.n, shape.k, dtype, facts, rank=shape.rank, dense_copy=True
+        )
+        x = torch.randn(m, shape.k, device=device).to(dtype)
+        yield _time_problem(problem, x, operands, device, rounds)
+
+
+def _check_shape(shape: TuneShape) -> None:
+    sparse, factored = shape.op != "low_rank_linear", shape.op != "sparse24_linear"
+    if min(shape.n, shape.k) < 1 or (sparse and shape.k % 4):
+        raise SecateurError(f"expected N and K of at least 1, K divisible by 4, got {shape}")
+    if factored and not 1 <= shape.rank <= min(shape.n, shape.k):
+        raise SecateurError(f"expected a rank of 1 to min(N, K), got {shape}")
+
+
+def _make_operands(shape: TuneShape, dtype: torch.dtype, device: torch.device) -> _Operands:
+    weight = torch.randn(shape.n, shape.k, device=device).to(dtype) / shape.k**0.5
+    packed: tuple[Packed24, ...] = ()
+    factors: tuple[LowRank, ...] = ()
+    if shape.op != "low_rank_linear":
+        pruned = Fragment24.from_dense(weight, _keep_even_columns(weight))
+        copies = copies_to_rotate(pruned.num_bytes, device)
+        packed = tuple(
+            Packed24.of(pruned)._replace(data=pruned.data.clone()) for _ in range(copies)
+        )
+    if shape.op != "sparse24_linear":
+        up = torch.randn(shape.n, shape.rank, device=device).to(dtype)
+        down = torch.randn(shape.rank, shape.k, device=device).to(dtype)
+        low_rank = LowRank.from_factors(up, down)
+        copies = len(packed) or copies_to_rotate(low_rank.num_bytes, device)
+        factors = tuple(
+            replace(low_rank, down=low_rank.down.clone(), up=low_rank.up.clone())
+            for _ in range(copies)
+        )
+    dense = tuple(weight.clone() for _ in range(copies_to_rotate(weight.nbytes, device)))
+    return _Operands(packed, factors, dense)
+
+
+def _keep_even_columns(weight: Tensor) -> Tensor:
+    mask = torch.zeros_like(weight, dtype=torch.bool)
+    mask[:, ::2] = True
+    return mask
+
+
+def _time_problem(
+    problem: Problem, x: Tensor, operands: _Operands, device: torch.device, rounds: int
+) -> tuple[Entry, list[str]]:
+    choices = {str(index): c for index, c in enumerate(candidates_to_tune(problem))}
+    calls: dict[str, Callable[[int], object]] = {}
+    failed: list[str] = []
+    for name, choice in choices.items():
+        if choice.backend == "dense":
+            continue
+        call = _call(problem, choice, x, operands)
+        try:
+            call(0)
+        # A config may ask for more than a device has; the others still compete.
+        except (RuntimeError, SecateurError) as error:
+            failed.append(f"{choice.backend} with {choice.config}: {error}")
+        else:
+            calls[name] = call
+    dense = operands.dense
+    calls["dense"] = lambda index: F.linear(x, dense[index % len(dense)])
+    copies = max(len(operands.packed), len(operands.factors), len(dense))
+    timings = time_in_turns(calls, device, copies, rounds)
+    measured = [_measurement(Choice("dense"), timings.pop("dense").median)]
+    measured += [_measurement(choices[name], timing.median) for name, timing in timings.items()]
+    return Entry.of(problem, measured), failed
+
+
+def _call(
+    problem: Problem, choice: Choice, x: Tensor, operands: _Operands
+) -> Callable[[int], object]:
+    packed, factors = operands.packed, operands.factors
+    if problem.op == "sparse24_linear":
+        return lambda i: launch_sparse24(
+            choice, x, packed[i % len(packed)], None, None, "none", None
+        )
+    if problem.op == "low_rank_linear":
+        return lambda i: launch_low_rank(choice, x, *_plain(factors, i), None, None, "none")
+    return lambda i: launch_with_sparse(
+        choice, x, packed[i % len(packed)], *_plain(factors, i), None, None, "none"
+    )
+
+
+def _plain(copies: tuple[LowRank, ...], index: int) -> tuple[Tensor, Tensor, tuple[int, ...]]:
+    factors = copies[index % len(copies)]
+    return factors.down, factors.up, factors.group_rows
+
+
+def _measurement(choice: Choice, microseconds: float) -> Measurement:
+    config: dict[str, Any] | None = None if choice.config is None else asdict(choice.config)
+    return Measurement(choice.backend, config, microseconds)
+
+
+def empty_table(device: torch.device | str) -> Table:
+    """A table for a device, to which entries are added."""
+    device = torch.device(device)
+    facts = device_facts(device)
+    versions = {"torch": torch.__version__, "secateur": __version__}
+    if HAS_TRITON:
+        import triton
+
+        versions["triton"] = triton.__version__
+    if torch.version.cuda:
+        versions["cuda"] = torch.version.cuda
+    return Table(facts.name, facts.capability, versions)

@@ -1,0 +1,23 @@
+"""The dense layer that a compressed one stands for."""
+
+from torch import Tensor, nn
+
+from secateur.errors import SecateurError
+
+
+def dense_linear(weight: Tensor, bias: nn.Parameter | None, activation: str) -> nn.Linear:
+    """A linear layer around a weight [N, K], nothing copied.
+
+    Raises:
+        SecateurError: the layer multiplies gate and up, which a linear layer cannot.
+    """
+    if activation != "none":
+        raise SecateurError(
+            f"expected a layer without activation to make a linear layer of, got {activation}"
+        )
+    rows, columns = weight.shape
+    linear = nn.Linear(columns, rows, bias is not None, device="meta")
+    linear.weight = nn.Parameter(weight)
+    if bias is not None:
+        linear.bias = bias
+    return linear

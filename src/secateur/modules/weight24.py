@@ -1,0 +1,134 @@
+"""The 2:4 weight of a module: canonical to be loaded, saved and trained, packed to be served."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from secateur.errors import SecateurError
+from secateur_kernels.layouts import Canonical24, Fragment24, RowOrder, kind_of
+
+
+class Weight24Module(nn.Module):
+    """Holds one 2:4 weight [N, K] in one of two forms, never both.
+
+    Canonical (as made by the constructor): parameter `weight` [N, K / 2], the kept values, and
+    buffer `indices` uint8 [N, ceil(K / 8)]. Packed (after `pack`): buffer `data` in fragment order.
+    State dicts hold the canonical form either way, so that they can be sliced and do not depend on
+    a kernel's layout.
+    """
+
+    weight: nn.Parameter | None
+    indices: Tensor | None
+    data: Tensor | None
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        gate_up: bool,
+        dtype: torch.dtype | None,
+        device: torch.device | str | None,
+    ) -> None:
+        super().__init__()
+        if in_features % 4:
+            raise SecateurError(f"expected in_features divisible by 4, got {in_features}")
+        self.in_features = in_features
+        self.out_features = out_features
+        self.row_order: RowOrder = "gate_up" if gate_up else "natural"
+        self.value_dtype = dtype or torch.get_default_dtype()
+        values = torch.zeros(out_features, in_features // 2, dtype=dtype, device=device)
+        # Columns 0 and 1 of each group: legal, so that a fresh module is a valid weight of zeros.
+        filler = torch.full(
+            (out_features, -(-in_features // 8)), 0x44, dtype=torch.uint8, device=device
+        )
+        self.weight = nn.Parameter(values)
+        self.register_buffer("indices", filler)
+        self.register_buffer("data", None, persistent=False)
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether the weight is in fragment order."""
+        return self.data is not None
+
+    def canonical(self) -> Canonical24:
+        """The weight as a validated value; a copy where it is packed.
+
+        Raises:
+            SecateurError: what was loaded is not a legal 2:4 weight.
+        """
+        if self.data is None:
+            assert self.weight is not None
+            assert self.indices is not None
+            return Canonical24(self.weight.detach(), self.indices)
+        return self._fragment().to_canonical()
+
+    def set_weight(self, weight: Canonical24) -> None:
+        """Replace the weight; the form stays what it is.
+
+        Raises:
+            SecateurError: the shape is another.
+        """
+        if weight.shape != (self.out_features, self.in_features):
+            expected = [self.out_features, self.in_features]
+            raise SecateurError(f"expected a weight {expected}, got {list(weight.shape)}")
+        was_packed = self.is_packed
+        self._hold_canonical(weight)
+        if was_packed:
+            self.pack()
+
+    def pack(self) -> "Weight24Module":
+        """Into the order of the kernels, for serving; the values are no longer trainable.
+
+        Raises:
+            SecateurError: the dtype is not bf16 or fp16, or the weight is not legal.
+        """
+        if not self.is_packed:
+            fragment = Fragment24.from_canonical(self.canonical(), self.row_order)
+            self.value_dtype = fragment.kind.value_dtype
+            self.weight = None
+            self.indices = None
+            self.data = fragment.data
+        return self
+
+    def unpack(self) -> "Weight24Module":
+        """Back to the canonical form, for training and loading."""
+        if self.is_packed:
+            self._hold_canonical(self.canonical())
+        return self
+
+    def dense_weight(self) -> Tensor:
+        """The weight [N, K] in logical row order, zeros included."""
+        return self.canonical().to_dense()
+
+    def _fragment(self) -> Fragment24:
+        assert self.data is not None
+        shape = (self.out_features, self.in_features)
+        return Fragment24(self.data, shape, kind_of(self.value_dtype), self.row_order)
+
+    def _hold_canonical(self, weight: Canonical24) -> None:
+        self.data = None
+        self.value_dtype = weight.values.dtype
+        self.weight = nn.Parameter(weight.values)
+        self.indices = weight.indices
+
+    def _packed_arguments(self) -> tuple[Any, ...]:
+        """The weight as packed ops take it."""
+        shape = (self.out_features, self.in_features)
+        return (self.data, *shape, self.row_order, self.value_dtype)
+
+    def _save_to_state_dict(
+        self, destination: dict[str, Any], prefix: str, keep_vars: bool
+    ) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.is_packed:
+            weight = self.canonical()
+            destination[f"{prefix}weight"] = weight.values
+            destination[f"{prefix}indices"] = weight.indices
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        was_packed = self.is_packed
+        self.unpack()
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+        if was_packed:
+            self.pack()

@@ -1,0 +1,70 @@
+"""Timing in turns and tuning, on the CPU: the path, not the figures."""
+
+import pytest
+import torch
+
+from secateur_kernels import SecateurError
+from secateur_kernels.timing import Timing, copies_to_rotate, time_in_turns
+from secateur_kernels.tune import TuneShape, empty_table, tune_shape
+
+CPU = torch.device("cpu")
+
+
+def test_calls_take_turns_over_the_copies() -> None:
+    seen: list[tuple[str, int]] = []
+    timings = time_in_turns(
+        {"a": lambda i: seen.append(("a", i)), "b": lambda i: seen.append(("b", i))},
+        CPU,
+        copies=2,
+        rounds=3,
+        warmup=1,
+    )
+    assert seen == [("a", 0), ("b", 0)] + [(name, i % 2) for i in range(3) for name in "ab"]
+    assert {name: timing.rounds for name, timing in timings.items()} == {"a": 3, "b": 3}
+
+
+def test_quartiles() -> None:
+    assert Timing.of([4.0]) == Timing(4.0, 4.0, 4.0, 1)
+    assert Timing.of([1.0, 2.0, 3.0, 4.0, 5.0]) == Timing(3.0, 2.0, 4.0, 5)
+
+
+def test_rotation_overflows_the_cache() -> None:
+    gpu = torch.device("cuda")
+    assert copies_to_rotate(1 << 20, CPU) == 1
+    assert copies_to_rotate(10_000_000, gpu) == 40
+    assert copies_to_rotate(10**9, gpu) == 2
+    assert copies_to_rotate(1, gpu) == 256
+
+
+@pytest.mark.parametrize(
+    ("op", "rank", "backends"),
+    [
+        ("sparse24_linear", 0, {"reference", "dense"}),
+        ("low_rank_linear", 5, {"reference", "two_gemms", "dense"}),
+        ("sparse24_low_rank_linear", 5, {"reference", "dense"}),
+    ],
+)
+def test_every_candidate_is_measured(op: str, rank: int, backends: set[str]) -> None:
+    shape = TuneShape(op, 48, 64, rank)  # type: ignore[arg-type]
+    results = list(tune_shape(shape, (1, 3), device="cpu", rounds=2))
+    assert [entry.m for entry, _ in results] == [1, 3]
+    for entry, failed in results:
+        assert not failed
+        assert {m.backend for m in entry.measurements} == backends
+        assert all(m.microseconds > 0 for m in entry.measurements)
+    table = empty_table("cpu").with_entries(entry for entry, _ in results)
+    assert (table.device, len(table.entries)) == ("cpu", 2)
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        (TuneShape("sparse24_linear", 8, 6), "K divisible by 4"),
+        (TuneShape("sparse24_linear", 0, 8), "expected N and K of at least 1"),
+        (TuneShape("low_rank_linear", 8, 8, 9), r"expected a rank of 1 to min\(N, K\)"),
+        (TuneShape("low_rank_linear", 8, 8), "expected a rank of 1"),
+    ],
+)
+def test_shapes_that_do_not_fit(shape: TuneShape, message: str) -> None:
+    with pytest.raises(SecateurError, match=message):
+        next(tune_shape(shape, (1,), device="cpu"))

@@ -1,0 +1,186 @@
+"""Modules around packed weights: conversion, state dicts, one op call."""
+
+from typing import Any
+
+import pytest
+import torch
+from kernels.linears import randn, random_mask
+from torch import nn
+
+from secateur import SecateurError
+from secateur.modules import LowRankLinear, Sparse24Linear, SparseLowRankLinear
+from secateur_kernels.layouts import Canonical24, LowRank
+
+MASK = random_mask(32, 64)
+
+
+def linear(bias: bool = True, dtype: torch.dtype = torch.bfloat16) -> nn.Linear:
+    layer = nn.Linear(64, 32, bias=bias)
+    with torch.no_grad():
+        layer.weight.copy_(randn(32, 64, dtype=torch.float32, seed=3))
+    return layer.to(dtype)
+
+
+def make(kind: str, bias: bool = True) -> Any:
+    if kind == "sparse":
+        return Sparse24Linear.from_linear(linear(bias), MASK)
+    if kind == "low rank":
+        return LowRankLinear.from_linear(linear(bias), 16)
+    return SparseLowRankLinear.from_linear(linear(bias), MASK, 16)
+
+
+def fresh(kind: str, bias: bool = True) -> Any:
+    if kind == "sparse":
+        return Sparse24Linear(64, 32, bias, dtype=torch.bfloat16)
+    if kind == "low rank":
+        return LowRankLinear(64, 32, 16, bias, dtype=torch.bfloat16)
+    return SparseLowRankLinear(64, 32, 16, bias, dtype=torch.bfloat16)
+
+
+KINDS = ("sparse", "low rank", "both")
+X = randn(2, 3, 64, dtype=torch.bfloat16)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("kind", KINDS)
+def test_state_dict_round_trip(kind: str, bias: bool) -> None:
+    layer = make(kind, bias)
+    state = layer.state_dict()
+    assert "data" not in state
+    if kind != "low rank":
+        assert state["weight"].shape == (32, 32)
+        assert state["indices"].dtype == torch.uint8
+    other = fresh(kind, bias)
+    other.load_state_dict(state)
+    expected = layer(X)
+    if kind != "low rank":
+        # The canonical form rounds each part to bfloat16 before they are added.
+        assert torch.allclose(other(X), expected, atol=4 * 2**-8 * float(expected.abs().max()))
+        other.pack()
+    assert torch.equal(other(X), expected)
+    packed = make(kind, bias)
+    packed.load_state_dict(state)
+    assert torch.equal(packed(X), expected)
+
+
+def test_a_linear_layer_comes_back_bit_for_bit() -> None:
+    layer = linear()
+    back = Sparse24Linear.from_linear(layer, MASK).to_linear()
+    assert torch.equal(back.weight, layer.weight.masked_fill(~MASK, 0.0))
+    assert torch.equal(back.bias, layer.bias)
+
+
+def test_the_best_factors_of_a_linear_layer() -> None:
+    layer = linear(dtype=torch.float64)
+    factored = LowRankLinear.from_linear(layer, 20)
+    assert factored.rank == 32, "padded to 16"
+    error = torch.linalg.matrix_norm(factored.to_linear().weight - layer.weight)
+    tail = torch.linalg.svdvals(layer.weight)[20:].square().sum().sqrt()
+    assert float(error) == pytest.approx(float(tail), rel=1e-9)
+
+
+def test_what_is_dropped_goes_to_the_factors() -> None:
+    layer = linear()
+    both = SparseLowRankLinear.from_linear(layer, MASK, 16).to_linear().weight.double()
+    sparse = layer.weight.masked_fill(~MASK, 0.0).double()
+    dropped = layer.weight.double() - sparse
+    tail = torch.linalg.svdvals(dropped)[16:].square().sum().sqrt()
+    error = torch.linalg.matrix_norm(both - layer.weight.double())
+    assert float(error) == pytest.approx(float(tail), rel=0.02)
+
+
+def test_gate_and_up_in_one_layer() -> None:
+    gate, up = linear(bias=False), linear(bias=False)
+    with torch.no_grad():
+        up.weight.mul_(0.5)
+    parts = [Canonical24.from_dense(part.weight.detach(), MASK) for part in (gate, up)]
+    fused = Sparse24Linear.from_weight(
+        Canonical24.concatenate_rows(parts), activation="silu_and_mul"
+    )
+    single = [Sparse24Linear.from_weight(part) for part in parts]
+    expected = nn.functional.silu(single[0](X).float()) * single[1](X).float()
+    assert fused(X).shape == (2, 3, 32)
+    assert torch.allclose(fused(X).float(), expected, rtol=0.02, atol=0.02)
+    fused.unpack()
+    assert torch.allclose(fused(X).float(), expected, rtol=0.02, atol=0.02)
+    assert torch.equal(fused.dense_weight(), Canonical24.concatenate_rows(parts).to_dense())
+    with pytest.raises(SecateurError, match="expected a layer without activation"):
+        fused.to_linear()
+
+
+def test_fused_factors() -> None:
+    parts = [LowRank.from_dense(linear(bias=False).weight.detach(), rank) for rank in (4, 20)]
+    fused = LowRankLinear.from_factors(LowRank.stack(parts))
+    single = [LowRankLinear.from_factors(part) for part in parts]
+    assert fused.group_rows == (32, 32)
+    assert torch.equal(fused(X), torch.cat([layer(X) for layer in single], dim=-1))
+
+
+def test_training_reaches_the_kept_weights_only() -> None:
+    layer = Sparse24Linear.from_linear(linear(), MASK)
+    layer.unpack()
+    before, values = layer.canonical(), layer.canonical().values.clone()
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+    layer(X).square().mean().backward()
+    optimizer.step()
+    after = layer.canonical()
+    assert torch.equal(before.indices, after.indices)
+    assert not torch.equal(values, after.values)
+    assert int((layer.dense_weight() != 0).view(32, 16, 4).sum(2).max()) == 2
+
+
+def test_residual_is_added_in_the_same_call() -> None:
+    residual = randn(2, 3, 32, dtype=torch.bfloat16, seed=9)
+    for kind in KINDS:
+        layer = make(kind)
+        assert torch.allclose(layer(X, residual), layer(X) + residual, rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_compiles_into_one_graph(kind: str) -> None:
+    layer = make(kind)
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    with torch.no_grad():
+        assert torch.equal(compiled(X), layer(X))
+
+
+def test_a_dense_copy_on_request() -> None:
+    layer = Sparse24Linear.from_linear(linear(), MASK)
+    packed_only = layer(X)
+    assert layer.keep_dense_copy() == 32 * 64 * 2
+    assert torch.allclose(layer(X), packed_only, rtol=0.02, atol=0.02)
+    assert set(layer.state_dict()) == {"weight", "indices", "bias"}
+    layer.drop_dense_copy()
+    assert torch.equal(layer(X), packed_only)
+
+
+def test_print() -> None:
+    assert "2:4 packed" in repr(make("sparse"))
+    assert "rank=16" in repr(make("low rank"))
+    assert "2:4 canonical" in repr(fresh("both"))
+
+
+def test_errors() -> None:
+    with pytest.raises(SecateurError, match="expected in_features divisible by 4, got 6"):
+        Sparse24Linear(6, 8)
+    with pytest.raises(SecateurError, match="expected at most 2 of 4"):
+        Sparse24Linear.from_linear(linear())
+    with pytest.raises(SecateurError, match="expected weights of dtype bfloat16, float16"):
+        Sparse24Linear(64, 32, dtype=torch.float32).pack()
+    with pytest.raises(SecateurError, match="expected a packed layer"):
+        Sparse24Linear(64, 32, dtype=torch.bfloat16).keep_dense_copy()
+    with pytest.raises(SecateurError, match=r"a rank of 1 to min\(N, K\), got \[32, 64\] and 33"):
+        LowRankLinear.from_linear(linear(), 33)
+    wrong = Canonical24.from_dense(torch.zeros(32, 60).bfloat16())
+    with pytest.raises(SecateurError, match=r"expected a weight \[32, 64\], got \[32, 60\]"):
+        make("sparse").set_weight(wrong)
+    factors = LowRank.from_dense(torch.ones(32, 64), 4)
+    with pytest.raises(SecateurError, match="expected parts of one shape and dtype"):
+        SparseLowRankLinear.from_parts(wrong, factors)
+
+
+def test_a_corrupt_index_is_found_when_packing() -> None:
+    layer = fresh("sparse")
+    layer.indices[3, 2] = 0x00
+    with pytest.raises(SecateurError, match="the packed weight is corrupt"):
+        layer.pack()
