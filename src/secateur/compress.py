@@ -39,10 +39,19 @@ from secateur.prepare import (
     size_record,
 )
 from secateur.progress import Progress, default_progress
-from secateur.recipe import DropBlocksStage, PruneStage, Recipe, load_recipe, recipe_from_dict
+from secateur.recipe import (
+    DropBlocksStage,
+    FactorStage,
+    Recipe,
+    Stage,
+    load_recipe,
+    recipe_from_dict,
+)
 from secateur.report.facts import machine_facts, package_versions, peak_memory_bytes
-from secateur.report.record import DropRecord, PruneRecord, Report
+from secateur.report.record import DropRecord, FactorRecord, PruneRecord, Report
 from secateur.stages.drop import run_drop
+from secateur.stages.factor import BlockFactorer
+from secateur.stages.factor_plan import plan_factoring
 from secateur.stages.prune import BlockPruner
 from secateur.stages.prune_plan import plan_stage
 
@@ -50,6 +59,7 @@ from secateur.stages.prune_plan import plan_stage
 TOKENS_PER_BATCH = 1024
 _TRACE_TOKENS = 8
 
+StageRecord = PruneRecord | FactorRecord | DropRecord
 RecipeLike = Recipe | Mapping[str, Any] | str | Path
 
 
@@ -222,7 +232,7 @@ def run_stages(
     tokens: CalibrationTokens | None,
     device: torch.device,
     clock: StepClock,
-) -> list[PruneRecord | DropRecord]:
+) -> list[StageRecord]:
     """Run the stages of a recipe on a model in place, each on the result of the one before.
 
     Args:
@@ -239,23 +249,27 @@ def run_stages(
     return records
 
 
-def _title(stage: PruneStage | DropBlocksStage) -> str:
-    return stage.method if isinstance(stage, PruneStage) else "drop blocks"
+def _title(stage: Stage) -> str:
+    return "drop blocks" if isinstance(stage, DropBlocksStage) else stage.method
 
 
 def _run_stage(
     model: nn.Module,
-    stage: PruneStage | DropBlocksStage,
+    stage: Stage,
     tokens: CalibrationTokens | None,
     device: torch.device,
     progress: Progress,
-) -> PruneRecord | DropRecord:
+) -> StageRecord:
     inventory = take_inventory(model)
     blocks = inventory.blocks
     if isinstance(stage, DropBlocksStage):
         needed = tokens if stage.count is not None else None
         inputs, _ = _enter_blocks(model, inventory, needed, device)
         return run_drop(model, blocks, stage, inputs, device, progress)
+    if isinstance(stage, FactorStage):
+        plan = plan_factoring(stage, inventory)
+        factorer = BlockFactorer(model, blocks, stage, plan, device, progress)
+        return factorer.run(lambda: _enter_blocks(model, inventory, tokens, device))
     inputs, trace = _enter_blocks(model, inventory, tokens, device)
     return BlockPruner(blocks, stage, plan_stage(stage, inventory), device, progress).run(
         inputs, trace

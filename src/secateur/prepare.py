@@ -21,9 +21,10 @@ from secateur.models.device import input_embedding, on_device
 from secateur.models.inventory import Inventory, take_inventory
 from secateur.models.measure import num_bytes, require_finite_outputs, require_finite_weights
 from secateur.models.sites import renamed
-from secateur.recipe import DropBlocksStage, PruneStage, Recipe
+from secateur.recipe import DropBlocksStage, FactorStage, PruneStage, Recipe
 from secateur.report.record import CalibrationRecord, ModelRecord, QualityRecord, SizeRecord
 from secateur.stages.drop import check_drop_stage
+from secateur.stages.factor_plan import plan_factoring
 from secateur.stages.prune_plan import plan_stage
 
 DEFAULT_SAMPLES = 128
@@ -98,10 +99,22 @@ def check_model(model: nn.Module, recipe: Recipe) -> Inventory:
     for stage in recipe.stages:
         if isinstance(stage, PruneStage):
             plan_stage(stage, remaining)
+        elif isinstance(stage, FactorStage):
+            remaining = _after_factoring(remaining, stage)
         elif isinstance(stage, DropBlocksStage):
             check_drop_stage(stage, len(remaining.sites))
             remaining = _after_drop(model, remaining, stage)
     return inventory
+
+
+def _after_factoring(inventory: Inventory, stage: FactorStage) -> Inventory:
+    """What later stages will find: low-rank layers are no sites."""
+    plan = plan_factoring(stage, inventory)
+    if not stage.writes_factors:
+        return inventory
+    factored = {site.name for sites in plan.sites for site in sites}
+    left = [tuple(s for s in sites if s.name not in factored) for sites in inventory.sites]
+    return replace(inventory, sites=tuple(left))
 
 
 def _after_drop(model: nn.Module, inventory: Inventory, stage: DropBlocksStage) -> Inventory:

@@ -1,7 +1,7 @@
 """The model card that goes with a compressed checkpoint."""
 
 from secateur.recipe import Recipe
-from secateur.report.record import PruneRecord, Report
+from secateur.report.record import FactorRecord, PruneRecord, Report
 
 _TEMPLATE = """\
 ---
@@ -70,6 +70,11 @@ def _facts(report: Report) -> list[str]:
                 f"- {stage.method}, {stage.pattern}: {stage.sparsity:.2%} zeros in "
                 f"{len(stage.layers)} matrices. Zeros in a dense file bring neither size nor "
                 "speed by themselves."
+            )
+        elif isinstance(stage, FactorRecord):
+            facts.append(
+                f"- {stage.method}: {stage.kept_fraction:.2%} of the values of "
+                f"{len(stage.layers)} matrices kept."
             )
         else:
             facts.append(f"- blocks {list(stage.dropped)} dropped ({stage.criterion}).")

@@ -1,7 +1,8 @@
 """`secateur compress`: run a recipe, write the checkpoint, say what it cost and bought."""
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 from rich.console import Console
@@ -10,8 +11,18 @@ from secateur.cli.options import Device, Dtype, ModelArgument, Revision, TrustRe
 from secateur.compress import compress_with_report
 from secateur.errors import SecateurError
 from secateur.prepare import DEFAULT_SAMPLES
-from secateur.recipe import UNSTRUCTURED, Recipe, load_recipe, recipe_from_dict
+from secateur.recipe import (
+    UNSTRUCTURED,
+    FactorMethod,
+    Method,
+    Recipe,
+    load_recipe,
+    recipe_from_dict,
+)
 from secateur.report.table import report_table
+
+_PRUNERS = ", ".join(get_args(Method))
+_FACTORERS = ", ".join(name for name in get_args(FactorMethod) if name != "laser")
 
 
 def compress_command(
@@ -21,7 +32,8 @@ def compress_command(
         Path | None, typer.Option(help="Recipe file, YAML or JSON.", show_default=False)
     ] = None,
     method: Annotated[
-        str | None, typer.Option(help="magnitude, wanda or sparsegpt.", show_default=False)
+        str | None,
+        typer.Option(help=f"{_PRUNERS} (zeros) or {_FACTORERS} (factors).", show_default=False),
     ] = None,
     pattern: Annotated[
         str | None,
@@ -31,6 +43,21 @@ def compress_command(
         float | None,
         typer.Option(help="Fraction of zeros, for unstructured.", show_default=False),
     ] = None,
+    budget: Annotated[
+        float | None,
+        typer.Option(help="Factors: fraction of the parameters to remove.", show_default=False),
+    ] = None,
+    rank: Annotated[
+        int | None,
+        typer.Option(help="Factors: the same rank everywhere.", show_default=False),
+    ] = None,
+    joint: Annotated[
+        bool, typer.Option("--joint", help="Factors: q/k/v and gate/up share one `down`.")
+    ] = False,
+    strict: Annotated[
+        bool,
+        typer.Option("--strict", help="Factors: refuse ranks that store more than the matrix."),
+    ] = False,
     drop_blocks: Annotated[
         int | None,
         typer.Option(help="Drop this many blocks of least influence.", show_default=False),
@@ -67,7 +94,20 @@ def compress_command(
     """Compress MODEL and write a Hugging Face folder with a report."""
     _, report = compress_with_report(
         model,
-        _recipe(recipe, method, pattern, sparsity, drop_blocks, ignore or []),
+        _recipe(
+            recipe,
+            drop_blocks,
+            _Options(
+                method=method,
+                pattern=pattern,
+                sparsity=sparsity,
+                budget=budget,
+                rank=rank,
+                joint=joint,
+                strict=strict,
+                ignore=ignore or [],
+            ),
+        ),
         calibration=calibration,
         output=output,
         num_calibration_samples=num_calibration_samples,
@@ -85,37 +125,91 @@ def compress_command(
     console.print(f"wrote {output}", highlight=False, soft_wrap=True, markup=False)
 
 
-def _recipe(
-    path: Path | None,
-    method: str | None,
-    pattern: str | None,
-    sparsity: float | None,
-    drop_blocks: int | None,
-    ignore: list[str],
-) -> Recipe:
-    by_options = any(value is not None for value in (method, pattern, sparsity, drop_blocks))
+@dataclass(frozen=True, kw_only=True)
+class _Options:
+    """The options that stand for one stage of a recipe."""
+
+    method: str | None
+    pattern: str | None
+    sparsity: float | None
+    budget: float | None
+    rank: int | None
+    joint: bool
+    strict: bool
+    ignore: list[str]
+
+    @property
+    def of_pruning(self) -> bool:
+        return self.pattern is not None or self.sparsity is not None
+
+    @property
+    def of_factoring(self) -> bool:
+        return self.budget is not None or self.rank is not None or self.joint or self.strict
+
+
+def _recipe(path: Path | None, drop_blocks: int | None, options: _Options) -> Recipe:
+    by_options = drop_blocks is not None or options != _NONE
     if path is not None:
-        if by_options or ignore:
+        if by_options:
             raise SecateurError(
-                "give either --recipe or the options --method, --pattern, --sparsity, "
-                "--drop-blocks and --ignore, not both"
+                "give either --recipe or the options of one stage (--method, --pattern, "
+                "--sparsity, --budget, --rank, --joint, --strict, --ignore) and --drop-blocks, "
+                "not both"
             )
         return load_recipe(path)
     stages: list[dict[str, Any]] = []
     if drop_blocks is not None:
         stages.append({"stage": "drop_blocks", "count": drop_blocks})
-    if method is not None:
-        stages.append(
-            {
-                "stage": "prune",
-                "method": method,
-                "pattern": pattern or UNSTRUCTURED,
-                "sparsity": sparsity,
-                "ignore": ignore,
-            }
-        )
-    elif pattern is not None or sparsity is not None or ignore:
-        raise SecateurError("--pattern, --sparsity and --ignore need --method")
+    if options.method is not None:
+        stages.append(_stage(options))
+    elif options != _NONE:
+        raise SecateurError("--pattern, --sparsity, --budget, --rank and --ignore need --method")
     if not stages:
         raise SecateurError("say what to do: --recipe FILE, --method NAME or --drop-blocks N")
     return recipe_from_dict({"stages": stages}, "the command line")
+
+
+def _stage(options: _Options) -> dict[str, Any]:
+    if options.method not in get_args(FactorMethod):
+        if options.of_factoring:
+            raise SecateurError(
+                f"--budget, --rank, --joint and --strict are for {_FACTORERS}, "
+                f"not for {options.method}"
+            )
+        return {
+            "stage": "prune",
+            "method": options.method,
+            "pattern": options.pattern or UNSTRUCTURED,
+            "sparsity": options.sparsity,
+            "ignore": options.ignore,
+        }
+    if options.of_pruning:
+        raise SecateurError(
+            f"--pattern and --sparsity are for {_PRUNERS}, not for {options.method}"
+        )
+    if options.method == "laser":
+        raise SecateurError(
+            "laser cuts single matrices: name them as interventions in a recipe, or let "
+            "`secateur search` find them and write one"
+        )
+    return {
+        "stage": "factor",
+        "method": options.method,
+        "budget": options.budget,
+        "rank": options.rank,
+        "joint": options.joint,
+        "strict": options.strict,
+        "ignore": options.ignore,
+    }
+
+
+_NONE = _Options(
+    method=None,
+    pattern=None,
+    sparsity=None,
+    budget=None,
+    rank=None,
+    joint=False,
+    strict=False,
+    ignore=[],
+)

@@ -5,6 +5,7 @@ Unknown keys are errors, so that a misspelt option never passes for a default.
 """
 
 from secateur.recipe.drop_stage import DropBlocksStage
+from secateur.recipe.factor_stage import FactorMethod, FactorStage, Intervention
 from secateur.recipe.prune_stage import (
     PUBLISHED_COMPARISON_GROUP,
     ComparisonGroup,
@@ -26,6 +27,9 @@ __all__ = [
     "UNSTRUCTURED",
     "ComparisonGroup",
     "DropBlocksStage",
+    "FactorMethod",
+    "FactorStage",
+    "Intervention",
     "LayerOverride",
     "Method",
     "PruneStage",

@@ -28,3 +28,8 @@ class DropBlocksStage:
             len(set(self.blocks)) == len(self.blocks) and all(block >= 0 for block in self.blocks),
             f"drop_blocks: `blocks` must be distinct 0-based indices, got {list(self.blocks)}",
         )
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether blocks are chosen by activations."""
+        return not self.blocks

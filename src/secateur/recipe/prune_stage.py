@@ -77,3 +77,8 @@ class PruneStage:
     def resolved_comparison_group(self) -> ComparisonGroup:
         """The comparison group asked for, else the one that the method's authors use."""
         return self.comparison_group or PUBLISHED_COMPARISON_GROUP[self.method]
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether scores depend on activations."""
+        return self.method != "magnitude"

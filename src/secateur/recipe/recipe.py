@@ -8,11 +8,12 @@ from typing import Any, Literal
 from secateur.errors import SecateurError
 from secateur.plain import from_plain, to_plain
 from secateur.recipe.drop_stage import DropBlocksStage
+from secateur.recipe.factor_stage import FactorStage
 from secateur.recipe.prune_stage import PruneStage
 from secateur.recipe.require import require
 from secateur.yaml_text import read_yaml, write_yaml
 
-Stage = PruneStage | DropBlocksStage
+Stage = PruneStage | FactorStage | DropBlocksStage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,10 +42,7 @@ class Recipe:
     @property
     def needs_calibration(self) -> bool:
         """Whether any stage looks at calibration tokens."""
-        return any(
-            stage.method != "magnitude" if isinstance(stage, PruneStage) else not stage.blocks
-            for stage in self.stages
-        )
+        return any(stage.needs_calibration for stage in self.stages)
 
 
 def recipe_from_dict(values: object, source: str = "recipe") -> Recipe:

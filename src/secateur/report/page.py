@@ -16,7 +16,13 @@ from markupsafe import Markup
 
 from secateur.report import plots, table
 from secateur.report.comparison import Comparison, Variant
-from secateur.report.record import CalibrationRecord, DropRecord, PruneRecord, Report
+from secateur.report.record import (
+    CalibrationRecord,
+    DropRecord,
+    FactorRecord,
+    PruneRecord,
+    Report,
+)
 
 _PUBLISHED_ORDER = {"sparsegpt": "SparseGPT", "wanda": "Wanda", "magnitude": "magnitude"}
 _SAME_SIZE = 1e-3  # Two files of as many weights differ by a few bytes of header.
@@ -215,12 +221,14 @@ def report_headline(report: Report) -> str:
     return f"{done[0].upper()}{done[1:]}, in {total}."
 
 
-def _stage_words(stage: PruneRecord | DropRecord) -> str:
+def _stage_words(stage: PruneRecord | FactorRecord | DropRecord) -> str:
     if isinstance(stage, DropRecord):
         blocks = "block" if len(stage.dropped) == 1 else "blocks"
         return f"{blocks} {table.listed(sorted(stage.dropped))} dropped"
-    method, zeros = _PUBLISHED_ORDER.get(stage.method, stage.method), f"{stage.sparsity:.1%}"
     count = f"{len(stage.layers)} {'matrix' if len(stage.layers) == 1 else 'matrices'}"
+    if isinstance(stage, FactorRecord):
+        return f"{count} factored by {stage.method}, {stage.kept_fraction:.1%} of the values kept"
+    method, zeros = _PUBLISHED_ORDER.get(stage.method, stage.method), f"{stage.sparsity:.1%}"
     return f"{zeros} of the weights in {count} set to zero by {method}, {stage.pattern}"
 
 
@@ -248,7 +256,7 @@ def _report_view(report: Report) -> dict[str, Any]:
     }
 
 
-def _stage_picture(stage: PruneRecord | DropRecord) -> Markup | None:
+def _stage_picture(stage: PruneRecord | FactorRecord | DropRecord) -> Markup | None:
     if isinstance(stage, DropRecord):
         return _influence_picture(stage.block_influence, stage.dropped)
     return _picture(plots.layers_svg(stage)) if stage.layers else None

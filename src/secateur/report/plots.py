@@ -14,7 +14,7 @@ import textwrap
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from matplotlib import style
@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from secateur.report import table
 from secateur.report.comparison import Variant
-from secateur.report.record import PruneRecord
+from secateur.report.record import FactoredLayer, FactorRecord, LayerRecord, PruneRecord
 
 INK, MUTED, LINE, PAPER = "#22282f", "#5f6b76", "#d4d9de", "#fefefd"
 
@@ -129,19 +129,17 @@ def _dense_line(axes: Axes, variant: Variant) -> None:
     _note(axes, text, (axes.get_xlim()[1], height), (5, 0), ha="left", va="center")
 
 
-def layers_svg(stage: PruneRecord) -> str:
-    """Zeros and output error of each kind of layer (rows) in each block (columns).
+def layers_svg(stage: PruneRecord | FactorRecord) -> str:
+    """What became of each kind of layer (rows) in each block (columns), and its output error.
 
-    Values are written into the cells while they fit, else a scale stands beside the map. Layers
-    of one kind in one block, such as experts, are averaged.
+    Zeros of a prune stage, values kept of a factor stage. Values are written into the cells while
+    they fit, else a scale stands beside the map. Layers of one kind in one block, such as experts,
+    are averaged.
     """
-    kinds, blocks = (
-        table.layers_by_kind(stage.layers),
-        sorted({layer.block for layer in stage.layers}),
-    )
-    zeros, errors = 100 * _averages(stage, "sparsity"), 100 * _averages(stage, "output_error")
+    kinds, blocks = _axes_of(stage.layers)
+    errors = 100 * _averages([(x.name, x.block, x.output_error) for x in stage.layers])
     highest = float(np.max(errors, where=np.isfinite(errors), initial=0.0)) or 1.0
-    maps = [("Zeros (%)", zeros, _ZEROS, 100.0)]
+    maps = [_outcome_map(stage)]
     if not np.isnan(errors).all():
         maps += [("Output error (% of the dense output)", errors, _ERROR, highest)]
     shape = (1, len(maps)) if len(blocks) <= 10 else (len(maps), 1)
@@ -158,16 +156,29 @@ def layers_svg(stage: PruneRecord) -> str:
         return _svg(figure, f"{len(kinds)} kinds of layers by block: {'; '.join(spans)}.")
 
 
-def _averages(stage: PruneRecord, field: Literal["sparsity", "output_error"]) -> _Cells:
-    """[kinds, blocks]; NaN where no layer has a value."""
+def _outcome_map(stage: PruneRecord | FactorRecord) -> tuple[str, _Cells, Colormap, float]:
+    if isinstance(stage, PruneRecord):
+        zeros = 100 * _averages([(x.name, x.block, x.sparsity) for x in stage.layers])
+        return "Zeros (%)", zeros, _ZEROS, 100.0
+    kept = [(x.name, x.block, x.num_parameters / (x.shape[0] * x.shape[1])) for x in stage.layers]
+    return "Values kept (%)", 100 * _averages(kept), _ZEROS, 100.0
+
+
+def _axes_of(
+    layers: Sequence[LayerRecord] | Sequence[FactoredLayer],
+) -> tuple[list[str], list[int]]:
+    kinds = dict.fromkeys(table.layer_kind(layer.name) for layer in layers)
+    return list(kinds), sorted({layer.block for layer in layers})
+
+
+def _averages(values: Sequence[tuple[str, int, float | None]]) -> _Cells:
+    """[kinds, blocks] from (layer, block, value); NaN where no layer has a value."""
     cells: dict[tuple[str, int], list[float]] = {}
-    for layer in stage.layers:
-        if (value := getattr(layer, field)) is not None:
-            cells.setdefault((table.layer_kind(layer.name), layer.block), []).append(value)
-    kinds, blocks = (
-        table.layers_by_kind(stage.layers),
-        sorted({layer.block for layer in stage.layers}),
-    )
+    for name, block, value in values:
+        if value is not None:
+            cells.setdefault((table.layer_kind(name), block), []).append(value)
+    kinds = dict.fromkeys(table.layer_kind(name) for name, _, _ in values)
+    blocks = sorted({block for _, block, _ in values})
     rows = [[cells.get((kind, block), [math.nan]) for block in blocks] for kind in kinds]
     return np.array([[sum(cell) / len(cell) for cell in row] for row in rows])
 

@@ -99,6 +99,44 @@ class PruneRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FactoredLayer:
+    """One matrix [N, K] that was factored, or was to be."""
+
+    name: str
+    """For matrices that were factored together and stay dense: that of the first."""
+    block: int
+    shape: tuple[int, int]
+    rank: int | None
+    """None: it stays dense."""
+    num_parameters: int
+    """Values stored now; a `down` that several layers share counts for the first of them."""
+    output_error: float | None
+    """On a fixed sample of calibration tokens; None without calibration."""
+    num_tokens: int
+    seconds: float
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FactorRecord:
+    """What a factor stage did."""
+
+    stage: Literal["factor"] = "factor"
+    method: str
+    budget: float | None
+    layers: tuple[FactoredLayer, ...]
+    blocks: tuple[BlockRecord, ...]
+    warnings: tuple[str, ...] = ()
+    seconds: float
+
+    @property
+    def kept_fraction(self) -> float:
+        """Values stored now, of those of the matrices."""
+        before = sum(layer.shape[0] * layer.shape[1] for layer in self.layers)
+        return sum(layer.num_parameters for layer in self.layers) / max(1, before)
+
+
+@dataclass(frozen=True, kw_only=True)
 class DropRecord:
     """What a drop_blocks stage did."""
 
@@ -163,7 +201,7 @@ class Report:
     model: ModelRecord
     recipe: dict[str, Any]
     calibration: CalibrationRecord | None
-    stages: tuple[PruneRecord | DropRecord, ...]
+    stages: tuple[PruneRecord | FactorRecord | DropRecord, ...]
     size: SizeRecord
     seconds: dict[str, float]
     """Wall time by step: load, calibration data, each stage, save ..., in order."""

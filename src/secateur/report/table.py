@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from rich import box
 from rich.console import Group, RenderableType
@@ -12,7 +12,14 @@ from rich.text import Text
 
 from secateur.errors import SecateurError
 from secateur.report.comparison import Comparison, Variant
-from secateur.report.record import DropRecord, LayerRecord, PruneRecord, Report
+from secateur.report.record import (
+    DropRecord,
+    FactoredLayer,
+    FactorRecord,
+    LayerRecord,
+    PruneRecord,
+    Report,
+)
 
 MISSING = "–"
 """Stands where there is nothing to show."""
@@ -204,9 +211,12 @@ def layer_kind(name: str) -> str:
     return tail or printable(name)
 
 
-def layers_by_kind(layers: Sequence[LayerRecord]) -> dict[str, list[LayerRecord]]:
+AnyLayer = TypeVar("AnyLayer", LayerRecord, FactoredLayer)
+
+
+def layers_by_kind(layers: Sequence[AnyLayer]) -> dict[str, list[AnyLayer]]:
     """Layers grouped by `layer_kind`, in order of first appearance."""
-    kinds: dict[str, list[LayerRecord]] = {}
+    kinds: dict[str, list[AnyLayer]] = {}
     for layer in layers:
         kinds.setdefault(layer_kind(layer.name), []).append(layer)
     return kinds
@@ -214,18 +224,22 @@ def layers_by_kind(layers: Sequence[LayerRecord]) -> dict[str, list[LayerRecord]
 
 def report_notes(report: Report) -> list[str]:
     """What did not go as the recipe says, one sentence a cause: fallbacks, notes, warnings."""
-    return [
-        note
-        for stage in report.stages
-        for note in (stage.warnings if isinstance(stage, DropRecord) else _prune_notes(stage))
-    ]
+    return [note for stage in report.stages for note in _stage_notes(stage)]
 
 
-def _prune_notes(stage: PruneRecord) -> list[str]:
+def _stage_notes(stage: PruneRecord | FactorRecord | DropRecord) -> list[str]:
+    if isinstance(stage, DropRecord):
+        return list(stage.warnings)
+    if isinstance(stage, FactorRecord):
+        return [*stage.warnings, *_by_note([(layer.note, layer.name) for layer in stage.layers])]
+    return _by_note([(_layer_note(layer, stage.method), layer.name) for layer in stage.layers])
+
+
+def _by_note(notes: Sequence[tuple[str, str]]) -> list[str]:
     names: dict[str, list[str]] = {}
-    for layer in stage.layers:
-        if text := _layer_note(layer, stage.method):
-            names.setdefault(text, []).append(layer.name)
+    for text, name in notes:
+        if text:
+            names.setdefault(text, []).append(name)
     return [f"{text} ({_some(layers)})" for text, layers in names.items()]
 
 
@@ -272,7 +286,9 @@ def _arrow(before: int, after: int) -> str:
     return f"{format_count(before)} → {format_count(after)}"
 
 
-def _stage_table(number: int, stage: PruneRecord | DropRecord) -> RenderableType:
+def _stage_table(number: int, stage: PruneRecord | FactorRecord | DropRecord) -> RenderableType:
+    if isinstance(stage, FactorRecord):
+        return _factor_table(number, stage)
     if isinstance(stage, DropRecord):
         blocks = listed(sorted(stage.dropped))
         return Text(f"Stage {number}: dropped blocks {blocks} by {stage.criterion}")
@@ -287,7 +303,31 @@ def _stage_table(number: int, stage: PruneRecord | DropRecord) -> RenderableType
     return table
 
 
-def _errors(layers: Sequence[LayerRecord]) -> tuple[str, str]:
+def _factor_table(number: int, stage: FactorRecord) -> Table:
+    title = f"Stage {number}: {stage.method}, {stage.kept_fraction:.1%} of the values kept"
+    table = Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("Layer")
+    for column in ("Count", "Ranks", "Kept", "Error, mean", "Error, worst"):
+        table.add_column(column, justify="right")
+    for kind, layers in layers_by_kind(stage.layers).items():
+        kept = sum(layer.num_parameters for layer in layers)
+        whole = sum(layer.shape[0] * layer.shape[1] for layer in layers)
+        cells = (format_ranks(layers), format_fraction(kept / max(1, whole)))
+        table.add_row(Text(kind), str(len(layers)), *cells, *_errors(layers))
+    return table
+
+
+def format_ranks(layers: Sequence[FactoredLayer]) -> str:
+    """`48`, `16 to 96`, or `dense`, as the layers of one kind came out."""
+    ranks = [layer.rank for layer in layers if layer.rank is not None]
+    if not ranks:
+        return "dense"
+    low, high = min(ranks), max(ranks)
+    dense = f", {len(layers) - len(ranks)} dense" if len(ranks) < len(layers) else ""
+    return (str(low) if low == high else f"{low} to {high}") + dense
+
+
+def _errors(layers: Sequence[AnyLayer]) -> tuple[str, str]:
     known = [(layer.output_error, layer) for layer in layers if layer.output_error is not None]
     if not known:
         return MISSING, MISSING

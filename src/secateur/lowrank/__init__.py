@@ -1,0 +1,97 @@
+"""Low rank: matrices as two thin factors, and how large these should be.
+
+Pure functions of plain tensors; nothing here knows a model, a mask or a task.
+"""
+
+from secateur.lowrank.allocate import Allocation, allocate_ranks
+from secateur.lowrank.cholesky import Cholesky
+from secateur.lowrank.factors import (
+    Factors,
+    break_even_rank,
+    check_rank,
+    parameters_of,
+    storage_complaint,
+)
+from secateur.lowrank.joint import split_rows, stack_rows
+from secateur.lowrank.laser import (
+    FRACTIONS,
+    Intervention,
+    MatrixType,
+    discarded,
+    kept,
+    write_back,
+)
+from secateur.lowrank.randomised import ErrorBound, measure_error, randomised_svd
+from secateur.lowrank.refine import (
+    Moments,
+    Refinement,
+    objective,
+    refine,
+    refine_up,
+    regression_weight,
+)
+from secateur.lowrank.singular_gradients import (
+    Candidate,
+    SpectrumGradient,
+    predicted_changes,
+    rank_matrices,
+    singular_value_gradients,
+)
+from secateur.lowrank.sparse_plus_low_rank import (
+    SparsePlusLowRank,
+    rank_for_share,
+    sparse_plus_low_rank,
+)
+from secateur.lowrank.sparse_plus_low_rank_whitened import (
+    refit_low_rank,
+    sparse_plus_low_rank_whitened,
+)
+from secateur.lowrank.spectrum import Spectrum
+from secateur.lowrank.svd import Svd, exact_svd, rank_for_fraction, truncate
+from secateur.lowrank.whitened import WhitenedSvd, whiten, whitened_svd
+
+__all__ = [
+    "FRACTIONS",
+    "Allocation",
+    "Candidate",
+    "Cholesky",
+    "ErrorBound",
+    "Factors",
+    "Intervention",
+    "MatrixType",
+    "Moments",
+    "Refinement",
+    "SparsePlusLowRank",
+    "Spectrum",
+    "SpectrumGradient",
+    "Svd",
+    "WhitenedSvd",
+    "allocate_ranks",
+    "break_even_rank",
+    "check_rank",
+    "discarded",
+    "exact_svd",
+    "kept",
+    "measure_error",
+    "objective",
+    "parameters_of",
+    "predicted_changes",
+    "randomised_svd",
+    "rank_for_fraction",
+    "rank_for_share",
+    "rank_matrices",
+    "refine",
+    "refine_up",
+    "refit_low_rank",
+    "regression_weight",
+    "singular_value_gradients",
+    "sparse_plus_low_rank",
+    "sparse_plus_low_rank_whitened",
+    "split_rows",
+    "stack_rows",
+    "storage_complaint",
+    "truncate",
+    "whiten",
+    "whitened_svd",
+    "write_back",
+]

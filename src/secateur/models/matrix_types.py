@@ -1,0 +1,55 @@
+"""What a matrix does in its block, in the terms of the literature, for every family."""
+
+from typing import Literal
+
+from secateur.models.sites import WeightSite
+
+MatrixType = Literal["q", "k", "v", "o", "mlp_in", "mlp_up", "mlp_out"]
+
+# Names of the field's modelling code. Fused q/k/v and gate/up are no single type of LASER's.
+_ATTENTION: dict[str, MatrixType] = {
+    "q_proj": "q",
+    "k_proj": "k",
+    "v_proj": "v",
+    "o_proj": "o",
+    "out_proj": "o",
+    "dense": "o",
+    "c_proj": "o",
+    "wq": "q",
+    "wk": "k",
+    "wv": "v",
+    "wo": "o",
+    "query": "q",
+    "key": "k",
+    "value": "v",
+}
+_MLP: dict[str, MatrixType] = {
+    "gate_proj": "mlp_in",
+    "up_proj": "mlp_up",
+    "down_proj": "mlp_out",
+    "w1": "mlp_in",
+    "w3": "mlp_up",
+    "w2": "mlp_out",
+    "fc1": "mlp_in",
+    "fc2": "mlp_out",
+    "fc_in": "mlp_in",
+    "fc_out": "mlp_out",
+    "c_fc": "mlp_in",
+    "c_proj": "mlp_out",
+    "dense_h_to_4h": "mlp_in",
+    "dense_4h_to_h": "mlp_out",
+}
+_ATTENTION_PARTS = ("attn", "attention")
+
+
+def matrix_type(site: WeightSite) -> MatrixType | None:
+    """The type of a matrix by its name; None where it has none, as fused matrices and experts.
+
+    `mlp_in` is the matrix whose output goes through the activation (gate_proj where there is a
+    gate), `mlp_up` the ungated one beside it, `mlp_out` the one that leads back.
+    """
+    if site.is_expert:
+        return None
+    *path, leaf = site.name.split(".")
+    in_attention = any(part.endswith(_ATTENTION_PARTS) for part in path)
+    return (_ATTENTION if in_attention else _MLP).get(leaf)

@@ -1,0 +1,292 @@
+"""Replace linear layers of a model by compressed ones, and back."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from secateur.errors import SecateurError
+from secateur.models.inventory import take_inventory
+from secateur.models.sites import WeightSite
+from secateur.modules import LowRankLinear, Sparse24Linear, SparseLowRankLinear
+from secateur.modules.dense_linear import dense_linear
+from secateur.modules.weight24 import Weight24Module
+from secateur_kernels.layouts import Canonical24, LowRank
+
+CompressedLinear = LowRankLinear | Sparse24Linear | SparseLowRankLinear
+
+PACKABLE_DTYPES = (torch.bfloat16, torch.float16)
+
+# Where a compressed layer notes the class that it stands in for.
+_REPLACED = "_replaced_class"
+
+
+def compressed_modules(model: nn.Module) -> dict[str, CompressedLinear]:
+    """The compressed layers of a model by dotted name, in the order of its modules."""
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, CompressedLinear)
+    }
+
+
+def linear_shape(module: nn.Module) -> tuple[int, int] | None:
+    """(N, K) of a linear layer, dense or compressed, or of GPT-2's Conv1D; None of all others."""
+    if isinstance(module, nn.Linear | CompressedLinear):
+        return module.out_features, module.in_features
+    if (weight := _transposed_weight(module)) is not None:
+        columns, rows = weight.shape
+        return rows, columns
+    return None
+
+
+def _transposed_weight(module: nn.Module) -> nn.Parameter | None:
+    """The weight [K, N] of a layer such as GPT-2's Conv1D."""
+    weight = getattr(module, "weight", None)
+    if isinstance(weight, nn.Parameter) and weight.ndim == 2 and hasattr(module, "nf"):
+        return weight if weight.shape[1] == module.nf else None
+    return None
+
+
+def replace_module(model: nn.Module, name: str, module: nn.Module) -> nn.Module:
+    """Put a linear layer in the place of another one of the same shape.
+
+    Args:
+        model: changed in place.
+        name: dotted name of the layer to replace: an `nn.Linear`, GPT-2's Conv1D, or a compressed
+            layer.
+        module: takes its place and its training mode.
+
+    Returns:
+        the layer that was there.
+
+    Raises:
+        SecateurError: there is no such layer, or the shapes differ.
+    """
+    parent_name, _, child_name = name.rpartition(".")
+    try:
+        parent = model.get_submodule(parent_name)
+        old = parent.get_submodule(child_name)
+    except AttributeError:
+        raise SecateurError(f"{type(model).__name__} has no layer {name}") from None
+    shape, new_shape = linear_shape(old), linear_shape(module)
+    if shape is None or name == "":
+        raise SecateurError(f"expected a linear layer at {name or 'the root'}, found {_kind(old)}")
+    if new_shape != shape:
+        raise SecateurError(
+            f"expected a layer {list(shape)} for {name}, got {_kind(module)} of {new_shape}"
+        )
+    if isinstance(module, CompressedLinear):
+        setattr(module, _REPLACED, getattr(old, _REPLACED, type(old)))
+    setattr(parent, child_name, module.train(old.training))
+    return old
+
+
+def _kind(module: nn.Module) -> str:
+    return type(module).__name__
+
+
+def find_sparse24(model: nn.Module) -> list[str]:
+    """Names of the dense linear layers in a model's blocks that are exactly 2:4.
+
+    Exactly 2:4 means that no four consecutive weights of a row hold more than two that are not
+    zero. Tied matrices, experts in one fused parameter and subclasses of `nn.Linear` do not count.
+
+    Raises:
+        SecateurError: the model has no blocks.
+    """
+    return [name for name, site in _dense_sites(model).items() if _is_sparse24(site.weight)]
+
+
+def _dense_sites(model: nn.Module) -> dict[str, WeightSite]:
+    return {
+        site.name: site
+        for site in take_inventory(model).all_sites
+        if site.expert is None and (type(site.module) is nn.Linear or site.stored_transposed)
+    }
+
+
+def _is_sparse24(weight: Tensor) -> bool:
+    rows, columns = weight.shape
+    if columns % 4:
+        return False
+    kept = (weight != 0).reshape(rows, columns // 4, 4).sum(dim=2)
+    return bool((kept <= 2).all())
+
+
+def convert_sparse24(model: nn.Module, names: Iterable[str] | None = None) -> list[str]:
+    """Make 2:4 layers, in canonical form, of dense linear layers that are exactly 2:4.
+
+    Every weight that is not zero is kept bit for bit, in its dtype; -0.0 becomes 0.0.
+
+    Args:
+        model: changed in place, one layer at a time.
+        names: dotted names of the layers; by default all that `find_sparse24` finds.
+
+    Returns:
+        names of the layers that were converted.
+
+    Raises:
+        SecateurError: a name is no dense linear layer of a block, or its weight is not 2:4; nothing
+            was changed.
+    """
+    sites = _dense_sites(model)
+    chosen = (
+        list(names) if names is not None else [n for n in sites if _is_sparse24(sites[n].weight)]
+    )
+    for name in chosen:
+        _require_sparse24(sites.get(name), name)
+    for name in chosen:
+        _convert(model, sites[name])
+    return chosen
+
+
+def _require_sparse24(site: WeightSite | None, name: str) -> None:
+    if site is None:
+        raise SecateurError(f"expected the name of a dense linear layer in a block, got {name!r}")
+    if not _is_sparse24(site.weight):
+        raise SecateurError(
+            f"{name} {list(site.shape)} is not 2:4: somewhere more than two of four consecutive "
+            "weights of a row are not zero, or its columns are not divisible by 4"
+        )
+
+
+def _convert(model: nn.Module, site: WeightSite) -> None:
+    rows, columns = site.shape
+    dense = site.weight
+    bias = getattr(site.module, "bias", None)
+    sparse = Sparse24Linear(columns, rows, bias is not None, dtype=dense.dtype, device="meta")
+    # In bf16 whatever the weight's dtype is: only the positions matter here.
+    positions = Canonical24.from_dense((dense != 0).to(torch.bfloat16))
+    values = dense.masked_fill(dense == 0, 0.0)[positions.keep_mask()].view(rows, columns // 2)
+    sparse.weight = nn.Parameter(values, requires_grad=site.parameter.requires_grad)
+    sparse.indices = positions.indices
+    sparse.bias = bias
+    replace_module(model, site.name, sparse)
+
+
+def pack_model(model: nn.Module, names: Iterable[str] | None = None) -> list[str]:
+    """Make packed 2:4 layers of a dense model with zeros: `convert_sparse24`, then `pack_layers`.
+
+    Raises:
+        SecateurError: as `convert_sparse24`; no layer is 2:4; a weight is not bf16 or fp16.
+    """
+    found = list(names) if names is not None else find_sparse24(model)
+    if not found:
+        raise SecateurError(f"found no linear layer of {_kind(model)} that is 2:4")
+    sites = _dense_sites(model)
+    for name in found:
+        if name in sites and sites[name].weight.dtype not in PACKABLE_DTYPES:
+            raise SecateurError(
+                f"expected weights of dtype bfloat16 or float16 to pack, but {name} is "
+                f"{str(sites[name].weight.dtype).removeprefix('torch.')}"
+            )
+    convert_sparse24(model, found)
+    pack_layers(model)
+    return found
+
+
+def pack_layers(model: nn.Module) -> list[str]:
+    """Put the 2:4 weights of compressed layers into the order of the kernels.
+
+    Layers of other dtypes than bf16 and fp16 stay canonical.
+
+    Returns:
+        names of the layers that are packed now.
+
+    Raises:
+        SecateurError: a weight is corrupt; names its layer.
+    """
+    packed = []
+    for name, module in _layers_24(model).items():
+        if module.weight is not None and module.weight.dtype not in PACKABLE_DTYPES:
+            continue
+        try:
+            module.pack()
+        except SecateurError as error:
+            raise SecateurError(f"{name}: {error}") from None
+        packed.append(name)
+    return packed
+
+
+def unpack_layers(model: nn.Module) -> list[str]:
+    """Put the 2:4 weights of compressed layers into canonical form: to train or to inspect them.
+
+    Returns:
+        names of the 2:4 layers.
+    """
+    layers = _layers_24(model)
+    for module in layers.values():
+        module.unpack()
+    return list(layers)
+
+
+def _layers_24(model: nn.Module) -> dict[str, Weight24Module]:
+    return {
+        name: module
+        for name, module in compressed_modules(model).items()
+        if isinstance(module, Weight24Module)
+    }
+
+
+def to_dense(model: nn.Module) -> list[str]:
+    """Replace every compressed layer by the dense one that it stands for, biases shared.
+
+    2:4 weights come back bit for bit; factors are multiplied and rounded once.
+
+    Returns:
+        names of the layers that were replaced.
+
+    Raises:
+        SecateurError: a layer multiplies gate and up, which a linear layer cannot; nothing was
+            changed.
+    """
+    layers = compressed_modules(model)
+    for name, module in layers.items():
+        if module.activation != "none":
+            raise SecateurError(f"{name} multiplies gate and up: no one dense layer stands for it")
+    for name, module in layers.items():
+        linear = _dense_layer(module)
+        replaced = getattr(module, _REPLACED, nn.Linear)
+        replace_module(model, name, linear)
+        if not issubclass(replaced, nn.Linear):
+            replace_module(model, name, _transposed(linear, replaced))
+    return list(layers)
+
+
+def dense_weight(module: Weight24Module) -> Tensor:
+    """The 2:4 weight of a layer [N, K] with its zeros, of any dtype.
+
+    Raises:
+        SecateurError: an index pair is corrupt.
+    """
+    if module.weight is None or module.weight.dtype in PACKABLE_DTYPES:
+        return module.dense_weight()
+    assert module.indices is not None
+    values = module.weight.detach()
+    # The layout knows 16-bit values only: they lend it positions.
+    kept = Canonical24(values.to(torch.bfloat16), module.indices).keep_mask()
+    return values.new_zeros(kept.shape).masked_scatter_(kept, values)
+
+
+def _dense_layer(module: CompressedLinear) -> nn.Linear:
+    if isinstance(module, LowRankLinear) or module.is_packed:
+        return module.to_linear()
+    weight = dense_weight(module)
+    if isinstance(module, SparseLowRankLinear):
+        down, up = module.down.detach().double(), module.up.detach().double()
+        product = LowRank(down, up, tuple(module.group_rows)).to_dense()
+        weight = (weight.double() + product).to(weight.dtype)
+    return dense_linear(weight, module.bias, module.activation)
+
+
+def _transposed(linear: nn.Linear, kind: type[nn.Module]) -> nn.Module:
+    """The layer as a class that stores [K, N], as GPT-2's Conv1D."""
+    with torch.device("meta"):
+        layer = kind(linear.out_features, linear.in_features)
+    layer.weight = nn.Parameter(linear.weight.detach().T.contiguous())
+    bias = linear.bias
+    layer.bias = (
+        nn.Parameter(linear.weight.new_zeros(linear.out_features)) if bias is None else bias
+    )
+    return layer

@@ -1,0 +1,122 @@
+"""The stage that turns matrices into factors."""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from secateur.recipe.require import require
+
+FactorMethod = Literal["laser", "svd", "svd-whitened", "sparse-plus-low-rank"]
+MatrixTypeName = Literal["q", "k", "v", "o", "mlp_in", "mlp_up", "mlp_out"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Intervention:
+    """LASER's (type, block, fraction): one matrix cut to a part of its full rank."""
+
+    matrix: MatrixTypeName
+    block: int
+    """0-based."""
+    fraction: float
+    """Kept part of the full rank, above 0 and below 1."""
+
+    def __post_init__(self) -> None:
+        types = get_args(MatrixTypeName)
+        require(
+            self.matrix in types,
+            f"intervention: expected matrix one of {', '.join(types)}, got {self.matrix!r}",
+        )
+        require(self.block >= 0, f"intervention: expected a block of at least 0, got {self.block}")
+        require(
+            0.0 < self.fraction < 1.0,
+            f"intervention: expected a kept fraction above 0 and below 1, got {self.fraction}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class FactorStage:
+    """Replace matrices by two thin factors, or cut their rank.
+
+    `laser` cuts single matrices as named by `interventions`. The other methods work on what
+    `targets` and `ignore` select (as in the prune stage) and want either `budget` or `rank`.
+    """
+
+    stage: Literal["factor"] = "factor"
+    method: FactorMethod = "svd-whitened"
+    interventions: tuple[Intervention, ...] = ()
+    """Of `laser` only."""
+    budget: float | None = None
+    """Fraction of the selected matrices' parameters to remove, above 0 and below 1; ranks are
+    shared out by what the outputs lose. `sparse-plus-low-rank`: of all that is stored, values only;
+    below one half, the pattern's own."""
+    rank: int | None = None
+    """The same rank for every selected matrix."""
+    write: Literal["factors", "dense"] | None = None
+    """`factors` become low-rank layers; `dense` multiplies them back (loads everywhere, saves
+    nothing). None: `dense` for `laser`, as published, else `factors`."""
+    joint: bool = False
+    """Factor matrices of one input (q/k/v, gate/up) together, with one shared `down`."""
+    dense_targets: bool = False
+    """`svd-whitened`: fit what the dense model's outputs are, not what the dense matrices make of
+    inputs that are already off."""
+    rounds: int = 20
+    """Alternations of `sparse-plus-low-rank`."""
+    exact: bool = True
+    """Exact SVD; False: randomised with oversampling, whose error bound is reported."""
+    damping: float = 0.01
+    """Added to the Hessian's diagonal, as a fraction of its mean."""
+    strict: bool = False
+    """A rank at which factors store more than the matrix is an error, not a warning."""
+    targets: tuple[str, ...] = ("Linear",)
+    ignore: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        methods = get_args(FactorMethod)
+        require(
+            self.method in methods,
+            f"expected method one of {', '.join(methods)}, got {self.method!r}",
+        )
+        require(len(self.targets) > 0, "`targets` must name at least one layer")
+        require(0 <= self.damping < float("inf"), f"expected damping >= 0, got {self.damping}")
+        require(self.rounds >= 1, f"expected at least 1 round, got {self.rounds}")
+        if self.method == "laser":
+            self._check_laser()
+        else:
+            self._check_size()
+
+    def _check_laser(self) -> None:
+        require(len(self.interventions) > 0, "laser needs at least one intervention")
+        places = [(cut.matrix, cut.block) for cut in self.interventions]
+        require(len(set(places)) == len(places), "laser: a matrix is named by two interventions")
+        require(
+            self.budget is None and self.rank is None,
+            "laser cuts each matrix to its intervention's fraction; leave out `budget` and `rank`",
+        )
+
+    def _check_size(self) -> None:
+        require(not self.interventions, f"interventions are for laser, not for {self.method}")
+        require(
+            (self.budget is None) != (self.rank is None),
+            f"{self.method} needs either `budget` or `rank`, and not both",
+        )
+        require(
+            self.budget is None or 0.0 < self.budget < 1.0,
+            f"expected a budget above 0 and below 1, got {self.budget}",
+        )
+        require(self.rank is None or self.rank >= 1, f"expected rank >= 1, got {self.rank}")
+        sparse = self.method == "sparse-plus-low-rank"
+        require(
+            not (sparse and self.budget is not None and self.budget >= 0.5),
+            "sparse-plus-low-rank keeps one half as 2:4 and adds factors: expected a budget below "
+            f"0.5, got {self.budget}",
+        )
+        require(not (sparse and self.joint), "sparse-plus-low-rank factors one matrix at a time")
+
+    @property
+    def writes_factors(self) -> bool:
+        """Whether matrices become low-rank layers."""
+        return (self.write or ("dense" if self.method == "laser" else "factors")) == "factors"
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether ranks or factors depend on activations."""
+        return self.method in ("svd-whitened", "sparse-plus-low-rank")

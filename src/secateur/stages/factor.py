@@ -1,0 +1,192 @@
+"""The factor stage: ranks first, then block after block, each on what the ones before give it."""
+
+from collections.abc import Callable, Mapping
+from time import perf_counter
+
+import torch
+from torch import nn
+
+from secateur.calibration.inputs import BlockInputs
+from secateur.calibration.statistics import RelativeError
+from secateur.models.blocks import BlockList
+from secateur.models.device import on_device
+from secateur.models.replay import Trace
+from secateur.progress import Progress
+from secateur.recipe import FactorStage
+from secateur.report.record import BlockRecord, FactoredLayer, FactorRecord
+from secateur.stages.factor_group import FactorGroup, factor_group, groups_of, output_error
+from secateur.stages.factor_plan import FactorPlan
+from secateur.stages.factor_ranks import (
+    Groups,
+    output_spectra,
+    ranks_by_group,
+    ranks_for_budget,
+    weight_spectra,
+)
+from secateur.stages.factor_statistics import SiteMoments, collect_moments
+from secateur.stages.factor_write import write_factored
+
+EnterBlocks = Callable[[], tuple[BlockInputs | None, Trace | None]]
+
+
+class BlockFactorer:
+    """Runs one factor stage over a model's blocks."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        blocks: BlockList,
+        stage: FactorStage,
+        plan: FactorPlan,
+        device: torch.device,
+        progress: Progress,
+    ) -> None:
+        self._model = model
+        self._blocks = blocks
+        self._stage = stage
+        self._plan = plan
+        self._device = device
+        self._progress = progress
+
+    def run(self, enter_blocks: EnterBlocks) -> FactorRecord:
+        """Factor every block.
+
+        Args:
+            enter_blocks: gives fresh inputs of block 0 and the trace at each call; (None, None)
+                without calibration tokens.
+        """
+        started = perf_counter()
+        inputs, trace = enter_blocks()
+        shared = trace.shared_inputs if trace else {}
+        groups = [groups_of(sites, shared, self._stage.joint) for sites in self._plan.sites]
+        ranks = self._ranks(groups, enter_blocks)
+        dense_inputs = enter_blocks()[0] if self._wants_dense_stream(inputs) else None
+        self._progress.begin(f"factor ({self._stage.method})", sum(map(len, groups)))
+        layers: list[FactoredLayer] = []
+        records: list[BlockRecord] = []
+        for index, block in enumerate(self._blocks.modules):
+            with on_device(block, self._device):
+                new, record = self._factor_block(
+                    block, index, groups[index], ranks, inputs, dense_inputs, trace
+                )
+            layers += new
+            records.append(record)
+        return FactorRecord(
+            method=self._stage.method,
+            budget=self._stage.budget,
+            layers=tuple(layers),
+            blocks=tuple(records),
+            warnings=self._plan.warnings,
+            seconds=perf_counter() - started,
+        )
+
+    def _wants_dense_stream(self, inputs: BlockInputs | None) -> bool:
+        whitened = self._stage.method == "svd-whitened"
+        return inputs is not None and whitened and self._stage.dense_targets
+
+    def _ranks(self, groups: Groups, enter_blocks: EnterBlocks) -> Mapping[str, int | None]:
+        stage = self._stage
+        if stage.budget is None:
+            return ranks_by_group(self._plan.ranks, groups)
+        if stage.method == "svd-whitened":
+            inputs, trace = enter_blocks()
+            assert inputs is not None
+            assert trace is not None
+            spectra = output_spectra(
+                self._blocks, groups, inputs, trace, stage, self._device, self._progress
+            )
+        else:
+            spectra = weight_spectra(groups) if stage.method == "svd" else []
+        return ranks_for_budget(stage, groups, spectra)
+
+    def _factor_block(
+        self,
+        block: nn.Module,
+        index: int,
+        groups: list[FactorGroup],
+        ranks: Mapping[str, int | None],
+        inputs: BlockInputs | None,
+        dense_inputs: BlockInputs | None,
+        trace: Trace | None,
+    ) -> tuple[list[FactoredLayer], BlockRecord]:
+        started = perf_counter()
+        moments: dict[str, SiteMoments] = {}
+        if inputs is not None and trace is not None:
+            sites = [site for group in groups for site in group.sites]
+            moments = collect_moments(
+                block, index, sites, inputs, dense_inputs, trace, self._device
+            )
+        samples = inputs.num_samples if inputs is not None else 1
+        layers = []
+        for group in groups:
+            layers += self._factor_group(group, ranks[group.name], index, moments, samples)
+            self._progress.advance(f"block {index}  {group.name.split('.')[-1]}")
+        error = None if inputs is None else self._propagate(block, index, inputs, dense_inputs)
+        seconds = perf_counter() - started
+        return layers, BlockRecord(block=index, output_error=error, seconds=seconds)
+
+    def _factor_group(
+        self,
+        group: FactorGroup,
+        rank: int | None,
+        index: int,
+        moments: Mapping[str, SiteMoments],
+        samples: int,
+    ) -> list[FactoredLayer]:
+        started = perf_counter()
+        shared = moments.get(group.name)
+        if rank is None:
+            return [_left_dense(group, index)]
+        factored = factor_group(group, rank, self._stage, shared, samples)
+        errors = [
+            output_error(site.weight, part.dense().to(site.parameter.dtype), shared)
+            for site, part in zip(group.sites, factored, strict=True)
+        ]
+        stored = write_factored(self._model, group, factored, self._stage)
+        seconds = (perf_counter() - started) / len(group.sites)
+        return [
+            FactoredLayer(
+                name=site.name,
+                block=index,
+                shape=site.shape,
+                rank=rank,
+                num_parameters=number,
+                output_error=error,
+                num_tokens=shared.statistics.num_tokens if shared else 0,
+                seconds=seconds,
+                note=part.note,
+            )
+            for site, part, error, number in zip(group.sites, factored, errors, stored, strict=True)
+        ]
+
+    def _propagate(
+        self,
+        block: nn.Module,
+        index: int,
+        inputs: BlockInputs,
+        dense_inputs: BlockInputs | None,
+    ) -> float:
+        """Both streams move on to the next block; how far this block's outputs moved."""
+        error = RelativeError()
+        for batch, output in enumerate(inputs.stream(block, index)):
+            error.add(output, inputs.outputs[batch])
+            inputs.hidden[batch].copy_(output)
+        if dense_inputs is not None:
+            for hidden, output in zip(dense_inputs.hidden, dense_inputs.outputs, strict=True):
+                hidden.copy_(output)
+        return error.value
+
+
+def _left_dense(group: FactorGroup, index: int) -> FactoredLayer:
+    rows, columns = group.shape
+    return FactoredLayer(
+        name=group.name,
+        block=index,
+        shape=(rows, columns),
+        rank=None,
+        num_parameters=rows * columns,
+        output_error=None,
+        num_tokens=0,
+        seconds=0.0,
+        note="stays dense: no rank below the break-even is worth its parameters",
+    )

@@ -1,0 +1,166 @@
+"""Factor one matrix, or several of one input: statistics -> factors -> layer or dense matrix."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from secateur.calibration.statistics import RelativeError
+from secateur.errors import SecateurError
+from secateur.lowrank import (
+    Factors,
+    Moments,
+    Svd,
+    exact_svd,
+    measure_error,
+    randomised_svd,
+    regression_weight,
+    sparse_plus_low_rank_whitened,
+    split_rows,
+    stack_rows,
+    whiten,
+    whitened_svd,
+)
+from secateur.mask import select_grouped
+from secateur.models.sites import WeightSite
+from secateur.recipe import FactorStage
+from secateur.stages.factor_plan import SPARSE_PATTERN
+from secateur.stages.factor_statistics import SiteMoments
+
+_OVERSAMPLING = 16
+
+
+@dataclass(frozen=True, eq=False)
+class FactorGroup:
+    """Matrices [N_i, K] that are factored as one; a single one but for joint factoring."""
+
+    sites: tuple[WeightSite, ...]
+
+    @property
+    def name(self) -> str:
+        """That of the first matrix."""
+        return self.sites[0].name
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(sum of N_i, K)."""
+        return sum(site.shape[0] for site in self.sites), self.sites[0].shape[1]
+
+    def stacked(self) -> Tensor:
+        """fp32 or fp64 [sum of N_i, K]."""
+        weights = [site.weight for site in self.sites]
+        wide = [w if w.element_size() == 8 else w.float() for w in weights]
+        return stack_rows(wide)
+
+
+@dataclass(frozen=True, eq=False)
+class Factored:
+    """What came out for one matrix."""
+
+    factors: Factors
+    sparse: Tensor | None = None
+    """[N, K] with two of four kept, of sparse-plus-low-rank."""
+    keep_mask: Tensor | None = None
+    note: str = ""
+
+    def dense(self) -> Tensor:
+        """[N, K]."""
+        product = self.factors.dense()
+        return product if self.sparse is None else self.sparse + product
+
+
+def factor_group(
+    group: FactorGroup,
+    rank: int,
+    stage: FactorStage,
+    moments: SiteMoments | None,
+    num_samples: int,
+) -> list[Factored]:
+    """Factors of every matrix of a group.
+
+    Args:
+        group: the matrices; not changed.
+        rank: of the stack.
+        stage: method and options.
+        moments: of the shared input; None for methods that look at weights alone.
+        num_samples: calibration samples, to average over.
+
+    Raises:
+        SecateurError: weights or activations that are not finite, a Hessian beyond repair.
+    """
+    weight = group.stacked()
+    if stage.method in ("laser", "svd"):
+        svd = _decompose(stage, rank)(weight)
+        note = "" if stage.exact else _bound_note(weight, svd, rank)
+        return _split(svd.factors(rank), group, note)
+    assert moments is not None
+    hessian = moments.statistics.hessian(num_samples)
+    _require_finite(hessian, group)
+    root = whiten(hessian, stage.damping)
+    if stage.method == "sparse-plus-low-rank":
+        keep, of = SPARSE_PATTERN
+        select = partial(select_grouped, keep=keep, group=of)
+        found = sparse_plus_low_rank_whitened(
+            weight, rank, select, root, rounds=stage.rounds, decompose=_decompose(stage, rank)
+        )
+        return [Factored(found.factors, found.sparse, found.keep_mask)]
+    target = weight
+    if stage.dense_targets and moments.cross is not None:
+        cross = weight.double() @ moments.cross.value(num_samples).double()
+        target = regression_weight(weight, Moments(hessian, cross), stage.damping)
+    found_svd = whitened_svd(target, root, _decompose(stage, rank))
+    return _split(found_svd.factors(rank), group, _damping_note(root.damping, stage))
+
+
+def _decompose(stage: FactorStage, rank: int) -> Callable[[Tensor], Svd]:
+    if stage.exact:
+        return exact_svd
+    return lambda matrix: randomised_svd(matrix, rank, oversampling=_OVERSAMPLING)
+
+
+def _bound_note(weight: Tensor, svd: Svd, rank: int) -> str:
+    bound = measure_error(weight, svd, rank)
+    return (
+        f"randomised SVD: Frobenius error {bound.frobenius:.4g}, spectral <= {bound.spectral:.4g}"
+    )
+
+
+def _damping_note(used: float, stage: FactorStage) -> str:
+    return "" if used == stage.damping else f"the Hessian took damping {used:g}"
+
+
+def _split(factors: Factors, group: FactorGroup, note: str) -> list[Factored]:
+    rows = [site.shape[0] for site in group.sites]
+    return [Factored(part, note=note) for part in split_rows(factors, rows)]
+
+
+def _require_finite(hessian: Tensor, group: FactorGroup) -> None:
+    if not bool(torch.isfinite(hessian).all()):
+        raise SecateurError(
+            f"activations that enter {group.name} hold NaN or Inf; the model (or its dtype) "
+            "overflows on the calibration tokens"
+        )
+
+
+def output_error(weight: Tensor, new: Tensor, moments: SiteMoments | None) -> float | None:
+    """Relative change of a matrix's output on the sampled tokens; None without any."""
+    if moments is None or moments.statistics.num_tokens == 0:
+        return None
+    inputs = moments.statistics.sample().float()
+    error = RelativeError()
+    error.add(inputs @ new.float().T, inputs @ weight.float().T)
+    return error.value
+
+
+def groups_of(
+    sites: Sequence[WeightSite], shared_inputs: dict[str, str], joint: bool
+) -> list[FactorGroup]:
+    """Single matrices, or those of one input together; experts always alone."""
+    groups: dict[str, list[WeightSite]] = {}
+    for site in sites:
+        together = joint and not site.is_expert
+        leader = shared_inputs.get(site.name, site.name) if together else site.name
+        groups.setdefault(leader, []).append(site)
+    return [FactorGroup(tuple(members)) for members in groups.values()]

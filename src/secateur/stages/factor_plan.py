@@ -1,0 +1,133 @@
+"""What a factor stage will do to which matrices, settled and checked before any change."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from secateur.errors import SecateurError
+from secateur.lowrank import break_even_rank, rank_for_fraction, storage_complaint
+from secateur.models.inventory import Inventory
+from secateur.models.matrix_types import matrix_type
+from secateur.models.selection import select_sites
+from secateur.models.sites import WeightSite
+from secateur.recipe import FactorStage
+
+# The packed part of a sparse-plus-low-rank layer.
+SPARSE_PATTERN = (2, 4)
+
+
+@dataclass(frozen=True)
+class FactorPlan:
+    """Sites by block, and the rank of each where the recipe says it."""
+
+    sites: tuple[tuple[WeightSite, ...], ...]
+    ranks: Mapping[str, int]
+    """By site name; empty where a budget decides."""
+    warnings: tuple[str, ...] = field(default=())
+
+
+def plan_factoring(stage: FactorStage, inventory: Inventory) -> FactorPlan:
+    """Choose the matrices of a stage.
+
+    Raises:
+        SecateurError: nothing matches, a matrix cannot take the rank or the form asked for, or,
+            with `strict`, factors would store more than the matrix.
+    """
+    plan = _laser(stage, inventory) if stage.method == "laser" else _selected(stage, inventory)
+    sites = [site for block in plan.sites for site in block]
+    _check_form(stage, sites)
+    warnings = _storage(stage, sites, plan.ranks)
+    if warnings and stage.strict:
+        raise SecateurError("; ".join(warnings[:3]))
+    return FactorPlan(plan.sites, plan.ranks, tuple(warnings))
+
+
+def _selected(stage: FactorStage, inventory: Inventory) -> FactorPlan:
+    selected = select_sites(inventory.all_sites, stage.targets, stage.ignore)
+    chosen = {id(site) for site in selected}
+    by_block = [tuple(site for site in sites if id(site) in chosen) for sites in inventory.sites]
+    if stage.rank is None:
+        return FactorPlan(tuple(by_block), {})
+    too_small = [site for site in selected if stage.rank > min(site.shape)]
+    if too_small:
+        raise SecateurError(
+            f"expected a rank of at most min(N, K), got {stage.rank} for {too_small[0].name} "
+            f"{list(too_small[0].shape)}"
+        )
+    return FactorPlan(tuple(by_block), {site.name: stage.rank for site in selected})
+
+
+def _laser(stage: FactorStage, inventory: Inventory) -> FactorPlan:
+    by_block: list[list[WeightSite]] = [[] for _ in inventory.sites]
+    ranks: dict[str, int] = {}
+    for cut in stage.interventions:
+        if cut.block >= len(inventory.sites):
+            raise SecateurError(
+                f"laser names block {cut.block}, but the model has blocks 0 to "
+                f"{len(inventory.sites) - 1}"
+            )
+        types = {matrix_type(site): site for site in inventory.sites[cut.block]}
+        if cut.matrix not in types:
+            found = ", ".join(str(name) for name in types if name is not None) or "none"
+            raise SecateurError(
+                f"block {cut.block} has no matrix of type {cut.matrix}; it has: {found}"
+            )
+        site = types[cut.matrix]
+        by_block[cut.block].append(site)
+        ranks[site.name] = rank_for_fraction(cut.fraction, *site.shape)
+    return FactorPlan(tuple(tuple(sites) for sites in by_block), ranks)
+
+
+def _check_form(stage: FactorStage, sites: Sequence[WeightSite]) -> None:
+    slices = [site for site in sites if site.expert is not None]
+    if stage.writes_factors and slices:
+        raise SecateurError(
+            f"{slices[0].name} is a slice of a fused parameter and cannot become a low-rank layer; "
+            "name it in `ignore`, or use `write: dense`"
+        )
+    if stage.method != "sparse-plus-low-rank":
+        return
+    misfits = [site for site in sites if site.shape[1] % SPARSE_PATTERN[1]]
+    if misfits:
+        raise SecateurError(
+            f"expected K divisible by 4 for 2:4, got {misfits[0].name} with K = "
+            f"{misfits[0].shape[1]}; name it in `ignore`"
+        )
+    dtypes = {site.parameter.dtype for site in sites} - {torch.bfloat16, torch.float16}
+    if stage.writes_factors and dtypes:
+        raise SecateurError(
+            f"expected weights in bfloat16 or float16 to be packed as 2:4, got {dtypes.pop()}; "
+            "load with another dtype, or use `write: dense`"
+        )
+
+
+def _storage(
+    stage: FactorStage, sites: Sequence[WeightSite], ranks: Mapping[str, int]
+) -> list[str]:
+    """Complaints about factors that store more than the matrix they stand for."""
+    if not stage.writes_factors:
+        return []
+    complaints = []
+    for site in sites:
+        rank = ranks.get(site.name)
+        if rank is None:
+            continue
+        if stage.method == "sparse-plus-low-rank":
+            complaint = _sparse_complaint(rank, site.shape)
+        else:
+            complaint = storage_complaint(rank, *site.shape)
+        if complaint:
+            complaints.append(f"{site.name}: {complaint}")
+    return complaints
+
+
+def _sparse_complaint(rank: int, shape: tuple[int, int]) -> str | None:
+    """Half of the matrix is stored as 2:4 beside the factors."""
+    most = break_even_rank(*shape) // 2
+    if rank <= most:
+        return None
+    return (
+        f"rank {rank} beside the 2:4 part of a weight {list(shape)} stores more than the dense "
+        f"weight; the break-even rank is {most}"
+    )

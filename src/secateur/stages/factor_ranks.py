@@ -1,0 +1,101 @@
+"""The rank of every matrix out of one budget of parameters."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from secateur.calibration.inputs import BlockInputs
+from secateur.lowrank import Spectrum, allocate_ranks, exact_svd, whiten, whitened_svd
+from secateur.models.blocks import BlockList
+from secateur.models.device import on_device
+from secateur.models.replay import Trace
+from secateur.progress import Progress
+from secateur.recipe import FactorStage
+from secateur.stages.factor_group import FactorGroup
+from secateur.stages.factor_statistics import collect_moments
+
+# Ranks come in the step of a matrix instruction; kernels would pad others with zeros.
+GRANULARITY = 16
+
+Groups = Sequence[Sequence[FactorGroup]]
+
+
+def ranks_for_budget(
+    stage: FactorStage, groups: Groups, spectra: Sequence[Spectrum]
+) -> dict[str, int | None]:
+    """Ranks by group name; None where a matrix stays dense because no rank pays.
+
+    Args:
+        stage: with a budget.
+        groups: by block.
+        spectra: of all groups; not needed for sparse-plus-low-rank, whose ranks follow from the
+            shapes alone.
+
+    Raises:
+        SecateurError: the budget is too small for the lowest rank everywhere.
+    """
+    assert stage.budget is not None
+    flat = [group for block in groups for group in block]
+    if stage.method == "sparse-plus-low-rank":
+        return {group.name: _beside_sparse(group.shape, stage.budget) for group in flat}
+    stored = sum(rows * columns for rows, columns in (group.shape for group in flat))
+    budget = int((1.0 - stage.budget) * stored)
+    return dict(allocate_ranks(spectra, budget, GRANULARITY).ranks)
+
+
+def _beside_sparse(shape: tuple[int, int], budget: float) -> int:
+    """What is left of the budget once half the weight is kept as 2:4, in whole steps."""
+    rows, columns = shape
+    exact = (0.5 - budget) * rows * columns / (rows + columns)
+    step = max(GRANULARITY, int(exact) // GRANULARITY * GRANULARITY)
+    return min(step, rows, columns)
+
+
+def weight_spectra(groups: Groups) -> list[Spectrum]:
+    """Singular values of the weights themselves."""
+    return [
+        Spectrum(group.name, group.shape, exact_svd(group.stacked()).values)
+        for block in groups
+        for group in block
+    ]
+
+
+def output_spectra(
+    blocks: BlockList,
+    groups: Groups,
+    inputs: BlockInputs,
+    trace: Trace,
+    stage: FactorStage,
+    device: torch.device,
+    progress: Progress,
+) -> list[Spectrum]:
+    """Singular values in the metric of the outputs, from one pass over the dense model.
+
+    Args:
+        blocks: of the model.
+        groups: by block.
+        inputs: of block 0, overwritten.
+        trace: how the model uses its blocks.
+        stage: for its damping.
+        device: where blocks run.
+        progress: told after each block.
+    """
+    progress.begin("singular values of outputs", len(blocks))
+    spectra: list[Spectrum] = []
+    for index, block in enumerate(blocks.modules):
+        with on_device(block, device):
+            sites = [site for group in groups[index] for site in group.sites]
+            moments = collect_moments(block, index, sites, inputs, None, trace, device)
+            for group in groups[index]:
+                hessian = moments[group.name].statistics.hessian(inputs.num_samples)
+                svd = whitened_svd(group.stacked(), whiten(hessian, stage.damping)).svd
+                spectra.append(Spectrum(group.name, group.shape, svd.values))
+        for hidden, output in zip(inputs.hidden, inputs.outputs, strict=True):
+            hidden.copy_(output)
+        progress.advance(f"block {index}")
+    return spectra
+
+
+def ranks_by_group(plan_ranks: Mapping[str, int], groups: Groups) -> dict[str, int | None]:
+    """The recipe's own ranks, by group: that of the first matrix stands for the stack."""
+    return {group.name: plan_ranks[group.name] for block in groups for group in block}

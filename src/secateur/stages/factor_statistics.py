@@ -1,0 +1,108 @@
+"""Statistics for factoring: one run of a dense block on two streams of the same tokens."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from secateur.calibration.cross import CrossMoment
+from secateur.calibration.inputs import BlockInputs
+from secateur.calibration.observe import Sink, observed
+from secateur.calibration.statistics import InputStatistics
+from secateur.models.replay import Trace
+from secateur.models.sites import WeightSite
+
+
+@dataclass(frozen=True, eq=False)
+class SiteMoments:
+    """What a site's input was like; sites of one input share it."""
+
+    statistics: InputStatistics
+    cross: CrossMoment | None
+    """With the dense model's input; None without a dense stream, and for experts, to which the
+    two models may route other tokens."""
+
+
+def collect_moments(
+    block: nn.Module,
+    index: int,
+    sites: Sequence[WeightSite],
+    inputs: BlockInputs,
+    dense_inputs: BlockInputs | None,
+    trace: Trace,
+    device: torch.device,
+) -> dict[str, SiteMoments]:
+    """Run the block, still dense, on what compressed blocks give it and on what dense ones gave.
+
+    The outputs of both streams are kept in their buffers.
+
+    Args:
+        block: on `device`.
+        index: of the block.
+        sites: whose inputs are watched.
+        inputs: of the compressed model.
+        dense_inputs: of the dense model, or None to do without.
+        trace: how the model uses its blocks.
+        device: where sums are kept.
+
+    Returns:
+        moments by site name.
+    """
+    moments: dict[str, SiteMoments] = {}
+    leaders: dict[str, SiteMoments] = {}
+    seen: dict[str, list[Tensor]] = {}
+    sinks: dict[str, Sink] = {}
+    for site in sites:
+        leader = trace.shared_inputs.get(site.name, site.name)
+        if leader not in leaders:
+            leaders[leader] = _start(site, inputs, dense_inputs is not None, device)
+            if leaders[leader].cross is None and dense_inputs is None:
+                sinks[site.name] = leaders[leader].statistics.add
+            else:
+                sinks[site.name] = seen.setdefault(leader, []).append
+        moments[site.name] = leaders[leader]
+    with observed(sites, sinks):
+        if dense_inputs is None:
+            inputs.run_block(block, index)
+        else:
+            _run_both(block, index, inputs, dense_inputs, leaders, seen)
+    return moments
+
+
+def _start(
+    site: WeightSite, inputs: BlockInputs, with_cross: bool, device: torch.device
+) -> SiteMoments:
+    columns = site.shape[1]
+    statistics = InputStatistics(columns, with_hessian=True, num_batches=len(inputs), device=device)
+    cross = CrossMoment(columns, device) if with_cross and not site.is_expert else None
+    return SiteMoments(statistics, cross)
+
+
+def _run_both(
+    block: nn.Module,
+    index: int,
+    inputs: BlockInputs,
+    dense_inputs: BlockInputs,
+    leaders: Mapping[str, SiteMoments],
+    seen: Mapping[str, list[Tensor]],
+) -> None:
+    dense_stream, stream = dense_inputs.stream(block, index), inputs.stream(block, index)
+    for batch in range(len(inputs)):
+        dense_inputs.outputs[batch].copy_(next(dense_stream))
+        of_dense = {leader: list(batches) for leader, batches in seen.items()}
+        for batches in seen.values():
+            batches.clear()
+        inputs.outputs[batch].copy_(next(stream))
+        for leader, batches in seen.items():
+            _take_in(leaders[leader], of_dense[leader], batches)
+            batches.clear()
+
+
+def _take_in(moments: SiteMoments, of_dense: Sequence[Tensor], batches: Sequence[Tensor]) -> None:
+    for batch in batches:
+        moments.statistics.add(batch)
+    if moments.cross is None:
+        return
+    for dense, batch in zip(of_dense, batches, strict=True):
+        moments.cross.add(dense, batch)

@@ -1,0 +1,300 @@
+"""The factor stage: factors in place of matrices, ranks within a budget, LASER's cuts."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from families import FAMILIES, tiny_model
+from torch import Tensor, nn
+
+from secateur import SecateurError, compress, compress_with_report
+from secateur.calibration.inputs import capture_inputs
+from secateur.calibration.observe import observed
+from secateur.calibration.tokens import CalibrationTokens
+from secateur.models.inventory import take_inventory
+from secateur.models.matrix_types import matrix_type
+from secateur.models.replay import trace_blocks
+from secateur.modules import LowRankLinear, SparseLowRankLinear
+from secateur.progress import SilentProgress
+from secateur.recipe import FactorStage
+from secateur.report.record import FactorRecord
+from secateur.stages.factor_group import FactorGroup, factor_group
+from secateur.stages.factor_statistics import collect_moments
+
+TOKENS = torch.randint(3, 128, (6, 24), generator=torch.Generator().manual_seed(1))
+
+
+def run(model: nn.Module, *stages: dict[str, Any], tokens: Tensor | None = TOKENS) -> FactorRecord:
+    recipe = {"stages": [{"stage": "factor", **stage} for stage in stages]}
+    _, report = compress_with_report(model, recipe, calibration=tokens, progress=SilentProgress())
+    record = report.stages[-1]
+    assert isinstance(record, FactorRecord)
+    return record
+
+
+def logits(model: nn.Module) -> Tensor:
+    with torch.no_grad():
+        found: Tensor = model(input_ids=TOKENS, use_cache=False).logits
+    return found
+
+
+def layers(model: nn.Module) -> dict[str, LowRankLinear]:
+    return {n: m for n, m in model.named_modules() if isinstance(m, LowRankLinear)}
+
+
+DENSE_FAMILIES = [name for name in FAMILIES if "moe" not in name and name != "mixtral"]
+
+
+@pytest.mark.parametrize("method", ["svd", "svd-whitened"])
+@pytest.mark.parametrize("family", DENSE_FAMILIES)
+def test_full_rank_changes_nothing(family: str, method: str) -> None:
+    model = tiny_model(family)
+    before = logits(model)
+    sites = {site.name: min(site.shape) for site in take_inventory(model).all_sites}
+    for rank in sorted(set(sites.values())):
+        names = [name for name, smaller in sites.items() if smaller == rank]
+        run(model, {"method": method, "rank": rank, "targets": names})
+    assert set(layers(model)) == set(sites)
+    assert torch.allclose(logits(model), before, rtol=1e-3, atol=1e-4 * float(before.abs().max()))
+
+
+@pytest.mark.parametrize("method", ["svd", "svd-whitened"])
+@pytest.mark.parametrize("budget", [0.1, 0.15])
+def test_a_budget_is_kept(method: str, budget: float) -> None:
+    model = tiny_model("llama")
+    parameters = sum(p.numel() for p in model.parameters())
+    sites = sum(site.weight.numel() for site in take_inventory(model).all_sites)
+    record = run(model, {"method": method, "budget": budget})
+    assert record.kept_fraction <= 1 - budget
+    stored = sum(p.numel() for p in model.parameters())
+    assert parameters - stored == sites - sum(layer.num_parameters for layer in record.layers)
+    for layer in record.layers:
+        assert (layer.rank is None) == (layer.name not in layers(model))
+        assert layer.rank is None or layer.rank % 16 == 0
+        assert layer.num_parameters <= layer.shape[0] * layer.shape[1]
+
+
+def test_whitened_factors_change_outputs_less() -> None:
+    errors = {}
+    for method in ("svd", "svd-whitened"):
+        model = tiny_model("llama", num_blocks=1)
+        record = run(model, {"method": method, "rank": 8})
+        known = [layer.output_error for layer in record.layers if layer.output_error is not None]
+        errors[method] = sum(known) / len(known)
+    assert errors["svd-whitened"] < errors["svd"]
+
+
+def test_matrices_of_one_input_share_down() -> None:
+    model = tiny_model("llama", num_blocks=1)
+    record = run(model, {"method": "svd-whitened", "rank": 16, "joint": True})
+    found = layers(model)
+    attention = "model.layers.0.self_attn."
+    holder = found[f"{attention}q_proj"]
+    assert not holder.shares_down
+    for name in ("k_proj", "v_proj"):
+        assert found[attention + name].held_down() is holder.down
+        assert f"{attention}{name}.down" not in model.state_dict()
+    assert found["model.layers.0.mlp.up_proj"].shares_down
+    by_name = {layer.name: layer.num_parameters for layer in record.layers}
+    assert by_name[f"{attention}q_proj"] == 16 * (32 + 32)
+    assert by_name[f"{attention}k_proj"] == 16 * 16
+    copied = copy.deepcopy(model)
+    assert torch.equal(logits(copied), logits(model))
+    holder.down.data.zero_()
+    assert not torch.equal(logits(copied), logits(model))
+
+
+def test_dense_targets_are_met_by_least_squares() -> None:
+    model = tiny_model("llama", num_blocks=1).double()
+    inventory = take_inventory(model)
+    sites = [site for site in inventory.sites[0] if site.name.endswith("up_proj")]
+    probe = {site.name: site.module for site in inventory.all_sites}
+    trace = trace_blocks(model, inventory.blocks, probe, TOKENS[:1])
+    tokens = CalibrationTokens(tuple(TOKENS), "test")
+    streams = [
+        capture_inputs(model, inventory.blocks, trace, tokens, 48, torch.device("cpu"))
+        for _ in range(2)
+    ]
+    inputs, dense_inputs = streams
+    for hidden in inputs.hidden:
+        hidden += 0.5 * torch.randn(
+            hidden.shape, generator=torch.Generator().manual_seed(3), dtype=hidden.dtype
+        )
+    seen: list[Tensor] = []
+    with observed(sites, {sites[0].name: seen.append}):
+        for stream in (dense_inputs, inputs):
+            list(stream.stream(inventory.blocks.modules[0], 0))
+    half = len(seen) // 2
+    of_dense, of_inputs = (torch.cat(part).flatten(0, 1) for part in (seen[:half], seen[half:]))
+    solution = torch.linalg.lstsq(of_inputs, of_dense @ sites[0].weight.T).solution.T
+
+    moments = collect_moments(
+        inventory.blocks.modules[0], 0, sites, inputs, dense_inputs, trace, torch.device("cpu")
+    )
+    stage = FactorStage(method="svd-whitened", rank=32, dense_targets=True, damping=0.0)
+    found = factor_group(FactorGroup(tuple(sites)), 32, stage, moments[sites[0].name], 6)
+    # The moments are summed in fp32.
+    assert torch.allclose(found[0].dense().double(), solution, rtol=1e-3, atol=1e-3)
+
+
+def test_sparse_plus_low_rank() -> None:
+    model = tiny_model("llama").to(torch.bfloat16)
+    plain = tiny_model("llama").to(torch.bfloat16)
+    ignored = {"ignore": ["re:.*k_proj"]}
+    record = run(model, {"method": "sparse-plus-low-rank", "rank": 8, "rounds": 2, **ignored})
+    pruned = {"stage": "prune", "method": "wanda", "pattern": "2:4", **ignored}
+    _, report = compress_with_report(
+        plain, {"stages": [pruned]}, calibration=TOKENS, progress=SilentProgress()
+    )
+    for name, module in model.named_modules():
+        if isinstance(module, SparseLowRankLinear):
+            kept = module.dense_weight() != 0
+            assert int(kept.view(kept.shape[0], -1, 4).sum(2).max()) <= 2, name
+    sparse_only = {layer.name: layer.output_error for layer in report.stages[0].layers}  # type: ignore[union-attr]
+    for layer in record.layers:
+        assert layer.output_error is not None
+        assert layer.output_error < (sparse_only[layer.name] or 0)
+        rows, columns = layer.shape
+        assert layer.num_parameters == rows * columns // 2 + 16 * (rows + columns)
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_laser_cuts_one_matrix_to_its_best_approximation(exact: bool) -> None:
+    model = tiny_model("llama")
+    old = {name: p.clone() for name, p in model.state_dict().items()}
+    cut = {"matrix": "mlp_in", "block": 1, "fraction": 0.25}
+    record = run(model, {"method": "laser", "interventions": [cut], "exact": exact}, tokens=None)
+    name = "model.layers.1.mlp.gate_proj.weight"
+    changed = [key for key, value in model.state_dict().items() if not torch.equal(value, old[key])]
+    assert changed == [name]
+    error = torch.linalg.matrix_norm(model.state_dict()[name].double() - old[name].double())
+    tail = torch.linalg.svdvals(old[name].double())[8:].square().sum().sqrt()
+    assert float(error) == pytest.approx(float(tail), rel=1e-4 if exact else 0.02)
+    assert record.layers[0].rank == 8
+    assert record.layers[0].output_error is None
+    assert ("randomised SVD: Frobenius error" in record.layers[0].note) == (not exact)
+
+
+def test_laser_as_factors() -> None:
+    model, dense = tiny_model("gpt2"), tiny_model("gpt2")
+    stage = {
+        "method": "laser",
+        "interventions": [{"matrix": "mlp_out", "block": 0, "fraction": 0.25}],
+    }
+    run(model, {**stage, "write": "factors"}, tokens=None)
+    run(dense, stage, tokens=None)
+    assert list(layers(model)) == ["transformer.h.0.mlp.c_proj"]
+    assert torch.allclose(logits(model), logits(dense), rtol=1e-4, atol=1e-4)
+
+
+def test_later_stages_leave_factors_alone() -> None:
+    model = tiny_model("llama", num_blocks=3)
+    stages = [
+        {"stage": "factor", "method": "svd", "rank": 8, "targets": ["re:.*self_attn.*"]},
+        {"stage": "prune", "method": "magnitude", "pattern": "2:4"},
+        {"stage": "drop_blocks", "blocks": [1]},
+    ]
+    compress(model, {"stages": stages}, calibration=TOKENS, progress=SilentProgress())
+    assert len(layers(model)) == 8
+    assert all(bool((layer.up != 0).any()) for layer in layers(model).values())
+    logits(model)
+
+
+@pytest.mark.parametrize("family", DENSE_FAMILIES)
+def test_every_family_has_its_matrix_types(family: str) -> None:
+    sites = take_inventory(tiny_model(family)).sites[0]
+    types = [matrix_type(site) for site in sites]
+    named = [kind for kind in types if kind is not None]
+    assert len(set(named)) == len(named)
+    assert {"o", "mlp_out"} <= set(named)
+    fused = {"phi3": 2, "gpt2": 1, "gpt_neox": 1}
+    assert types.count(None) == fused.get(family, 0)
+
+
+@pytest.mark.parametrize(
+    ("stage", "message"),
+    [
+        ({"method": "pca"}, "expected"),
+        ({"method": "svd"}, "svd needs either `budget` or `rank`, and not both"),
+        ({"method": "svd", "budget": 0.2, "rank": 4}, "either `budget` or `rank`"),
+        ({"method": "svd", "budget": 1.0}, "expected a budget above 0 and below 1, got 1.0"),
+        ({"method": "svd", "rank": 0}, "expected rank >= 1, got 0"),
+        ({"method": "svd", "rank": 33}, r"expected a rank of at most min\(N, K\), got 33"),
+        ({"method": "svd", "budget": 0.999}, "expected a budget of at least"),
+        ({"method": "svd", "rank": 2, "damping": -1.0}, "expected damping >= 0"),
+        ({"method": "svd", "rank": 2, "targets": []}, "`targets` must name at least one layer"),
+        ({"method": "svd", "rank": 2, "targets": ["nothing"]}, "nothing"),
+        ({"method": "sparse-plus-low-rank", "budget": 0.5}, "expected a budget below 0.5"),
+        ({"method": "sparse-plus-low-rank", "rank": 2, "joint": True}, "one matrix at a time"),
+        ({"method": "sparse-plus-low-rank", "rank": 2, "rounds": 0}, "at least 1 round"),
+        (
+            {"method": "sparse-plus-low-rank", "rank": 2},
+            "expected weights in bfloat16 or float16 to be packed as 2:4, got torch.float32",
+        ),
+        ({"method": "laser"}, "laser needs at least one intervention"),
+        (
+            {"method": "svd", "rank": 2, "interventions": [{}]},
+            "interventions",
+        ),
+        (
+            {"method": "svd", "rank": 30, "strict": True, "targets": ["re:.*q_proj"]},
+            r"rank 30 of a weight \[32, 32\] stores 1,920 values, more than the 1,024",
+        ),
+    ],
+)
+def test_bad_input(stage: dict[str, Any], message: str) -> None:
+    model = tiny_model("llama")
+    before = {name: p.clone() for name, p in model.state_dict().items()}
+    with pytest.raises(SecateurError, match=message):
+        run(model, stage)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("cuts", "message"),
+    [
+        ([{"matrix": "mlp_in", "block": 2, "fraction": 0.5}], "the model has blocks 0 to 1"),
+        ([{"matrix": "w", "block": 0, "fraction": 0.5}], "matrix"),
+        ([{"matrix": "q", "block": -1, "fraction": 0.5}], "expected a block of at least 0"),
+        ([{"matrix": "q", "block": 0, "fraction": 1.0}], "above 0 and below 1, got 1.0"),
+        ([{"matrix": "q", "block": 0, "fraction": 0.5}] * 2, "named by two interventions"),
+    ],
+)
+def test_bad_interventions(cuts: list[dict[str, Any]], message: str) -> None:
+    with pytest.raises(SecateurError, match=message):
+        run(tiny_model("llama"), {"method": "laser", "interventions": cuts}, tokens=None)
+
+
+def test_a_matrix_type_that_a_family_lacks() -> None:
+    cut = {"matrix": "q", "block": 0, "fraction": 0.5}
+    with pytest.raises(SecateurError, match="block 0 has no matrix of type q; it has: o, mlp_in"):
+        run(tiny_model("gpt2"), {"method": "laser", "interventions": [cut]}, tokens=None)
+
+
+def test_ranks_above_the_break_even_are_told() -> None:
+    record = run(
+        tiny_model("llama"), {"method": "svd", "rank": 30, "targets": ["re:.*q_proj"]}, tokens=None
+    )
+    assert any("the break-even rank is 16" in warning for warning in record.warnings)
+
+
+def test_fused_experts_stay_or_are_written_densely() -> None:
+    with pytest.raises(SecateurError, match="is a slice of a fused parameter"):
+        run(tiny_model("mixtral"), {"method": "svd", "rank": 4}, tokens=None)
+    model = tiny_model("mixtral")
+    run(model, {"method": "svd", "rank": 4, "write": "dense"})
+    experts = [site for site in take_inventory(model).all_sites if site.is_expert]
+    assert int(torch.linalg.matrix_rank(experts[0].weight, rtol=1e-4)) == 4
+
+
+def test_weights_that_are_not_finite() -> None:
+    model = tiny_model("llama")
+    model.model.layers[0].mlp.up_proj.weight.data[3, 3] = float("nan")
+    with pytest.raises(SecateurError, match="NaN or Inf"):
+        run(model, {"method": "svd", "rank": 2}, tokens=None)
+
+
+def test_calibration_is_needed_where_activations_decide() -> None:
+    with pytest.raises(SecateurError, match="this recipe needs calibration"):
+        run(tiny_model("llama"), {"method": "svd-whitened", "rank": 4}, tokens=None)
