@@ -23,7 +23,8 @@ MAY_IMPORT = {
     "progress": {"settings"},
     "yaml_text": {"errors"},
     "recipe": {"errors", "plain", "yaml_text"},
-    "models": {"errors"},
+    "models": {"errors", "modules"},
+    "integrations": {"errors", "models", "modules", "plain"},
     "score": set(),
     "mask": set(),
     "update": set(),
@@ -34,7 +35,15 @@ MAY_IMPORT = {
     "calibration": {"errors", "models"},
     "report": {"errors", "plain", "recipe"},
     "evaluate": {"errors", "models", "progress", "report"},
-    "checkpoint": {"errors", "models", "recipe", "report", "settings"},
+    "checkpoint": {
+        "errors",
+        "integrations",
+        "models",
+        "modules",
+        "recipe",
+        "report",
+        "settings",
+    },
     "stages": {"calibration", "errors", "models", "modules", "progress", "recipe", "report"}
     | ALGORITHMS,
     "prepare": {
@@ -45,9 +54,11 @@ MAY_IMPORT = {
         "errors",
         "evaluate",
         "models",
+        "modules",
         "recipe",
     }
     | {"report", "stages"},
+    "search": {"errors", "evaluate", "lowrank", "models", "plain", "progress", "recipe", "report"},
     "compress": FOUNDATION
     | {"calibration", "checkpoint", "evaluate", "models", "prepare", "report", "stages"},
     "demo": FOUNDATION | {"checkpoint", "compress", "evaluate", "prepare", "report"},
@@ -59,7 +70,7 @@ MAY_IMPORT = {
 
 # Module -> the only files that may import it.
 ONLY_IN = {
-    "transformers": {"checkpoint/load.py"},
+    "transformers": {"checkpoint/load.py", "integrations/transformers_quantizer.py"},
     "huggingface_hub": {"checkpoint/load.py"},
     "datasets": {"calibration/data.py"},
     "lm_eval": {"evaluate/lm_eval_tasks.py"},

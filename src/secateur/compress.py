@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, Literal, TypedDict, get_args
 
 import torch
 from torch import nn
@@ -16,6 +16,7 @@ from typing_extensions import Unpack
 from secateur.calibration.data import CalibrationSource
 from secateur.calibration.inputs import BlockInputs, capture_inputs
 from secateur.calibration.tokens import CalibrationTokens
+from secateur.checkpoint.compact import make_compact
 from secateur.checkpoint.fingerprint import fingerprint
 from secateur.checkpoint.write import check_output, check_saving, check_space, write_checkpoint
 from secateur.clock import StepClock
@@ -25,6 +26,7 @@ from secateur.models.device import full_precision_products
 from secateur.models.inventory import Inventory, take_inventory
 from secateur.models.measure import num_bytes
 from secateur.models.replay import Trace, trace_blocks
+from secateur.models.swap import compressed_modules, to_dense
 from secateur.prepare import (
     DEFAULT_SAMPLES,
     CalibrationChoice,
@@ -60,6 +62,7 @@ TOKENS_PER_BATCH = 1024
 _TRACE_TOKENS = 8
 
 StageRecord = PruneRecord | FactorRecord | DropRecord
+CheckpointFormat = Literal["auto", "dense", "compact"]
 RecipeLike = Recipe | Mapping[str, Any] | str | Path
 
 
@@ -76,6 +79,7 @@ class CompressOptions(TypedDict, total=False):
     trust_remote_code: bool
     overwrite: bool
     max_shard_size: str
+    checkpoint_format: CheckpointFormat
     evaluation_text: str | Path | None
     progress: Progress | None
 
@@ -116,6 +120,7 @@ def compress_with_report(
     trust_remote_code: bool = False,
     overwrite: bool = False,
     max_shard_size: str = "5GB",
+    checkpoint_format: CheckpointFormat = "auto",
     evaluation_text: str | Path | None = None,
     progress: Progress | None = None,
 ) -> tuple[nn.Module, Report]:
@@ -141,6 +146,9 @@ def compress_with_report(
         trust_remote_code: run Python code that comes with the model.
         overwrite: replace an output folder that is not empty, once the new one is complete.
         max_shard_size: of the weight files.
+        checkpoint_format: `dense`: zeros are stored and factors multiplied back, any tool loads it.
+            `compact`: exactly 2:4 and factored layers are stored and returned as such; loads after
+            `import secateur`. `auto`: compact if a stage made factors, else dense.
         evaluation_text: a text file to measure perplexity on, before and after.
         progress: who is told how far the work is; by default bars on a terminal.
 
@@ -151,6 +159,9 @@ def compress_with_report(
         SecateurError: bad input; nothing was written.
     """
     recipe = as_recipe(recipe)
+    if checkpoint_format not in get_args(CheckpointFormat):
+        known = ", ".join(get_args(CheckpointFormat))
+        raise SecateurError(f"expected checkpoint_format {known}, got {checkpoint_format!r}")
     if output is not None:
         check_output(Path(output), overwrite)
     clock = StepClock(progress or default_progress())
@@ -173,6 +184,8 @@ def compress_with_report(
         text = EvaluationText(evaluation_text, max_seq_length)
         quality = measure_quality(loaded, text, "before", blocks_device, clock)
         stages = run_stages(loaded.model, recipe, tokens, blocks_device, clock)
+        with clock.step("bring into form"):
+            give_form(loaded.model, checkpoint_format, output is not None)
         quality += measure_quality(loaded, text, "after", blocks_device, clock)
         after = size_record(loaded.model)
         probe = fingerprint(loaded.model)
@@ -224,6 +237,25 @@ def as_recipe(recipe: RecipeLike) -> Recipe:
     raise SecateurError(
         f"expected a recipe (a Recipe, its values or a path), got {type(recipe).__name__}"
     )
+
+
+def give_form(model: nn.Module, checkpoint_format: CheckpointFormat, will_be_written: bool) -> None:
+    """Make the layers of a model what its checkpoint will hold.
+
+    Args:
+        model: after its stages, changed in place.
+        checkpoint_format: as of `compress_with_report`.
+        will_be_written: without an output, `auto` leaves the model as it is.
+
+    Raises:
+        SecateurError: the model cannot take the form.
+    """
+    if checkpoint_format == "compact" or (
+        checkpoint_format == "auto" and will_be_written and compressed_modules(model)
+    ):
+        make_compact(model)
+    elif checkpoint_format == "dense":
+        to_dense(model)
 
 
 def run_stages(

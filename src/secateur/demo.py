@@ -52,7 +52,7 @@ class Entry:
 
 
 def entries(num_blocks: int) -> tuple[Entry, ...]:
-    """Every method at 2:4 and at 50%, and a quarter of the blocks dropped."""
+    """Every method at 2:4 and at 50%, factors at two sizes, and a quarter of the blocks dropped."""
     pruned = [
         Entry(
             f"{title} {setting}",
@@ -72,7 +72,24 @@ def entries(num_blocks: int) -> tuple[Entry, ...]:
     dropped = Entry(
         f"ShortGPT {setting}", "depth", setting, {"stage": "drop_blocks", "count": count}
     )
-    return (*pruned, dropped)
+    return (*pruned, *_factored(), dropped)
+
+
+def _factored() -> tuple[Entry, ...]:
+    """Low rank at equal numbers of stored values; the matrices' own, not the embeddings'."""
+    found = [
+        Entry(
+            f"{title} {setting}",
+            method,
+            setting,
+            {"stage": "factor", "method": method, "budget": budget},
+        )
+        for setting, budget in (("20% fewer values", 0.2), ("40% fewer values", 0.4))
+        for method, title in (("svd", "SVD"), ("svd-whitened", "Whitened SVD"))
+    ]
+    both = {"stage": "factor", "method": "sparse-plus-low-rank", "budget": 0.4, "rounds": 1}
+    name = "2:4 plus low rank 40% fewer values"
+    return (*found, Entry(name, "sparse-plus-low-rank", "40% fewer values", both))
 
 
 def run_demo(example: Path, output: Path, progress: Progress) -> Comparison:

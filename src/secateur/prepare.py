@@ -21,6 +21,8 @@ from secateur.models.device import input_embedding, on_device
 from secateur.models.inventory import Inventory, take_inventory
 from secateur.models.measure import num_bytes, require_finite_outputs, require_finite_weights
 from secateur.models.sites import renamed
+from secateur.models.swap import compressed_modules
+from secateur.modules.weight24 import Weight24Module
 from secateur.recipe import DropBlocksStage, FactorStage, PruneStage, Recipe
 from secateur.report.record import CalibrationRecord, ModelRecord, QualityRecord, SizeRecord
 from secateur.stages.drop import check_drop_stage
@@ -68,7 +70,11 @@ def open_model(
         )
     if not isinstance(model, nn.Module):
         loaded = load_model(
-            model, revision=revision, dtype=dtype, trust_remote_code=trust_remote_code
+            model,
+            revision=revision,
+            dtype=dtype,
+            trust_remote_code=trust_remote_code,
+            accept_compact=False,
         )
         return (
             loaded
@@ -214,11 +220,19 @@ def measure_quality(
 
 
 def size_record(model: nn.Module) -> SizeRecord:
-    """The model as it is now: parameters, bytes, zeros and blocks."""
+    """The model as it is now: parameters, bytes, zeros and blocks.
+
+    A 2:4 layer counts as its logical weight [N, K], removed weights as zeros, whatever its form.
+    """
+    sparse = [m for m in compressed_modules(model).values() if isinstance(m, Weight24Module)]
+    held = {id(m.weight) for m in sparse}
+    plain = [p for p in model.parameters() if id(p) not in held]
+    logical = sum(m.out_features * m.in_features for m in sparse)
+    kept = sum(int(m.canonical_values().count_nonzero()) for m in sparse)
     return SizeRecord(
-        num_parameters=sum(parameter.numel() for parameter in model.parameters()),
+        num_parameters=sum(parameter.numel() for parameter in plain) + logical,
         num_bytes=num_bytes(model),
-        num_zeros=sum(int((parameter == 0).sum()) for parameter in model.parameters()),
+        num_zeros=sum(int((parameter == 0).sum()) for parameter in plain) + logical - kept,
         num_blocks=len(find_blocks(model)),
     )
 

@@ -226,7 +226,7 @@ def test_inspect_json(cli: Cli) -> None:
     values = json.loads(good(cli("inspect", BOOKS, "--json")))
     assert list(values) == [
         *("architecture", "num_parameters", "num_bytes", "num_blocks", "blocks"),
-        *("matrices", "untouched"),
+        *("matrices", "compressed", "untouched"),
     ]
     assert values["num_bytes"] == 2 * values["num_parameters"]
     assert (values["num_blocks"], values["blocks"]) == (8, "model.layers")
@@ -322,7 +322,7 @@ def test_compress_drops_blocks_before_it_prunes(cli: Cli, tmp_path: Path) -> Non
     ("options", "message"),
     [
         ([], "say what to do: --recipe FILE, --method NAME or --drop-blocks N"),
-        (["--pattern", "2:4"], "--pattern, --sparsity and --ignore need --method"),
+        (["--pattern", "2:4"], "--pattern, --sparsity, --budget, --rank and --ignore need --method"),
         (["--sparsity", "0.5", "--drop-blocks", "1"], "need --method"),
         (["--ignore", "x"], "need --method"),
         (["--method", "magic", "--pattern", "2:4"], "expected one of magnitude, wanda, sparsegpt"),
@@ -335,7 +335,7 @@ def test_compress_drops_blocks_before_it_prunes(cli: Cli, tmp_path: Path) -> Non
         (["--recipe", "no-such.yaml"], "expected a recipe file, but no-such.yaml is not a file"),
         (
             ["--recipe", "x.yaml", "--method", "wanda"],
-            "give either --recipe or the options --method",
+            "give either --recipe or the options of one stage (--method",
         ),
         (["--recipe", "x.yaml", "--ignore", "wanda"], "not both"),
         (["--method", "magnitude", "--sparsity", "0.5", "--device", "tpu9"], "device tpu9 cannot"),

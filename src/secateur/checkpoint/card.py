@@ -11,7 +11,7 @@ tags: [secateur, pruned]
 # {name}, compressed with Secateur
 
 Made from `{source}` ({architecture}) with Secateur {version}.
-It loads as any model does: `AutoModelForCausalLM.from_pretrained(folder)`.
+{loading}
 
 | | before | after |
 |---|---|---|
@@ -34,8 +34,21 @@ Calibration: {calibration}.
 """
 
 
-def model_card(recipe: Recipe, report: Report) -> str:
-    """Markdown with the metadata header that the Hub reads."""
+_LOADS_ANYWHERE = "It loads as any model does: `AutoModelForCausalLM.from_pretrained(folder)`."
+_LOADS_COMPACT = (
+    "Pruned and factored layers are stored as such: `import secateur` first, then "
+    "`AutoModelForCausalLM.from_pretrained(folder)` as for any model."
+)
+
+
+def model_card(recipe: Recipe, report: Report, is_compact: bool) -> str:
+    """Markdown with the metadata header that the Hub reads.
+
+    Args:
+        recipe: that made the model.
+        report: of the compression.
+        is_compact: whether it holds layers that only Secateur knows.
+    """
     model, size = report.model, report.size
     calibration = report.calibration
     return _TEMPLATE.format(
@@ -44,6 +57,7 @@ def model_card(recipe: Recipe, report: Report) -> str:
         source=model.source,
         architecture=model.architecture,
         version=report.versions.get("secateur", ""),
+        loading=_LOADS_COMPACT if is_compact else _LOADS_ANYWHERE,
         blocks_before=model.num_blocks,
         blocks_after=size.num_blocks,
         parameters_before=model.num_parameters,

@@ -1,4 +1,7 @@
-"""Checks of a model folder before anything of it is loaded: safe, whole, not quantised."""
+"""Checks of a model folder before anything of it is loaded: safe, whole, not quantised.
+
+Secateur's own compact checkpoints pass, unless the model is to be compressed (again).
+"""
 
 import json
 from pathlib import Path
@@ -7,6 +10,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from secateur.errors import SecateurError
+from secateur.integrations.layer_specs import QUANT_METHOD
 
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
@@ -30,26 +34,42 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def check_model_folder(folder: Path, trust_remote_code: bool = False) -> None:
-    """Accept a folder that can be compressed.
+def check_model_folder(
+    folder: Path, trust_remote_code: bool = False, accept_compact: bool = True
+) -> None:
+    """Accept a folder that can be loaded.
+
+    Args:
+        folder: of a model.
+        trust_remote_code: code that comes with it may be run.
+        accept_compact: whether a compact checkpoint of Secateur's is welcome; False where the model
+            is to be compressed.
 
     Raises:
         SecateurError: no or quantised model, code that is not trusted, pickled weights, or a
             missing or corrupt shard.
     """
-    check_config(folder, trust_remote_code)
+    check_config(folder, trust_remote_code, accept_compact)
     check_shards(folder)
 
 
-def check_config(folder: Path, trust_remote_code: bool = False) -> None:
-    """Accept a configuration, without a look at the weights.
+def check_config(
+    folder: Path, trust_remote_code: bool = False, accept_compact: bool = True
+) -> None:
+    """Accept a configuration, without a look at the weights; arguments as `check_model_folder`.
 
     Raises:
         SecateurError: there is none, the model is quantised, or its code is not trusted.
     """
     config = read_json(folder / "config.json")
     method = _quantisation(config)
-    if method:
+    if method == QUANT_METHOD and not accept_compact:
+        raise SecateurError(
+            f"{folder} is compressed already (a compact Secateur checkpoint); compress the model "
+            "that it was made of, or make it dense first: load it with transformers and save what "
+            "model.dequantize() returns"
+        )
+    if method and method != QUANT_METHOD:
         raise SecateurError(
             f"{folder} is already quantised ({method}); compress the original 16-bit or 32-bit "
             "model first, and quantise the result"

@@ -12,6 +12,7 @@ from transformers.utils import logging as transformers_logging
 
 from secateur.checkpoint.files import check_config, check_model_folder
 from secateur.errors import SecateurError
+from secateur.integrations.transformers_quantizer import register
 from secateur.settings import read_settings
 
 DTYPES = {
@@ -20,6 +21,9 @@ DTYPES = {
     "float16": torch.float16,
     "float32": torch.float32,
 }
+
+# So that `import secateur` is all that plain `from_pretrained` needs for compact checkpoints.
+register()
 
 _HUB_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
 
@@ -44,13 +48,16 @@ class LoadedModel:
 
 
 def resolve_folder(
-    source: str | Path, revision: str | None = None, trust_remote_code: bool = False
+    source: str | Path,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    accept_compact: bool = True,
 ) -> Path:
     """The local folder of a model: itself, or a snapshot of a Hub repository.
 
     Raises:
         SecateurError: there is no such folder, or the Hub does not give it (offline mode is
-            honoured).
+            honoured), or what the Hub has is refused as `check_config` does.
     """
     folder = Path(source)
     if folder.is_dir():
@@ -61,7 +68,7 @@ def resolve_folder(
         raise SecateurError(f"expected a model folder or a Hub id `owner/name`, got {source}")
     config_only = _download(str(source), revision, ["*.json"])
     # A model that will be refused is refused before its weights travel.
-    check_config(config_only, trust_remote_code)
+    check_config(config_only, trust_remote_code, accept_compact)
     return _download(str(source), revision, [*_HUB_FILES, *(["*.py"] if trust_remote_code else [])])
 
 
@@ -90,22 +97,26 @@ def load_model(
     revision: str | None = None,
     dtype: str = "auto",
     trust_remote_code: bool = False,
+    accept_compact: bool = True,
 ) -> LoadedModel:
     """Load a causal language model on the CPU, ready for inference.
+
+    The layers of a compact checkpoint are compressed ones, 2:4 weights packed.
 
     Args:
         source: a folder or a Hub id.
         revision: of the Hub repository.
         dtype: `auto` keeps the checkpoint's own, else one of `DTYPES`.
         trust_remote_code: run Python code that comes with the model.
+        accept_compact: False where the model is to be compressed.
 
     Raises:
         SecateurError: it cannot be loaded safely and completely; says why.
     """
     if dtype not in DTYPES:
         raise SecateurError(f"expected dtype one of {', '.join(DTYPES)}, got {dtype!r}")
-    folder = resolve_folder(source, revision, trust_remote_code)
-    check_model_folder(folder, trust_remote_code)
+    folder = resolve_folder(source, revision, trust_remote_code, accept_compact)
+    check_model_folder(folder, trust_remote_code, accept_compact)
     model, info = _from_pretrained(folder, DTYPES[dtype], trust_remote_code)
     faults = loading_faults(info)
     if faults:
@@ -125,6 +136,8 @@ def _from_pretrained(folder: Path, dtype: Any, trust_remote_code: bool) -> tuple
             local_files_only=True,
             output_loading_info=True,
         )
+    except SecateurError as error:
+        raise SecateurError(f"{folder} cannot be loaded: {error}") from None
     except Exception as error:
         raise SecateurError(f"transformers cannot load {folder}: {error}") from error
 

@@ -1,33 +1,67 @@
-"""Whether the weights of a checkpoint have the zeros that its report claims."""
+"""Whether the weights of a checkpoint have the zeros and ranks that its report claims."""
+
+from collections.abc import Mapping
+
+from torch import Tensor
 
 from secateur.models.inventory import Inventory
 from secateur.models.sites import WeightSite
-from secateur.report.record import DropRecord, LayerRecord, PruneRecord, Report
+from secateur.models.swap import CompressedLinear, dense_weight
+from secateur.modules import LowRankLinear, Sparse24Linear
+from secateur.report.record import (
+    DropRecord,
+    FactoredLayer,
+    FactorRecord,
+    LayerRecord,
+    PruneRecord,
+    Report,
+)
+from secateur_kernels.layouts.low_rank import RANK_STEP
 
 
-def pattern_faults(report: Report, inventory: Inventory) -> list[str]:
+def pattern_faults(
+    report: Report,
+    inventory: Inventory,
+    compressed: Mapping[str, CompressedLinear] | None = None,
+) -> list[str]:
     """What differs from the report, one sentence a matrix; its last stage is the one that counts.
 
     An update may put back weights that an earlier stage had removed.
+
+    Args:
+        report: what was done.
+        inventory: of the model as it is now.
+        compressed: its compressed layers by name.
     """
-    sites = {site.name: site for site in inventory.all_sites}
-    last: dict[str, LayerRecord] = {}
+    present: dict[str, WeightSite | CompressedLinear] = {
+        **{site.name: site for site in inventory.all_sites},
+        **(compressed or {}),
+    }
+    last: dict[str, LayerRecord | FactoredLayer] = {}
     for position, stage in enumerate(report.stages):
-        if not isinstance(stage, PruneRecord):
+        if isinstance(stage, DropRecord):
             continue
         later = [s for s in report.stages[position + 1 :] if isinstance(s, DropRecord)]
-        for layer in stage.layers:
+        for layer in _changed_layers(stage):
             name = name_after_drops(layer, inventory.blocks.name, later)
             if name is not None:
                 last[name] = layer
     return [
         fault
         for name, layer in last.items()
-        for fault in _layer_faults(layer, sites.get(name), name)
+        for fault in _layer_faults(layer, present.get(name), name)
     ]
 
 
-def name_after_drops(layer: LayerRecord, blocks_name: str, drops: list[DropRecord]) -> str | None:
+def _changed_layers(stage: PruneRecord | FactorRecord) -> list[LayerRecord | FactoredLayer]:
+    if isinstance(stage, PruneRecord):
+        return list(stage.layers)
+    return [layer for layer in stage.layers if layer.rank is not None]
+
+
+def name_after_drops(
+    layer: LayerRecord | FactoredLayer, blocks_name: str, drops: list[DropRecord]
+) -> str | None:
     """The layer's name once later stages have dropped blocks; None if it went with its block."""
     block = layer.block
     for drop in drops:
@@ -38,12 +72,44 @@ def name_after_drops(layer: LayerRecord, blocks_name: str, drops: list[DropRecor
     return f"{blocks_name}.{block}.{layer.name.removeprefix(prefix)}"
 
 
-def _layer_faults(layer: LayerRecord, site: WeightSite | None, name: str) -> list[str]:
-    if site is None:
+def _layer_faults(
+    layer: LayerRecord | FactoredLayer, present: WeightSite | CompressedLinear | None, name: str
+) -> list[str]:
+    if present is None:
         return [f"{name} is not in the model"]
-    if site.shape != layer.shape:
-        return [f"{name} is {list(site.shape)}, expected {list(layer.shape)}"]
-    kept = site.weight != 0
+    shape = _shape(present)
+    if shape != layer.shape:
+        return [f"{name} is {list(shape)}, expected {list(layer.shape)}"]
+    if isinstance(layer, FactoredLayer):
+        return _rank_faults(layer, present, name)
+    if isinstance(present, WeightSite):
+        return _zero_faults(layer, present.weight, name)
+    if isinstance(present, LowRankLinear):
+        return [f"{name} is a product of factors, expected a matrix with {layer.pattern} zeros"]
+    return _zero_faults(layer, dense_weight(present), name)
+
+
+def _shape(present: WeightSite | CompressedLinear) -> tuple[int, int]:
+    if isinstance(present, WeightSite):
+        return present.shape
+    return present.out_features, present.in_features
+
+
+def _rank_faults(
+    layer: FactoredLayer, present: WeightSite | CompressedLinear, name: str
+) -> list[str]:
+    """Factors that were multiplied back are dense and full of numbers: nothing to see."""
+    if isinstance(present, WeightSite | Sparse24Linear):
+        return []
+    assert layer.rank is not None
+    padded = -(-layer.rank // RANK_STEP) * RANK_STEP
+    if present.rank not in (layer.rank, padded):
+        return [f"{name} has factors of rank {present.rank}, expected {padded}"]
+    return []
+
+
+def _zero_faults(layer: LayerRecord, weight: Tensor, name: str) -> list[str]:
+    kept = weight != 0
     sparsity = 1.0 - int(kept.sum()) / kept.numel()
     faults = []
     if sparsity < layer.sparsity - 0.5 / kept.numel():

@@ -12,6 +12,7 @@ from secateur.checkpoint.manifest import manifest_faults
 from secateur.checkpoint.pattern import pattern_faults
 from secateur.errors import SecateurError, VerificationError
 from secateur.models.inventory import take_inventory
+from secateur.models.swap import compressed_modules
 from secateur.report.record import VerificationRecord, load_report
 
 # Another machine or thread count adds in another order; another model differs by far more.
@@ -74,7 +75,9 @@ def _equal_bits(left: Tensor, right: Tensor) -> bool:
 
 
 def _num_distinct(model: nn.Module) -> int:
-    return len(list(model.parameters()))
+    """Tensors of the state dict, where packed weights count as the canonical ones do."""
+    tensors = list(model.state_dict(keep_vars=True).values())
+    return len({id(tensor) for tensor in tensors})
 
 
 def verify_checkpoint(folder: str | Path, trust_remote_code: bool = False) -> list[Check]:
@@ -95,8 +98,8 @@ def verify_checkpoint(folder: str | Path, trust_remote_code: bool = False) -> li
     checks.append(
         _check(
             "pattern",
-            pattern_faults(report, take_inventory(model)),
-            "every pruned matrix has the zeros and the pattern that the report says",
+            pattern_faults(report, take_inventory(model), compressed_modules(model)),
+            "every matrix has the zeros, the pattern and the rank that the report says",
         )
     )
     if report.verification is not None:

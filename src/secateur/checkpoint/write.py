@@ -16,6 +16,7 @@ from secateur.checkpoint.card import model_card
 from secateur.checkpoint.manifest import MANIFEST_FILE, write_manifest
 from secateur.checkpoint.verify import require_same_model
 from secateur.errors import OutOfSpaceError, SecateurError
+from secateur.models.swap import compressed_modules
 from secateur.recipe import Recipe
 from secateur.report.record import REPORT_FILE, Report
 
@@ -152,7 +153,9 @@ def write_checkpoint(
             report = make_report()
             (partial / RECIPE_FILE).write_text(recipe.to_yaml(), encoding="utf-8")
             (partial / REPORT_FILE).write_text(report.to_json(), encoding="utf-8")
-            (partial / "README.md").write_text(model_card(recipe, report), encoding="utf-8")
+            (partial / "README.md").write_text(
+                model_card(recipe, report, bool(compressed_modules(model))), encoding="utf-8"
+            )
             write_manifest(partial)
             _make_readable(partial)
             _flush(partial)

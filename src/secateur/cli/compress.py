@@ -2,13 +2,13 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, cast, get_args
 
 import typer
 from rich.console import Console
 
 from secateur.cli.options import Device, Dtype, ModelArgument, Revision, TrustRemoteCode
-from secateur.compress import compress_with_report
+from secateur.compress import CheckpointFormat, compress_with_report
 from secateur.errors import SecateurError
 from secateur.prepare import DEFAULT_SAMPLES
 from secateur.recipe import (
@@ -83,6 +83,12 @@ def compress_command(
         Path | None,
         typer.Option(help="Measure perplexity on this text, before and after.", show_default=False),
     ] = None,
+    checkpoint_format: Annotated[
+        str,
+        typer.Option(
+            "--format", help="dense, compact (2:4 and factors as such), or auto: as made."
+        ),
+    ] = "auto",
     device: Device = None,
     dtype: Dtype = "auto",
     revision: Revision = None,
@@ -118,6 +124,7 @@ def compress_command(
         revision=revision,
         trust_remote_code=trust_remote_code,
         overwrite=overwrite,
+        checkpoint_format=cast(CheckpointFormat, checkpoint_format),
         evaluation_text=text,
     )
     console = Console()

@@ -13,6 +13,8 @@ from secateur.cli.waiting import waiting_for
 from secateur.models.inventory import Inventory, take_inventory
 from secateur.models.measure import num_bytes
 from secateur.models.sites import WeightSite
+from secateur.models.swap import compressed_modules
+from secateur.prepare import size_record
 
 
 def inspect_command(
@@ -38,20 +40,27 @@ def inspect_command(
         f"{facts['num_bytes'] / 2**20:,.1f} MiB, {facts['num_blocks']} blocks at "
         f"{inventory.blocks.name}"
     )
-    console.print(_sites_table(inventory))
+    if inventory.all_sites:
+        console.print(_sites_table(inventory))
+    if facts["compressed"]:
+        console.print(_compressed_table(facts["compressed"]))
     console.print(_unmatched_table(inventory))
 
 
 def _facts(model: Any, inventory: Inventory) -> dict[str, Any]:
     return {
         "architecture": type(model).__name__,
-        "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "num_parameters": size_record(model).num_parameters,
         "num_bytes": num_bytes(model),
         "num_blocks": len(inventory.blocks),
         "blocks": inventory.blocks.name,
         "matrices": [
             {"name": site.name, "shape": list(site.shape), "class": site.class_name}
             for site in inventory.all_sites
+        ],
+        "compressed": [
+            {"name": name, "shape": [module.out_features, module.in_features], "layer": str(module)}
+            for name, module in compressed_modules(model).items()
         ],
         "untouched": [
             {"name": entry.name, "shape": list(entry.shape), "reason": entry.reason}
@@ -78,6 +87,15 @@ def _sites_table(inventory: Inventory) -> Table:
         table.add_row(
             name, class_name, f"{shape[0]} x {shape[1]}", str(len(blocks)), str(counts[kind])
         )
+    return table
+
+
+def _compressed_table(layers: list[dict[str, Any]]) -> Table:
+    table = Table(title="Compressed layers", title_justify="left")
+    for heading in ("name", "layer"):
+        table.add_column(heading)
+    for layer in layers:
+        table.add_row(layer["name"], layer["layer"])
     return table
 
 

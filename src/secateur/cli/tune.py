@@ -14,6 +14,7 @@ from secateur.cli.options import TrustRemoteCode
 from secateur.cli.waiting import waiting_for
 from secateur.errors import SecateurError
 from secateur.models.inventory import take_inventory
+from secateur.models.swap import compressed_modules
 from secateur.progress import default_progress
 from secateur_kernels.dispatch.decide import forget
 from secateur_kernels.dispatch.problem import Op, device_facts
@@ -112,7 +113,9 @@ def _size(text: str) -> tuple[int, int]:
 def _sizes_of(model: str, trust_remote_code: bool) -> list[tuple[int, int]]:
     with waiting_for(f"load {model}"):
         loaded = load_model(model, trust_remote_code=trust_remote_code)
-    return sorted({site.shape for site in take_inventory(loaded.model).all_sites})
+    dense = {site.shape for site in take_inventory(loaded.model).all_sites}
+    layers = compressed_modules(loaded.model).values()
+    return sorted(dense | {(layer.out_features, layer.in_features) for layer in layers})
 
 
 def _rank(op: str, n: int, k: int, rank: int | None) -> int:

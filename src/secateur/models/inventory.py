@@ -7,6 +7,9 @@ from torch import nn
 from secateur.errors import SecateurError
 from secateur.models.blocks import BlockList, find_blocks
 from secateur.models.sites import WeightSite, find_sites
+from secateur.modules import LowRankLinear, Sparse24Linear, SparseLowRankLinear
+
+_COMPRESSED = (LowRankLinear, Sparse24Linear, SparseLowRankLinear)
 
 
 @dataclass(frozen=True)
@@ -36,10 +39,11 @@ class Inventory:
 def take_inventory(model: nn.Module) -> Inventory:
     """Find the blocks and weight sites of a model.
 
-    A matrix whose parameter is also used under another name (tied) is no site.
+    A matrix whose parameter is also used under another name (tied) is no site, and neither is a
+    compressed layer.
 
     Raises:
-        SecateurError: no blocks, or no weight matrix in them.
+        SecateurError: no blocks, or neither a weight matrix nor a compressed layer in them.
     """
     blocks = find_blocks(model)
     tied = _tied_names(model)
@@ -47,7 +51,8 @@ def take_inventory(model: nn.Module) -> Inventory:
         tuple(site for site in find_sites(blocks, index) if id(site.parameter) not in tied)
         for index in range(len(blocks))
     )
-    if not any(sites):
+    has_compressed = any(isinstance(module, _COMPRESSED) for module in blocks.modules.modules())
+    if not any(sites) and not has_compressed:
         raise SecateurError(
             f"found {len(blocks)} blocks at {blocks.name} in {type(model).__name__}, but no "
             "weight matrix in them that can be pruned"
@@ -70,10 +75,13 @@ def _unmatched(
 ) -> list[Unmatched]:
     matched = {id(site.parameter) for block_sites in sites for site in block_sites}
     embeddings = _embedding_parameters(model)
+    compressed = _compressed_parameters(model)
     rest = []
     for name, parameter in model.named_parameters():
         if id(parameter) not in matched:
-            reason = _reason(name, parameter, blocks, embeddings, tied)
+            reason = compressed.get(id(parameter)) or _reason(
+                name, parameter, blocks, embeddings, tied
+            )
             rest.append(Unmatched(name, tuple(parameter.shape), reason))
     return rest
 
@@ -84,6 +92,22 @@ def _embedding_parameters(model: nn.Module) -> set[int]:
         for module in model.modules()
         if isinstance(module, nn.Embedding)
         for parameter in module.parameters(recurse=False)
+    }
+
+
+def _compressed_parameters(model: nn.Module) -> dict[int, str]:
+    """Why what compressed layers hold is no site; a packed 2:4 weight is no parameter at all."""
+    reasons = {
+        "weight": "kept values of a 2:4 layer",
+        "down": "factors of a low-rank layer",
+        "up": "factors of a low-rank layer",
+    }
+    return {
+        id(parameter): reasons[name]
+        for module in model.modules()
+        if isinstance(module, _COMPRESSED)
+        for name, parameter in module.named_parameters(recurse=False)
+        if name in reasons
     }
 
 

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from secateur.errors import SecateurError
 from secateur_kernels.layouts import Canonical24, Fragment24, RowOrder, kind_of
+from secateur_kernels.layouts.fragment24 import plain_order
 
 
 class Weight24Module(nn.Module):
@@ -62,6 +63,14 @@ class Weight24Module(nn.Module):
             assert self.indices is not None
             return Canonical24(self.weight.detach(), self.indices)
         return self._fragment().to_canonical()
+
+    def canonical_values(self) -> Tensor:
+        """The kept values [N, K / 2], whatever the form; index pairs are not looked at."""
+        if self.data is None:
+            assert self.weight is not None
+            return self.weight.detach()
+        shape = (self.out_features, self.in_features)
+        return plain_order(self.data, shape, self.value_dtype, self.row_order)[0]
 
     def set_weight(self, weight: Canonical24) -> None:
         """Replace the weight; the form stays what it is.

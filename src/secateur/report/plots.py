@@ -37,6 +37,9 @@ FAMILY_COLOURS = {
     "wanda": "#6db6de",
     "sparsegpt": "#1f6fad",
     "depth": "#c27ba0",
+    "svd": "#8a7a9e",
+    "svd-whitened": "#6a3d9a",
+    "sparse-plus-low-rank": "#b1457a",
 }
 _WIDTH = 9.2
 _Cells = NDArray[np.float64]

@@ -1,0 +1,35 @@
+"""Ready a model in memory to be written as a compact checkpoint."""
+
+from typing import Any
+
+from secateur.errors import SecateurError
+from secateur.integrations.transformers_quantizer import mark_compressed
+from secateur.models.swap import convert_sparse24, pack_layers
+
+
+def make_compact(model: Any) -> list[str]:
+    """Make compressed layers of all that can be, and have the configuration list them.
+
+    Dense linear layers that are exactly 2:4 become 2:4 layers, packed where their dtype is bf16 or
+    fp16: the very layers that will be loaded, so that logits recorded now are those of the
+    checkpoint. Layers of factors are listed as they are. Then `save_pretrained` writes a compact
+    checkpoint.
+
+    Args:
+        model: a transformers model with zeros or factors, changed in place.
+
+    Returns:
+        names of the compressed layers, all of them.
+
+    Raises:
+        SecateurError: nothing can be stored compactly, or a layer cannot be saved so.
+    """
+    convert_sparse24(model)
+    pack_layers(model)
+    names = mark_compressed(model)
+    if not names:
+        raise SecateurError(
+            f"expected a model with 2:4 or low-rank layers to write compactly, but none of the "
+            f"linear layers of {type(model).__name__} is"
+        )
+    return names
