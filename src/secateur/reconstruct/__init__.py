@@ -1,0 +1,24 @@
+"""Reconstruct: tune a changed block until its outputs are the original block's again."""
+
+from secateur.reconstruct.halves import Half, find_halves, silenced
+from secateur.reconstruct.history import History, RoundRecord
+from secateur.reconstruct.masters import master_weights, narrow
+from secateur.reconstruct.optimize import optimize, stored_targets, teacher_targets
+from secateur.reconstruct.samples import BlockSamples
+from secateur.reconstruct.settings import PUBLISHED, ReconstructionSettings
+
+__all__ = [
+    "PUBLISHED",
+    "BlockSamples",
+    "Half",
+    "History",
+    "ReconstructionSettings",
+    "RoundRecord",
+    "find_halves",
+    "master_weights",
+    "narrow",
+    "optimize",
+    "silenced",
+    "stored_targets",
+    "teacher_targets",
+]

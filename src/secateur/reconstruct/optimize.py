@@ -1,0 +1,303 @@
+"""The regional optimizer (Wanda++, arXiv 2503.04992): tune a changed block against the block that
+it came from. It knows nothing of pruning: the student may be any module that is called alike.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from math import cos, inf, isfinite, nan, pi, sqrt
+
+import torch
+from torch import Tensor, nn
+
+from secateur.errors import SecateurError
+from secateur.progress import Progress, SilentProgress
+from secateur.reconstruct.history import History, RoundRecord
+from secateur.reconstruct.samples import BlockSamples
+from secateur.reconstruct.settings import ReconstructionSettings
+
+Targets = Callable[[Sequence[int]], Tensor]
+"""From samples of equal length to what the student should give: [n, length, width], any dtype."""
+Masks = Mapping[str, Tensor]
+"""By parameter name: bool in the parameter's shape, True = keep."""
+
+
+def teacher_targets(teacher: nn.Module, samples: BlockSamples) -> Targets:
+    """The outputs of a teacher on the same samples, computed whenever they are asked for."""
+
+    def targets(chosen: Sequence[int]) -> Tensor:
+        with torch.no_grad():
+            return samples.run(teacher, chosen)
+
+    return targets
+
+
+def stored_targets(outputs: Sequence[Tensor], samples: BlockSamples) -> Targets:
+    """Outputs that were kept, by batch, in buffers shaped as the samples' hidden states."""
+    return lambda chosen: samples.rows(outputs, chosen)
+
+
+def optimize(
+    student: nn.Module,
+    targets: Targets,
+    samples: BlockSamples,
+    settings: ReconstructionSettings,
+    *,
+    masks: Masks | None = None,
+    project: Callable[[int], Masks] | None = None,
+    autocast: torch.dtype | None = None,
+    progress: Progress | None = None,
+) -> tuple[History, dict[str, Tensor]]:
+    """Tune a block in place.
+
+    Args:
+        student: its floating parameters are fp32 or float64 (see `master_weights`); evaluation
+            mode is its owner's choice.
+        targets: see `teacher_targets` and `stored_targets`.
+        samples: the student's inputs. The teacher's may be others.
+        settings: what is done. The same settings and data give the same weights.
+        masks: which weights stay; the others are zeroed at the start and, where the settings say
+            `frozen_mask`, after every step.
+        project: prunes anew: given the number of finished rounds, before every round and after
+            the last, it returns masks to replace `masks` with. It may look at the student, whose
+            weights it need not zero.
+        autocast: dtype of products in forward and backward passes; None for the parameters' own.
+        progress: told of every round.
+
+    Returns:
+        (history, masks). The student has the weights, and `masks` are the masks, of the best
+        round: the lowest held-out error where samples are held out, otherwise the last round with
+        finite weights. Every masked weight is zero.
+
+    Raises:
+        SecateurError: 16-bit parameters, nothing to train, masks that do not fit, or too few
+            samples.
+    """
+    run = _Optimization(student, targets, samples, settings, dict(masks or {}), autocast)
+    with _requiring_grad(student, run.trained):
+        return run.run(project, progress or SilentProgress())
+
+
+class _Optimization:
+    def __init__(
+        self,
+        student: nn.Module,
+        targets: Targets,
+        samples: BlockSamples,
+        settings: ReconstructionSettings,
+        masks: dict[str, Tensor],
+        autocast: torch.dtype | None,
+    ) -> None:
+        self.student, self.targets, self.samples = student, targets, samples
+        self.settings, self.masks, self.autocast = settings, masks, autocast
+        self.removed: dict[str, Tensor] = {}
+        self.parameters = dict(student.named_parameters())
+        self.trained = _trained(self.parameters, settings, masks)
+        _check_masks(self.parameters, masks)
+        self.generator = torch.Generator().manual_seed(settings.seed)
+        order = torch.randperm(samples.num_samples, generator=self.generator).tolist()
+        num_held_out = round(settings.held_out * len(order))
+        self.held_out = sorted(order[:num_held_out])
+        self.training = sorted(order[num_held_out:])
+        if not self.training or (settings.held_out and not self.held_out):
+            raise SecateurError(
+                f"expected enough samples to train on and to hold {settings.held_out:g} of them "
+                f"out, got {samples.num_samples}"
+            )
+        wanted = settings.samples_per_round or len(self.training)
+        self.per_round = min(wanted, len(self.training))
+        steps_per_round = -(-self.per_round // settings.samples_per_step)
+        self.num_steps = settings.rounds * steps_per_round
+        self.steps_done = 0
+        self.optimizer = _optimizer([self.parameters[name] for name in self.trained], settings)
+
+    def run(
+        self, project: Callable[[int], Masks] | None, progress: Progress
+    ) -> tuple[History, dict[str, Tensor]]:
+        self._project(project, 0)
+        records = [RoundRecord(0, nan, self._held_out_error(), 0)]
+        best, best_round = self._snapshot(), 0
+        best_error = inf if records[0].held_out_error is None else records[0].held_out_error
+        stopped = ""
+        progress.begin("reconstruct", self.settings.rounds)
+        for number in range(1, self.settings.rounds + 1):
+            error = self._round()
+            if not isfinite(error) or not self._is_finite():
+                stopped = f"round {number} gave weights or losses that are not finite"
+                break
+            self._project(project, number)
+            held_out = self._held_out_error()
+            records.append(RoundRecord(number, error, held_out, self.steps_done))
+            if held_out is None or held_out < best_error:
+                best, best_round = self._snapshot(), number
+                best_error = inf if held_out is None else held_out
+            progress.advance(f"error {error if held_out is None else held_out:.4f}")
+        if stopped or best_round != len(records) - 1:
+            self._restore(*best)
+        return History(tuple(records), best_round, stopped), self.masks
+
+    def _round(self) -> float:
+        """One round of steps; the relative error met on the way."""
+        chosen = torch.randperm(len(self.training), generator=self.generator)[: self.per_round]
+        order = [self.training[place] for place in chosen.tolist()]
+        totals = []
+        for start in range(0, len(order), self.settings.samples_per_step):
+            totals += self._step(order[start : start + self.settings.samples_per_step])
+        return _error(totals)
+
+    def _step(self, chosen: Sequence[int]) -> list[Tensor]:
+        """One step of the optimizer; what `_loss` gave for each micro-batch before it."""
+        self.optimizer.zero_grad(set_to_none=True)
+        totals = []
+        for batch in self.samples.micro_batches(chosen, self.settings.tokens_per_micro_batch):
+            with torch.enable_grad():
+                loss = self._loss(batch)
+                loss[0].backward()
+            # Left on the device: to read a number there would wait for it.
+            totals.append(loss.detach())
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["full_rate"] * self._rate_share()
+        self.optimizer.step()
+        self.steps_done += 1
+        if self.settings.frozen_mask:
+            self._apply_masks()
+        return totals
+
+    def _loss(self, batch: Sequence[int]) -> Tensor:
+        """[2]: the loss, and what it is relative to."""
+        wanted = self.targets(batch)
+        device = wanted.device.type
+        casting = torch.autocast(device, dtype=self.autocast) if self.autocast else nullcontext()
+        with casting:
+            output = self.samples.run(self.student, batch)
+        wide = torch.float64 if output.dtype == torch.float64 else torch.float32
+        target = wanted.to(output.device, wide)
+        squares = (output.to(wide) - target).square()
+        reference = target.square()
+        if self.settings.loss == "squared":
+            return torch.stack((squares.sum(), reference.sum()))
+        per_token = squares.sum(dim=-1) / reference.sum(dim=-1).clamp_min(torch.finfo(wide).tiny)
+        return torch.stack((per_token.sum(), torch.ones_like(per_token).sum()))
+
+    def _rate_share(self) -> float:
+        """Of the full learning rate, by the schedule."""
+        if self.settings.schedule == "constant":
+            return 1.0
+        warmup = self.settings.warmup * self.num_steps
+        if self.steps_done < warmup:
+            return (self.steps_done + 1) / (warmup + 1)
+        through = (self.steps_done - warmup) / (self.num_steps - warmup)
+        return 0.5 * (1.0 + cos(pi * through))
+
+    def _held_out_error(self) -> float | None:
+        if not self.held_out:
+            return None
+        most = self.settings.tokens_per_micro_batch
+        with torch.no_grad():
+            batches = self.samples.micro_batches(self.held_out, most)
+            return _error([self._loss(batch) for batch in batches])
+
+    def _project(self, project: Callable[[int], Masks] | None, finished: int) -> None:
+        if project is not None:
+            self.masks = dict(project(finished))
+            _check_masks(self.parameters, self.masks)
+        self.removed = {name: ~mask for name, mask in self.masks.items()}
+        self._apply_masks()
+
+    def _apply_masks(self) -> None:
+        for name, removed in self.removed.items():
+            self.parameters[name].data.masked_fill_(removed, 0.0)
+
+    def _is_finite(self) -> bool:
+        return all(bool(torch.isfinite(self.parameters[name]).all()) for name in self.trained)
+
+    def _snapshot(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Weights and masks."""
+        names = {*self.trained, *self.masks}
+        weights = {name: self.parameters[name].detach().clone() for name in names}
+        return weights, dict(self.masks)
+
+    def _restore(self, weights: Mapping[str, Tensor], masks: dict[str, Tensor]) -> None:
+        for name, value in weights.items():
+            self.parameters[name].data.copy_(value)
+        self.masks = masks
+
+
+def _error(totals: Sequence[Tensor]) -> float:
+    """Root of loss over reference, summed over `_loss`'s pairs."""
+    loss, reference = torch.stack([total.double() for total in totals]).sum(dim=0).tolist()
+    return sqrt(loss / reference) if reference else 0.0
+
+
+def _trained(
+    parameters: Mapping[str, nn.Parameter], settings: ReconstructionSettings, masks: Masks
+) -> list[str]:
+    floating = {n: p for n, p in parameters.items() if p.is_floating_point()}
+    narrow = [name for name, parameter in floating.items() if parameter.element_size() < 4]
+    if narrow:
+        raise SecateurError(
+            f"expected parameters in fp32, got {floating[narrow[0]].dtype} in {narrow[0]}: small "
+            "steps would be lost; use master_weights"
+        )
+    vectors_too = settings.trained == "matrices_and_vectors"
+    chosen = [
+        name
+        for name, parameter in floating.items()
+        if settings.trained == "all" or name in masks or (vectors_too and parameter.ndim == 1)
+    ]
+    if not chosen:
+        raise SecateurError(
+            f"expected something to train, but trained = {settings.trained!r} matches no parameter"
+        )
+    return chosen
+
+
+def _check_masks(parameters: Mapping[str, nn.Parameter], masks: Masks) -> None:
+    for name, mask in masks.items():
+        shape = list(parameters[name].shape) if name in parameters else "no such parameter"
+        if list(mask.shape) != shape or mask.dtype != torch.bool:
+            raise SecateurError(
+                f"expected a bool mask in the shape of {name} ({shape}), "
+                f"got {mask.dtype} {list(mask.shape)}"
+            )
+
+
+def _optimizer(
+    parameters: Sequence[nn.Parameter], settings: ReconstructionSettings
+) -> torch.optim.Optimizer:
+    rate = settings.learning_rate
+    groups = [
+        {"params": [parameter], "full_rate": rate * _unit_of_rate(parameter, settings)}
+        for parameter in parameters
+    ]
+    if settings.optimizer == "rmsprop":
+        return torch.optim.RMSprop(groups, lr=rate)
+    return torch.optim.Adam(groups, lr=rate, betas=(0.9, settings.second_moment))
+
+
+def _unit_of_rate(parameter: nn.Parameter, settings: ReconstructionSettings) -> float:
+    """What a learning rate of 1 is for this parameter."""
+    if settings.scale == "absolute":
+        return 1.0
+    last = parameter.shape[-1] if parameter.ndim else 1
+    if parameter.ndim < 2:
+        return 1.0 / last
+    value = parameter.detach()
+    count = int(torch.count_nonzero(value))
+    squares = float(value.square().sum(dtype=torch.float64))
+    return sqrt(squares / count / last) if count else 0.0
+
+
+@contextmanager
+def _requiring_grad(student: nn.Module, trained: Sequence[str]) -> Iterator[None]:
+    """Only the trained parameters ask for gradients; afterwards as before, and no gradients."""
+    parameters = dict(student.named_parameters())
+    saved = {name: parameter.requires_grad for name, parameter in parameters.items()}
+    chosen = set(trained)
+    try:
+        for name, parameter in parameters.items():
+            parameter.requires_grad_(name in chosen)
+        yield
+    finally:
+        for name, parameter in parameters.items():
+            parameter.requires_grad_(saved[name])
+            parameter.grad = None

@@ -1,0 +1,157 @@
+"""Single samples of captured batches: any of them, in any order and number, through a block."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from secateur.errors import SecateurError
+from secateur.models.replay import BlockCall
+
+
+@dataclass(frozen=True)
+class BlockSamples:
+    """What enters one block, addressed by sample; samples are numbered through the batches."""
+
+    hidden: tuple[Tensor, ...]
+    """By batch: [batch, length, width]."""
+    calls: tuple[BlockCall, ...]
+    """By batch: how this block is called. Tensors with more than one dimension whose first is
+    the batch's size are taken apart with it; everything else holds for all samples."""
+
+    def __post_init__(self) -> None:
+        if len(self.hidden) != len(self.calls) or not self.hidden:
+            raise SecateurError(
+                "expected one call for each of at least one batch, "
+                f"got {len(self.calls)} calls and {len(self.hidden)} batches"
+            )
+
+    @cached_property
+    def _places(self) -> tuple[tuple[int, int], ...]:
+        return tuple(
+            (batch, row) for batch, hidden in enumerate(self.hidden) for row in range(len(hidden))
+        )
+
+    @property
+    def num_samples(self) -> int:
+        """Over all batches."""
+        return len(self._places)
+
+    def length(self, sample: int) -> int:
+        """Tokens of one sample."""
+        return self.hidden[self._places[sample][0]].shape[1]
+
+    def micro_batches(self, samples: Sequence[int], max_tokens: int) -> Iterator[list[int]]:
+        """Neighbours of equal length together: at most `max_tokens`, but at least one sample."""
+        batch: list[int] = []
+        for sample in samples:
+            length = self.length(sample)
+            if batch and (
+                length != self.length(batch[0]) or (len(batch) + 1) * length > max_tokens
+            ):
+                yield batch
+                batch = []
+            batch.append(sample)
+        if batch:
+            yield batch
+
+    def rows(self, buffers: Sequence[Tensor], samples: Sequence[int]) -> Tensor:
+        """The samples' parts of buffers shaped as `hidden`, such as outputs that were kept.
+
+        Args:
+            buffers: by batch [batch, length, width].
+            samples: of equal length.
+
+        Returns:
+            [len(samples), length, width].
+        """
+        places = [self._places[sample] for sample in samples]
+        batches = {batch for batch, _ in places}
+        if len(batches) == 1:
+            buffer = buffers[batches.pop()]
+            wanted = [row for _, row in places]
+            first = wanted[0]
+            if wanted == list(range(first, first + len(wanted))):
+                return buffer[first : first + len(wanted)]
+            return buffer[wanted]
+        return torch.stack([buffers[batch][row] for batch, row in places])
+
+    def single(self, sample: int) -> "BlockSamples":
+        """One sample alone, as number 0."""
+        return BlockSamples((self.rows(self.hidden, [sample]),), (self._own_call(sample),))
+
+    def run(self, block: nn.Module, samples: Sequence[int]) -> Tensor:
+        """The block's hidden states [len(samples), length, width] for samples of equal length.
+
+        Inputs and floating arguments are given in the dtype and on the device of the block's
+        first parameter.
+        """
+        like = next(block.parameters())
+        call: BlockCall = _converted(self._call(samples), like)
+        return call(block, self.rows(self.hidden, samples).to(like.device, like.dtype))
+
+    def _call(self, samples: Sequence[int]) -> BlockCall:
+        parts = [self._own_call(sample) for sample in samples]
+        first = parts[0]
+        return replace(
+            first,
+            args=_joined([part.args for part in parts]),
+            kwargs=_joined([part.kwargs for part in parts]),
+        )
+
+    def _own_call(self, sample: int) -> BlockCall:
+        batch, row = self._places[sample]
+        call, size = self.calls[batch], len(self.hidden[batch])
+        if size == 1:
+            return call
+        return replace(call, args=_row(call.args, row, size), kwargs=_row(call.kwargs, row, size))
+
+
+def _row(value: Any, row: int, size: int) -> Any:
+    """One sample's part of an argument."""
+    if isinstance(value, Tensor) and value.ndim > 1 and len(value) == size:
+        return value[row : row + 1]
+    if isinstance(value, tuple):
+        return tuple(_row(item, row, size) for item in value)
+    if isinstance(value, dict):
+        return {key: _row(item, row, size) for key, item in value.items()}
+    return value
+
+
+def _joined(values: Sequence[Any]) -> Any:
+    """Samples' arguments as one: tensors that differ are put one after another."""
+    first = values[0]
+    if isinstance(first, Tensor):
+        others = [value for value in values[1:] if value is not first]
+        if all(_is_same(value, first) for value in others):
+            return first
+        return torch.cat(list(values))
+    if isinstance(first, tuple):
+        return tuple(_joined(items) for items in zip(*values, strict=True))
+    if isinstance(first, dict):
+        return {key: _joined([value[key] for value in values]) for key in first}
+    return first
+
+
+def _is_same(left: Tensor, right: Tensor) -> bool:
+    if left.shape != right.shape or left.dtype != right.dtype:
+        return False
+    same_place = left.data_ptr() == right.data_ptr() and left.stride() == right.stride()
+    return same_place or torch.equal(left, right)
+
+
+def _converted(value: Any, like: Tensor) -> Any:
+    if isinstance(value, BlockCall):
+        return replace(
+            value, args=_converted(value.args, like), kwargs=_converted(value.kwargs, like)
+        )
+    if isinstance(value, Tensor):
+        return value.to(like.device, like.dtype if value.is_floating_point() else value.dtype)
+    if isinstance(value, tuple):
+        return tuple(_converted(item, like) for item in value)
+    if isinstance(value, dict):
+        return {key: _converted(item, like) for key, item in value.items()}
+    return value

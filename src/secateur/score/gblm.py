@@ -1,0 +1,37 @@
+"""GBLM-Pruner (Das et al., arXiv 2311.04902): Wanda plus the gradient of the whole model's loss."""
+
+from torch import Tensor
+
+from secateur_kernels.errors import SecateurError
+
+DEFAULT_SCALE = 100.0
+
+
+def score_gblm(
+    weight: Tensor, gradient_norm: Tensor, input_norm: Tensor, scale: float = DEFAULT_SCALE
+) -> Tensor:
+    """|W_ij| * (scale * gradient_norm_ij + input_norm_j).
+
+    Args:
+        weight: [N, K], any floating dtype.
+        gradient_norm: [N, K], sqrt of the sum over samples (not the mean) of squared gradients of
+            the model's mean cross entropy on one sample each.
+        input_norm: [K], averaged over samples as Wanda's code does: sqrt(sum over tokens of
+            x_j^2 / num_samples). The two are added, so the convention matters.
+        scale: the authors' factor on gradients.
+
+    Returns:
+        fp32 [N, K], contiguous (float64 if any argument is).
+
+    Raises:
+        SecateurError: the shapes do not fit.
+    """
+    if gradient_norm.shape != weight.shape or input_norm.shape != weight.shape[1:]:
+        raise SecateurError(
+            f"expected gradient_norm {list(weight.shape)} and input_norm [{weight.shape[1]}] for "
+            f"weight {list(weight.shape)}, got {list(gradient_norm.shape)} and "
+            f"{list(input_norm.shape)}"
+        )
+    wide = weight if weight.element_size() == 8 else weight.float()
+    slope = gradient_norm if gradient_norm.element_size() == 8 else gradient_norm.float()
+    return (wide.abs() * (scale * slope + input_norm)).contiguous()
