@@ -72,5 +72,10 @@ def as_matrix(x: Tensor) -> Tensor:
     return matrix if matrix.stride(-1) == 1 or matrix.numel() == 0 else matrix.contiguous()
 
 
+def contiguous(tensor: Tensor | None) -> Tensor | None:
+    """The tensor as kernels read it, copied where it is strided."""
+    return None if tensor is None else tensor.contiguous()
+
+
 def _short(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")

@@ -7,6 +7,7 @@ import torch
 
 from secateur_kernels.dispatch.choice import Choice
 from secateur_kernels.dispatch.problem import Problem
+from secateur_kernels.layouts.low_rank import RANK_STEP
 from secateur_kernels.low_rank_linear import triton_config as low_rank_triton
 from secateur_kernels.sparse24_linear import cuda_kernel as sparse24_cuda
 from secateur_kernels.sparse24_linear import triton_config as sparse24_triton
@@ -82,7 +83,8 @@ def _sparse24(problem: Problem) -> list[Choice]:
 
 
 def _low_rank_triton(problem: Problem) -> list[Choice]:
-    if not problem.device.has_triton or problem.dtype not in (torch.bfloat16, torch.float16):
+    fits = problem.dtype in (torch.bfloat16, torch.float16) and problem.rank % RANK_STEP == 0
+    if not (problem.device.has_triton and fits):
         return []
     config = low_rank_triton.default_config(
         problem.m, problem.n, problem.k, problem.rank, problem.device.num_sms

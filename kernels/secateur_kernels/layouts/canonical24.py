@@ -114,14 +114,17 @@ class Canonical24:
         # Zero by mask and not by product: what is dropped may be NaN, Inf or -0.0.
         kept = weight.contiguous().masked_fill(~keep_mask, 0.0)
         rows, columns = weight.shape
-        values = kept.view(rows, columns // 4, 4).gather(2, pairs).view(rows, columns // 2)
+        # As integers: torch's gather and scatter on a CPU rewrite the bits of NaN.
+        groups = kept.view(torch.int16).view(rows, columns // 4, 4)
+        values = groups.gather(2, pairs).view(rows, columns // 2).view(weight.dtype)
         return cls(values.contiguous(), _packed(nibbles_of(pairs)))
 
     def to_dense(self) -> Tensor:
         """The weight [N, K]: kept values bit for bit, +0.0 elsewhere."""
         rows, columns = self.shape
         pairs = pairs_of(self._nibbles())
-        return scatter_pairs(self.values.view(rows, columns // 4, 2), pairs)
+        bits = self.values.view(torch.int16).view(rows, columns // 4, 2)
+        return scatter_pairs(bits, pairs).view(self.values.dtype)
 
     def keep_mask(self) -> Tensor:
         """bool [N, K] with exactly two of four True, fillers included."""

@@ -13,6 +13,7 @@ from secateur_kernels.dispatch.problem import Problem
 from secateur_kernels.epilogue import apply_epilogue
 from secateur_kernels.errors import SecateurError
 from secateur_kernels.layouts.low_rank import RANK_STEP
+from secateur_kernels.linear_arguments import contiguous
 from secateur_kernels.low_rank_linear import triton_config
 from secateur_kernels.low_rank_linear.reference import low_rank, product, two_gemms
 from secateur_kernels.sparse24_linear.packed import Packed24
@@ -55,7 +56,7 @@ def launch(
     activation: str,
 ) -> Tensor:
     """y [M, output columns] for checked arguments, x [M, K] and residual with contiguous rows."""
-    epilogue = (bias, residual, activation)
+    epilogue = (contiguous(bias), residual, activation)
     groups = tuple(group_rows)
     if choice.backend == "triton":
         factors = (down.contiguous(), up.contiguous(), groups)
@@ -79,7 +80,7 @@ def launch_with_sparse(
     groups = tuple(group_rows)
     if choice.backend == "triton":
         factors = (down.contiguous(), up.contiguous(), groups)
-        epilogue = (bias, residual, activation)
+        epilogue = (contiguous(bias), residual, activation)
         return triton_kernel.launch_with_sparse(x, weight, *factors, *epilogue, choice.config)
     if choice.backend == "unpack":
         both = x @ unpack24_data(*weight).T + product(x, down, up, groups, x.dtype)

@@ -12,7 +12,7 @@ import triton.language as tl
 from secateur_kernels.sparse24_linear.triton_epilogue import store_tile, sum_slots
 
 
-@triton.jit(do_not_specialize=["m", "blocks_per_split"])  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=["m", "blocks_per_split"])
 def low_rank_down_kernel(
     x: tl.tensor,
     down: tl.tensor,
@@ -53,7 +53,7 @@ def low_rank_down_kernel(
     store_tile(partials, acc, None, rank, token, ranks, m, 0, rank < ranks)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def cut(rest: tl.tensor, BF16: tl.constexpr) -> tuple[tl.tensor, tl.tensor]:
     """The leading piece of an fp32 tensor, still in fp32, and what remains.
 
@@ -68,7 +68,7 @@ def cut(rest: tl.tensor, BF16: tl.constexpr) -> tuple[tl.tensor, tl.tensor]:
     return piece, tl.where(tl.abs(piece) < float("inf"), rest - piece, 0.0)
 
 
-@triton.jit(do_not_specialize=["slots"])  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=["slots"])
 def cut_kernel(
     partials: tl.tensor,
     pieces: tl.tensor,

@@ -14,12 +14,11 @@ from secateur_kernels.sparse24_linear.triton_epilogue import (
 GROUPS_A_LAUNCH = 4
 """How many groups `low_rank_up_kernel` has arguments for."""
 
+# Numbers for which no compilation of their own is worth it.
+_CHANGING = ["m", "base_slots", "first_group", "first", "stop0", "stop1", "stop2", "stop3"]
 
-@triton.jit(  # type: ignore[untyped-decorator]
-    do_not_specialize=[
-        "m", "base_slots", "first_group", "first", "stop0", "stop1", "stop2", "stop3"
-    ]
-)  # fmt: skip
+
+@triton.jit(do_not_specialize=_CHANGING)
 def low_rank_up_kernel(
     hidden: tl.tensor,
     up: tl.tensor,
@@ -115,7 +114,7 @@ def low_rank_up_kernel(
     store_tile(out, acc, residual, feature, token, width, m, residual_stride, inside)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def _pick(
     past0: tl.tensor,
     past1: tl.tensor,
@@ -130,7 +129,7 @@ def _pick(
     return tl.where(past2, value3, value)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def _start(
     base: tl.tensor,
     base_slots: tl.tensor,
@@ -151,7 +150,7 @@ def _start(
         return sum_slots(base + places, base_slots, m.to(tl.int64) * rows, mask)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def _add_slots(
     first: tl.tensor, stride: tl.tensor, mask: tl.tensor, SLOTS: tl.constexpr
 ) -> tl.tensor:
@@ -162,7 +161,7 @@ def _add_slots(
     return total
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def _dot(
     weight: tl.tensor, piece: tl.tensor, acc: tl.tensor, INTERPRETED: tl.constexpr
 ) -> tl.tensor:

@@ -3,9 +3,8 @@
 from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
-from torch import Tensor
-
 import torch
+from torch import Tensor
 
 from secateur_kernels.backends import HAS_TRITON, Backend, check_backend, require_triton
 from secateur_kernels.errors import SecateurError

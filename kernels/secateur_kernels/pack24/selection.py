@@ -15,19 +15,21 @@ import triton.language as tl
 
 
 @triton.jit
-def halves(words):  # type: ignore[no-untyped-def]
+def halves(words: tl.tensor) -> tuple[tl.tensor, tl.tensor]:
     """Both 32-bit halves of 64-bit words: columns 0 and 1, columns 2 and 3."""
     return words.to(tl.int32), (words >> 32).to(tl.int32)
 
 
 @triton.jit
-def columns_of(low, high):  # type: ignore[no-untyped-def]
+def columns_of(
+    low: tl.tensor, high: tl.tensor
+) -> tuple[tl.tensor, tl.tensor, tl.tensor, tl.tensor]:
     """The four 16-bit columns of a group, each in the upper half of an int32."""
     return low << 16, low & -65536, high << 16, high & -65536
 
 
 @triton.jit
-def as_fp32(bits, TYPE: tl.constexpr):  # type: ignore[no-untyped-def]
+def as_fp32(bits: tl.tensor, TYPE: tl.constexpr) -> tl.tensor:
     """The numbers whose 16 bits are in the upper halves, exactly."""
     if TYPE == tl.float16:
         return (bits >> 16).to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
@@ -37,13 +39,15 @@ def as_fp32(bits, TYPE: tl.constexpr):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def stays_ahead(lower, higher):  # type: ignore[no-untyped-def]
+def stays_ahead(lower: tl.tensor, higher: tl.tensor) -> tl.tensor:
     """Whether the lower column's score ranks above the higher column's."""
     return (lower >= higher) | (higher != higher)
 
 
 @triton.jit
-def choose(s0, s1, s2, s3):  # type: ignore[no-untyped-def]
+def choose(
+    s0: tl.tensor, s1: tl.tensor, s2: tl.tensor, s3: tl.tensor
+) -> tuple[tl.tensor, tl.tensor, tl.tensor, tl.tensor]:
     """The pattern of a group, as four booleans.
 
     Returns:
@@ -63,6 +67,8 @@ def choose(s0, s1, s2, s3):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def pick(both_left, both_right, left, right, mixed):  # type: ignore[no-untyped-def]
+def pick(
+    both_left: tl.tensor, both_right: tl.tensor, left: tl.tensor, right: tl.tensor, mixed: tl.tensor
+) -> tl.tensor:
     """What belongs to the pattern."""
     return tl.where(both_left, left, tl.where(both_right, right, mixed))

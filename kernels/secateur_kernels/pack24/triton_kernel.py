@@ -24,7 +24,7 @@ from secateur_kernels.layouts.fragment24 import SUB_TILE_BYTES, UNIT, UNIT_BYTES
 from secateur_kernels.pack24.config import Pack24TritonConfig
 from secateur_kernels.pack24.request import Packed, Request
 from secateur_kernels.pack24.selection import as_fp32, choose, columns_of, halves, pick
-from secateur_kernels.testing.ahead_of_time import CompileCase
+from secateur_kernels.testing.compile_case import CompileCase
 
 _UNIT_WORDS = tl.constexpr(UNIT_BYTES // 4)
 _SUB_TILE_WORDS = tl.constexpr(SUB_TILE_BYTES // 4)
@@ -32,26 +32,38 @@ _TYPES = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float32:
 
 
 @triton.jit
-def _four(low, high, TYPE: tl.constexpr):  # type: ignore[no-untyped-def]
+def _four(
+    low: tl.tensor, high: tl.tensor, TYPE: tl.constexpr
+) -> tuple[tl.tensor, tl.tensor, tl.tensor, tl.tensor]:
     """Four 16-bit numbers of a group as fp32."""
     c0, c1, c2, c3 = columns_of(low, high)
     return as_fp32(c0, TYPE), as_fp32(c1, TYPE), as_fp32(c2, TYPE), as_fp32(c3, TYPE)
 
 
 @triton.jit
-def _four_fp32(words, offsets, inside):  # type: ignore[no-untyped-def]
+def _four_fp32(
+    words: tl.tensor, offsets: tl.tensor, inside: tl.tensor
+) -> tuple[tl.tensor, tl.tensor, tl.tensor, tl.tensor]:
     """The four numbers of groups in an fp32 matrix, of which a group is two 64-bit words."""
     both = (2 * offsets)[:, :, None] + tl.arange(0, 2)[None, None, :]
     left, right = tl.split(tl.load(words + both, mask=inside[:, :, None], other=0))
     b0, b1 = halves(left)
     b2, b3 = halves(right)
-    return as_fp32(b0, tl.float32), as_fp32(b1, tl.float32), as_fp32(b2, tl.float32), as_fp32(b3, tl.float32)
+    s0, s1 = as_fp32(b0, tl.float32), as_fp32(b1, tl.float32)
+    return s0, s1, as_fp32(b2, tl.float32), as_fp32(b3, tl.float32)
 
 
 @triton.jit
-def _store_fragments(  # type: ignore[no-untyped-def]
-    data, pairs, nibbles, steps, tile_row, tile, ROWS: tl.constexpr, GROUPS: tl.constexpr
-):
+def _store_fragments(
+    data: tl.tensor,
+    pairs: tl.tensor,
+    nibbles: tl.tensor,
+    steps: tl.tensor,
+    tile_row: tl.tensor,
+    tile: tl.tensor,
+    ROWS: tl.constexpr,
+    GROUPS: tl.constexpr,
+) -> None:
     """A tile in fragment order: pairs of kept values, and index pairs (times 16)."""
     SUB_TILES: tl.constexpr = ROWS // 16
     FRAGMENTS: tl.constexpr = GROUPS // 8
@@ -88,29 +100,55 @@ def _store_fragments(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def pack24_kernel(  # type: ignore[no-untyped-def]
-    weight,  # int64 words of four 16-bit weights, or of two fp32
-    score,  # the same of given scores, or None
-    input_norm,  # int64 words of two fp32, or None
-    keep_mask,  # int32 words of four booleans, or None
-    mask_out,  # int32 words of four booleans, or None
-    values_out,  # int32 words of two kept values, or None
-    indices_out,  # uint8, or None
-    data_out,  # int32 words of fragment order, or None
-    rows,
-    groups,  # K / 4
-    weight_stride,  # of a row, in groups; the same for all that follow
-    score_stride,
-    keep_stride,
-    steps,  # of 64 columns, rounded up
-    tiles,  # a row of tiles
-    one,  # 1.0: with it, magnitudes are those of products, which comparisons take for nothing
+def pack24_kernel(
+    weight: tl.tensor,
+    score: tl.tensor,
+    input_norm: tl.tensor,
+    keep_mask: tl.tensor,
+    mask_out: tl.tensor,
+    values_out: tl.tensor,
+    indices_out: tl.tensor,
+    data_out: tl.tensor,
+    rows: tl.tensor,
+    groups: tl.tensor,
+    weight_stride: tl.tensor,
+    score_stride: tl.tensor,
+    keep_stride: tl.tensor,
+    steps: tl.tensor,
+    tiles: tl.tensor,
+    one: tl.tensor,
     WEIGHT: tl.constexpr,
     SCORE: tl.constexpr,
     GATE_UP: tl.constexpr,
     ROWS: tl.constexpr,
     GROUPS: tl.constexpr,
-):
+) -> None:
+    """One tile [ROWS, 4 * GROUPS], from scores to bytes.
+
+    Args:
+        weight: int64 words [N, K / 4] of four 16-bit weights, or [N, K / 2] of two fp32.
+        score: the same of given scores, or None.
+        input_norm: int64 words [K / 2] of two fp32, or None.
+        keep_mask: int32 words [N, K / 4] of four booleans, or None.
+        mask_out: as `keep_mask`; it and the following are None where not wanted.
+        values_out: int32 words [N, K / 4] of two kept values.
+        indices_out: uint8 [N, ceil(K / 8)].
+        data_out: int32 words of fragment order.
+        rows: N.
+        groups: K / 4.
+        weight_stride: of a row, in groups, as the other strides.
+        score_stride: of a row.
+        keep_stride: of a row.
+        steps: of 64 columns, rounded up.
+        tiles: in a row of tiles.
+        one: 1.0. Magnitudes are then those of products, which comparisons take for nothing; sign
+            bits would be cleared by integer instructions, of which there are enough.
+        WEIGHT: Triton type of the weights.
+        SCORE: of the scores.
+        GATE_UP: whether the row order is gate_up.
+        ROWS: of a tile, 16, 32 or 64.
+        GROUPS: of a tile, a power of two from 16 on.
+    """
     tile_row = tl.program_id(0) // tiles
     tile = tl.program_id(0) % tiles
     packed_row = tile_row * ROWS + tl.arange(0, ROWS)
@@ -243,9 +281,8 @@ def _words(matrix: Tensor | None) -> tuple[Tensor | None, int]:
     row_stride, column_stride = matrix.stride()
     aligned = row_stride % 4 == 0 and matrix.data_ptr() % word.itemsize == 0
     if column_stride != 1 or not aligned or matrix.storage_offset() % ratio:
-        matrix = matrix.contiguous()
-        # A contiguous tensor may still begin in the middle of a word.
-        matrix = matrix.clone() if matrix.storage_offset() % ratio else matrix
+        # Not contiguous(), which leaves a single row as it is.
+        matrix = matrix.clone(memory_format=torch.contiguous_format)
     return matrix.view(word), matrix.stride(0) // 4
 
 
@@ -256,7 +293,6 @@ def ahead_of_time_cases() -> list[CompileCase]:
     for dtype in (tl.bfloat16, tl.float16):
         cases += [
             _case(dtype, "magnitude", ("fragment",)),
-            _case(dtype, "input_norm", ("mask",)),
             _case(dtype, "input_norm", ("fragment",), gate_up=True),
             _case(dtype, "input_norm", every, aligned=False),
         ]

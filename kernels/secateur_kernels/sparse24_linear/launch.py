@@ -10,6 +10,7 @@ from secateur_kernels.dispatch.decide import decide
 from secateur_kernels.dispatch.problem import Problem, device_facts
 from secateur_kernels.errors import SecateurError
 from secateur_kernels.library import require_library
+from secateur_kernels.linear_arguments import contiguous
 from secateur_kernels.sparse24_linear import cuda_kernel, triton_config
 from secateur_kernels.sparse24_linear.packed import Packed24
 from secateur_kernels.sparse24_linear.reference import dense_weight, linear, linear_of_dense
@@ -63,7 +64,8 @@ def launch(
         kernel: Any = triton_kernel if choice.backend == "triton" else cuda_kernel
         data, rows, columns, _, _ = weight
         shape = (rows, columns, weight.gate_up)
-        return kernel.launch(x, data, *shape, bias, residual, activation, choice.config)  # type: ignore[no-any-return]
+        epilogue = (contiguous(bias), residual, activation)
+        return kernel.launch(x, data, *shape, *epilogue, choice.config)  # type: ignore[no-any-return]
     if choice.backend == "dense":
         assert dense is not None
         return linear_of_dense(x, dense, bias, residual, activation)

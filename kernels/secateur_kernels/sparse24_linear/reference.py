@@ -15,7 +15,9 @@ def dense_weight(
 ) -> Tensor:
     """The weight [rows, columns] of packed bytes that were validated before."""
     values, nibbles = plain_order(data, (rows, columns), value_dtype, row_order)
-    return scatter_pairs(values.reshape(rows, columns // 4, 2), pairs_of(nibbles))
+    # As integers: torch's scatter on a CPU rewrites the bits of NaN.
+    bits = values.contiguous().view(torch.int16).view(rows, columns // 4, 2)
+    return scatter_pairs(bits, pairs_of(nibbles)).view(value_dtype)
 
 
 def linear(

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def add_bias(z: tl.tensor, bias: tl.tensor, row: tl.tensor, inside: tl.tensor) -> tl.tensor:
     """z [F, T] plus bias[row], row and inside [F]; z itself where there is no bias."""
     if bias is not None:
@@ -15,13 +15,13 @@ def add_bias(z: tl.tensor, bias: tl.tensor, row: tl.tensor, inside: tl.tensor) -
     return z
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def silu_and_mul(gate: tl.tensor, up: tl.tensor) -> tl.tensor:
     """silu(gate) * up in fp32."""
     return gate / (1.0 + tl.exp(-gate)) * up
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def store_tile(
     out: tl.tensor,
     z: tl.tensor,
@@ -55,7 +55,7 @@ def store_tile(
     tl.store(out + places, z.to(out.dtype.element_ty), mask=mask)
 
 
-@triton.jit(do_not_specialize=["m", "slots"])  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=["m", "slots"])
 def reduce_kernel(
     partials: tl.tensor,
     out: tl.tensor,
@@ -82,7 +82,7 @@ def reduce_kernel(
     store_tile(out, z, residual, feature, token, width, m, residual_stride, inside)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def sum_slots(
     first: tl.tensor, slots: tl.tensor, stride: tl.tensor, inside: tl.tensor
 ) -> tl.tensor:

@@ -11,7 +11,7 @@ _UNIT_WORDS = tl.constexpr(UNIT_BYTES // 4)
 _SUB_TILE_WORDS = tl.constexpr(SUB_TILE_BYTES // 4)
 
 
-@triton.jit(do_not_specialize=["m", "steps_per_split", "group_m"])  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=["m", "steps_per_split", "group_m"])
 def sparse24_linear_kernel(
     x: tl.tensor,
     data: tl.tensor,
@@ -45,9 +45,22 @@ def sparse24_linear_kernel(
     split = tl.program_id(1)
 
     acc = _multiply(
-        x, data, token, block_n, split, m, rows, columns, x_stride, steps_per_split,
-        SPLIT_GROUPS, INTERPRETED, BLOCK_M, BLOCK_N, BLOCK_K,
-    )  # fmt: skip
+        x,
+        data,
+        token,
+        block_n,
+        split,
+        m,
+        rows,
+        columns,
+        x_stride,
+        steps_per_split,
+        SPLIT_GROUPS,
+        INTERPRETED,
+        BLOCK_M,
+        BLOCK_N,
+        BLOCK_K,
+    )
     if SILU:
         halves = tl.permute(tl.reshape(acc, [BLOCK_N // 16, 2, 8, BLOCK_M]), [0, 2, 3, 1])
         gate, up = tl.split(halves)
@@ -71,7 +84,7 @@ def sparse24_linear_kernel(
         store_tile(out, acc, residual, row, token, rows, m, residual_stride, inside)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def _multiply(
     x: tl.tensor,
     data: tl.tensor,

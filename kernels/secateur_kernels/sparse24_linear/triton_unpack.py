@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def _opaque(low: tl.tensor, high: tl.tensor) -> tuple[tl.tensor, tl.tensor]:
     """Both unchanged, and no business of the optimiser.
 
@@ -28,7 +28,7 @@ def _opaque(low: tl.tensor, high: tl.tensor) -> tuple[tl.tensor, tl.tensor]:
     )
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def unpack_tile(
     values: tl.tensor,
     metadata: tl.tensor,
@@ -78,7 +78,7 @@ def unpack_tile(
     return tl.reshape(dense, [16 * SUB_TILES, 64 * STEPS])
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def column_order(STEPS: tl.constexpr, SPLIT_GROUPS: tl.constexpr) -> tl.tensor:
     """The column of the weight that column i of `unpack_tile` holds: int32 [64 * STEPS].
 

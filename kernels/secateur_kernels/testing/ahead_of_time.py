@@ -14,37 +14,19 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from secateur_kernels.errors import SecateurError
+from secateur_kernels.testing.compile_case import CompileCase
 
 _RESOURCES = re.compile(r"\b(REG|STACK|SHARED):(\d+)")
 _MNEMONIC = re.compile(r"^\s*/\*[0-9a-f]+\*/\s+(?:@!?\w+\s+)?([A-Z][A-Z0-9_]*)", re.MULTILINE)
-
-
-@dataclass(frozen=True)
-class CompileCase:
-    """One specialisation of one Triton kernel."""
-
-    name: str
-    """Says kernel, dtype and config; unique."""
-    kernel: Any
-    """What `triton.jit` returned."""
-    signature: Mapping[str, str]
-    """Argument name -> Triton type, such as "*bf16", "i32", or "constexpr"."""
-    constexprs: Mapping[str, Any]
-    """Argument name -> value of every constexpr argument."""
-    divisible_by_16: tuple[str, ...] = field(default=())
-    """Arguments that the launcher would specialise on: pointers and sizes divisible by 16."""
-    num_warps: int = 4
-    num_stages: int = 2
 
 
 @dataclass(frozen=True)
@@ -89,9 +71,7 @@ def compile_case(case: CompileCase, capability: int) -> CompileReport:
     options = {"num_warps": case.num_warps, "num_stages": case.num_stages}
     source = _source(case)
     try:
-        compiled = triton.compile(
-            source, target=GPUTarget("cuda", capability, 32), options=options
-        )
+        compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     except Exception as error:  # Triton raises whatever its passes and ptxas raise.
         raise SecateurError(f"{case.name} does not compile for sm_{capability}: {error}") from error
     resources, mnemonics = _disassembled(compiled.asm["cubin"])
@@ -120,7 +100,7 @@ def _source(case: CompileCase) -> ASTSource:
     constexprs = {name for name, kind in case.signature.items() if kind == "constexpr"}
     if set(case.signature) != set(arguments) or constexprs != set(case.constexprs):
         raise SecateurError(
-            f"expected a signature of {arguments} for {case.name}, with a value for each constexpr, "
+            f"expected a signature of {arguments} for {case.name}, and values of its constexprs, "
             f"got {dict(case.signature)} and values of {list(case.constexprs)}"
         )
     attributes = {

@@ -7,6 +7,7 @@ All poison is bytes of 0xFF: NaN as bf16, fp16 and fp32, -1 as an integer, an il
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -79,7 +80,7 @@ def poisoned_allocations() -> Iterator[None]:
     Outputs and workspaces of an op alike, also in the memory of a graph that is being captured:
     there the poison is replayed as well.
     """
-    settings = torch.utils.deterministic
+    settings: Any = torch.utils.deterministic
     fill_before = settings.fill_uninitialized_memory
     mode_before = torch.get_deterministic_debug_mode()
     with warnings.catch_warnings():
@@ -105,9 +106,7 @@ def poison_free_memory(device: torch.device, largest: int = 1 << 30) -> None:
     blocks = []
     size = largest
     while size >= ALIGNMENT:
-        blocks += [
-            torch.full((size,), POISON, dtype=torch.uint8, device=device) for _ in range(2)
-        ]
+        blocks += [torch.full((size,), POISON, dtype=torch.uint8, device=device) for _ in range(2)]
         size //= 2
     if device.type == "cuda":
         torch.cuda.synchronize(device)

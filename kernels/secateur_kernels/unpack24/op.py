@@ -12,7 +12,6 @@ from secateur_kernels.backends import (
 )
 from secateur_kernels.layouts.fragment24 import Fragment24, check_data
 from secateur_kernels.layouts.kind import kind_of
-from secateur_kernels.library import require_library
 from secateur_kernels.namespace import LIBRARY
 from secateur_kernels.unpack24 import cuda_kernel, reference
 
@@ -67,11 +66,10 @@ def unpack24_data(
         require_triton(data)
     elif backend == "cuda":
         require_cuda_tensor(data)
-        require_library(data.device)
     if data.numel() == 0 or backend == "reference":
         return reference.run(data, rows, columns, row_order, value_dtype)
-    kernel = triton_kernel if backend == "triton" else cuda_kernel
-    return kernel.launch(data, rows, columns, row_order == "gate_up", value_dtype)
+    launch = triton_kernel.launch if backend == "triton" else cuda_kernel.launch
+    return launch(data, rows, columns, row_order == "gate_up", value_dtype)
 
 
 def _fake(

@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from secateur_kernels.layouts.fragment24 import SUB_TILE_BYTES, UNIT_BYTES
-from secateur_kernels.testing.ahead_of_time import CompileCase
+from secateur_kernels.testing.compile_case import CompileCase
 
 _UNIT_WORDS = tl.constexpr(UNIT_BYTES // 4)
 _SUB_TILE_WORDS = tl.constexpr(SUB_TILE_BYTES // 4)
@@ -21,9 +21,9 @@ _NUM_WARPS = 4
 
 
 @triton.jit
-def _load_pairs(  # type: ignore[no-untyped-def]
-    first, inside, ROWS: tl.constexpr, GROUPS: tl.constexpr
-):
+def _load_pairs(
+    first: tl.tensor, inside: tl.tensor, ROWS: tl.constexpr, GROUPS: tl.constexpr
+) -> tl.tensor:
     """Pairs of kept values [ROWS, GROUPS] in plain order."""
     SUB_TILES: tl.constexpr = ROWS // 16
     FRAGMENTS: tl.constexpr = GROUPS // 8
@@ -41,9 +41,9 @@ def _load_pairs(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _load_nibbles(  # type: ignore[no-untyped-def]
-    first, inside, ROWS: tl.constexpr, GROUPS: tl.constexpr
-):
+def _load_nibbles(
+    first: tl.tensor, inside: tl.tensor, ROWS: tl.constexpr, GROUPS: tl.constexpr
+) -> tl.tensor:
     """Index pairs [ROWS, GROUPS] in plain order."""
     SUB_TILES: tl.constexpr = ROWS // 16
     row = tl.arange(0, SUB_TILES * 8)
@@ -62,17 +62,30 @@ def _load_nibbles(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def unpack24_kernel(  # type: ignore[no-untyped-def]
-    data,  # int32 words of fragment order
-    dense,  # int64 words of a group
-    rows,
-    groups,  # K / 4
-    steps,  # of 64 columns, rounded up
-    tiles,  # a row of tiles
+def unpack24_kernel(
+    data: tl.tensor,
+    dense: tl.tensor,
+    rows: tl.tensor,
+    groups: tl.tensor,
+    steps: tl.tensor,
+    tiles: tl.tensor,
     GATE_UP: tl.constexpr,
     ROWS: tl.constexpr,
     GROUPS: tl.constexpr,
-):
+) -> None:
+    """One tile [ROWS, 4 * GROUPS].
+
+    Args:
+        data: int32 words of fragment order.
+        dense: int64 words [N, K / 4] of four 16-bit weights, written.
+        rows: N.
+        groups: K / 4.
+        steps: of 64 columns, rounded up.
+        tiles: in a row of tiles.
+        GATE_UP: whether the row order is gate_up.
+        ROWS: of a tile, 16, 32 or 64.
+        GROUPS: of a tile, a power of two from 16 on.
+    """
     tile_row = tl.program_id(0) // tiles
     tile = tl.program_id(0) % tiles
     panel = data + (tile_row * ROWS // 64).to(tl.int64) * steps * _UNIT_WORDS
@@ -119,7 +132,7 @@ def launch(
 
 
 def ahead_of_time_cases() -> list[CompileCase]:
-    """Both row orders, and K that is no multiple of 64. The kernel does not see the dtype."""
+    """Both row orders, one with K that is no multiple of 64. The kernel does not see the dtype."""
     sizes = dict.fromkeys(("rows", "groups", "steps", "tiles"), "i32")
     switches = ("GATE_UP", "ROWS", "GROUPS")
     signature = {"data": "*i32", "dense": "*i64", **sizes, **dict.fromkeys(switches, "constexpr")}
@@ -132,6 +145,5 @@ def ahead_of_time_cases() -> list[CompileCase]:
             divisible_by_16=("data", "dense", *(["groups"] if aligned else [])),
             num_warps=_NUM_WARPS,
         )
-        for gate_up in (False, True)
-        for aligned in (True, False)
+        for gate_up, aligned in ((False, True), (True, False))
     ]

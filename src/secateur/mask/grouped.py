@@ -8,13 +8,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from secateur_kernels.backends import HAS_TRITON
 from secateur_kernels.errors import SecateurError
+from secateur_kernels.pack24.op import pack24
 
 # Scores treated at once: the working set stays in a core's cache, and the fixed cost of a dozen
 # calls is spread over enough of them.
 _CPU_CHUNK = 1 << 18
 # Fewer are done before another thread has started.
 _CHUNKS_PER_THREAD = 8
+
+# Scores that the 2:4 kernel takes.
+_KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 _WORDS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -45,11 +50,21 @@ def select_grouped(score: Tensor, keep: int, group: int) -> Tensor:
     flat = score.detach().contiguous().view(-1)
     if flat.device.type == "cpu":
         return _select_on_cpu(flat, keep, group).view(score.shape)
+    if HAS_TRITON and (keep, group) == (2, 4) and flat.dtype in _KERNEL_DTYPES and flat.numel():
+        return _select_by_kernel(flat).view(score.shape)
     mask = torch.empty(flat.shape, dtype=torch.bool, device=flat.device)
     beats_right = torch.empty(flat.shape, dtype=torch.bool, device=flat.device)
     words = _WORDS[group]
     _count_wins(flat, keep, group, beats_right, beats_right.view(words), mask.view(words), torch.ge)
     return mask.view(score.shape)
+
+
+def _select_by_kernel(score: Tensor) -> Tensor:
+    """Two of four in one pass; as groups do not meet, in rows as wide as the kernel's tiles."""
+    rows = score.view(-1, 256 if score.numel() % 256 == 0 else 4)
+    mask = pack24(rows, score=rows).keep_mask
+    assert mask is not None
+    return mask.view(-1)
 
 
 def _select_on_cpu(score: Tensor, keep: int, group: int) -> Tensor:

@@ -6,7 +6,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from secateur_kernels.backends import HAS_TRITON
 from secateur_kernels.errors import SecateurError
+from secateur_kernels.threshold.op import keep_largest_per_row
+
+# A program of the kernel has one row: longer ones, such as a whole matrix, would run on one core.
+_MAX_KERNEL_COLUMNS = 65536
 
 Compared = Literal["row", "matrix", "block"]
 
@@ -53,6 +58,9 @@ def _keep_rows(score: Tensor, fraction: float) -> Tensor:
     removed = min(floor(fraction * columns * (1 + 1e-15)), columns - 1) if columns else 0
     if removed == 0:
         return torch.ones(score.shape, dtype=torch.bool, device=score.device)
+    on_gpu = score.device.type == "cuda" and score.dtype == torch.float32
+    if HAS_TRITON and on_gpu and columns <= _MAX_KERNEL_COLUMNS:
+        return keep_largest_per_row(score, columns - removed)
     threshold = score.kthvalue(removed, dim=1, keepdim=True).values
     above = score > threshold
     tied = score == threshold

@@ -14,6 +14,8 @@ from secateur.report.record import LayerRecord
 from secateur.score import score_magnitude, score_wanda
 from secateur.stages.prune_plan import PlannedSite
 from secateur.update import HessianFactor, factor_hessian, sparsegpt
+from secateur_kernels.backends import HAS_TRITON
+from secateur_kernels.pack24.op import pack24
 
 
 class SharedHessians:
@@ -101,16 +103,34 @@ def _prune(
 ) -> tuple[Tensor, str]:
     select = _selector(planned.sparsity, stage)
     if method == "magnitude":
-        return dense.masked_fill(~select(score_magnitude(dense)), 0.0), ""
+        mask = _mask_in_one_pass(planned, None)
+        mask = select(score_magnitude(dense)) if mask is None else mask
+        return dense.masked_fill(~mask, 0.0), ""
     assert statistics is not None
     input_norm = statistics.input_norm(num_samples)
     _require_finite(input_norm, planned)
     if method == "wanda":
-        return dense.masked_fill(~select(score_wanda(dense, input_norm)), 0.0), ""
+        mask = _mask_in_one_pass(planned, input_norm)
+        mask = select(score_wanda(dense, input_norm)) if mask is None else mask
+        return dense.masked_fill(~mask, 0.0), ""
     factor = hessians.factor(statistics)
     columns = _columns_at_once(planned.sparsity, stage, dense.shape[1])
     pruned, _ = sparsegpt(dense.to(factor.upper.dtype), factor, select, columns, stage.block_size)
     return pruned, _factor_note(factor, stage)
+
+
+def _mask_in_one_pass(planned: PlannedSite, input_norm: Tensor | None) -> Tensor | None:
+    """The 2:4 mask on a GPU, from the weights as they are stored, without a tensor of scores.
+
+    None where the kernel does not serve; bit for bit what scoring and selecting give.
+    """
+    weight, sparsity = planned.site.weight, planned.sparsity
+    if not HAS_TRITON or weight.device.type != "cuda" or weight.element_size() == 8:
+        return None
+    norm_fits = input_norm is None or input_norm.dtype == torch.float32
+    if (sparsity.keep, sparsity.group) != (2, 4) or not norm_fits:
+        return None
+    return pack24(weight, input_norm=input_norm).keep_mask
 
 
 def _selector(sparsity: Sparsity, stage: PruneStage) -> Callable[[Tensor], Tensor]:

@@ -94,6 +94,7 @@ def test_rules_of_thumb() -> None:
     assert choose(LOW_RANK, None).backend == "triton"
     assert choose(replace(LOW_RANK, m=512), None).backend == "two_gemms"
     assert choose(replace(LOW_RANK, dtype=torch.float32), None).backend == "two_gemms"
+    assert choose(replace(LOW_RANK, rank=1000), None).backend == "two_gemms"
     both = replace(LOW_RANK, op="sparse24_low_rank_linear", m=512)
     assert choose(both, None).backend == "unpack"
 

@@ -12,7 +12,9 @@ from secateur_kernels.dispatch.decide import decide, forget
 from secateur_kernels.dispatch.table import load_table, load_tables, table_path
 
 PROBLEM = Problem("low_rank_linear", 8, 64, 64, torch.float32, rank=16)
-ENTRY = Entry.of(PROBLEM, [Measurement("two_gemms", None, 2.0), Measurement("reference", None, 1.0)])
+ENTRY = Entry.of(
+    PROBLEM, [Measurement("two_gemms", None, 2.0), Measurement("reference", None, 1.0)]
+)
 TABLE = Table("cpu", (0, 0), {"torch": "2"}, (ENTRY,))
 
 

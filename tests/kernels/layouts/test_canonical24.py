@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from secateur_kernels import SecateurError
-from secateur_kernels.layouts import Canonical24
+from secateur_kernels.layouts import Canonical24, Fragment24
 
 DTYPES = (torch.bfloat16, torch.float16)
 sizes = st.tuples(st.integers(0, 9), st.integers(0, 9).map(lambda groups: 4 * groups))
@@ -145,3 +145,16 @@ def test_bad_cuts_are_refused() -> None:
         Canonical24.concatenate_rows([])
     with pytest.raises(SecateurError, match="one K and dtype"):
         Canonical24.concatenate_rows([packed, packed.slice_columns(0, 8)])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_every_bit_pattern_comes_back(dtype: torch.dtype) -> None:
+    bits = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(128, 512)
+    mask = torch.zeros(128, 512, dtype=torch.bool)
+    mask[:, 1::2] = True
+    for keep in (mask, ~mask):
+        packed = Canonical24.from_dense(bits.view(dtype), keep)
+        expected = bits.masked_fill(~keep, 0)
+        assert torch.equal(packed.to_dense().view(torch.int16), expected)
+        fragment = Fragment24.from_canonical(packed)
+        assert torch.equal(fragment.to_dense().view(torch.int16), expected)

@@ -1,0 +1,23 @@
+"""What a kernel offers to be compiled without a GPU."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class CompileCase:
+    """One specialisation of one Triton kernel."""
+
+    name: str
+    """Says kernel, dtype and config; unique."""
+    kernel: Any
+    """What `triton.jit` returned."""
+    signature: Mapping[str, str]
+    """Argument name -> Triton type, such as "*bf16", "i32", or "constexpr"."""
+    constexprs: Mapping[str, Any]
+    """Argument name -> value of every constexpr argument."""
+    divisible_by_16: tuple[str, ...] = field(default=())
+    """Arguments that the launcher would specialise on: pointers and sizes divisible by 16."""
+    num_warps: int = 4
+    num_stages: int = 2

@@ -1,0 +1,165 @@
+"""The kernels' source compiled for an emulated GPU, and its C interface."""
+
+import ctypes
+import shutil
+import subprocess
+from collections.abc import Sequence
+from ctypes import c_int32, c_int64, c_uint64, c_void_p
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from secateur_kernels.layouts import Fragment24
+
+ROOT = Path(__file__).parents[3]
+CSRC = ROOT / "csrc"
+
+
+class Unpack24(ctypes.Structure):
+    """SecateurUnpack24 of csrc/include/secateur/core.h."""
+
+    _fields_ = (
+        ("weight", c_void_p),
+        ("dense", c_void_p),
+        ("rows", c_int64),
+        ("columns", c_int64),
+        ("gate_up", c_int32),
+        ("device", c_int32),
+    )
+
+
+class Skinny(ctypes.Structure):
+    """SecateurSparse24Skinny of csrc/include/secateur/core.h."""
+
+    _fields_ = (
+        *((name, c_void_p) for name in ("x", "weight", "bias", "residual", "y")),
+        *((name, c_void_p) for name in ("workspace", "counters")),
+        *((name, c_int64) for name in ("workspace_bytes", "counter_count", "x_stride")),
+        *((name, c_int64) for name in ("residual_stride", "tokens", "rows", "columns")),
+        *((name, c_int32) for name in ("value_type", "gate_up", "silu_and_mul")),
+        *((name, c_int32) for name in ("warps", "row_tiles", "stages")),
+        ("blocks", c_int64),
+        ("device", c_int32),
+    )
+
+
+class SkinnyNeeds(ctypes.Structure):
+    """SecateurSparse24SkinnyNeeds of csrc/include/secateur/core.h."""
+
+    _fields_ = (
+        ("workspace_bytes", c_int64),
+        ("counter_count", c_int64),
+        ("shared_bytes", c_int64),
+    )
+
+
+def pointer(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def skinny_arguments(
+    x: Tensor,
+    weight: Fragment24,
+    y: Tensor,
+    tiling: Sequence[int],
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    silu_and_mul: bool = False,
+) -> Skinny:
+    """`tiling`: warps, row tiles, stages, blocks."""
+    warps, row_tiles, stages, blocks = tiling
+    return Skinny(
+        x=pointer(x),
+        weight=pointer(weight.data),
+        bias=pointer(bias),
+        residual=pointer(residual),
+        y=pointer(y),
+        x_stride=x.stride(0),
+        residual_stride=0 if residual is None else residual.stride(0),
+        tokens=len(x),
+        rows=weight.shape[0],
+        columns=weight.shape[1],
+        value_type=0 if x.dtype == torch.bfloat16 else 1,
+        gate_up=weight.row_order == "gate_up",
+        silu_and_mul=silu_and_mul,
+        warps=warps,
+        row_tiles=row_tiles,
+        stages=stages,
+        blocks=blocks,
+    )
+
+
+class Emulator:
+    """The kernels on a CPU, with the C interface's checks in front of them."""
+
+    skinny_arguments = staticmethod(skinny_arguments)
+    unpack_arguments = Unpack24
+
+    def __init__(self, path: Path) -> None:
+        self.functions = ctypes.CDLL(str(path))
+        self.functions.emulation_message.restype = ctypes.c_char_p
+        self.functions.secateur_error_text.restype = ctypes.c_char_p
+        self.functions.emulate_sparse24_skinny.argtypes = [c_void_p, ctypes.c_int, c_uint64]
+        for name in ("index_unit_offset", "index_logical_row"):
+            getattr(self.functions, name).restype = c_int64
+        self.functions.index_unit_offset.argtypes = [c_int64] * 3
+        self.functions.index_logical_row.argtypes = [c_int64, ctypes.c_int, c_int64, ctypes.c_int]
+        self.functions.index_expand_group.restype = c_uint64
+        self.functions.schedule_slots.restype = c_int64
+        self.functions.schedule_fits.argtypes = [c_int64] * 3
+        for name in ("nibble", "expand_group"):
+            argtypes = [ctypes.c_uint32] * (3 if name == "nibble" else 2)
+            getattr(self.functions, f"index_{name}").argtypes = argtypes
+
+    def text(self, code: int) -> str:
+        if code == 1:
+            return str(self.functions.emulation_message().decode())
+        return str(self.functions.secateur_error_text(code).decode())
+
+    def needs(self, arguments: Skinny) -> SkinnyNeeds:
+        found = SkinnyNeeds()
+        code = self.functions.secateur_sparse24_skinny_needs(
+            ctypes.byref(arguments), ctypes.byref(found)
+        )
+        assert code == 0, self.text(code)
+        return found
+
+    def check(self, arguments: Skinny) -> str:
+        return self.text(self.functions.secateur_sparse24_skinny_check(ctypes.byref(arguments)))
+
+    def skinny(self, arguments: Skinny, bulk: bool, seed: int) -> None:
+        """Run it with a workspace full of NaN, and see that the counters are zero again."""
+        needs = self.needs(arguments)
+        # Four floats more, for the start may have to move to a multiple of 16 bytes.
+        workspace = torch.full((needs.workspace_bytes // 4 + 4,), torch.nan)
+        counters = torch.zeros(needs.counter_count + 1, dtype=torch.int32)
+        arguments.workspace = workspace.data_ptr() + -workspace.data_ptr() % 16
+        arguments.workspace_bytes = needs.workspace_bytes
+        arguments.counters, arguments.counter_count = counters.data_ptr(), needs.counter_count
+        code = self.functions.emulate_sparse24_skinny(ctypes.byref(arguments), bulk, seed)
+        assert code == 0, self.text(code)
+        assert not counters.any()
+
+    def unpack(self, arguments: Unpack24) -> str:
+        return self.text(self.functions.emulate_unpack24(ctypes.byref(arguments)))
+
+
+@pytest.fixture(scope="session")
+def emulator(tmp_path_factory: pytest.TempPathFactory) -> Emulator:
+    compiler = shutil.which("g++")
+    if compiler is None:
+        pytest.skip("needs g++")
+    here = Path(__file__).parent / "emulation"
+    library = tmp_path_factory.mktemp("emulation") / "libemulation.so"
+    sources = ["sparse24_skinny_arguments.cpp", "unpack24_arguments.cpp", "error_text.cpp"]
+    command: list[Any] = [compiler, "-std=c++17", "-O1", "-fPIC", "-shared", "-o", library]
+    command += ["-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
+    command += ['-DSECATEUR_DEVICE_HEADER="emulated_device.h"']
+    command += [f"-I{CSRC / 'include'}", f"-I{CSRC}", f"-I{here}", here / "emulate.cpp"]
+    command += [CSRC / source for source in sources]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return Emulator(library)

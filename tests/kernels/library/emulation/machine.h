@@ -1,0 +1,297 @@
+// A thread block on a CPU: every thread is a coroutine, and one schedule of many, drawn from a
+// seed, decides who goes on and when copies land. It reports what a GPU would not: deadlocks,
+// lanes that diverge within a warp, accesses outside of what was given, copies nobody waited for.
+#pragma once
+
+#include <ucontext.h>
+
+#include <cstdint>
+#include <cstring>
+#include <deque>
+#include <functional>
+#include <map>
+#include <memory>
+#include <random>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+namespace emulation {
+
+constexpr int lanes = 32;
+constexpr uint8_t poison = 0xFF;  // NaN as a value, illegal as metadata
+constexpr uint32_t shared_base = 1 << 20;
+
+struct Barrier {
+  int count = 0;
+  int pending = 0;
+  int64_t bytes = 0;  // expected and not yet there
+  uint32_t phase = 0;
+
+  void complete_if_due() {
+    if (pending == 0 && bytes == 0) {
+      ++phase;
+      pending = count;
+    }
+  }
+};
+
+// A copy under way, or the arrival that follows a thread's copies.
+struct Landing {
+  uint32_t target = 0;
+  const uint8_t* source = nullptr;
+  int bytes = 0;    // to write
+  int valid = 0;    // of them from the source, the rest zero
+  uint32_t barrier = 0;
+  int64_t counted = 0;  // bytes that the barrier expects
+  bool arrives = false;
+};
+
+struct Collective {
+  std::string name;
+  int arrived = 0;
+  int generation = 0;
+  uint64_t in[lanes][8];
+  uint64_t out[lanes][8];
+};
+
+class Machine {
+ public:
+  Machine(int threads, int shared_bytes, uint64_t seed)
+      : random_(seed), threads_(threads), shared_(shared_bytes, poison) {}
+
+  static Machine*& current() {
+    static Machine* machine = nullptr;
+    return machine;
+  }
+
+  void allow(const void* start, int64_t bytes, bool writable) {
+    if (start != nullptr && bytes > 0) {
+      regions_.push_back({reinterpret_cast<uintptr_t>(start), bytes, writable});
+    }
+  }
+
+  void run(int block, const std::function<void()>& body);
+
+  // ---- for the emulated instructions ----
+  int thread() const { return running_; }
+  int block() const { return block_; }
+  void yield() { swapcontext(&fibers_[running_].context, &scheduler_); }
+  void fail(const std::string& message) {
+    if (running_ < 0) throw std::runtime_error(message + ", when a copy landed");
+    if (error_.empty()) error_ = message + ", thread " + std::to_string(running_);
+    while (true) yield();
+  }
+  void advance() { progress_ = true; }
+
+  uint8_t* shared(uint32_t address, int bytes) {
+    if (address < shared_base || address + bytes > shared_base + shared_.size()) {
+      fail("shared memory: access outside at " + std::to_string(address - shared_base));
+    }
+    if (address % bytes != 0) fail("shared memory: misaligned access");
+    return shared_.data() + (address - shared_base);
+  }
+
+  template <typename T>
+  T* global(const void* address, bool write) {
+    check_global(address, sizeof(T), write);
+    if (reinterpret_cast<uintptr_t>(address) % sizeof(T) != 0) fail("global: misaligned access");
+    return static_cast<T*>(const_cast<void*>(address));
+  }
+
+  void check_global(const void* address, int64_t bytes, bool write) {
+    const auto at = reinterpret_cast<uintptr_t>(address);
+    for (const Region& region : regions_) {
+      if (at >= region.start && at + bytes <= region.start + region.bytes &&
+          (region.writable || !write)) {
+        return;
+      }
+    }
+    fail(write ? "global: write outside of what was given"
+               : "global: read outside of what was given");
+  }
+
+  Barrier& barrier(uint32_t address) {
+    shared(address, 8);
+    const auto found = barriers_.find(address);
+    if (found == barriers_.end()) fail("an mbarrier that was not initialised");
+    return found->second;
+  }
+  void init_barrier(uint32_t address, int count) {
+    shared(address, 8);
+    barriers_[address] = {count, count, 0, 0};
+  }
+  void arrive(uint32_t address) {
+    Barrier& b = barrier(address);
+    if (b.pending == 0) fail("more arrivals than an mbarrier counts");
+    --b.pending;
+    b.complete_if_due();
+    advance();
+  }
+
+  void start_copy(Landing landing, bool bulk) {
+    if (landing.valid > 0) check_global(landing.source, landing.valid, false);
+    shared(landing.target, 16);
+    shared(landing.target + landing.bytes - 16, 16);
+    std::memset(shared_.data() + (landing.target - shared_base), poison, landing.bytes);
+    (bulk ? bulk_ : queues_[running_]).push_back(landing);
+  }
+  void arrive_after_copies(uint32_t barrier) {
+    Landing landing;
+    landing.barrier = barrier;
+    landing.arrives = true;
+    queues_[running_].push_back(landing);
+  }
+  void wait_for_copies() {
+    while (!queues_[running_].empty()) yield();
+  }
+
+  // All lanes of a warp bring `in`; the last one computes all of `out`.
+  template <typename In, typename Out, typename Compute>
+  Out collective(const char* name, const In& in, const Compute& compute) {
+    static_assert(sizeof(In) <= 64 && sizeof(Out) <= 64, "slots");
+    Collective& c = collectives_[running_ / lanes];
+    const int lane = running_ % lanes;
+    if (c.arrived == 0) {
+      c.name = name;
+    } else if (c.name != name) {
+      fail("lanes of a warp diverge: " + c.name + " and " + name);
+    }
+    std::memcpy(c.in[lane], &in, sizeof(In));
+    const int generation = c.generation;
+    if (++c.arrived == lanes) {
+      In all[lanes];
+      Out results[lanes];
+      for (int i = 0; i < lanes; ++i) std::memcpy(&all[i], c.in[i], sizeof(In));
+      compute(all, results);
+      for (int i = 0; i < lanes; ++i) std::memcpy(c.out[i], &results[i], sizeof(Out));
+      c.arrived = 0;
+      ++c.generation;
+      advance();
+    } else {
+      while (c.generation == generation) yield();
+    }
+    Out out;
+    std::memcpy(&out, c.out[lane], sizeof(Out));
+    return out;
+  }
+
+  void sync_block() {
+    const int generation = block_generation_;
+    if (++block_arrived_ == threads_) {
+      block_arrived_ = 0;
+      ++block_generation_;
+      advance();
+    } else {
+      while (block_generation_ == generation) yield();
+    }
+  }
+
+ private:
+  struct Region {
+    uintptr_t start;
+    int64_t bytes;
+    bool writable;
+  };
+  struct Fiber {
+    ucontext_t context;
+    std::unique_ptr<char[]> stack;
+    bool done = false;
+  };
+  static constexpr size_t stack_bytes = 64 * 1024;
+
+  static void enter() {
+    Machine& m = *current();
+    (*m.body_)();
+    if (!m.queues_[m.running_].empty()) m.fail("a thread left with copies under way");
+    m.fibers_[m.running_].done = true;
+    m.advance();
+    while (true) m.yield();
+  }
+
+  // Some of what is under way lands: of each thread in order, across threads in any order.
+  void land(std::deque<Landing>& queue) {
+    while (!queue.empty() && random_() % 3 != 0) {
+      const Landing landing = queue.front();
+      queue.pop_front();
+      if (landing.arrives) {
+        arrive(landing.barrier);
+        continue;
+      }
+      uint8_t* target = shared_.data() + (landing.target - shared_base);
+      std::memset(target, 0, landing.bytes);
+      if (landing.valid > 0) std::memcpy(target, landing.source, landing.valid);
+      if (landing.counted > 0) {
+        Barrier& b = barrier(landing.barrier);
+        b.bytes -= landing.counted;
+        b.complete_if_due();
+      }
+      advance();
+    }
+  }
+
+  std::mt19937_64 random_;
+  int threads_;
+  std::vector<uint8_t> shared_;
+  std::vector<Region> regions_;
+  std::vector<Fiber> fibers_;
+  std::vector<Collective> collectives_;
+  std::vector<std::deque<Landing>> queues_;
+  std::deque<Landing> bulk_;
+  std::map<uint32_t, Barrier> barriers_;
+  ucontext_t scheduler_;
+  const std::function<void()>* body_ = nullptr;
+  int running_ = 0;
+  int block_ = 0;
+  int block_arrived_ = 0;
+  int block_generation_ = 0;
+  bool progress_ = false;
+  std::string error_;
+};
+
+inline void Machine::run(int block, const std::function<void()>& body) {
+  current() = this;
+  block_ = block;
+  body_ = &body;
+  barriers_.clear();
+  std::fill(shared_.begin(), shared_.end(), poison);
+  fibers_ = std::vector<Fiber>(threads_);
+  collectives_ = std::vector<Collective>(threads_ / lanes);
+  queues_ = std::vector<std::deque<Landing>>(threads_);
+  bulk_.clear();
+  for (Fiber& fiber : fibers_) {
+    fiber.stack.reset(new char[stack_bytes]);
+    getcontext(&fiber.context);
+    fiber.context.uc_stack.ss_sp = fiber.stack.get();
+    fiber.context.uc_stack.ss_size = stack_bytes;
+    fiber.context.uc_link = nullptr;
+    makecontext(&fiber.context, reinterpret_cast<void (*)()>(&Machine::enter), 0);
+  }
+  int idle = 0;
+  while (error_.empty()) {
+    bool all_done = bulk_.empty();
+    progress_ = false;
+    for (int turn = 0; turn < threads_ / lanes; ++turn) {
+      const int warp = random_() % (threads_ / lanes);
+      for (int i = 0; i < lanes && error_.empty(); ++i) {
+        running_ = warp * lanes + i;
+        if (!fibers_[running_].done) swapcontext(&scheduler_, &fibers_[running_].context);
+      }
+    }
+    running_ = -1;
+    land(bulk_);
+    for (auto& queue : queues_) {
+      land(queue);
+      all_done = all_done && queue.empty();
+    }
+    for (const Fiber& fiber : fibers_) all_done = all_done && fiber.done;
+    if (all_done) break;
+    // Random turns may miss the one warp that can go on; a hundred rounds do not.
+    idle = progress_ ? 0 : idle + 1;
+    if (idle > 100 + 20 * threads_ / lanes) error_ = "deadlock";
+  }
+  current() = nullptr;
+  if (!error_.empty()) throw std::runtime_error(error_);
+}
+
+}  // namespace emulation

@@ -1,0 +1,130 @@
+"""Compiling without a GPU: spills are seen, clean kernels pass, errors say what is wrong."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import triton
+
+from secateur_kernels import SecateurError
+from secateur_kernels.testing import ahead_of_time
+from secateur_kernels.testing.ahead_of_time import CompileReport, cases_of, main
+
+KERNELS = '''
+import triton
+import triton.language as tl
+
+from secateur_kernels.testing.compile_case import CompileCase
+
+
+@triton.jit
+def center(x, y, n, BLOCK: tl.constexpr):
+    """Holds a whole block in registers while it is summed."""
+    place = tl.arange(0, BLOCK)
+    values = tl.load(x + place, mask=place < n, other=0.0)
+    tl.store(y + place, values - tl.sum(values, axis=0), mask=place < n)
+
+
+@triton.jit
+def broken(x, y, n, BLOCK: tl.constexpr):
+    tl.store(y, tl.load(x + tl.arange(0, BLOCK + 1)))
+
+
+def case(name, kernel, block, num_warps=1, **changes):
+    signature = {"x": "*fp32", "y": "*fp32", "n": "i32", "BLOCK": "constexpr"} | changes
+    return CompileCase(name, kernel, signature, {"BLOCK": block}, ("x", "y", "n"), num_warps)
+'''
+
+FILES = {
+    "clean": 'def ahead_of_time_cases(): return [case("small block", center, 512)]',
+    # 512 values a thread, of at most 255 registers.
+    "spilling": 'def ahead_of_time_cases(): return [case("huge block", center, 16384)]',
+    "uncompilable": (
+        "def ahead_of_time_cases():\n"
+        '    return [case("odd size", broken, 32), case("no n", center, 32, m="i32")]'
+    ),
+    "doubled": 'def ahead_of_time_cases(): return 2 * [case("twice", center, 32)]',
+    "without_cases": "",
+}
+
+
+@pytest.fixture
+def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of the modules above, which can be imported."""
+    for name, text in FILES.items():
+        (tmp_path / f"{name}.py").write_text(KERNELS + "\n\n" + text + "\n")
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    return tmp_path
+
+
+def test_spills_are_caught_and_clean_kernels_are_not(modules: Path) -> None:
+    # Without the interpreter, which cannot be switched off in this process.
+    environment = {name: v for name, v in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "secateur_kernels.testing.ahead_of_time"]
+    command += ["clean", "spilling", "uncompilable", "--capability", "90", "--json"]
+    environment["PYTHONPATH"] = str(modules)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1, done.stderr
+    clean, spilling, odd_size, no_n = map(json.loads, done.stdout.splitlines())
+    assert (clean["name"], clean["capability"]) == ("small block", 90)
+    assert not clean["spills"]
+    assert clean["stack_bytes"] == clean["local_stores"] == clean["local_loads"] == 0
+    assert 16 <= clean["registers"] < 100
+    assert clean["instructions"] > 50
+    assert spilling["name"] == "huge block"
+    assert spilling["spills"]
+    assert spilling["stack_bytes"] > 0
+    assert spilling["local_stores"] > 0
+    assert spilling["local_loads"] > 0
+    assert spilling["registers"] == 255
+    assert "odd size does not compile for sm_90" in odd_size["error"]
+    assert "power of 2" in odd_size["error"]
+    assert "expected a signature of ['x', 'y', 'n', 'BLOCK'] for no n" in no_n["error"]
+
+
+REPORT = CompileReport("small block", 80, 24, 0, 512, 0, 0, 120)
+
+
+@pytest.mark.parametrize(
+    ("result", "code", "start"),
+    [
+        (REPORT, 0, "ok       sm_80  24 registers     0 stack    512 shared"),
+        (replace(REPORT, stack_bytes=8), 1, "SPILLS   sm_80  24 registers     8 stack"),
+        (replace(REPORT, local_loads=1), 1, "SPILLS"),
+        (SecateurError("it does not compile"), 1, "FAILED   it does not compile"),
+    ],
+)
+def test_lines_for_people_and_exit_codes(
+    result: CompileReport | SecateurError,
+    code: int,
+    start: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(ahead_of_time, "compile_all", lambda *_: [REPORT, result])
+    assert main(["module"]) == code
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.startswith("ok")
+    assert first.endswith("small block")
+    assert second.startswith(start)
+
+
+def test_the_interpreter_is_refused(
+    modules: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(triton.knobs.runtime, "interpret", True)
+    assert main(["clean"]) == 2
+    assert "error: Triton's interpreter is on" in capsys.readouterr().err
+
+
+def test_modules_must_have_cases_of_different_names(modules: Path) -> None:
+    assert [case.name for case in cases_of(["clean", "spilling"])] == ["small block", "huge block"]
+    with pytest.raises(SecateurError, match=r"cases of different names, got \['twice'\] twice"):
+        cases_of(["doubled"])
+    with pytest.raises(SecateurError, match="ahead_of_time_cases in without_cases"):
+        cases_of(["without_cases"])
