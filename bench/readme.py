@@ -78,7 +78,44 @@ def cost_table() -> str:
     return table(["what", "measured", "goal"], rows)
 
 
-SECTIONS = {"quality": quality_table, "cost": cost_table}
+def low_rank_table() -> str:
+    keys = ("model", "text", "calibration", "method", "budget")
+    groups: dict[tuple[str, str], dict[tuple[str, float], float]] = {}
+    for record in latest("low_rank_quality", keys):
+        found = groups.setdefault((record["model"], record["text"]), {})
+        found[record["method"], record["budget"]] = record["perplexity"]
+    budgets = sorted({budget for found in groups.values() for _, budget in found if budget})
+    rows = []
+    for (model, text), found in groups.items():
+        dense = f"{found['dense', 0.0]:.2f}"
+        for method in dict.fromkeys(name for name, _ in found if name != "dense"):
+            values = [found.get((method, budget)) for budget in budgets]
+            cells = ["" if value is None else f"{value:.2f}" for value in values]
+            shown = method.replace("sparse-plus-low-rank", "2:4 plus low rank")
+            rows.append([model, text, dense, shown, *cells])
+    heads = [f"{budget:.0%} removed" for budget in budgets]
+    return table(["model", "text", "dense", "method", *heads], rows)
+
+
+def low_rank_speed_table() -> str:
+    rows = [
+        [
+            record["model"],
+            record["variant"],
+            f"{record['tokens_per_second']:,.0f}",
+            f"{record['ratio']:.2f}",
+        ]
+        for record in latest("low_rank_speed", ("model", "shape", "dtype", "variant"))
+    ]
+    return table(["model", "matrices", "tokens a second", "of dense"], rows)
+
+
+SECTIONS = {
+    "quality": quality_table,
+    "low-rank": low_rank_table,
+    "low-rank-speed": low_rank_speed_table,
+    "cost": cost_table,
+}
 
 
 def filled(text: str) -> str:

@@ -74,8 +74,8 @@ ONLY_IN = {
     "huggingface_hub": {"checkpoint/load.py"},
     "datasets": {"calibration/data.py"},
     "lm_eval": {"evaluate/lm_eval_tasks.py"},
-    "matplotlib": {"report/plots.py"},
-    "jinja2": {"report/page.py"},
+    "matplotlib": {"report/plots.py", "report/search_plots.py"},
+    "jinja2": {"report/page.py", "report/search_page.py"},
     "typer": {"cli/"},
 }
 
