@@ -1,0 +1,164 @@
+"""One layer at one number of tokens: all candidates in turns, isolated or in a chain."""
+
+import statistics
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bench.linear_candidates import SPARSE, Candidates, Operands, Step, candidates_for
+from secateur_kernels.timing import Timing, copies_to_rotate, time_in_turns
+
+MODES = ("isolated", "chain")
+ROUNDS = 15
+REPEATS = 3
+_ROWS_FOR_ERRORS = 64
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Microseconds of one call of each candidate, and what is compared."""
+
+    timings: Mapping[str, list[Timing]]
+    """Name -> one a repeat; each repeat captures anew."""
+    errors: Mapping[str, float]
+    """Name -> |y - truth| / |truth| in the Frobenius norm, truth in float64."""
+    notes: Mapping[str, str]
+    calls: int
+    """In one captured graph."""
+
+    def microseconds(self, name: str) -> float:
+        """The median of the repeats' medians."""
+        return statistics.median(timing.median for timing in self.timings[name])
+
+    def fastest(self, kind: str) -> tuple[str, float] | None:
+        """Name and time of the fastest candidate whose name begins with `kind`; None without one.
+
+        The fastest median of all repeats: a baseline gets the benefit of the doubt.
+        """
+        found = [
+            (min(timing.median for timing in timings), name)
+            for name, timings in self.timings.items()
+            if name.startswith(kind)
+        ]
+        return (min(found)[1], min(found)[0]) if found else None
+
+    def as_record(self) -> dict[str, Any]:
+        """For a JSON line: microseconds, quartiles of each repeat, errors, and the baseline."""
+        dense = self.fastest("dense")
+        assert dense is not None
+        return {
+            "baseline": {"name": dense[0], "microseconds": round(dense[1], 3)},
+            "microseconds": {name: round(self.microseconds(name), 3) for name in self.timings},
+            "quartiles": {
+                name: [_quartiles(timing) for timing in timings]
+                for name, timings in self.timings.items()
+            },
+            "errors": {name: float(f"{error:.4g}") for name, error in self.errors.items()},
+            "notes": dict(self.notes),
+            "calls": self.calls,
+        }
+
+
+def _quartiles(timing: Timing) -> list[float]:
+    return [round(t, 3) for t in (timing.lower_quartile, timing.median, timing.upper_quartile)]
+
+
+class Chain:
+    """Calls that feed each other: x of one is what the one before wrote.
+
+    Where a layer writes fewer features than it reads, x stays the first one: calls then still
+    follow each other on one stream, and each weight still comes cold.
+    """
+
+    def __init__(self, step: Step, x: Tensor, n: int) -> None:
+        self._step = step
+        self._first = x
+        self._feeds = n >= x.shape[1]
+        self._x = x
+
+    def __call__(self, index: int) -> Tensor:
+        """One layer; index 0 begins anew."""
+        x = self._first if index == 0 or not self._feeds else self._x
+        y = self._step(x, index)
+        self._x = y[:, : self._first.shape[1]]
+        return y
+
+
+def measure(
+    operands: Operands,
+    m: int,
+    mode: str,
+    device: torch.device,
+    rounds: int = ROUNDS,
+    repeats: int = REPEATS,
+) -> Measured:
+    """Time all candidates of a layer.
+
+    Args:
+        operands: of the layer.
+        m: tokens.
+        mode: `isolated`: calls that have nothing to do with each other; `chain`: `Chain`.
+        device: where.
+        rounds: replays of each candidate, in turns with the others.
+        repeats: of the whole, each with graphs of its own.
+
+    Raises:
+        RuntimeError: not even the dense product runs.
+    """
+    shape, dtype = operands.shape, operands.dense[0].dtype
+    torch.manual_seed(1)
+    x = torch.empty(m, shape.k, dtype=dtype, device=device).normal_()
+    found = candidates_for(operands, x, with_competitors=mode == "isolated")
+    if not any(name.startswith("dense") for name in found.steps):
+        raise RuntimeError(f"the dense product does not run: {found.notes}")
+    calls = _that_can_be_timed(_calls(found, x, shape.n, mode), found.notes, device)
+    activations = m * (shape.n + shape.k) * x.element_size()
+    count = copies_to_rotate(operands.num_bytes + activations, device)
+    timings: dict[str, list[Timing]] = {name: [] for name in calls}
+    for _ in range(repeats):
+        for name, timing in time_in_turns(calls, device, count, rounds).items():
+            timings[name].append(timing)
+    return Measured(timings, _errors(found, operands, x), found.notes, count)
+
+
+def _calls(found: Candidates, x: Tensor, n: int, mode: str) -> dict[str, Callable[[int], object]]:
+    if mode == "chain":
+        return {name: Chain(step, x, n) for name, step in found.steps.items()}
+    calls: dict[str, Callable[[int], object]] = {
+        name: _alone(step, x) for name, step in found.steps.items()
+    }
+    return calls | found.isolated
+
+
+def _that_can_be_timed(
+    calls: dict[str, Callable[[int], object]], notes: dict[str, str], device: torch.device
+) -> dict[str, Callable[[int], object]]:
+    """Without those that cannot be captured, each of them noted: one must not spoil the others."""
+    timed = {}
+    for name, call in calls.items():
+        try:
+            time_in_turns({name: call}, device, copies=1, rounds=1, warmup=1)
+        except RuntimeError as error:
+            notes[name] = f"failed: cannot be captured: {error}"
+        else:
+            timed[name] = call
+    return timed
+
+
+def _alone(step: Step, x: Tensor) -> Callable[[int], object]:
+    return lambda index: step(x, index)
+
+
+def _errors(found: Candidates, operands: Operands, x: Tensor) -> dict[str, float]:
+    """Of the first rows, of what returns [M, N]; not of a dense weight that was rounded itself."""
+    rows = min(len(x), _ROWS_FOR_ERRORS)
+    expected = operands.exact(x[:rows])
+    norm = float(expected.norm())
+    return {
+        name: float((step(x, 0)[:rows].double() - expected).norm()) / norm
+        for name, step in found.steps.items()
+        if operands.op == SPARSE or not name.startswith("dense")
+    }

@@ -1,0 +1,113 @@
+"""Fill dispatch's table for the shapes of known models, a part at a time.
+
+    python -m bench.tune --part 1/4 --budget 450 --output kernels/secateur_kernels/dispatch/tables
+
+What the table of this device holds already is not measured again. `secateur tune` does the same
+for the shapes of one model and keeps them on the machine.
+"""
+
+import argparse
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+
+from bench.exit_status import AGAIN
+from bench.shapes import SHAPES, TINY, WeightShape
+from secateur_kernels.dispatch.problem import Op, device_facts
+from secateur_kernels.dispatch.table import Entry, Table, load_table, table_path
+from secateur_kernels.settings import cache_folder
+from secateur_kernels.tune import DEFAULT_TOKENS, TuneShape, empty_table, tune_shape
+
+OPS: tuple[Op, ...] = ("sparse24_linear", "low_rank_linear")
+
+
+def shapes_to_tune(ops: Sequence[Op], shapes: Sequence[WeightShape]) -> list[TuneShape]:
+    """Every shape with every op; factors with a quarter of the smaller side as their rank."""
+    return [
+        TuneShape(op, shape.n, shape.k, 0 if op == "sparse24_linear" else shape.rank)
+        for op in ops
+        for shape in shapes
+    ]
+
+
+def missing(table: Table, shape: TuneShape, tokens: Sequence[int]) -> list[int]:
+    """Numbers of tokens for which the table has no times of a shape in bf16."""
+    size = (shape.op, shape.n, shape.k, shape.rank, "bfloat16")
+    there = {e.m for e in table.entries if (e.op, e.n, e.k, e.rank, e.dtype) == size}
+    return [m for m in tokens if m not in there]
+
+
+def run(
+    shapes: Sequence[TuneShape],
+    tokens: Sequence[int],
+    device: torch.device,
+    folder: Path,
+    budget: float,
+    rounds: int = 15,
+) -> Iterator[tuple[Entry, list[str]]]:
+    """Measure what is missing and save after every number of tokens, until the budget is spent.
+
+    Yields:
+        each new entry, and what could not run.
+    """
+    started = time.monotonic()
+    path = table_path(folder, device_facts(device))
+    table = load_table(path) if path.is_file() else empty_table(device)
+    for shape in shapes:
+        wanted = missing(table, shape, tokens)
+        if not wanted or time.monotonic() - started > budget:
+            continue
+        for entry, failed in tune_shape(shape, wanted, torch.bfloat16, device, rounds):
+            table = table.merged(empty_table(device).with_entries([entry]))
+            table.save(path)
+            yield entry, failed
+            if time.monotonic() - started > budget:
+                break
+
+
+def line_of(entry: Entry) -> str:
+    """The fastest candidate of each backend."""
+    best: dict[str, float] = {}
+    for measured in entry.measurements:
+        best[measured.backend] = min(
+            measured.microseconds, best.get(measured.backend, float("inf"))
+        )
+    times = "  ".join(f"{name} {us:.1f}" for name, us in sorted(best.items(), key=lambda p: p[1]))
+    rank = f" rank {entry.rank}" if entry.rank else ""
+    return f"{entry.op:16} {entry.n} x {entry.k}{rank}  M={entry.m:<5} us: {times}"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.tune")
+    parser.add_argument("--part", default="1/1", help="k/n: the k-th of n parts")
+    parser.add_argument("--budget", type=float, default=450.0, help="seconds")
+    parser.add_argument("--op", nargs="+", choices=OPS, default=list(OPS))
+    parser.add_argument("--tokens", default=",".join(map(str, DEFAULT_TOKENS)))
+    parser.add_argument("--shapes", choices=["all", "tiny"], default="all")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--output", type=Path, default=None, help="folder; default: the cache")
+    parser.add_argument("--rounds", type=int, default=15)
+    options = parser.parse_args(arguments)
+    device = torch.device(options.device)
+    part, parts = (int(number) for number in options.part.split("/"))
+    tokens = [int(number) for number in options.tokens.split(",")]
+    folder = options.output or cache_folder()
+    everything = shapes_to_tune(options.op, TINY if options.shapes == "tiny" else SHAPES)
+    shapes = everything[part - 1 :: parts]
+    failures: set[str] = set()
+    for entry, failed in run(shapes, tokens, device, folder, options.budget, options.rounds):
+        print(line_of(entry), flush=True)
+        failures |= set(failed)
+    for failure in sorted(failures):
+        print(f"could not run: {failure}")
+    path = table_path(folder, device_facts(device))
+    table = load_table(path) if path.is_file() else empty_table(device)
+    left = sum(len(missing(table, shape, tokens)) for shape in shapes)
+    print(f"{left} left: run again" if left else f"all in {path}")
+    return AGAIN if left else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

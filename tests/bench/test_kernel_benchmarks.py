@@ -1,0 +1,157 @@
+"""Kernel benchmarks run on the CPU at tiny sizes: what they record, and that they resume."""
+
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from bench import linears, packing, tune
+from bench.cusparselt import why_not
+from bench.exit_status import AGAIN
+from bench.kernel_records import made_here, read_records
+from bench.kernel_tables import tables
+from bench.linear_candidates import LOW_RANK, SPARSE
+from bench.linear_timing import Chain, Measured
+from bench.published import wanda_half_of_each_row, wanda_two_of_four
+from bench.shapes import LARGEST_FOUR, MODELS, SEVEN, SHAPES, drawn, shape_of
+
+from secateur_kernels.dispatch.table import load_table
+from secateur_kernels.pack24.op import pack24
+from secateur_kernels.threshold.op import keep_largest_per_row
+from secateur_kernels.timing import Timing
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:triton.*")
+
+CPU = torch.device("cpu")
+TINY = ["--device", "cpu", "--shapes", "tiny", "--rounds", "1"]
+
+
+def test_shapes_are_those_of_the_models() -> None:
+    sizes = {(shape.n, shape.k) for shape in SHAPES}
+    assert set(SEVEN) <= sizes
+    assert set(LARGEST_FOUR) <= set(SEVEN)
+    assert len(sizes) == len(SHAPES)
+    assert shape_of(6144, 4096).layers == ("Llama-3-8B q/k/v", "Qwen3-8B q/k/v")
+    assert shape_of(24576, 4096).layers == ("Qwen3-8B gate/up",)
+    assert {model.name for model in MODELS} == {"Llama-3-8B", "Llama-3-70B", "Qwen3-8B"}
+    assert shape_of(4096, 14336).rank == 1024
+    assert shape_of(12, 34).layers == ()
+
+
+def test_drawn_shapes_depend_on_the_seed_alone() -> None:
+    assert drawn(3) == drawn(3)
+    assert drawn(3) != drawn(4)
+    for shape, m in drawn(3, 200):
+        assert shape.n % 64 == shape.k % 64 == 0
+        assert 512 <= min(shape.n, shape.k) <= max(shape.n, shape.k) <= 32768
+        assert 1 <= m <= 8192
+
+
+def test_linears_are_recorded_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = [*TINY, "--repeats", "2", "--tokens", "1,3", "--results", str(tmp_path)]
+    assert linears.main([*arguments, "--budget", "0"]) == AGAIN
+    assert "16 of 16 left: run again" in capsys.readouterr().out
+    assert linears.main(arguments) == 0
+    assert "all 16 are recorded" in capsys.readouterr().out
+    records = read_records("linears", tmp_path)
+    assert len(records) == 16
+    assert linears.main(arguments) == 0
+    assert len(read_records("linears", tmp_path)) == 16
+    for record in records:
+        assert made_here(record, CPU)
+        assert {"dense", "ours auto"} <= set(record["microseconds"])
+        assert ("two products" in record["microseconds"]) == (record["op"] == LOW_RANK)
+        assert record["baseline"]["microseconds"] <= record["microseconds"]["dense"]
+        assert all(len(repeats) == 2 for repeats in record["quartiles"].values())
+        assert record["errors"]["ours auto"] < 0.01
+        assert record["notes"]["ours cuda"].startswith("not there: ")
+    assert tables(tmp_path)["sparse24-isolated"].count("\n") == 4
+
+
+def test_records_of_another_version_do_not_count(tmp_path: Path) -> None:
+    record = {
+        "machine": {"device": "cpu"},
+        "versions": {"secateur": "0.0.0", "torch": torch.__version__},
+    }
+    assert not made_here(record, CPU)
+
+
+def test_parts_share_all_jobs_out(tmp_path: Path) -> None:
+    options = linears.options_of(["--device", "cpu"])
+    jobs = linears.jobs_of(options)
+    parts = [linears.part_of(jobs, part, 6) for part in range(1, 7)]
+    assert sorted(job.key for part in parts for job in part) == sorted(job.key for job in jobs)
+    assert all(parts)
+    for part in parts:
+        weights = [(job.op, job.shape) for job in part]
+        # Those of one weight follow each other: it is made once.
+        assert len(set(weights)) == 1 + sum(a != b for a, b in pairwise(weights))
+    assert {job.mode for job in jobs if job.m > linears.CHAIN_TOKENS} == {"isolated"}
+    with pytest.raises(SystemExit):
+        linears.options_of(["--part", "7/6"])
+
+
+def test_a_chain_feeds_each_layer_what_the_last_one_wrote() -> None:
+    seen: list[float] = []
+
+    def step(x: torch.Tensor, index: int) -> torch.Tensor:
+        seen.append(float(x[0, 0]))
+        return (x[:, :1] + 1).expand(1, 6)
+
+    chain = Chain(step, torch.zeros(1, 4), 6)
+    for index in (0, 1, 2, 0, 1):
+        chain(index)
+    assert seen == [0, 1, 2, 0, 1]
+    apart = Chain(step, torch.zeros(1, 8), 6)
+    assert [float(apart(index)[0, 0]) for index in (0, 1, 2)] == [1, 1, 1]
+
+
+def test_the_baseline_is_the_fastest_dense_median() -> None:
+    timings = {
+        "dense a": [Timing(5.0, 4.0, 6.0, 3), Timing(3.0, 2.0, 4.0, 3)],
+        "dense b": [Timing(4.0, 4.0, 6.0, 3), Timing(4.5, 2.0, 4.0, 3)],
+        "ours auto": [Timing(2.0, 2.0, 2.0, 3), Timing(4.0, 2.0, 2.0, 3)],
+    }
+    measured = Measured(timings, {}, {}, 1)
+    assert measured.fastest("dense") == ("dense a", 3.0)
+    assert measured.fastest("cusparselt") is None
+    assert measured.microseconds("ours auto") == 3.0
+    assert measured.as_record()["baseline"] == {"name": "dense a", "microseconds": 3.0}
+
+
+def test_packing_is_recorded_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--device", "cpu", "--shapes", "64x64", "--rounds", "1"]
+    arguments += ["--results", str(tmp_path)]
+    assert packing.main(arguments) == 0
+    assert capsys.readouterr().out.count("of the copy ceiling") == 6
+    records = read_records("packing", tmp_path)
+    assert packing.main(arguments) == 0
+    assert read_records("packing", tmp_path) == records
+    by_name = {record["work"]: record for record in records}
+    fused = by_name["Wanda 2:4, score to packed"]
+    assert fused["bytes"] == 64 * 64 * 3.125
+    assert fused["published_ms"] > 0
+    assert "published_ms" not in by_name["unpack to dense"]
+
+
+def test_the_published_code_makes_our_masks() -> None:
+    score = torch.rand(16, 64, generator=torch.Generator().manual_seed(0))
+    ours = pack24(score, score=score).keep_mask
+    assert ours is not None
+    assert torch.equal(wanda_two_of_four(score), ours)
+    assert torch.equal(wanda_half_of_each_row(score), keep_largest_per_row(score, 32))
+
+
+def test_tuning_resumes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = [*TINY, "--output", str(tmp_path), "--op", SPARSE]
+    assert tune.main([*arguments, "--tokens", "1"]) == 0
+    path = next(tmp_path.iterdir())
+    assert len(load_table(path).entries) == 2
+    assert tune.main([*arguments, "--tokens", "1,3", "--budget", "-1"]) == AGAIN
+    assert "2 left: run again" in capsys.readouterr().out
+    assert tune.main([*arguments, "--tokens", "1,3"]) == 0
+    assert {(e.n, e.m) for e in load_table(path).entries} == {(96, 1), (96, 3), (64, 1), (64, 3)}
+
+
+def test_cusparselt_says_why_it_is_missing() -> None:
+    assert why_not(CPU) == "no NVIDIA GPU"

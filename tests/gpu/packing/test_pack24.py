@@ -1,0 +1,58 @@
+"""Fused score, select and pack: the bits of the reference, whatever the weight looks like."""
+
+import pytest
+import torch
+from gpu.backends_here import skip_unless_there
+from gpu.packing_checks import (
+    SOURCES,
+    awkward_weight,
+    check_pack,
+    check_pack_beyond_32_bits,
+    check_pack_forms,
+)
+
+from secateur_kernels.pack24.op import BACKENDS
+
+BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
+SIZES = ((1, 4), (130, 68), (72, 136), (1000, 384), (64, 2816), (256, 11008), (1024, 4096))
+
+EVERY = pytest.mark.parametrize("backend", BACKENDS)
+
+
+@EVERY
+@pytest.mark.parametrize("dtype", [BF16, FP16, FP32], ids=str)
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_bits_of_the_reference(
+    size: tuple[int, int], dtype: torch.dtype, backend: str, device: torch.device
+) -> None:
+    skip_unless_there(backend, device)
+    for source in SOURCES:
+        check_pack(awkward_weight(*size, dtype, device), source, "natural", backend)
+
+
+@EVERY
+@pytest.mark.parametrize("size", [(16, 64), (208, 200), (5632, 1024)], ids=str)
+def test_gate_and_up_rows(size: tuple[int, int], backend: str, device: torch.device) -> None:
+    skip_unless_there(backend, device)
+    for dtype in (BF16, FP16):
+        for source in SOURCES:
+            check_pack(awkward_weight(*size, dtype, device), source, "gate_up", backend)
+
+
+@EVERY
+@pytest.mark.parametrize("size", [(1, 68), (130, 68), (1000, 384)], ids=str)
+def test_memory_order(size: tuple[int, int], backend: str, device: torch.device) -> None:
+    skip_unless_there(backend, device)
+    for dtype in (BF16, FP16):
+        check_pack_forms(awkward_weight(*size, dtype, device), backend)
+
+
+@pytest.mark.parametrize("dtype", [BF16, FP16], ids=str)
+def test_a_whole_layer_of_a_model(dtype: torch.dtype, device: torch.device) -> None:
+    skip_unless_there("triton", device)
+    check_pack(awkward_weight(14336, 4096, dtype, device), "input_norm", "natural", "triton")
+
+
+def test_more_than_2_31_elements(device: torch.device) -> None:
+    skip_unless_there("triton", device)
+    check_pack_beyond_32_bits(152064, 18944, BF16, device, "triton")
