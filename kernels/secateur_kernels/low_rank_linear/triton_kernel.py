@@ -119,7 +119,7 @@ def launch_added(
             some += some[-1:] * (GROUPS_A_LAUNCH - len(some))
             if not sum(blocks):
                 continue
-            low_rank_up_kernel[(sum(blocks), _ceil(m, config.block_m))](
+            low_rank_up_kernel[(sum(blocks) * _ceil(m, config.block_m),)](
                 hidden,
                 up,
                 out,

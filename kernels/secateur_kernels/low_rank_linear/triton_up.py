@@ -56,10 +56,12 @@ def low_rank_up_kernel(
     (ONE_HIDDEN) or 1. Features (first, stop0 to stop3) count in units of ALIGNMENT, so that the
     compiler knows how wide it may store.
     """
-    block = tl.program_id(0)
     blocks0 = tl.cdiv((stop0 - first) * ALIGNMENT, BLOCK_N)
     blocks1 = blocks0 + tl.cdiv((stop1 - stop0) * ALIGNMENT, BLOCK_N)
     blocks2 = blocks1 + tl.cdiv((stop2 - stop1) * ALIGNMENT, BLOCK_N)
+    blocks3 = blocks2 + tl.cdiv((stop3 - stop2) * ALIGNMENT, BLOCK_N)
+    # One dimension for both: CUDA allows 65535 programs along the others.
+    block = tl.program_id(0) % blocks3
     past0, past1, past2 = block >= blocks0, block >= blocks1, block >= blocks2
     group = first_group + past0.to(tl.int32) + past1.to(tl.int32) + past2.to(tl.int32)
     block -= _pick(past0, past1, past2, 0, blocks0, blocks1, blocks2)
@@ -68,7 +70,7 @@ def low_rank_up_kernel(
 
     feature = start * ALIGNMENT + block * BLOCK_N + tl.arange(0, BLOCK_N)
     inside = feature < stop * ALIGNMENT
-    token = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
+    token = tl.program_id(0) // blocks3 * BLOCK_M + tl.arange(0, BLOCK_M)
     token_inside = token < m
     step = tl.arange(0, BLOCK_RANK)
     width = rows // 2 if SILU else rows
