@@ -2,7 +2,7 @@
 
     python -m bench.quality --model FOLDER --calibration FILE --text FILE
 
-Each method's own published defaults; nothing is tuned to this model. One record a method.
+Each method's own defaults; nothing is tuned to this model. One record a method.
 """
 
 from pathlib import Path
@@ -22,7 +22,17 @@ PATTERNS: tuple[dict[str, Any], ...] = (
     {"pattern": "4:8"},
     {"pattern": "unstructured", "sparsity": 0.5},
 )
-METHODS = ("magnitude", "wanda", "sparsegpt")
+METHODS: dict[str, dict[str, Any]] = {name: {} for name in ("magnitude", "wanda", "sparsegpt")}
+# At 2:4 only.
+TUNED: dict[str, dict[str, Any]] = {
+    "ria": {},
+    "rgs": {},
+    "wanda++ published": {"method": "wanda++", "reconstruct": {"preset": "published"}},
+    "wanda++": {},
+    "admm": {},
+    "best-2:4, 1 round": {"method": "best-2:4", "reconstruct": {"rounds": 1}},
+    "best-2:4": {},
+}
 
 
 def main(
@@ -36,6 +46,12 @@ def main(
     num_samples: Annotated[int, typer.Option(help="Calibration windows.")] = 64,
     length: Annotated[int, typer.Option(help="Tokens in a window, of both texts.")] = 256,
     windows: Annotated[int | None, typer.Option(help="Only the first windows of the text.")] = None,
+    methods: Annotated[
+        str | None, typer.Option(help="Only these, between semicolons, at 2:4.", show_default=False)
+    ] = None,
+    untimed: Annotated[
+        bool, typer.Option("--untimed", help="Record no seconds: the machine has other work.")
+    ] = False,
 ) -> None:
     silence_transformers()
     dense = load_with_tokenizer(model)
@@ -58,26 +74,36 @@ def main(
         } | values
         append_record("quality", record)
         typer.echo(
-            f"{name:10} {record['pattern']:13} {result.perplexity:8.2f} "
+            f"{name:17} {record['pattern']:13} {result.perplexity:8.2f} "
             f"± {result.standard_error:.2f}"
         )
 
     measure("dense", dense.model, {})
-    for pattern in PATTERNS:
-        for method in METHODS:
-            try:
-                network, report = compress_with_report(
-                    model,
-                    {"stages": [{"stage": "prune", "method": method, **pattern}]},
-                    calibration=calibration,
-                    num_calibration_samples=num_samples,
-                    max_seq_length=length,
-                    progress=SilentProgress(),
-                )
-            except SecateurError as error:
-                typer.echo(f"{method:10} {pattern['pattern']:13} skipped: {error}")
-                continue
-            measure(method, network, {"seconds": sum(report.seconds.values()), **pattern})
+    for name, pattern, more in _runs(methods):
+        try:
+            network, report = compress_with_report(
+                model,
+                {"stages": [{"stage": "prune", "method": name, **pattern, **more}]},
+                calibration=calibration,
+                num_calibration_samples=num_samples,
+                max_seq_length=length,
+                progress=SilentProgress(),
+            )
+        except SecateurError as error:
+            typer.echo(f"{name:17} {pattern['pattern']:13} skipped: {error}")
+            continue
+        seconds = {} if untimed else {"seconds": sum(report.seconds.values())}
+        measure(name, network, {**seconds, **pattern})
+
+
+def _runs(methods: str | None) -> list[tuple[str, dict[str, Any], dict[str, Any]]]:
+    """Name, pattern, and the fields of the stage beside them."""
+    if methods is not None:
+        named = METHODS | TUNED
+        chosen = [name.strip() for name in methods.split(";")]
+        return [(name, PATTERNS[0], named[name]) for name in chosen]
+    plain = [(name, pattern, more) for pattern in PATTERNS for name, more in METHODS.items()]
+    return plain + [(name, PATTERNS[0], more) for name, more in TUNED.items()]
 
 
 if __name__ == "__main__":

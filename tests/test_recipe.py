@@ -3,7 +3,7 @@ import re
 from collections.abc import Callable
 from dataclasses import FrozenInstanceError
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
@@ -22,6 +22,10 @@ from secateur.recipe import (
     recipe_from_dict,
     recipe_from_text,
 )
+from secateur.recipe.prune_stage import Method, Update
+from secateur.recipe.reconstruction import Reconstruction
+
+EXAMPLES = Path(__file__).parents[1] / "examples" / "recipes"
 
 # JSON text is kept from what YAML reads as something else: characters beyond 16 bits and numbers
 # with an exponent but no point. Tests of their own below are expected to fail on those.
@@ -43,6 +47,21 @@ def patterns(draw: st.DrawFn) -> dict[str, Any]:
     }
 
 
+TUNINGS = st.builds(
+    Reconstruction,
+    preset=st.sampled_from([None, "best", "wanda++"]),
+    rounds=st.none() | st.integers(1, 100),
+    samples_per_round=st.sampled_from([None, "all", 1, 77]),
+    rate=st.none() | DAMPINGS,
+    optimizer=st.sampled_from([None, "adam", "rmsprop"]),
+    granularity=st.sampled_from([None, "block", "halves"]),
+    parameters=st.sampled_from([None, "all", "matrices", "matrices_and_vectors"]),
+    held_out=st.none() | FRACTIONS,
+    autocast=st.booleans(),
+    seed=st.integers(0, 2**32 - 1),
+)
+
+
 @st.composite
 def prune_stages(draw: st.DrawFn) -> PruneStage:
     values = draw(patterns())
@@ -51,8 +70,14 @@ def prune_stages(draw: st.DrawFn) -> PruneStage:
     overrides = draw(
         st.lists(st.tuples(st.lists(NAMES, min_size=1, max_size=2), patterns()), max_size=2)
     )
+    method = draw(st.sampled_from(get_args(Method)))
+    if method in ("rgs", "wanda++"):
+        values["alpha"] = draw(DAMPINGS)
+        values["norm"] = draw(st.sampled_from(["summed", "averaged"]))
     return PruneStage(
-        method=draw(st.sampled_from(["magnitude", "wanda", "sparsegpt"])),
+        method=method,
+        update=draw(st.sampled_from([None, *get_args(Update)])),
+        reconstruct=draw(st.none() | TUNINGS),
         targets=tuple(draw(st.lists(NAMES, min_size=1, max_size=3))),
         ignore=tuple(draw(st.lists(NAMES, max_size=3))),
         overrides=tuple(LayerOverride(targets=tuple(t), **value) for t, value in overrides),
@@ -155,6 +180,7 @@ def test_file_that_is_not_text_is_refused(tmp_path: Path) -> None:
 
 def test_defaults() -> None:
     (stage,) = recipe_from_text("stages: [{stage: prune, sparsity: 0.5}]").stages
+    assert stage == PruneStage(sparsity=0.5)
     assert isinstance(stage, PruneStage)
     assert (stage.method, stage.pattern, stage.sparsity) == ("wanda", "unstructured", 0.5)
     assert (stage.targets, stage.ignore, stage.overrides) == (("Linear",), (), ())
@@ -162,7 +188,17 @@ def test_defaults() -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "published"), [("magnitude", "matrix"), ("wanda", "row"), ("sparsegpt", "block")]
+    ("method", "published"),
+    [
+        ("magnitude", "matrix"),
+        ("wanda", "row"),
+        ("sparsegpt", "block"),
+        ("ria", "row"),
+        ("rgs", "row"),
+        ("wanda++", "row"),
+        ("admm", "matrix"),
+        ("best-2:4", "matrix"),
+    ],
 )
 def test_comparison_group_is_the_published_one_unless_said(method: Any, published: str) -> None:
     stage = PruneStage(method=method, sparsity=0.5)
@@ -180,6 +216,10 @@ def test_calibration_is_needed_by_all_but_magnitude_and_named_blocks() -> None:
     for stage in (
         PruneStage(sparsity=0.5),
         PruneStage(method="sparsegpt", sparsity=0.5),
+        PruneStage(method="best-2:4", pattern="2:4"),
+        PruneStage(method="magnitude", sparsity=0.5, swaps=1),
+        PruneStage(method="magnitude", sparsity=0.5, update="least_squares"),
+        PruneStage(method="magnitude", sparsity=0.5, reconstruct=Reconstruction()),
         DropBlocksStage(count=1),
     ):
         assert Recipe(stages=(magnitude, stage)).needs_calibration
@@ -299,18 +339,22 @@ def test_pattern_needs_no_quotes(pattern: str) -> None:
         ({"stages": ["prune"]}, "stages.0: expected keys and values, got 'prune'"),
         (
             {"stages": [{"stage": "prun"}]},
-            "stages.0.stage: expected one of prune, drop_blocks, got 'prun'",
+            "stages.0.stage: expected one of prune, factor, drop_blocks, got 'prun'",
         ),
-        ({"stages": [{"count": 1}]}, "stages.0.stage: is missing; one of prune, drop_blocks"),
+        (
+            {"stages": [{"count": 1}]},
+            "stages.0.stage: is missing; one of prune, factor, drop_blocks",
+        ),
         (
             {"stages": [*with_stage()["stages"], {"stage": "prune"}]},
             "stages.1: unstructured sparsity needs `sparsity`",
         ),
         (
             with_stage(method="obs"),
-            "stages.0.method: expected one of magnitude, wanda, sparsegpt, got 'obs'",
+            "stages.0.method: expected one of magnitude, wanda, sparsegpt, ria, rgs, wanda++, admm, "
+            "best-2:4, got 'obs'",
         ),
-        (with_stage(method=None), "stages.0.method: expected one of magnitude, wanda, sparsegpt"),
+        (with_stage(method=None), "stages.0.method: expected one of magnitude, wanda, sparsegpt, "),
         (with_stage(targets="Linear"), "stages.0.targets: expected a list, got 'Linear'"),
         (with_stage(targets=[]), "stages.0: `targets` must name at least one layer"),
         (with_stage(targets=["a", 1]), "stages.0.targets.1: expected text, got 1"),
@@ -327,6 +371,57 @@ def test_pattern_needs_no_quotes(pattern: str) -> None:
             with_stage(min_expert_tokens=0),
             "stages.0: expected min_expert_tokens of at least 1, got 0",
         ),
+        (with_stage(alpha=1.0), "stages.0: alpha and norm are of the regional gradient score"),
+        (with_stage(norm="averaged"), "stages.0: alpha and norm are of the regional gradient"),
+        (
+            with_stage(method="rgs", alpha=-1.0),
+            "stages.0: expected alpha of at least 0, got -1.0",
+        ),
+        (
+            with_stage(method="rgs", norm="mean"),
+            "stages.0.norm: expected one of summed, averaged, got 'mean'",
+        ),
+        (
+            with_stage(update="exact"),
+            "stages.0.update: expected one of none, least_squares, conjugate_gradient, admm, "
+            "sparsegpt, got 'exact'",
+        ),
+        (with_stage(swaps=-1), "stages.0: expected swaps of at least 0, got -1"),
+        (
+            with_stage(swaps=1, comparison_group="block"),
+            "stages.0: swaps trade weights within a row; with comparison_group block",
+        ),
+        (
+            with_stage(method="sparsegpt", swaps=1),
+            "stages.0: swaps trade weights within a row; with comparison_group block",
+        ),
+        *[
+            (
+                with_stage(**chain, reconstruct={"preset": "published"}),
+                "stages.0: reconstruct: frozen_mask false (as in the preset published) chooses "
+                "masks anew by score alone: it goes with magnitude, wanda, ria, rgs and wanda++, "
+                f"without swaps and update, not with {words}",
+            )
+            for chain, words in (
+                ({"method": "best-2:4"}, "best-2:4"),
+                ({"method": "rgs", "swaps": 2}, "rgs, swaps 2"),
+                ({"method": "wanda++", "update": "admm"}, "wanda++, update admm"),
+            )
+        ],
+        *[
+            (with_stage(reconstruct=options), f"stages.0.reconstruct{fault}")
+            for options, fault in (
+                ({"rounds": 0}, ": reconstruct: expected rounds of at least 1, got 0"),
+                ({"samples_per_step": 0}, ": reconstruct: expected samples_per_step of at"),
+                ({"samples_per_round": 0}, ": reconstruct: expected samples_per_round of at"),
+                ({"samples_per_round": "some"}, ".samples_per_round: expected "),
+                ({"rate": 0}, ": reconstruct: expected a rate above 0, got 0.0"),
+                ({"held_out": 1}, ": reconstruct: expected held_out of at least 0 and below 1"),
+                ({"seed": -1}, ": reconstruct: expected 0 <= seed < 2^32, got -1"),
+                ({"preset": "mine"}, ".preset: expected one of best, wanda++, published, got"),
+                ({"learning_rate": 1}, ".learning_rate: unknown key; known are preset, rounds"),
+            )
+        ],
         (with_stage(sparsity="half"), "stages.0.sparsity: expected float, got 'half'"),
         (with_stage(sparsity=True), "stages.0.sparsity: expected float, got True"),
         (
@@ -392,7 +487,48 @@ def test_source_is_called_recipe_unless_said() -> None:
 def test_long_values_are_cut_short() -> None:
     with pytest.raises(SecateurError) as caught:
         recipe_from_dict(with_stage(method="x" * 1000))
-    assert len(str(caught.value)) < 200
+    assert len(str(caught.value)) < 250
+
+
+@pytest.mark.parametrize("values", [{"preset": "x"}, {"loss": "x"}, {"granularity": "thirds"}])
+def test_tuning_is_checked_in_python_too(values: Any) -> None:
+    with pytest.raises(SecateurError, match=f"reconstruct: expected {next(iter(values))} one of"):
+        Reconstruction(**values)
+
+
+@pytest.mark.parametrize("values", [{"update": "x"}, {"norm": "x"}])
+def test_chains_are_checked_in_python_too(values: Any) -> None:
+    with pytest.raises(SecateurError, match=f"expected {next(iter(values))} "):
+        PruneStage(method="rgs", sparsity=0.5, **values)
+
+
+def test_presets_fill_what_is_not_said() -> None:
+    assert PruneStage(sparsity=0.5).resolved_reconstruct() is None
+    own = PruneStage(method="wanda++", pattern="2:4").resolved_reconstruct()
+    assert own is not None
+    assert (own.preset, own.rounds, own.samples_per_round, own.frozen_mask) == (
+        "wanda++",
+        5,
+        32,
+        True,
+    )
+    fewer = Reconstruction(rounds=2, samples_per_round="all")
+    best = PruneStage(method="best-2:4", pattern="2:4", reconstruct=fewer).resolved_reconstruct()
+    assert best is not None
+    assert (best.preset, best.rounds, best.samples_per_step) == ("best", 2, 2)
+    paper = Reconstruction(preset="published")
+    stage = PruneStage(method="wanda++", pattern="2:4", reconstruct=paper)
+    published = stage.resolved_reconstruct()
+    assert published is not None
+    assert (published.optimizer, published.rate, published.scale) == ("rmsprop", 3e-7, "absolute")
+    assert not published.frozen_mask
+    for tuning in (own, best, published):
+        assert None not in vars(tuning).values()
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_example_is_a_recipe(path: Path) -> None:
+    assert load_recipe(path).stages
 
 
 @pytest.mark.parametrize("values", [{"targets": ()}, {"block_size": 0}, {"damping": 0.0}])

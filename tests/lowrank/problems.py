@@ -24,7 +24,8 @@ def inputs(num_tokens: int, columns: int, seed: int = 0) -> Tensor:
     scales = torch.logspace(-1, 1, columns, dtype=torch.float64)
     mixing = torch.eye(columns, dtype=torch.float64) + mixing / columns**0.5
     tokens = normal(num_tokens, columns, seed=seed) + normal(num_tokens, 1, seed=seed + 2)
-    return tokens @ (mixing * scales)
+    result: Tensor = tokens @ (mixing * scales)
+    return result
 
 
 def problem(rows: int, columns: int, seed: int = 0, num_tokens: int = 200) -> tuple[Tensor, ...]:

@@ -4,10 +4,21 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from problems import inputs, normal
 from torch import Tensor
 
 from secateur.errors import SecateurError
-from secateur.lowrank import Allocation, Spectrum, allocate_ranks, break_even_rank
+from secateur.lowrank import (
+    Allocation,
+    Spectrum,
+    allocate_ranks,
+    break_even_rank,
+    loss_importance,
+    split_rows,
+    stack_rows,
+    whiten,
+    whitened_svd,
+)
 
 Choice = tuple[int | None, int, float]
 
@@ -143,6 +154,20 @@ def test_equal_gains_go_to_the_layer_named_first() -> None:
     assert allocate_ranks(spectra, 14 * 64 + 63, 1).parameters == 14 * 64
 
 
+def test_equal_gains_of_what_is_left_go_to_the_layer_named_first() -> None:
+    # The best step, rank 2 of the important layer, costs 36 and does not fit into the last 12.
+    values = 0.5 ** torch.arange(6, dtype=torch.float64)
+    spectra = [Spectrum(name, (6, 6), values) for name in "ab"]
+    spectra.append(Spectrum("dear", (6, 30), values, 100.0))
+    allocation = check(spectra, 12 + 12 + 36 + 12, 1)
+    assert allocation.ranks == {"a": 2, "b": 1, "dear": 1}
+    # A third of the dear step would be the best use of the rest.
+    energy = values.square() / values.square().sum()
+    gain = 100 * float(energy[1]) / 36
+    least = 2 * float(energy[1:].sum()) + 100 * float(energy[1:].sum()) - 12 * gain
+    assert allocation.lower_bound == pytest.approx(least)
+
+
 def test_ranks_are_multiples_and_cheap_layers_come_cheaper() -> None:
     values = 0.95 ** torch.arange(64, dtype=torch.float64)
     wide = Spectrum("wide", (64, 256), values)
@@ -201,6 +226,48 @@ def test_many_layers_fill_the_budget_to_a_granule() -> None:
         assert allocation.loss - allocation.lower_bound < 0.02 * allocation.loss + 1e-3
 
 
+def test_importance_is_the_mean_square_of_what_errors_do_to_the_loss() -> None:
+    gradients, outputs = normal(50, 7), normal(50, 7, seed=1)
+    importance = loss_importance(
+        float(gradients.square().sum()), float(outputs.square().sum()), 50, 7
+    )
+    # Errors as long as the mean output, in random directions.
+    errors = normal(20000, 7, seed=2)
+    size = (outputs.square().sum() / 50).sqrt()
+    errors *= size / errors.norm(dim=1, keepdim=True)
+    moved = (errors @ gradients.T).square().mean()
+    # The mean of 20000 squares in 7 dimensions: within 1 %.
+    assert importance == pytest.approx(float(moved), rel=0.03)
+
+
+def test_importance_of_a_stack() -> None:
+    # The loss of the stack at each rank is the sum of its matrices' relative errors, weighed.
+    tokens = inputs(200, 12)
+    weights, importances = [normal(8, 12, seed=1), 20 * normal(4, 12, seed=2)], [3.0, 0.5]
+    whitening = whiten(tokens.T @ tokens)
+    energies = [float((tokens @ weight.T).square().sum()) for weight in weights]
+    each = [i / e for i, e in zip(importances, energies, strict=True)]
+    whitened = whitened_svd(stack_rows(weights, each), whitening)
+    spectrum = Spectrum("stack", (12, 12), whitened.svd.values, sum(importances))
+    for rank in (2, 5, 9):
+        parts = split_rows(whitened.factors(rank), [8, 4], each)
+        errors = [
+            float((tokens @ (weight - part.dense()).T).square().sum()) / energy
+            for weight, part, energy in zip(weights, parts, energies, strict=True)
+        ]
+        loss = sum(i * e for i, e in zip(importances, errors, strict=True))
+        assert spectrum.losses()[rank] == pytest.approx(loss)
+
+
+def test_bad_importance() -> None:
+    for energies in ((0.0, 1.0), (1.0, 0.0), (float("nan"), 1.0), (1.0, float("inf"))):
+        with pytest.raises(SecateurError, match="positive finite energies of gradient and output"):
+            loss_importance(*energies, num_tokens=5, rows=3)
+    for num_tokens, rows in ((0, 3), (5, 0)):
+        with pytest.raises(SecateurError, match="expected tokens and rows, got"):
+            loss_importance(1.0, 1.0, num_tokens, rows)
+
+
 def test_bad_layers() -> None:
     good = Spectrum("a", (4, 4), torch.ones(4))
     with pytest.raises(SecateurError, match=r"different names, got \['a', 'a'\]"):
@@ -214,8 +281,9 @@ def test_bad_layers() -> None:
     for values in (doubles(1.0, 2.0), doubles(1.0, -1.0), doubles(float("inf"), 1.0)):
         with pytest.raises(SecateurError, match="finite singular values of a, descending"):
             Spectrum("a", (2, 6), values)
-    with pytest.raises(SecateurError, match="finite singular values of a, descending"):
-        Spectrum("a", (2, 6), doubles(float("nan"), 1.0))
+    for values in (doubles(float("nan"), 1.0, 0.5), doubles(3.0, 1.0, 2.0)):
+        with pytest.raises(SecateurError, match="finite singular values of a, descending"):
+            Spectrum("a", (3, 6), values)
     with pytest.raises(SecateurError, match="a has no output on the calibration tokens"):
         Spectrum("a", (2, 6), torch.zeros(2))
     for importance in (0.0, -1.0, float("inf"), float("nan")):

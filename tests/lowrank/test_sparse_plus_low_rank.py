@@ -176,7 +176,8 @@ def test_whitened_beats_scaled_on_the_outputs(seed: int) -> None:
     ]
     assert errors[0] == pytest.approx(whitened.objective[0])
     assert errors[0] > errors[1] > errors[2]
-    assert errors[2] < 0.6 * errors[1]
+    # Choosing from the residual alone, without what kept weights can make up for, ends above 0.45.
+    assert errors[2] < 0.4 * errors[1]
 
 
 def worse_after(calls: int, masks: list[Tensor]) -> Select:

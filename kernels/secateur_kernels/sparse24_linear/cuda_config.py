@@ -152,13 +152,14 @@ def _blocks_to_time(block_rows: int, n: int, k: int, num_sms: int) -> list[int]:
     """Whole splits of K; with the number of multiprocessors one wave, two, and splits between."""
     row_blocks, steps = _grid(block_rows, n, k)
     if not num_sms:
-        return [row_blocks * split for split in (1, 2, 4, 8, 16) if split <= steps]
-    counts: list[int] = []
-    for sms in (num_sms, 2 * num_sms):
-        counts += _block_counts(block_rows, n, k, sms)
-    if row_blocks <= num_sms:
-        counts.append(row_blocks)
-    return list(dict.fromkeys(counts))
+        counts = [row_blocks * split for split in (1, 2, 4, 8, 16) if split <= steps]
+    else:
+        counts = [*_block_counts(block_rows, n, k, num_sms)]
+        counts += _block_counts(block_rows, n, k, 2 * num_sms)
+        counts += [row_blocks] if row_blocks <= num_sms else []
+    # The kernel divides in 32 bits.
+    most = (2**31 - 1) // (row_blocks * steps + 1)
+    return [count for count in dict.fromkeys(counts) if count <= most]
 
 
 def _bytes_of_the_busiest(block_rows: int, blocks: int, m: int, n: int, k: int) -> int:

@@ -58,6 +58,10 @@ def compress_command(
         bool,
         typer.Option("--strict", help="Factors: refuse ranks that store more than the matrix."),
     ] = False,
+    published: Annotated[
+        bool,
+        typer.Option("--published", help="Regional optimizer: the paper's own, gentler setting."),
+    ] = False,
     drop_blocks: Annotated[
         int | None,
         typer.Option(help="Drop this many blocks of least influence.", show_default=False),
@@ -111,6 +115,7 @@ def compress_command(
                 rank=rank,
                 joint=joint,
                 strict=strict,
+                published=published,
                 ignore=ignore or [],
             ),
         ),
@@ -143,11 +148,12 @@ class _Options:
     rank: int | None
     joint: bool
     strict: bool
+    published: bool
     ignore: list[str]
 
     @property
     def of_pruning(self) -> bool:
-        return self.pattern is not None or self.sparsity is not None
+        return self.pattern is not None or self.sparsity is not None or self.published
 
     @property
     def of_factoring(self) -> bool:
@@ -160,8 +166,8 @@ def _recipe(path: Path | None, drop_blocks: int | None, options: _Options) -> Re
         if by_options:
             raise SecateurError(
                 "give either --recipe or the options of one stage (--method, --pattern, "
-                "--sparsity, --budget, --rank, --joint, --strict, --ignore) and --drop-blocks, "
-                "not both"
+                "--sparsity, --published, --budget, --rank, --joint, --strict, --ignore) and "
+                "--drop-blocks, not both"
             )
         return load_recipe(path)
     stages: list[dict[str, Any]] = []
@@ -186,13 +192,14 @@ def _stage(options: _Options) -> dict[str, Any]:
         return {
             "stage": "prune",
             "method": options.method,
-            "pattern": options.pattern or UNSTRUCTURED,
+            "pattern": options.pattern or _pattern_of(options),
             "sparsity": options.sparsity,
             "ignore": options.ignore,
+            "reconstruct": {"preset": "published"} if options.published else None,
         }
     if options.of_pruning:
         raise SecateurError(
-            f"--pattern and --sparsity are for {_PRUNERS}, not for {options.method}"
+            f"--pattern, --sparsity and --published are for {_PRUNERS}, not for {options.method}"
         )
     if options.method == "laser":
         raise SecateurError(
@@ -210,6 +217,11 @@ def _stage(options: _Options) -> dict[str, Any]:
     }
 
 
+def _pattern_of(options: _Options) -> str:
+    """The pattern where none is named: that of the method's name, if it has one."""
+    return "2:4" if options.method == "best-2:4" and options.sparsity is None else UNSTRUCTURED
+
+
 _NONE = _Options(
     method=None,
     pattern=None,
@@ -218,5 +230,6 @@ _NONE = _Options(
     rank=None,
     joint=False,
     strict=False,
+    published=False,
     ignore=[],
 )

@@ -62,7 +62,7 @@ def read_items(path: str | Path, limit: int | None = None) -> tuple[Item, ...]:
     if limit is not None and limit < 1:
         raise SecateurError(f"expected a limit of at least 1 item, but got {limit}")
     items: list[Item] = []
-    for where, line in _lines(path):
+    for where, line in text_lines(path):
         items.append(_parse_line(line, where))
         if type(items[-1]) is not type(items[0]):
             raise SecateurError(f"{where}: expected one format in a file, but it changes here")
@@ -73,8 +73,20 @@ def read_items(path: str | Path, limit: int | None = None) -> tuple[Item, ...]:
     return tuple(items)
 
 
-def _lines(path: Path) -> Iterator[tuple[str, str]]:
-    """Lines that are not blank, each with where it is."""
+def is_task_file(task: str) -> bool:
+    """Whether a task is named by a file, and not by its name in lm-eval.
+
+    Whatever looks like a path is one, so that a misspelt file is not taken for a task's name.
+    """
+    return task.endswith((".jsonl", ".json")) or "/" in task or Path(task).exists()
+
+
+def text_lines(path: Path) -> Iterator[tuple[str, str]]:
+    """The UTF-8 lines of a file that are not blank, each after where it stands, for messages.
+
+    Raises:
+        SecateurError: there is no such file, or a line is not UTF-8.
+    """
     if not path.is_file():
         raise SecateurError(f"expected a JSON lines file, but {path} is not a file")
     # Bytes, so that only line feeds end a line: text may hold other separators.
@@ -101,7 +113,7 @@ def _parse_line(line: str, where: str) -> Item:
     if {"context", "choices", "answer"} <= record.keys():
         return _multiple_choice(record, where)
     if {"sentence_good", "sentence_bad"} <= record.keys():
-        texts = (_text(record, key, where) for key in ("sentence_good", "sentence_bad"))
+        texts = (required_text(record, key, where) for key in ("sentence_good", "sentence_bad"))
         return MinimalPair(*texts)
     if "text" in record:
         return _cloze(record, where)
@@ -136,8 +148,10 @@ def _answer(answer: object, num_choices: int, where: str) -> int:
 
 
 def _cloze(record: dict[str, Any], where: str) -> Cloze:
-    text = _text(record, "text", where).rstrip()
-    target = _text(record, "target", where).strip() if "target" in record else _last_word(text)
+    text = required_text(record, "text", where).rstrip()
+    target = (
+        required_text(record, "target", where).strip() if "target" in record else _last_word(text)
+    )
     if not text.endswith(target):
         raise SecateurError(f"{where}: expected text to end with target, but it is {target!r}")
     context = text[: len(text) - len(target)]
@@ -152,7 +166,12 @@ def _last_word(text: str) -> str:
     return re.split(r"\s", text)[-1]
 
 
-def _text(record: dict[str, Any], key: str, where: str) -> str:
+def required_text(record: dict[str, Any], key: str, where: str) -> str:
+    """The text under a key.
+
+    Raises:
+        SecateurError: it is blank or something else; `where` says in which line.
+    """
     value = record[key]
     if isinstance(value, str) and value.strip():
         return value

@@ -63,18 +63,23 @@ def evaluate_items(
     """
     if not items:
         raise SecateurError(f"expected at least one item for task {name}, but got none")
-    requests = [_requests(tokenizer, item, context_length(model)) for item in items]
+    requests = [item_requests(tokenizer, item, context_length(model)) for item in items]
     flat = [request for group in requests for request in group]
     scores = iter(score_requests(model, flat, batch_size, progress or SilentProgress()))
     values = [
-        _values(item, [next(scores) for _ in group])
+        item_values(item, [next(scores) for _ in group])
         for item, group in zip(items, requests, strict=True)
     ]
     num_truncated = sum(any(request.is_truncated for request in group) for group in requests)
     return _result(name, values, num_truncated)
 
 
-def _requests(tokenizer: Tokenizer, item: Item, max_length: int | None) -> list[Request]:
+def item_requests(tokenizer: Tokenizer, item: Item, max_length: int | None) -> list[Request]:
+    """What has to be scored to decide an item: each choice, both sentences, or the target.
+
+    Args:
+        max_length: the model's context, if it has one; what does not fit loses its beginning.
+    """
     pairs = [encode_request(tokenizer, *texts) for texts in _continuations(item)]
     return [truncate(request, max_length) for request in pairs]
 
@@ -94,7 +99,11 @@ def _spaced(context: str, choice: str) -> str:
     return f" {choice}" if needs_space else choice
 
 
-def _values(item: Item, scores: list[Score]) -> dict[str, float]:
+def item_values(item: Item, scores: list[Score]) -> dict[str, float]:
+    """The metrics of one item from the scores of its requests, as `evaluate_items` averages them.
+
+    1.0 or 0.0 for accuracies; `perplexity` is the negative log-likelihood of the target.
+    """
     log_probs = [score.log_prob for score in scores]
     if isinstance(item, MultipleChoice):
         return _choice_values(item, log_probs)

@@ -46,7 +46,7 @@ from secateur.lowrank.sparse_plus_low_rank_whitened import (
     refit_low_rank,
     sparse_plus_low_rank_whitened,
 )
-from secateur.lowrank.spectrum import Spectrum
+from secateur.lowrank.spectrum import Spectrum, loss_importance
 from secateur.lowrank.svd import Svd, exact_svd, rank_for_fraction, truncate
 from secateur.lowrank.whitened import WhitenedSvd, whiten, whitened_svd
 
@@ -72,6 +72,7 @@ __all__ = [
     "discarded",
     "exact_svd",
     "kept",
+    "loss_importance",
     "measure_error",
     "objective",
     "parameters_of",

@@ -27,9 +27,8 @@ class Spectrum:
     importance: float = 1.0
     """What losing all of the layer's output would cost, in the unit that layers are compared in.
 
-    1 for all compares relative squared output errors. For a first-order estimate of the model's
-    loss pass the energy of the output, weighted by the squared gradient that reaches it:
-    mean over tokens of ||dL/dy||^2 * mean over tokens of ||y||^2 / N."""
+    1 for all compares relative squared output errors, which says nothing of what the model makes
+    of each output; `loss_importance` does, from one backward pass."""
 
     def __post_init__(self) -> None:
         values = self.singular_values
@@ -59,6 +58,35 @@ class Spectrum:
         tails: Floats = np.append(energy[::-1].cumsum()[::-1], 0.0)
         losses: Floats = tails * (self.importance / tails[0])
         return losses
+
+
+def loss_importance(
+    gradient_energy: float, output_energy: float, num_tokens: int, rows: int
+) -> float:
+    """What losing all of a layer's output costs the model, by a diagonal Fisher estimate.
+
+    An error e of a token's output y moves the loss by g . e with g = dL/dy. For errors without
+    preferred direction its mean square is ||g||^2 ||e||^2 / N; at e = y that is the scale of
+    relative squared errors. The importance of a stack is the sum of its matrices', stacked with
+    each matrix's importance over its squared output norm in the whitened metric (`stack_rows`).
+
+    Args:
+        gradient_energy: sum over tokens of ||dL/dy||^2, L the summed loss of all tokens.
+        output_energy: sum over the same tokens of ||y||^2, bias left out.
+        num_tokens: that were summed over.
+        rows: N, features of y.
+
+    Raises:
+        SecateurError: no tokens or rows, or energies that are not positive and finite.
+    """
+    if num_tokens < 1 or rows < 1:
+        raise SecateurError(f"expected tokens and rows, got {num_tokens} and {rows}")
+    if not (0.0 < gradient_energy < float("inf") and 0.0 < output_energy < float("inf")):
+        raise SecateurError(
+            "expected positive finite energies of gradient and output, "
+            f"got {gradient_energy} and {output_energy}"
+        )
+    return gradient_energy / num_tokens * (output_energy / num_tokens) / rows
 
 
 @dataclass(frozen=True, eq=False)

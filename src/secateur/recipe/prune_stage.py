@@ -1,12 +1,16 @@
 """The stage that removes weights from matrices."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
+from secateur.recipe.reconstruction import Preset, Reconstruction
 from secateur.recipe.require import require
 from secateur.recipe.sparsity import UNSTRUCTURED, parse_sparsity
 
-Method = Literal["magnitude", "wanda", "sparsegpt"]
+Method = Literal["magnitude", "wanda", "sparsegpt", "ria", "rgs", "wanda++", "admm", "best-2:4"]
+Score = Literal["magnitude", "wanda", "ria", "rgs"]
+Update = Literal["none", "least_squares", "conjugate_gradient", "admm", "sparsegpt"]
+InputNorm = Literal["summed", "averaged"]
 ComparisonGroup = Literal["row", "matrix", "block"]
 
 # The comparison group of unstructured sparsity in each method's own publication.
@@ -14,7 +18,23 @@ PUBLISHED_COMPARISON_GROUP: dict[Method, ComparisonGroup] = {
     "magnitude": "matrix",
     "wanda": "row",
     "sparsegpt": "block",
+    "ria": "row",
+    "rgs": "row",
+    "wanda++": "row",
+    "admm": "matrix",
+    "best-2:4": "matrix",
 }
+
+# What a method scores weights by; the others settle masks and weights together, by an update.
+_SCORES: dict[Method, Score] = {
+    "magnitude": "magnitude",
+    "wanda": "wanda",
+    "ria": "ria",
+    "rgs": "rgs",
+    "wanda++": "rgs",
+}
+_UPDATES: dict[Method, Update] = {"sparsegpt": "sparsegpt", "admm": "admm", "best-2:4": "admm"}
+_PRESETS: dict[Method, Preset] = {"wanda++": "wanda++", "best-2:4": "best"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +52,13 @@ class LayerOverride:
 
 @dataclass(frozen=True, kw_only=True)
 class PruneStage:
-    """Remove weights from the linear layers of every block.
+    """Remove weights from the linear layers of every block: score -> mask -> swaps -> update ->
+    regional optimizer.
+
+    `method` names the whole chain. `magnitude`, `wanda`, `ria` and `rgs` (Wanda++'s regional
+    gradient score) score weights and keep them as they are. `sparsegpt` and `admm` settle mask and
+    weights together. `wanda++` is `rgs`, and `best-2:4` is `admm`, with the regional optimizer.
+    The fields `swaps`, `update` and `reconstruct` add to a method, or change what it does.
 
     `targets` and `ignore` hold full module names, class names (`Linear` stands for every matrix
     that multiplies tokens, whatever class holds it), or regular expressions after `re:`.
@@ -51,7 +77,18 @@ class PruneStage:
     block_size: int = 128
     """Columns that SparseGPT treats together, and the width of the comparison group `block`."""
     damping: float = 0.01
-    """SparseGPT: added to the Hessian's diagonal, as a fraction of its mean."""
+    """SparseGPT, least squares: added to the Hessian's diagonal, as a fraction of its mean."""
+    alpha: float = 100.0
+    """Weight of the regional gradient in the score of `rgs` and `wanda++`."""
+    norm: InputNorm = "summed"
+    """The input norm beside it: over all tokens, as published, or averaged over samples."""
+    swaps: int = 0
+    """In each row, so many times at most, a kept weight is traded for a pruned one where that
+    lowers the layer's output error."""
+    update: Update | None = None
+    """Makes the kept weights anew on the mask. None: what the method does itself."""
+    reconstruct: Reconstruction | None = None
+    """The regional optimizer. None: none, but for `wanda++` and `best-2:4` their own."""
     min_expert_tokens: int = 32
     """An expert that fewer calibration tokens were routed to is pruned by magnitude."""
 
@@ -73,12 +110,77 @@ class PruneStage:
             self.min_expert_tokens >= 1,
             f"expected min_expert_tokens of at least 1, got {self.min_expert_tokens}",
         )
+        self._check_chain(sparsity.is_grouped)
+
+    def _check_chain(self, is_grouped: bool) -> None:
+        require(0.0 <= self.alpha < float("inf"), f"expected alpha of at least 0, got {self.alpha}")
+        norms, updates = get_args(InputNorm), get_args(Update)
+        require(self.norm in norms, f"expected norm {' or '.join(norms)}, got {self.norm!r}")
+        require(
+            self.update is None or self.update in updates,
+            f"expected update one of {', '.join(updates)}, got {self.update!r}",
+        )
+        require(
+            self.score == "rgs" or (self.alpha == 100.0 and self.norm == "summed"),
+            f"alpha and norm are of the regional gradient score (rgs, wanda++), not of "
+            f"{self.method}",
+        )
+        require(self.swaps >= 0, f"expected swaps of at least 0, got {self.swaps}")
+        unstructured = {self.pattern, *(entry.pattern for entry in self.overrides)} & {UNSTRUCTURED}
+        require(
+            not (self.swaps and unstructured and self.resolved_comparison_group() == "block"),
+            "swaps trade weights within a row; with comparison_group block a group would not keep "
+            "its number of weights: ask for row or matrix",
+        )
+        tuning = self.resolved_reconstruct()
+        if tuning is not None and not tuning.frozen_mask:
+            require(
+                self.score is not None and not self.swaps and self.resolved_update() == "none",
+                "reconstruct: frozen_mask false (as in the preset published) chooses masks anew by "
+                "score alone: it goes with magnitude, wanda, ria, rgs and wanda++, without swaps "
+                f"and update, not with {self._chain_words()}",
+            )
+
+    def _chain_words(self) -> str:
+        words: list[str] = [self.method]
+        words += [f"swaps {self.swaps}"] if self.swaps else []
+        words += [f"update {self.update}"] if self.update not in (None, "none") else []
+        return ", ".join(words)
 
     def resolved_comparison_group(self) -> ComparisonGroup:
         """The comparison group asked for, else the one that the method's authors use."""
         return self.comparison_group or PUBLISHED_COMPARISON_GROUP[self.method]
 
     @property
+    def score(self) -> Score | None:
+        """What weights are scored by; None where mask and weights are settled together."""
+        return _SCORES.get(self.method)
+
+    def own_update(self) -> Update:
+        """What settles mask and weights together in this method, or `none`."""
+        return _UPDATES.get(self.method, "none")
+
+    def resolved_update(self) -> Update:
+        """The update asked for, else the method's own."""
+        return self.own_update() if self.update is None else self.update
+
+    def resolved_reconstruct(self) -> Reconstruction | None:
+        """The regional optimizer with every field said; None if there is none."""
+        preset = _PRESETS.get(self.method)
+        if self.reconstruct is None and preset is None:
+            return None
+        return (self.reconstruct or Reconstruction()).resolved(preset or "best")
+
+    @property
+    def needs_hessian(self) -> bool:
+        """Whether more than the norm of inputs is asked for."""
+        return self.swaps > 0 or self.own_update() != "none" or self.resolved_update() != "none"
+
+    @property
     def needs_calibration(self) -> bool:
-        """Whether scores depend on activations."""
-        return self.method != "magnitude"
+        """Whether anything depends on activations."""
+        return (
+            self.method != "magnitude"
+            or self.needs_hessian
+            or self.resolved_reconstruct() is not None
+        )

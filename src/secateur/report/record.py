@@ -63,6 +63,24 @@ class LayerRecord:
     """Calibration tokens that reached this matrix."""
     seconds: float
     note: str = ""
+    swaps: int = 0
+    """Weights of the mask that were traded for others."""
+
+
+TuningPart = Literal["block", "attention", "mlp"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuningRound:
+    """One round of the regional optimizer on a block, or on a half of one."""
+
+    part: TuningPart
+    round: int
+    """From 1; 0 is the block before any step, where samples are held out."""
+    train_error: float | None
+    """Relative, averaged over the round's steps while the weights moved; None for round 0."""
+    held_out_error: float | None
+    """The same after the round on samples that are not trained on; None without them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +92,11 @@ class BlockRecord:
     """Of the block alone: dense block against pruned block on the same inputs. None where no
     later block needed the pruned outputs."""
     seconds: float
+    error_before_tuning: float | None = None
+    """The same before the regional optimizer; None without it."""
+    rounds: tuple[TuningRound, ...] = ()
+    """Of the regional optimizer."""
+    note: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +112,8 @@ class PruneRecord:
     seconds_calibrating: float
     seconds_pruning: float
     seconds_propagating: float
+    seconds_tuning: float = 0.0
+    """Of the regional optimizer."""
 
     @property
     def sparsity(self) -> float:

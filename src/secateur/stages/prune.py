@@ -2,11 +2,13 @@
 from the already pruned blocks before it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from time import perf_counter
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from secateur.calibration.inputs import BlockInputs
 from secateur.calibration.observe import Sink, observed
@@ -14,11 +16,22 @@ from secateur.calibration.statistics import InputStatistics, RelativeError
 from secateur.models.blocks import BlockList
 from secateur.models.device import on_device
 from secateur.models.replay import Trace
+from secateur.models.sites import WeightSite
 from secateur.progress import Progress
 from secateur.recipe import PruneStage
 from secateur.report.record import BlockRecord, LayerRecord, PruneRecord
+from secateur.stages.prune_parameters import parameter_masks, site_gradients
 from secateur.stages.prune_plan import PlannedSite
-from secateur.stages.prune_site import SharedHessians, prune_site
+from secateur.stages.prune_reconstruct import (
+    Tuned,
+    block_samples,
+    check_tuning,
+    half_targets,
+    tune_block,
+)
+from secateur.stages.prune_score import SiteFacts, score_site, selector
+from secateur.stages.prune_site import PrunedSite, fraction_of_zeros, prune_site
+from secateur.stages.prune_update import SharedHessians
 
 
 class BlockPruner:
@@ -34,10 +47,11 @@ class BlockPruner:
     ) -> None:
         self._blocks = blocks
         self._stage = stage
+        self._tuning = stage.resolved_reconstruct()
         self._plan = plan
         self._device = device
         self._progress = progress
-        self._seconds = {"calibrating": 0.0, "pruning": 0.0, "propagating": 0.0}
+        self._seconds = {"calibrating": 0.0, "pruning": 0.0, "tuning": 0.0, "propagating": 0.0}
 
     def run(self, inputs: BlockInputs | None, trace: Trace | None) -> PruneRecord:
         """Prune every block.
@@ -45,9 +59,14 @@ class BlockPruner:
         Args:
             inputs: of block 0, overwritten; None to prune without calibration (magnitude only).
             trace: how the model uses its blocks; needed with inputs.
+
+        Raises:
+            SecateurError: the blocks cannot be tuned as asked (before any change), or activations
+                are not finite.
         """
-        num_sites = sum(len(sites) for sites in self._plan)
-        self._progress.begin(f"prune ({self._stage.method})", num_sites)
+        if self._tuning is not None and inputs is not None:
+            check_tuning(self._tuning, self._blocks, inputs, self._device)
+        self._progress.begin(f"prune ({self._stage.method})", self._num_steps())
         layers: list[LayerRecord] = []
         block_records: list[BlockRecord] = []
         for index, block in enumerate(self._blocks.modules):
@@ -57,48 +76,71 @@ class BlockPruner:
             block_records.append(block_record)
         return self._record(layers, block_records)
 
+    def _num_steps(self) -> int:
+        """One for every matrix, and one for every round on every block."""
+        num_sites = sum(len(sites) for sites in self._plan)
+        if self._tuning is None:
+            return num_sites
+        parts = 2 if self._tuning.granularity == "halves" else 1
+        tuned = sum(bool(sites) for sites in self._plan)
+        return num_sites + tuned * parts * (self._tuning.rounds or 0)
+
     def _prune_block(
         self, block: nn.Module, index: int, inputs: BlockInputs | None, trace: Trace | None
     ) -> tuple[list[LayerRecord], BlockRecord]:
         started = perf_counter()
         planned = self._plan[index]
         if inputs is None or trace is None:
-            layers = self._prune_sites(planned, index, {}, num_samples=1)
-            return layers, BlockRecord(
+            pruned = self._prune_sites(planned, index, {}, num_samples=1)
+            return [site.record for site in pruned], BlockRecord(
                 block=index, output_error=None, seconds=perf_counter() - started
             )
-        statistics = self._calibrate(block, index, inputs, trace)
-        layers = self._prune_sites(planned, index, statistics, inputs.num_samples)
-        statistics.clear()
+        facts = self._calibrate(block, index, inputs, trace)
+        if self._tuning is not None and planned:
+            layers, tuned = self._prune_and_tune(block, index, inputs, facts)
+        else:
+            pruned = self._prune_sites(planned, index, facts, inputs.num_samples)
+            layers, tuned = [site.record for site in pruned], None
+        facts.clear()
         error = self._propagate(block, index, inputs)
-        return layers, BlockRecord(
-            block=index, output_error=error, seconds=perf_counter() - started
-        )
+        record = BlockRecord(block=index, output_error=error, seconds=perf_counter() - started)
+        if tuned is not None:
+            before, result = tuned
+            record = replace(
+                record, error_before_tuning=before, rounds=result.rounds, note=result.note
+            )
+        return layers, record
 
     def _calibrate(
         self, block: nn.Module, index: int, inputs: BlockInputs, trace: Trace
-    ) -> dict[str, InputStatistics]:
-        """Run the dense block: its outputs are kept, statistics come back by site name."""
-        started = perf_counter()
-        planned = self._plan[index]
-        statistics: dict[str, InputStatistics] = {}
-        sinks: dict[str, Sink] = {}
-        leaders: dict[str, InputStatistics] = {}
-        for entry in planned:
-            leader = trace.shared_inputs.get(entry.site.name, entry.site.name)
-            if leader not in leaders:
-                leaders[leader] = self._new_statistics(entry, len(inputs))
-                sinks[entry.site.name] = leaders[leader].add
-            statistics[entry.site.name] = leaders[leader]
-        with observed([entry.site for entry in planned], sinks):
-            inputs.run_block(block, index)
-        self._seconds["calibrating"] += perf_counter() - started
-        return statistics
+    ) -> dict[str, SiteFacts]:
+        """Run the dense block: its outputs are kept, what is to know comes back by site name."""
+        with self._timed("calibrating"):
+            planned = self._plan[index]
+            statistics: dict[str, InputStatistics] = {}
+            sinks: dict[str, Sink] = {}
+            leaders: dict[str, InputStatistics] = {}
+            for entry in planned:
+                leader = trace.shared_inputs.get(entry.site.name, entry.site.name)
+                if leader not in leaders:
+                    leaders[leader] = self._new_statistics(entry, len(inputs))
+                    sinks[entry.site.name] = leaders[leader].add
+                statistics[entry.site.name] = leaders[leader]
+            with observed([entry.site for entry in planned], sinks):
+                inputs.run_block(block, index)
+            gradients: Mapping[str, Tensor] = {}
+            if self._stage.score == "rgs" and planned:
+                sites = [entry.site for entry in planned]
+                gradients = site_gradients(block, sites, block_samples(inputs, index))
+        return {
+            name: SiteFacts(seen, gradients.get(name), inputs.num_samples)
+            for name, seen in statistics.items()
+        }
 
     def _new_statistics(self, planned: PlannedSite, num_batches: int) -> InputStatistics:
         return InputStatistics(
             planned.site.shape[1],
-            with_hessian=self._stage.method == "sparsegpt",
+            with_hessian=self._stage.needs_hessian,
             num_batches=num_batches,
             device=self._device,
         )
@@ -107,36 +149,88 @@ class BlockPruner:
         self,
         planned: Sequence[PlannedSite],
         index: int,
-        statistics: dict[str, InputStatistics],
+        facts: Mapping[str, SiteFacts],
         num_samples: int,
-    ) -> list[LayerRecord]:
-        started = perf_counter()
+    ) -> list[PrunedSite]:
+        nothing = SiteFacts(None, None, num_samples)
         hessians = SharedHessians(self._stage.damping, num_samples)
-        layers = []
-        for entry in planned:
-            record = prune_site(
-                entry,
-                self._stage,
+        pruned = []
+        with self._timed("pruning"):
+            for entry in planned:
+                site = prune_site(
+                    entry, self._stage, index, facts.get(entry.site.name, nothing), hessians
+                )
+                pruned.append(site)
+                found = site.record.output_error
+                error = "" if found is None else f"  error {found:.3f}"
+                self._progress.advance(f"block {index}  {entry.site.name.split('.')[-1]}{error}")
+        return pruned
+
+    def _prune_and_tune(
+        self, block: nn.Module, index: int, inputs: BlockInputs, facts: dict[str, SiteFacts]
+    ) -> tuple[list[LayerRecord], tuple[float, Tuned]]:
+        """Prune a block's matrices and tune the block; its error before that, and what was done."""
+        tuning = self._tuning
+        assert tuning is not None
+        samples = block_samples(inputs, index)
+        with self._timed("tuning"):
+            halves = half_targets(block, samples) if tuning.granularity == "halves" else None
+        pruned = self._prune_sites(self._plan[index], index, facts, inputs.num_samples)
+        masks = parameter_masks(block, [(site.planned.site, site.keep_mask) for site in pruned])
+        if tuning.frozen_mask:
+            facts.clear()
+
+        def project() -> dict[str, Tensor]:
+            return parameter_masks(block, [self._rescored(site, facts) for site in pruned])
+
+        with self._timed("tuning"):
+            before = self._block_error(block, index, inputs)
+            tuned = tune_block(
+                block,
                 index,
-                statistics.get(entry.site.name),
-                num_samples,
-                hessians,
+                tuning,
+                samples,
+                inputs.outputs,
+                halves,
+                masks,
+                None if tuning.frozen_mask else project,
+                self._progress,
             )
-            layers.append(record)
-            error = "" if record.output_error is None else f"  error {record.output_error:.3f}"
-            self._progress.advance(f"block {index}  {entry.site.name.split('.')[-1]}{error}")
-        self._seconds["pruning"] += perf_counter() - started
-        return layers
+        layers = [
+            replace(site.record, sparsity=fraction_of_zeros(site.planned.site.weight))
+            for site in pruned
+        ]
+        return layers, (before, tuned)
+
+    def _rescored(
+        self, pruned: PrunedSite, facts: Mapping[str, SiteFacts]
+    ) -> tuple[WeightSite, Tensor]:
+        """The mask of a matrix's weights as they are now."""
+        site, stage = pruned.planned.site, self._stage
+        assert pruned.score is not None
+        score = score_site(site.weight, pruned.score, stage, facts[site.name])
+        return site, selector(pruned.planned.sparsity, stage)(score)
+
+    def _block_error(self, block: nn.Module, index: int, inputs: BlockInputs) -> float:
+        error = RelativeError()
+        for dense, output in zip(inputs.outputs, inputs.stream(block, index), strict=True):
+            error.add(output, dense)
+        return error.value
 
     def _propagate(self, block: nn.Module, index: int, inputs: BlockInputs) -> float:
         """Make the pruned block's outputs the next block's inputs; how far they moved."""
-        started = perf_counter()
         error = RelativeError()
-        for batch, output in enumerate(inputs.stream(block, index)):
-            error.add(output, inputs.outputs[batch])
-            inputs.hidden[batch].copy_(output)
-        self._seconds["propagating"] += perf_counter() - started
+        with self._timed("propagating"):
+            for batch, output in enumerate(inputs.stream(block, index)):
+                error.add(output, inputs.outputs[batch])
+                inputs.hidden[batch].copy_(output)
         return error.value
+
+    @contextmanager
+    def _timed(self, step: str) -> Iterator[None]:
+        started = perf_counter()
+        yield
+        self._seconds[step] += perf_counter() - started
 
     def _record(self, layers: list[LayerRecord], blocks: list[BlockRecord]) -> PruneRecord:
         stage = self._stage
@@ -151,4 +245,5 @@ class BlockPruner:
             seconds_calibrating=self._seconds["calibrating"],
             seconds_pruning=self._seconds["pruning"],
             seconds_propagating=self._seconds["propagating"],
+            seconds_tuning=self._seconds["tuning"],
         )

@@ -109,6 +109,7 @@ template <typename Value, int TokenTiles>
 SECATEUR_DEVICE void write_tile(const Problem& problem, int64_t tile,
                                 const float (&sums)[TokenTiles][accumulator::items]) {
   using fragment24::logical_row;
+  if (tile * fragment24::tile_rows >= problem.rows) return;  // padding to 64 rows
   const int lane = device::lane();
   const int row = accumulator::row(lane, 0);
   const int64_t upper = logical_row(tile, row, problem.rows, problem.gate_up);
