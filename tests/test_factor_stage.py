@@ -20,6 +20,7 @@ from secateur.progress import SilentProgress
 from secateur.recipe import FactorStage
 from secateur.report.record import FactorRecord
 from secateur.stages.factor_group import FactorGroup, factor_group
+from secateur.stages.factor_importance import measure_importance
 from secateur.stages.factor_statistics import collect_moments
 
 TOKENS = torch.randint(3, 128, (6, 24), generator=torch.Generator().manual_seed(1))
@@ -138,6 +139,47 @@ def test_dense_targets_are_met_by_least_squares() -> None:
     assert torch.allclose(found[0].dense().double(), solution, rtol=1e-3, atol=1e-3)
 
 
+def test_importance_is_that_of_plain_autograd() -> None:
+    model = tiny_model("gpt2")
+    sites = take_inventory(model).all_sites
+    tokens = CalibrationTokens(tuple(TOKENS), "test")
+    found = measure_importance(model, sites, tokens)
+    assert found is not None
+    assert all(p.requires_grad and p.grad is None for p in model.parameters())
+    outputs: list[Tensor] = []
+
+    def keep(_: nn.Module, __: Any, output: Tensor) -> None:
+        output.retain_grad()
+        outputs.append(output)
+
+    site = sites[3]
+    hook = site.module.register_forward_hook(keep)
+    for sample in TOKENS:
+        logits = model(input_ids=sample[None], use_cache=False).logits[0]
+        nn.functional.cross_entropy(logits[:-1], sample[1:], reduction="sum").backward()
+    hook.remove()
+    plain = torch.cat([output.detach() for output in outputs]).double() - site.module.bias.double()  # type: ignore[operator]
+    gradients = torch.cat([output.grad for output in outputs if output.grad is not None]).double()
+    count = TOKENS.numel()
+    energy = gradients.square().sum() / count * (plain.square().sum() / count)
+    assert found[site.name] == pytest.approx(float(energy) / site.shape[0], rel=1e-4)
+
+
+def test_importance_needs_layers_that_can_be_watched() -> None:
+    model = tiny_model("mixtral")
+    sites = take_inventory(model).all_sites
+    assert measure_importance(model, sites, CalibrationTokens(tuple(TOKENS), "test")) is None
+
+
+@pytest.mark.parametrize("importance", ["loss", "output"])
+def test_ranks_follow_the_importance(importance: str) -> None:
+    model = tiny_model("llama", num_blocks=3)
+    stage = {"method": "svd-whitened", "budget": 0.12, "importance": importance}
+    record = run(model, {**stage, "joint": True})
+    assert record.kept_fraction <= 0.88
+    assert torch.isfinite(logits(model)).all()
+
+
 def test_sparse_plus_low_rank() -> None:
     model = tiny_model("llama").to(torch.bfloat16)
     plain = tiny_model("llama").to(torch.bfloat16)
@@ -223,6 +265,7 @@ def test_every_family_has_its_matrix_types(family: str) -> None:
         ({"method": "svd", "rank": 33}, r"expected a rank of at most min\(N, K\), got 33"),
         ({"method": "svd", "budget": 0.999}, "expected a budget of at least"),
         ({"method": "svd", "rank": 2, "damping": -1.0}, "expected damping >= 0"),
+        ({"method": "svd", "rank": 2, "importance": "size"}, "importance"),
         ({"method": "svd", "rank": 2, "targets": []}, "`targets` must name at least one layer"),
         ({"method": "svd", "rank": 2, "targets": ["nothing"]}, "nothing"),
         ({"method": "sparse-plus-low-rank", "budget": 0.5}, "expected a budget below 0.5"),

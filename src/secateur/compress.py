@@ -300,7 +300,7 @@ def _run_stage(
         return run_drop(model, blocks, stage, inputs, device, progress)
     if isinstance(stage, FactorStage):
         plan = plan_factoring(stage, inventory)
-        factorer = BlockFactorer(model, blocks, stage, plan, device, progress)
+        factorer = BlockFactorer(model, blocks, stage, plan, tokens, device, progress)
         return factorer.run(lambda: _enter_blocks(model, inventory, tokens, device))
     inputs, trace = _enter_blocks(model, inventory, tokens, device)
     return BlockPruner(blocks, stage, plan_stage(stage, inventory), device, progress).run(

@@ -55,6 +55,10 @@ class FactorStage:
     nothing). None: `dense` for `laser`, as published, else `factors`."""
     joint: bool = False
     """Factor matrices of one input (q/k/v, gate/up) together, with one shared `down`."""
+    importance: Literal["loss", "output"] = "loss"
+    """`svd-whitened`, what ranks are shared out by: the model's `loss`, to first order, which takes
+    a backward pass of the whole model over a few samples; or each matrix's relative `output`
+    error. Mixtures with fused experts use `output`."""
     dense_targets: bool = False
     """`svd-whitened`: fit what the dense model's outputs are, not what the dense matrices make of
     inputs that are already off."""
@@ -74,6 +78,10 @@ class FactorStage:
         require(
             self.method in methods,
             f"expected method one of {', '.join(methods)}, got {self.method!r}",
+        )
+        require(
+            self.importance in ("loss", "output"),
+            f"expected importance loss or output, got {self.importance!r}",
         )
         require(len(self.targets) > 0, "`targets` must name at least one layer")
         require(0 <= self.damping < float("inf"), f"expected damping >= 0, got {self.damping}")

@@ -8,6 +8,7 @@ from torch import nn
 
 from secateur.calibration.inputs import BlockInputs
 from secateur.calibration.statistics import RelativeError
+from secateur.calibration.tokens import CalibrationTokens
 from secateur.models.blocks import BlockList
 from secateur.models.device import on_device
 from secateur.models.replay import Trace
@@ -15,6 +16,7 @@ from secateur.progress import Progress
 from secateur.recipe import FactorStage
 from secateur.report.record import BlockRecord, FactoredLayer, FactorRecord
 from secateur.stages.factor_group import FactorGroup, factor_group, groups_of, output_error
+from secateur.stages.factor_importance import measure_importance
 from secateur.stages.factor_plan import FactorPlan
 from secateur.stages.factor_ranks import (
     Groups,
@@ -38,6 +40,7 @@ class BlockFactorer:
         blocks: BlockList,
         stage: FactorStage,
         plan: FactorPlan,
+        tokens: CalibrationTokens | None,
         device: torch.device,
         progress: Progress,
     ) -> None:
@@ -45,6 +48,8 @@ class BlockFactorer:
         self._blocks = blocks
         self._stage = stage
         self._plan = plan
+        self._tokens = tokens
+        self._importance: dict[str, float] | None = None
         self._device = device
         self._progress = progress
 
@@ -59,6 +64,7 @@ class BlockFactorer:
         inputs, trace = enter_blocks()
         shared = trace.shared_inputs if trace else {}
         groups = [groups_of(sites, shared, self._stage.joint) for sites in self._plan.sites]
+        self._importance = self._measure_importance()
         ranks = self._ranks(groups, enter_blocks)
         dense_inputs = enter_blocks()[0] if self._wants_dense_stream(inputs) else None
         self._progress.begin(f"factor ({self._stage.method})", sum(map(len, groups)))
@@ -84,6 +90,16 @@ class BlockFactorer:
         whitened = self._stage.method == "svd-whitened"
         return inputs is not None and whitened and self._stage.dense_targets
 
+    def _measure_importance(self) -> dict[str, float] | None:
+        stage = self._stage
+        if stage.method != "svd-whitened" or stage.importance != "loss" or self._tokens is None:
+            return None
+        self._progress.begin("importance for the loss", 1)
+        sites = [site for sites in self._plan.sites for site in sites]
+        importance = measure_importance(self._model, sites, self._tokens)
+        self._progress.advance()
+        return importance
+
     def _ranks(self, groups: Groups, enter_blocks: EnterBlocks) -> Mapping[str, int | None]:
         stage = self._stage
         if stage.budget is None:
@@ -93,7 +109,14 @@ class BlockFactorer:
             assert inputs is not None
             assert trace is not None
             spectra = output_spectra(
-                self._blocks, groups, inputs, trace, stage, self._device, self._progress
+                self._blocks,
+                groups,
+                inputs,
+                trace,
+                stage,
+                self._importance,
+                self._device,
+                self._progress,
             )
         else:
             spectra = weight_spectra(groups) if stage.method == "svd" else []
@@ -137,7 +160,7 @@ class BlockFactorer:
         shared = moments.get(group.name)
         if rank is None:
             return [_left_dense(group, index)]
-        factored = factor_group(group, rank, self._stage, shared, samples)
+        factored = factor_group(group, rank, self._stage, shared, samples, self._importance)
         errors = [
             output_error(site.weight, part.dense().to(site.parameter.dtype), shared)
             for site, part in zip(group.sites, factored, strict=True)

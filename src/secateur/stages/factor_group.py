@@ -1,6 +1,6 @@
 """Factor one matrix, or several of one input: statistics -> factors -> layer or dense matrix."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -48,11 +48,24 @@ class FactorGroup:
         """(sum of N_i, K)."""
         return sum(site.shape[0] for site in self.sites), self.sites[0].shape[1]
 
-    def stacked(self) -> Tensor:
-        """fp32 or fp64 [sum of N_i, K]."""
-        weights = [site.weight for site in self.sites]
-        wide = [w if w.element_size() == 8 else w.float() for w in weights]
-        return stack_rows(wide)
+    def weights(self) -> list[Tensor]:
+        """Each matrix in fp32 or fp64."""
+        found = [site.weight for site in self.sites]
+        return [weight if weight.element_size() == 8 else weight.float() for weight in found]
+
+    def scales(self, importance: Mapping[str, float] | None, root: Tensor) -> list[float]:
+        """What a unit of squared output error of each matrix counts in the stack.
+
+        Its importance over its output's energy; without this, matrices with large outputs would
+        take the rank away from those with small ones, such as v beside q and k.
+
+        Args:
+            importance: by matrix; None: every whole output counts the same.
+            root: [K, K] of the Hessian.
+        """
+        energies = [float((w.double() @ root).square().sum()) for w in self.weights()]
+        wanted = [1.0 if importance is None else importance[site.name] for site in self.sites]
+        return [i / e if e else 1.0 for i, e in zip(wanted, energies, strict=True)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,6 +90,7 @@ def factor_group(
     stage: FactorStage,
     moments: SiteMoments | None,
     num_samples: int,
+    importance: Mapping[str, float] | None = None,
 ) -> list[Factored]:
     """Factors of every matrix of a group.
 
@@ -86,15 +100,16 @@ def factor_group(
         stage: method and options.
         moments: of the shared input; None for methods that look at weights alone.
         num_samples: calibration samples, to average over.
+        importance: of the matrices of a stack; None: they count the same.
 
     Raises:
         SecateurError: weights or activations that are not finite, a Hessian beyond repair.
     """
-    weight = group.stacked()
+    weight = stack_rows(group.weights())
     if stage.method in ("laser", "svd"):
         svd = _decompose(stage, rank)(weight)
         note = "" if stage.exact else _bound_note(weight, svd, rank)
-        return _split(svd.factors(rank), group, note)
+        return _split(svd.factors(rank), group, None, note)
     assert moments is not None
     hessian = moments.statistics.hessian(num_samples)
     _require_finite(hessian, group)
@@ -106,12 +121,14 @@ def factor_group(
             weight, rank, select, root, rounds=stage.rounds, decompose=_decompose(stage, rank)
         )
         return [Factored(found.factors, found.sparse, found.keep_mask)]
+    scales = group.scales(importance, root.lower) if len(group.sites) > 1 else None
+    weight = stack_rows(group.weights(), scales)
     target = weight
     if stage.dense_targets and moments.cross is not None:
         cross = weight.double() @ moments.cross.value(num_samples).double()
         target = regression_weight(weight, Moments(hessian, cross), stage.damping)
     found_svd = whitened_svd(target, root, _decompose(stage, rank))
-    return _split(found_svd.factors(rank), group, _damping_note(root.damping, stage))
+    return _split(found_svd.factors(rank), group, scales, _damping_note(root.damping, stage))
 
 
 def _decompose(stage: FactorStage, rank: int) -> Callable[[Tensor], Svd]:
@@ -131,9 +148,11 @@ def _damping_note(used: float, stage: FactorStage) -> str:
     return "" if used == stage.damping else f"the Hessian took damping {used:g}"
 
 
-def _split(factors: Factors, group: FactorGroup, note: str) -> list[Factored]:
+def _split(
+    factors: Factors, group: FactorGroup, scales: list[float] | None, note: str
+) -> list[Factored]:
     rows = [site.shape[0] for site in group.sites]
-    return [Factored(part, note=note) for part in split_rows(factors, rows)]
+    return [Factored(part, note=note) for part in split_rows(factors, rows, scales)]
 
 
 def _require_finite(hessian: Tensor, group: FactorGroup) -> None:

@@ -5,7 +5,15 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from secateur.calibration.inputs import BlockInputs
-from secateur.lowrank import Spectrum, allocate_ranks, exact_svd, whiten, whitened_svd
+from secateur.lowrank import (
+    Cholesky,
+    Spectrum,
+    allocate_ranks,
+    exact_svd,
+    stack_rows,
+    whiten,
+    whitened_svd,
+)
 from secateur.models.blocks import BlockList
 from secateur.models.device import on_device
 from secateur.models.replay import Trace
@@ -54,7 +62,7 @@ def _beside_sparse(shape: tuple[int, int], budget: float) -> int:
 def weight_spectra(groups: Groups) -> list[Spectrum]:
     """Singular values of the weights themselves."""
     return [
-        Spectrum(group.name, group.shape, exact_svd(group.stacked()).values)
+        Spectrum(group.name, group.shape, exact_svd(stack_rows(group.weights())).values)
         for block in groups
         for group in block
     ]
@@ -66,6 +74,7 @@ def output_spectra(
     inputs: BlockInputs,
     trace: Trace,
     stage: FactorStage,
+    importance: Mapping[str, float] | None,
     device: torch.device,
     progress: Progress,
 ) -> list[Spectrum]:
@@ -77,6 +86,7 @@ def output_spectra(
         inputs: of block 0, overwritten.
         trace: how the model uses its blocks.
         stage: for its damping.
+        importance: of each matrix's output for the loss; None: all count the same.
         device: where blocks run.
         progress: told after each block.
     """
@@ -88,12 +98,22 @@ def output_spectra(
             moments = collect_moments(block, index, sites, inputs, None, trace, device)
             for group in groups[index]:
                 hessian = moments[group.name].statistics.hessian(inputs.num_samples)
-                svd = whitened_svd(group.stacked(), whiten(hessian, stage.damping)).svd
-                spectra.append(Spectrum(group.name, group.shape, svd.values))
+                spectra.append(_spectrum(group, whiten(hessian, stage.damping), importance))
         for hidden, output in zip(inputs.hidden, inputs.outputs, strict=True):
             hidden.copy_(output)
         progress.advance(f"block {index}")
     return spectra
+
+
+def _spectrum(
+    group: FactorGroup, root: Cholesky, importance: Mapping[str, float] | None
+) -> Spectrum:
+    scales = group.scales(importance, root.lower) if len(group.sites) > 1 else None
+    values = whitened_svd(stack_rows(group.weights(), scales), root).svd.values
+    of_group = 1.0 * len(group.sites)
+    if importance is not None:
+        of_group = sum(importance[site.name] for site in group.sites)
+    return Spectrum(group.name, group.shape, values, of_group)
 
 
 def ranks_by_group(plan_ranks: Mapping[str, int], groups: Groups) -> dict[str, int | None]:
