@@ -6,6 +6,7 @@ python -m bench.readme --check   exit with 1 if it is out of date
 
 import json
 from functools import partial
+from math import log
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -43,14 +44,22 @@ def quality_table() -> str:
     rows = []
     for (model, text, calibration), group in groups.items():
         found = {(r["method"], r["pattern"]): r["perplexity"] for r in group}
-        for method in ("magnitude", "wanda", "sparsegpt"):
+        dense = found["dense", "dense"]
+        for method in dict.fromkeys(r["method"] for r in group if r["method"] != "dense"):
             values = [
                 f"{found[key]:.2f}" if (key := (method, p)) in found else "" for p in patterns
             ]
-            rows.append(
-                [model, text, calibration, f"{found['dense', 'dense']:.2f}", method, *values]
-            )
-    return table(["model", "text", "calibrated on", "dense", "method", "2:4", "4:8", "50%"], rows)
+            closed = gap_closed(found.get((method, "2:4")), found.get(("wanda", "2:4")), dense)
+            rows.append([model, text, calibration, f"{dense:.2f}", method, *values, closed])
+    heads = ["model", "text", "calibrated on", "dense", "method", "2:4", "4:8", "50%"]
+    return table([*heads, "2:4, of the gap Wanda to dense"], rows)
+
+
+def gap_closed(value: float | None, wanda: float | None, dense: float) -> str:
+    """How far a perplexity is on the way from Wanda's to dense, in its logarithm."""
+    if value is None or wanda is None:
+        return ""
+    return f"{log(wanda / value) / log(wanda / dense):.0%}"
 
 
 def cost_table() -> str:

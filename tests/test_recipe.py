@@ -351,8 +351,8 @@ def test_pattern_needs_no_quotes(pattern: str) -> None:
         ),
         (
             with_stage(method="obs"),
-            "stages.0.method: expected one of magnitude, wanda, sparsegpt, ria, rgs, wanda++, admm, "
-            "best-2:4, got 'obs'",
+            "stages.0.method: expected one of magnitude, wanda, sparsegpt, ria, rgs, wanda++, "
+            "admm, best-2:4, got 'obs'",
         ),
         (with_stage(method=None), "stages.0.method: expected one of magnitude, wanda, sparsegpt, "),
         (with_stage(targets="Linear"), "stages.0.targets: expected a list, got 'Linear'"),

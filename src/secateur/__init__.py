@@ -2,16 +2,28 @@
 
 from secateur.compress import compress, compress_with_report
 from secateur.errors import OutOfSpaceError, QualityDropError, SecateurError, VerificationError
-from secateur.recipe import DropBlocksStage, LayerOverride, PruneStage, Recipe, load_recipe
+from secateur.recipe import (
+    DropBlocksStage,
+    FactorStage,
+    Intervention,
+    LayerOverride,
+    PruneStage,
+    Recipe,
+    Reconstruction,
+    load_recipe,
+)
 from secateur_kernels.version import __version__
 
 __all__ = [
     "DropBlocksStage",
+    "FactorStage",
+    "Intervention",
     "LayerOverride",
     "OutOfSpaceError",
     "PruneStage",
     "QualityDropError",
     "Recipe",
+    "Reconstruction",
     "SecateurError",
     "VerificationError",
     "__version__",

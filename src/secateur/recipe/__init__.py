@@ -20,6 +20,7 @@ from secateur.recipe.recipe import (
     recipe_from_dict,
     recipe_from_text,
 )
+from secateur.recipe.reconstruction import Reconstruction
 from secateur.recipe.sparsity import UNSTRUCTURED, Sparsity, parse_sparsity
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "Method",
     "PruneStage",
     "Recipe",
+    "Reconstruction",
     "Sparsity",
     "Stage",
     "load_recipe",

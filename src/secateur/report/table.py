@@ -302,7 +302,10 @@ def _stage_table(number: int, stage: PruneRecord | FactorRecord | DropRecord) ->
     for kind, layers in layers_by_kind(stage.layers).items():
         zeros = sum(layer.sparsity for layer in layers) / len(layers)
         table.add_row(Text(kind), str(len(layers)), format_fraction(zeros), *_errors(layers))
-    return Group(table, _tuning_table(stage)) if tuned_blocks(stage) else table
+    if not tuned_blocks(stage):
+        return table
+    heading = Text("Output errors of blocks before and after the regional optimizer")
+    return Group(table, heading, _tuning_table(stage))
 
 
 def tuned_blocks(stage: PruneRecord) -> list[BlockRecord]:
@@ -322,12 +325,7 @@ def format_rounds(block: BlockRecord) -> str:
 
 
 def _tuning_table(stage: PruneRecord) -> Table:
-    table = Table(
-        caption="Error of whole blocks before and after the regional optimizer, and by round.",
-        caption_justify="left",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-    )
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column in ("Block", "Before", "After", "Rounds"):
         table.add_column(column, justify="left" if column in ("Block", "Rounds") else "right")
     for block in tuned_blocks(stage):

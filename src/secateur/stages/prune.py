@@ -107,7 +107,10 @@ class BlockPruner:
         if tuned is not None:
             before, result = tuned
             record = replace(
-                record, error_before_tuning=before, rounds=result.rounds, note=result.note
+                record,
+                error_before_tuning=before,
+                rounds=result.rounds,
+                note=result.note or _raised(index, before, error),
             )
         return layers, record
 
@@ -247,3 +250,12 @@ class BlockPruner:
             seconds_propagating=self._seconds["propagating"],
             seconds_tuning=self._seconds["tuning"],
         )
+
+
+def _raised(block: int, before: float, after: float) -> str:
+    if after <= before:
+        return ""
+    return (
+        f"tuning raised the output error of block {block} from {before:.4f} to {after:.4f}: try a "
+        "lower rate, more rounds or samples, or hold some out"
+    )
