@@ -23,8 +23,8 @@ const char* own_error_text(int code) {
     case SECATEUR_BAD_VALUE_TYPE:
       return "expected value type bf16 or fp16";
     case SECATEUR_BAD_TILES:
-      return "expected 1 to 8 warps (to 4 with 4 row tiles and over 32 tokens) of 2 or 4 row tiles, "
-             "together a multiple of 4 row tiles";
+      return "expected 1 to 8 warps (to 4 with 4 row tiles and over 32 tokens) of 2 or 4 row "
+             "tiles, together a multiple of 4 row tiles";
     case SECATEUR_BAD_STAGES:
       return "expected 2 to 16 stages";
     case SECATEUR_BAD_BLOCKS:

@@ -1,6 +1,7 @@
 // What the library says about itself, and what its codes mean.
 #include <cuda_runtime.h>
 
+#include "device_guard.h"
 #include "error_text.h"
 #include "secateur/core.h"
 
@@ -10,7 +11,8 @@
 #endif
 
 const char* secateur_error_text(int code) {
-  return code > 0 ? cudaGetErrorString(static_cast<cudaError_t>(code)) : secateur::own_error_text(code);
+  if (code <= 0) return secateur::own_error_text(code);
+  return cudaGetErrorString(static_cast<cudaError_t>(code));
 }
 
 const char* secateur_version(void) { return SECATEUR_VERSION; }
@@ -30,5 +32,24 @@ int secateur_capture_id(void* stream, uint64_t* id) {
   const cudaError_t error =
       cudaStreamGetCaptureInfo(static_cast<cudaStream_t>(stream), &status, &found);
   if (error == cudaSuccess && status != cudaStreamCaptureStatusNone) *id = found;
+  return static_cast<int>(error);
+}
+
+int secateur_zeroed_memory(int device, int64_t bytes, void** memory) {
+  *memory = nullptr;
+  const secateur::DeviceGuard guard(device);
+  if (guard.error()) return guard.error();
+  // Another thread may be capturing a graph, which otherwise forbids allocations to all.
+  cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
+  cudaThreadExchangeStreamCaptureMode(&mode);
+  cudaStream_t stream = nullptr;
+  cudaError_t error = cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking);
+  if (error == cudaSuccess) {
+    error = cudaMalloc(memory, static_cast<size_t>(bytes));
+    if (error == cudaSuccess) error = cudaMemsetAsync(*memory, 0, bytes, stream);
+    if (error == cudaSuccess) error = cudaStreamSynchronize(stream);
+    cudaStreamDestroy(stream);
+  }
+  cudaThreadExchangeStreamCaptureMode(&mode);
   return static_cast<int>(error);
 }

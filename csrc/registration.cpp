@@ -73,9 +73,9 @@ void check_like(const Tensor& tensor, const char* name, const Tensor& x, int64_t
 
 void sparse24_skinny(const Tensor& x, const Tensor& data, const std::optional<Tensor>& bias,
                      const std::optional<Tensor>& residual, Tensor y,
-                     std::optional<Tensor> workspace, std::optional<Tensor> counters, bool gate_up,
-                     bool silu_and_mul, int64_t warps, int64_t row_tiles, int64_t stages,
-                     int64_t blocks) {
+                     std::optional<Tensor> workspace, int64_t counters, int64_t counter_count,
+                     bool gate_up, bool silu_and_mul, int64_t warps, int64_t row_tiles,
+                     int64_t stages, int64_t blocks) {
   const ScalarType type = x.scalar_type();
   STD_TORCH_CHECK(type == ScalarType::BFloat16 || type == ScalarType::Half,
                   "expected x of dtype bfloat16 or float16");
@@ -107,12 +107,8 @@ void sparse24_skinny(const Tensor& x, const Tensor& data, const std::optional<Te
     a.workspace = workspace->mutable_data_ptr();
     a.workspace_bytes = workspace->numel() * static_cast<int64_t>(workspace->element_size());
   }
-  if (counters) {
-    check_same_device(*counters, "counters", a.device);
-    STD_TORCH_CHECK(counters->scalar_type() == ScalarType::Int, "expected counters int32");
-    a.counters = counters->mutable_data_ptr();
-    a.counter_count = counters->numel();
-  }
+  a.counters = reinterpret_cast<void*>(counters);
+  a.counter_count = counter_count;
   a.value_type = type == ScalarType::BFloat16 ? SECATEUR_BF16 : SECATEUR_FP16;
   a.gate_up = gate_up;
   a.silu_and_mul = silu_and_mul;
@@ -129,8 +125,8 @@ STABLE_TORCH_LIBRARY(secateur_cuda, library) {
   library.def("unpack24(Tensor data, Tensor(a!) dense, bool gate_up) -> ()");
   library.def(
       "sparse24_skinny(Tensor x, Tensor data, Tensor? bias, Tensor? residual, Tensor(a!) y, "
-      "Tensor(b!)? workspace, Tensor(c!)? counters, bool gate_up, bool silu_and_mul, int warps, "
-      "int row_tiles, int stages, int blocks) -> ()");
+      "Tensor(b!)? workspace, int counters, int counter_count, bool gate_up, bool silu_and_mul, "
+      "int warps, int row_tiles, int stages, int blocks) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(secateur_cuda, CUDA, library) {

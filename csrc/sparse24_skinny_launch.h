@@ -52,10 +52,12 @@ int launch(const Problem& problem, int device, cudaStream_t stream) {
   const int bytes =
       shared_bytes(problem.warps, Shape::row_tiles, Shape::token_tiles, problem.stages);
   if (bytes > limit) return SECATEUR_SHARED_MEMORY;
-  const int threads = (problem.warps + 1) * warp_lanes;
-  kernel<Value, Shape>
-      <<<static_cast<unsigned>(problem.schedule.blocks), threads, bytes, stream>>>(problem);
-  return static_cast<int>(cudaGetLastError());
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(problem.schedule.blocks));
+  config.blockDim = dim3(static_cast<unsigned>((problem.warps + 1) * warp_lanes));
+  config.dynamicSmemBytes = static_cast<size_t>(bytes);
+  config.stream = stream;
+  return static_cast<int>(cudaLaunchKernelEx(&config, kernel<Value, Shape>, problem));
 }
 
 template <typename Value>

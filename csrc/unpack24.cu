@@ -16,7 +16,8 @@ constexpr int warps = 8;
 
 __global__ __launch_bounds__(warps* warp_lanes) void unpack24_kernel(
     const __grid_constant__ Problem problem) {
-  const int64_t index = static_cast<int64_t>(secateur::device::block()) * warps + threadIdx.x / warp_lanes;
+  const int64_t first = static_cast<int64_t>(secateur::device::block()) * warps;
+  const int64_t index = first + threadIdx.x / warp_lanes;
   if (index < tiles(problem)) {
     secateur::unpack24::unpack_tile(problem, index, threadIdx.x % warp_lanes);
   }
@@ -32,7 +33,9 @@ int secateur_unpack24(const SecateurUnpack24* a, void* stream) {
                         static_cast<int>(a->rows), static_cast<int>(a->columns), a->gate_up != 0};
   const int64_t blocks = ceil_div(tiles(problem), warps);
   if (blocks > INT32_MAX) return SECATEUR_BAD_SHAPE;
-  unpack24_kernel<<<static_cast<unsigned>(blocks), warps * warp_lanes, 0,
-                    static_cast<cudaStream_t>(stream)>>>(problem);
-  return static_cast<int>(cudaGetLastError());
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(blocks));
+  config.blockDim = dim3(warps * warp_lanes);
+  config.stream = static_cast<cudaStream_t>(stream);
+  return static_cast<int>(cudaLaunchKernelEx(&config, unpack24_kernel, problem));
 }

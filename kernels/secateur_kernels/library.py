@@ -18,6 +18,15 @@ from secateur_kernels.version import __version__
 
 NAME = "libsecateur_cuda.so"
 
+# The ops that this package calls. A library of the same version that was built from other sources,
+# as happens in a checkout, is recognised by them.
+SCHEMAS = {
+    "unpack24": "(Tensor data, Tensor(a!) dense, bool gate_up) -> ()",
+    "sparse24_skinny": "(Tensor x, Tensor data, Tensor? bias, Tensor? residual, Tensor(a!) y, "
+    "Tensor(b!)? workspace, int counters, int counter_count, bool gate_up, bool silu_and_mul, "
+    "int warps, int row_tiles, int stages, int blocks) -> ()",
+}
+
 
 @dataclass(frozen=True)
 class LibraryStatus:
@@ -63,38 +72,55 @@ def _load(path: Path) -> LibraryStatus:
             "build it with nvcc)",
         )
     try:
-        torch.ops.load_library(str(path))  # type: ignore[no-untyped-call]
+        torch.ops.load_library(str(path))
     except (OSError, RuntimeError) as error:
         return LibraryStatus(False, path, reason=f"{path} cannot be loaded: {error}")
-    for name in ("unpack24", "sparse24_skinny"):
+    functions = _functions(path)
+    schemas = {name: f"secateur_cuda::{name}{SCHEMAS[name]}" for name in SCHEMAS}
+    if functions is None or any(_registered(name) != schemas[name] for name in SCHEMAS):
+        return LibraryStatus(
+            False, path, reason=f"{path} was built from other sources: build it anew"
+        )
+    for name in SCHEMAS:
         torch.library.register_fake(f"secateur_cuda::{name}", _fake)
-    return _status_of(path, _functions(path))
+    return _status_of(path, functions)
+
+
+def _registered(name: str) -> str:
+    op = getattr(torch.ops.secateur_cuda, name, None)
+    return "" if op is None else str(op.default._schema)
 
 
 def _fake(*arguments: Any) -> None:
     """All ops of the library write into tensors that they are given."""
 
 
-def _functions(path: Path) -> ctypes.CDLL:
-    """The C functions of `csrc/include/secateur/core.h` that need no device."""
+def _functions(path: Path) -> ctypes.CDLL | None:
+    """The C functions of `csrc/include/secateur/core.h` that are called; None if one is missing."""
     functions = ctypes.CDLL(str(path))
-    for name in ("secateur_version", "secateur_architectures", "secateur_fingerprint"):
-        getattr(functions, name).restype = ctypes.c_char_p
-    functions.secateur_error_text.restype = ctypes.c_char_p
-    functions.secateur_error_text.argtypes = [ctypes.c_int]
-    functions.secateur_capture_id.argtypes = [ctypes.c_void_p, ctypes.POINTER(ctypes.c_uint64)]
+    try:
+        for name in ("secateur_version", "secateur_architectures", "secateur_error_text"):
+            getattr(functions, name).restype = ctypes.c_char_p
+        for name in ("secateur_cuda_version", "secateur_driver_version"):
+            getattr(functions, name).restype = ctypes.c_int
+        functions.secateur_error_text.argtypes = [ctypes.c_int]
+        functions.secateur_capture_id.argtypes = [ctypes.c_void_p, ctypes.POINTER(ctypes.c_uint64)]
+        functions.secateur_zeroed_memory.argtypes = [
+            ctypes.c_int,
+            ctypes.c_int64,
+            ctypes.POINTER(ctypes.c_void_p),
+        ]
+    except AttributeError:
+        return None
     return functions
 
 
 def _status_of(path: Path, functions: ctypes.CDLL) -> LibraryStatus:
     version = functions.secateur_version().decode()
     architectures = tuple(functions.secateur_architectures().decode().split(","))
-    reason = _mismatch(version, functions.secateur_cuda_version(), _driver_version(functions))
+    cuda, driver = functions.secateur_cuda_version(), functions.secateur_driver_version()
+    reason = _mismatch(version, cuda, driver)
     return LibraryStatus(not reason, path, architectures, version, reason)
-
-
-def _driver_version(functions: ctypes.CDLL) -> int:
-    return int(functions.secateur_driver_version())
 
 
 def _mismatch(version: str, cuda: int, driver: int) -> str:
@@ -146,16 +172,27 @@ def library_functions() -> ctypes.CDLL:
         SecateurError: it is not loaded.
     """
     status = library_status()
-    if not status.loaded or status.path is None:
+    functions = _functions(status.path) if status.loaded and status.path else None
+    if functions is None:
         raise SecateurError(f"the compiled library is not there: {status.reason}")
-    return _functions(status.path)
+    return functions
 
 
 def capture_id(stream: int) -> int:
     """A number for the graph capture that a stream (its handle) is part of, 0 outside of one."""
     found = ctypes.c_uint64()
-    functions = library_functions()
-    code = functions.secateur_capture_id(stream, ctypes.byref(found))
-    if code:
-        raise SecateurError(f"CUDA error: {functions.secateur_error_text(code).decode()}")
+    _check(library_functions().secateur_capture_id(stream, ctypes.byref(found)))
     return found.value
+
+
+def zeroed_memory(device: int, num_bytes: int) -> int:
+    """The address of memory of a GPU that is zero, and that is never given back."""
+    found = ctypes.c_void_p()
+    _check(library_functions().secateur_zeroed_memory(device, num_bytes, ctypes.byref(found)))
+    return found.value or 0
+
+
+def _check(code: int) -> None:
+    if code:
+        text = library_functions().secateur_error_text(code).decode()
+        raise SecateurError(f"the compiled library says: {text}")

@@ -51,6 +51,10 @@ SECATEUR_API int secateur_driver_version(void);
  * capturing. */
 SECATEUR_API int secateur_capture_id(void* stream, uint64_t* id);
 
+/* Memory of a device that is zero when this returns, and that is never given back: outside of every
+ * allocator and memory pool, for counters that outlive them. Waits for the filling. */
+SECATEUR_API int secateur_zeroed_memory(int device, int64_t bytes, void** memory);
+
 /* A dense [rows, columns] of 16-bit values from fragment order. */
 struct SecateurUnpack24 {
   const void* weight; /* [panels, steps, 4608] bytes */

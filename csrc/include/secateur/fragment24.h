@@ -73,8 +73,8 @@ SECATEUR_INLINE constexpr uint64_t expand_group(uint32_t values, uint32_t nibble
          (static_cast<uint64_t>(values >> 16) << (16 * (nibble >> 2)));
 }
 
-// The logical row of a row of a sub-tile (counted over the whole weight; not one of padding only). In
-// row order gate_up a sub-tile holds eight gate rows and the eight up rows of the same features.
+// The logical row of a row of a sub-tile (counted over the whole weight; not one of padding only).
+// In row order gate_up a sub-tile holds eight gate rows and the eight up rows of the same features.
 SECATEUR_INLINE constexpr int64_t logical_row(int64_t tile, int row, int64_t rows, bool gate_up) {
   if (!gate_up) return tile * tile_rows + row;
   return row < 8 ? tile * 8 + row : rows / 2 + tile * 8 + (row - 8);

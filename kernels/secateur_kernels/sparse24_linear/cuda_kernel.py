@@ -14,7 +14,7 @@ from secateur_kernels.sparse24_linear.cuda_config import (
     needs,
     supports,
 )
-from secateur_kernels.sparse24_linear.tickets import take_counters
+from secateur_kernels.sparse24_linear.tickets import Counters, take_counters
 
 __all__ = ["Sparse24CudaConfig", "candidate_configs", "default_config", "launch", "supports"]
 
@@ -61,7 +61,7 @@ def launch(
         )
     y = torch.empty(tokens, output_columns(rows, activation), dtype=x.dtype, device=x.device)
     needed = needs(config, tokens, rows, columns)
-    workspace = counters = None
+    workspace, counters = None, Counters(0, 0)
     if needed.counters:
         workspace = torch.empty(needed.workspace_floats, dtype=torch.float32, device=x.device)
         counters = take_counters(x.device, needed.counters)
@@ -72,7 +72,8 @@ def launch(
         None if residual is None else _with_contiguous_rows(residual),
         y,
         workspace,
-        counters,
+        counters.address,
+        counters.count,
         gate_up,
         activation == "silu_and_mul",
         config.warps,

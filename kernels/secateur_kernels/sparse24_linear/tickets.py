@@ -2,65 +2,86 @@
 
 Two kernels that may run at the same time must not share counters. So every stream has its own, and
 so has every CUDA graph capture, for a graph can be replayed on another stream than it was captured
-on. They come out of a pool that is filled with zeros once, because a fill in every call would cost
-about as much as a small kernel.
+on. They come out of memory that is filled with zeros once, because a fill in every call would cost
+about as much as a small kernel; and that memory is not torch's, because a graph's memory pool
+must not hold what outlives the graph.
 """
 
 import threading
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from secateur_kernels.library import capture_id
+from secateur_kernels.library import capture_id, zeroed_memory
 
 COUNTERS = 8192
 """Of one stream or capture: enough for 262,144 rows in warps of 32 rows."""
 
 _LANES = 64
+_BYTES = 4
+
+
+@dataclass(frozen=True)
+class Counters:
+    """Zero counters, uint32, in the memory of a GPU."""
+
+    address: int
+    count: int
+    owner: Tensor | None = None
+    """What keeps the memory alive; None where it always is."""
 
 
 class TicketPool:
     """The counters of one device."""
 
-    def __init__(self, device: torch.device, lanes: int = _LANES) -> None:
+    def __init__(
+        self,
+        device: torch.device,
+        allocate: Callable[[int, int], int] = zeroed_memory,
+        lanes: int = _LANES,
+    ) -> None:
+        """`allocate`: device index and bytes -> address of zeros that are never given back."""
         self._device = device
+        self._allocate = allocate
         self._lanes = lanes
-        self._free: list[Tensor] = []
-        self._taken: dict[tuple[int, int], Tensor] = {}
+        self._free: list[Counters] = []
+        self._taken: dict[tuple[int, int], Counters] = {}
         self._lock = threading.Lock()
 
-    def take(self, count: int, stream: int, capture: int) -> Tensor:
-        """At least `count` zero counters, int32, for one stream (its handle) or one capture.
+    def take(self, count: int, stream: int, capture: int) -> Counters:
+        """At least `count` counters for one stream (its handle) or one capture.
 
-        Where none are left during a capture, when no memory outside of the graph can be had, the
-        graph gets counters of its own that are filled with zeros at each replay.
+        Where none are left during a capture, when nothing should be allocated, the call gets
+        counters of its own that are filled with zeros at each replay.
         """
-        if count > COUNTERS:
-            return torch.zeros(count, dtype=torch.int32, device=self._device)
-        with self._lock:
-            found = self._taken.get((capture, stream))
-            if found is None and not self._free and not capture:
-                self._fill()
-            if found is None and self._free:
-                found = self._taken[capture, stream] = self._free.pop()
-        if found is None:
-            return torch.zeros(count, dtype=torch.int32, device=self._device)
-        return found
+        found = None
+        if count <= COUNTERS:
+            with self._lock:
+                found = self._lane(stream, capture)
+        if found is not None:
+            return found
+        owner = torch.zeros(count, dtype=torch.int32, device=self._device)
+        return Counters(owner.data_ptr(), count, owner)
 
-    def _fill(self) -> None:
-        pool = torch.zeros(self._lanes, COUNTERS, dtype=torch.int32, device=self._device)
-        if self._device.type == "cuda":
-            # Once for many calls: other streams must not find the memory before it is zero.
-            torch.cuda.current_stream(self._device).synchronize()
-        self._free += list(pool)
+    def _lane(self, stream: int, capture: int) -> Counters | None:
+        found = self._taken.get((capture, stream))
+        if found is None and not self._free and not capture:
+            start = self._allocate(self._device.index or 0, self._lanes * COUNTERS * _BYTES)
+            lanes = range(start, start + self._lanes * COUNTERS * _BYTES, COUNTERS * _BYTES)
+            self._free += [Counters(address, COUNTERS) for address in lanes]
+        if found is None and self._free:
+            found = self._taken[capture, stream] = self._free.pop()
+        return found
 
 
 _pools: dict[int, TicketPool] = {}
 _pools_lock = threading.Lock()
 
 
-def take_counters(device: torch.device, count: int) -> Tensor:
-    """At least `count` zero counters, int32, for a kernel on the current stream of a GPU."""
+def take_counters(device: torch.device, count: int) -> Counters:
+    """At least `count` counters for a kernel on the current stream of a GPU."""
     index = torch.cuda.current_device() if device.index is None else device.index
     with _pools_lock:
         pool = _pools.setdefault(index, TicketPool(torch.device("cuda", index)))

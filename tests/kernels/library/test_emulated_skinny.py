@@ -139,7 +139,7 @@ def test_silu_and_multiply(dtype: torch.dtype, blocks: int, emulator: Any) -> No
 
 
 @settings(
-    deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    deadline=None, max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(data=st.data())
 def test_any_shape_tiling_and_schedule(data: st.DataObject, emulator: Any) -> None:

@@ -141,10 +141,10 @@ struct MmaOut {
 };
 
 // mma.sp::ordered_metadata.m16n8k32, 16-bit values. A, of 16 x 16 kept values: lane 4q + t,
-// register r, item e: row q + 8 * (r % 2), kept column 2t + e + 8 * (r / 2). Metadata of selector s:
-// lanes 4q + 2s (kept columns 0 to 7) and 4q + 2s + 1 (8 to 15); low half row q, high half row
-// q + 8; two bits a kept value. B, 32 x 8: register r, item e: row 8r + 2t + e, column q. C, 16 x 8:
-// item i: row q + 8 * (i / 2), column 2t + i % 2.
+// register r, item e: row q + 8 * (r % 2), kept column 2t + e + 8 * (r / 2). Metadata of selector
+// s: lanes 4q + 2s (kept columns 0 to 7) and 4q + 2s + 1 (8 to 15); low half row q, high half row
+// q + 8; two bits a kept value. B, 32 x 8: register r, item e: row 8r + 2t + e, column q. C, 16 x
+// 8: item i: row q + 8 * (i / 2), column 2t + i % 2.
 template <typename Value, int Selector>
 void multiply_sparse(float (&sum)[4], Words4 a, Words4 b, uint32_t metadata) {
   MmaIn in{{sum[0], sum[1], sum[2], sum[3]}, a, b, metadata};
