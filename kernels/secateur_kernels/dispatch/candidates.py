@@ -95,7 +95,7 @@ def _low_rank_triton(problem: Problem) -> list[Choice]:
 def _configs_to_tune(problem: Problem, backend: str) -> Sequence[Any]:
     m, n, k = problem.m, problem.n, problem.k
     if backend == "cuda":
-        return sparse24_cuda.candidate_configs(m, n, k)
+        return sparse24_cuda.candidate_configs(m, n, k, problem.device.num_sms)
     if backend == "triton" and problem.op == "sparse24_linear":
         return sparse24_triton.candidate_configs(m, n, k)
     if backend == "triton":
