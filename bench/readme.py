@@ -108,23 +108,46 @@ def low_rank_table() -> str:
     return table(["model", "text", "dense", "method", *heads], rows)
 
 
+def laser_table() -> str:
+    rows = []
+    for record in latest("laser", ("model", "task")):
+        task = record["task"]
+        rows += [_laser_row(f"{task['name']}, {task['metric']}", s) for s in record["states"]]
+    heads = ["task", "model", "matrices cut", "validation", "test", "better than dense on test by"]
+    return table(heads, rows)
+
+
+def _laser_row(task: str, state: dict[str, Any]) -> list[str]:
+    def shown(found: dict[str, float]) -> str:
+        return f"{found['value']:.3f} ± {found['standard_error']:.3f}"
+
+    change = state["change"]
+    gain = ""
+    if change is not None:
+        gain = f"{change['improvement']:.3f} ± {change['standard_error']:.3f}"
+    cuts = str(len(state["cuts"]))
+    return [task, state["name"], cuts, shown(state["validation"]), shown(state["test"]), gain]
+
+
 def low_rank_speed_table() -> str:
     rows = [
         [
             record["model"],
+            record["dtype"],
             record["variant"],
             f"{record['tokens_per_second']:,.0f}",
             f"{record['ratio']:.2f}",
         ]
         for record in latest("low_rank_speed", ("model", "shape", "dtype", "variant"))
     ]
-    return table(["model", "matrices", "tokens a second", "of dense"], rows)
+    return table(["model", "dtype", "matrices", "tokens a second", "of dense"], rows)
 
 
 SECTIONS = {
     "quality": quality_table,
     "low-rank": low_rank_table,
     "low-rank-speed": low_rank_speed_table,
+    "laser": laser_table,
     "cost": cost_table,
     # What kernels do on a GPU, as recorded by `make bench-gpu`.
     **{name: partial(str, text) for name, text in tables().items()},

@@ -63,7 +63,7 @@ MAY_IMPORT = {
     | {"calibration", "checkpoint", "evaluate", "models", "prepare", "report", "stages"},
     "demo": FOUNDATION | {"checkpoint", "compress", "evaluate", "prepare", "report"},
     "cli": FOUNDATION
-    | {"checkpoint", "compress", "demo", "evaluate", "models", "prepare", "report"},
+    | {"checkpoint", "compress", "demo", "evaluate", "models", "prepare", "report", "search"},
     "__init__": {"compress", "errors", "recipe"},
     "__main__": {"cli"},
 }

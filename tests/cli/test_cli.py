@@ -23,7 +23,8 @@ from secateur.report.record import PruneRecord, Report, load_report
 from secateur_kernels.version import __version__
 
 BOOKS = Path(__file__).parents[2] / "examples" / "books-8m"
-COMMANDS = ["inspect", "compress", "evaluate", "generate", "report", "verify", "doctor", "demo"]
+COMMANDS = ["inspect", "compress", "evaluate", "generate", "report", "verify"]
+COMMANDS += ["search", "tune", "doctor", "demo"]
 
 
 @dataclass(frozen=True)
@@ -322,7 +323,10 @@ def test_compress_drops_blocks_before_it_prunes(cli: Cli, tmp_path: Path) -> Non
     ("options", "message"),
     [
         ([], "say what to do: --recipe FILE, --method NAME or --drop-blocks N"),
-        (["--pattern", "2:4"], "--pattern, --sparsity, --budget, --rank and --ignore need --method"),
+        (
+            ["--pattern", "2:4"],
+            "--pattern, --sparsity, --budget, --rank and --ignore need --method",
+        ),
         (["--sparsity", "0.5", "--drop-blocks", "1"], "need --method"),
         (["--ignore", "x"], "need --method"),
         (["--method", "magic", "--pattern", "2:4"], "expected one of magnitude, wanda, sparsegpt"),

@@ -15,6 +15,7 @@ from secateur.cli.evaluate import evaluate_command
 from secateur.cli.generate import generate_command
 from secateur.cli.inspect import inspect_command
 from secateur.cli.report import report_command
+from secateur.cli.search import search_command
 from secateur.cli.tune import tune_command
 from secateur.cli.verify import verify_command
 from secateur.errors import SecateurError
@@ -41,6 +42,7 @@ for _command in (
     generate_command,
     report_command,
     verify_command,
+    search_command,
     tune_command,
     doctor_command,
     demo_command,

@@ -58,7 +58,7 @@ _STYLE: dict[str, Any] = {
 }
 _ZEROS = LinearSegmentedColormap.from_list("zeros", ["#f3f6f8", "#9cc3dc", "#1f5f95"])
 _ERROR = LinearSegmentedColormap.from_list("error", ["#fbf6ee", "#e9bd73", "#9a4f12"])
-_ON_LIGHT, _ON_DARK = "#1d2329", "#ffffff"
+ON_LIGHT, ON_DARK = "#1d2329", "#ffffff"
 _UNKNOWN = "#e6e9ec"
 _KEPT: dict[str, Any] = {"color": FAMILY_COLOURS["sparsegpt"]}
 _DROPPED = {"facecolor": PAPER, "edgecolor": FAMILY_COLOURS["depth"], "hatch": "////"}
@@ -80,7 +80,7 @@ def perplexity_svg(variants: Sequence[Variant]) -> str:
     bars = sorted(pruned, key=lambda variant: settings.index(variant.setting))
     values = [v.quality.perplexity for v in variants if math.isfinite(v.quality.perplexity)]
     limit = min(max(values, default=1.0), 4 * statistics.median(values or [1.0]))
-    with _drawing(3.7) as figure:
+    with drawing(3.7) as figure:
         axes = figure.subplots()
         for position, variant in zip(_grouped(axes, bars), bars, strict=True):
             _perplexity_bar(axes, position, variant, limit)
@@ -89,7 +89,7 @@ def perplexity_svg(variants: Sequence[Variant]) -> str:
         axes.set(ylabel="Perplexity (lower is better)", ylim=(0, 1.14 * limit))
         axes.grid(axis="y")
         shown = (f"{_label(v.name)} {table.format_number(v.quality.perplexity)}" for v in variants)
-        return _svg(figure, f"Perplexity by variant: {', '.join(shown)}.")
+        return as_svg(figure, f"Perplexity by variant: {', '.join(shown)}.")
 
 
 def _grouped(axes: Axes, bars: Sequence[Variant]) -> list[float]:
@@ -101,7 +101,7 @@ def _grouped(axes: Axes, bars: Sequence[Variant]) -> list[float]:
         middle = (positions[start] + positions[end - 1]) / 2
         heading = _label(bars[start].setting, slot * (end - start))
         place = {"xycoords": axes.get_xaxis_transform(), "weight": "bold"}
-        _note(axes, heading, (middle, 1.0), (0, 5), **place)
+        note_at(axes, heading, (middle, 1.0), (0, 5), **place)
     crowded: dict[str, Any] = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"}
     width, looks = (30, crowded) if len(bars) > 9 else (slot, {})
     names = [_label(table.short_name(variant), width) for variant in bars]
@@ -119,7 +119,7 @@ def _perplexity_bar(axes: Axes, position: float, variant: Variant, limit: float)
     if whisker > 0:
         axes.errorbar(position, height, yerr=whisker, color=INK, capsize=3, elinewidth=0.9)
     text = table.format_number(value) + ("\noff scale ↑" if cut else "")
-    _note(axes, text, (position, height + whisker), (0, 3))
+    note_at(axes, text, (position, height + whisker), (0, 3))
 
 
 def _dense_line(axes: Axes, variant: Variant) -> None:
@@ -129,7 +129,7 @@ def _dense_line(axes: Axes, variant: Variant) -> None:
     height = value if math.isfinite(value) else 0.0
     axes.axhline(height, color=INK, linewidth=1, linestyle=(0, (5, 3)))
     text = f"{_label(table.short_name(variant))}\n{table.format_number(value)}"
-    _note(axes, text, (axes.get_xlim()[1], height), (5, 0), ha="left", va="center")
+    note_at(axes, text, (axes.get_xlim()[1], height), (5, 0), ha="left", va="center")
 
 
 def layers_svg(stage: PruneRecord | FactorRecord) -> str:
@@ -146,7 +146,7 @@ def layers_svg(stage: PruneRecord | FactorRecord) -> str:
     if not np.isnan(errors).all():
         maps += [("Output error (% of the dense output)", errors, _ERROR, highest)]
     shape = (1, len(maps)) if len(blocks) <= 10 else (len(maps), 1)
-    with _drawing((0.75 + 0.24 * len(kinds)) * shape[0]) as figure:
+    with drawing((0.75 + 0.24 * len(kinds)) * shape[0]) as figure:
         panels = figure.subplots(*shape, squeeze=False, sharey=True, sharex=True)
         for axes, (title, values, colours, limit) in zip(panels.flat, maps, strict=True):
             _heat_map(axes, values, colours, limit)
@@ -156,7 +156,7 @@ def layers_svg(stage: PruneRecord | FactorRecord) -> str:
             axes.set(title=title, xlabel="Block")
             axes.label_outer()
         spans = (f"{name} {np.nanmin(v):.3g} to {np.nanmax(v):.3g}" for name, v, *_ in maps)
-        return _svg(figure, f"{len(kinds)} kinds of layers by block: {'; '.join(spans)}.")
+        return as_svg(figure, f"{len(kinds)} kinds of layers by block: {'; '.join(spans)}.")
 
 
 def _outcome_map(stage: PruneRecord | FactorRecord) -> tuple[str, _Cells, Colormap, float]:
@@ -195,7 +195,7 @@ def _heat_map(axes: Axes, values: _Cells, colours: Colormap, highest: float) -> 
     if not written:
         axes.figure.colorbar(mesh, ax=axes, pad=0.01, aspect=12).outline.set_visible(False)
     for (row, column), value in np.ndenumerate(values) if written else ():
-        colour = _ON_DARK if value > 0.83 * highest else _ON_LIGHT
+        colour = ON_DARK if value > 0.83 * highest else ON_LIGHT
         place = (column + 0.5, row + 0.5)
         axes.text(*place, _cell(value), ha="center", va="center", fontsize=7.5, color=colour)
 
@@ -208,7 +208,7 @@ def _cell(value: float) -> str:
 
 def block_influence_svg(influence: Sequence[float], dropped: Collection[int] = ()) -> str:
     """Block Influence by block; dropped blocks are hatched and named in a legend."""
-    with _drawing(2.9) as figure:
+    with drawing(2.9) as figure:
         axes = figure.subplots()
         for label, looks in (("kept", _KEPT), ("dropped", _DROPPED)):
             chosen = [i for i in range(len(influence)) if (i in dropped) is (looks is _DROPPED)]
@@ -223,19 +223,19 @@ def block_influence_svg(influence: Sequence[float], dropped: Collection[int] = (
             axes.legend(frameon=False, ncols=2, loc="lower right", bbox_to_anchor=(1, 1))
         shown = ", ".join(f"{i}: {value:.3g}" for i, value in enumerate(influence))
         gone = f"Dropped: {table.listed(sorted(dropped))}." if dropped else ""
-        return _svg(figure, f"Block Influence by block: {shown}. {gone}")
+        return as_svg(figure, f"Block Influence by block: {shown}. {gone}")
 
 
 def seconds_svg(seconds: Mapping[str, float]) -> str:
     """Wall time by step, the first step on top."""
     values = list(seconds.values())
-    with _drawing(0.62 + 0.25 * len(values)) as figure:
+    with drawing(0.62 + 0.25 * len(values)) as figure:
         axes = figure.subplots()
         labels = [table.format_seconds(value) for value in values]
         _sideways(axes, [_label(s) for s in seconds], values, labels, FAMILY_COLOURS["sparsegpt"])
         axes.set_xlabel("Seconds")
         shown = (f"{_label(step)} {text}" for step, text in zip(seconds, labels, strict=True))
-        return _svg(figure, f"Time by step: {', '.join(shown)}.")
+        return as_svg(figure, f"Time by step: {', '.join(shown)}.")
 
 
 def size_svg(variants: Sequence[Variant]) -> str:
@@ -246,14 +246,14 @@ def size_svg(variants: Sequence[Variant]) -> str:
     weights = [variant.num_parameters - variant.num_zeros for variant in variants]
     labels = list(map(table.format_bytes, sizes)), list(map(table.format_count, weights))
     scale, units = (1e9, ("GB", "billions")) if max(sizes) >= 1e9 else (1e6, ("MB", "millions"))
-    with _drawing(0.85 + 0.27 * len(variants)) as figure:
+    with drawing(0.85 + 0.27 * len(variants)) as figure:
         panels = figure.subplots(1, 2, sharey=True)
         for axes, texts, values in zip(panels, labels, (sizes, weights), strict=True):
             _sideways(axes, names, [value / scale for value in values], texts, colours)
         panels[0].set(title="Size on disk", xlabel=units[0])
         panels[1].set(title="Weights that are not zero", xlabel=units[1])
         shown = (f"{n} {s}, {w} non-zero weights" for n, s, w in zip(names, *labels, strict=True))
-        return _svg(figure, f"Size by variant: {'; '.join(shown)}.")
+        return as_svg(figure, f"Size by variant: {'; '.join(shown)}.")
 
 
 def _sideways(
@@ -262,7 +262,7 @@ def _sideways(
     lengths = _lengths(values)
     axes.barh(range(len(lengths)), lengths, height=0.66, color=colours)
     for row, (length, label) in enumerate(zip(lengths, labels, strict=True)):
-        _note(axes, label, (length, row), (4, 0), ha="left", va="center")
+        note_at(axes, label, (length, row), (4, 0), ha="left", va="center")
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.set_xlim(0, 1.18 * max([*lengths, 0.0]) or 1.0)
@@ -272,9 +272,10 @@ def _lengths(values: Sequence[float]) -> list[float]:
     return [value if math.isfinite(value) else 0.0 for value in values]
 
 
-def _note(
+def note_at(
     axes: Axes, text: str, at: tuple[float, float], offset: tuple[float, float], **looks: Any
 ) -> None:
+    """Write a note beside a point: `offset` in points, `looks` as for annotate."""
     looks = {"ha": "center", "va": "bottom", "fontsize": 8.5, "annotation_clip": False, **looks}
     axes.annotate(text, at, xytext=offset, textcoords="offset points", **looks)
 
@@ -285,7 +286,7 @@ def _label(text: str, width: int = 40) -> str:
 
 
 @contextmanager
-def _drawing(height: float) -> Iterator[Figure]:
+def drawing(height: float) -> Iterator[Figure]:
     """A figure under the house style, whatever the user's own matplotlib settings are."""
     with style.context(["default", _STYLE]), warnings.catch_warnings():
         # The viewer's font draws the text: a glyph that ours lacks does no harm.
@@ -293,7 +294,7 @@ def _drawing(height: float) -> Iterator[Figure]:
         yield Figure(figsize=(_WIDTH, height), layout="constrained")
 
 
-def _svg(figure: Figure, alt: str) -> str:
+def as_svg(figure: Figure, alt: str) -> str:
     """The figure as one element that can stand in a page: no metadata, no id used twice."""
     buffer = io.StringIO()
     keys = ("Date", "Creator", "Format", "Type")
