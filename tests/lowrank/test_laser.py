@@ -63,7 +63,7 @@ def test_bad_interventions() -> None:
 @pytest.mark.parametrize(
     ("matrix", "block", "fraction", "message"),
     [
-        ("gate", 0, 0.1, "q, k, v, o, mlp_in, mlp_up, mlp_out, got 'gate'"),
+        ("gate", 0, 0.1, "q, k, v, qkv, o, mlp_in, mlp_up, mlp_out, got 'gate'"),
         ("q", -1, 0.1, "a block of at least 0, got -1"),
         ("q", 0, 0.0, "0 < kept fraction <= 1, got 0.0"),
         ("q", 0, 1.1, "0 < kept fraction <= 1, got 1.1"),

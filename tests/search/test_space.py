@@ -24,7 +24,8 @@ def space(family: str, num_blocks: int = 2, **options: Any) -> SearchSpace:
         ("gemma3", (*ATTENTION, *GATED)),
         ("gptj", (*ATTENTION, "mlp_in", "mlp_out")),
         ("opt", (*ATTENTION, "mlp_in", "mlp_out")),
-        ("gpt2", ("o", "mlp_in", "mlp_out")),
+        ("gpt2", ("qkv", "o", "mlp_in", "mlp_out")),
+        ("phi3", ("qkv", "o", "mlp_in", "mlp_out")),
         ("mixtral", ATTENTION),
     ],
 )
@@ -90,5 +91,7 @@ def test_bad_options(options: dict[str, Any], message: str) -> None:
 
 
 def test_types_that_a_model_does_not_have() -> None:
-    with pytest.raises(SecateurError, match=r"this model has, o, mlp_in, mlp_out, got q, mlp_up"):
+    with pytest.raises(
+        SecateurError, match=r"this model has, qkv, o, mlp_in, mlp_out, got q, mlp_up"
+    ):
         space("gpt2", types=("q", "o", "mlp_up"))

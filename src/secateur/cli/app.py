@@ -66,7 +66,7 @@ def main() -> None:
         app()
     except SecateurError as error:
         message = f"[bold red]error:[/] {escape(str(error))}"
-        console = Console(stderr=True)
+        console = Console(stderr=True, emoji=False)
         console.print(message, highlight=False, soft_wrap=not console.is_terminal)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:

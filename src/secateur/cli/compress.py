@@ -22,7 +22,7 @@ from secateur.recipe import (
 from secateur.report.table import report_table
 
 _PRUNERS = ", ".join(get_args(Method))
-_FACTORERS = ", ".join(name for name in get_args(FactorMethod) if name != "laser")
+_FACTORERS = ", ".join(get_args(FactorMethod))
 
 
 def compress_command(
@@ -50,6 +50,14 @@ def compress_command(
     rank: Annotated[
         int | None,
         typer.Option(help="Factors: the same rank everywhere.", show_default=False),
+    ] = None,
+    cut: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="laser: TYPE:BLOCK:FRACTION, such as mlp_in:7:0.1 (`secateur search` finds "
+            "some). Repeatable.",
+            show_default=False,
+        ),
     ] = None,
     joint: Annotated[
         bool, typer.Option("--joint", help="Factors: q/k/v and gate/up share one `down`.")
@@ -113,6 +121,7 @@ def compress_command(
                 sparsity=sparsity,
                 budget=budget,
                 rank=rank,
+                cuts=cut or [],
                 joint=joint,
                 strict=strict,
                 published=published,
@@ -132,7 +141,7 @@ def compress_command(
         checkpoint_format=cast(CheckpointFormat, checkpoint_format),
         evaluation_text=text,
     )
-    console = Console()
+    console = Console(emoji=False)
     console.print(report_table(report))
     console.print(f"wrote {output}", highlight=False, soft_wrap=True, markup=False)
 
@@ -146,6 +155,7 @@ class _Options:
     sparsity: float | None
     budget: float | None
     rank: int | None
+    cuts: list[str]
     joint: bool
     strict: bool
     published: bool
@@ -157,7 +167,8 @@ class _Options:
 
     @property
     def of_factoring(self) -> bool:
-        return self.budget is not None or self.rank is not None or self.joint or self.strict
+        sized = self.budget is not None or self.rank is not None
+        return sized or self.joint or self.strict or bool(self.cuts)
 
 
 def _recipe(path: Path | None, drop_blocks: int | None, options: _Options) -> Recipe:
@@ -202,10 +213,9 @@ def _stage(options: _Options) -> dict[str, Any]:
             f"--pattern, --sparsity and --published are for {_PRUNERS}, not for {options.method}"
         )
     if options.method == "laser":
-        raise SecateurError(
-            "laser cuts single matrices: name them as interventions in a recipe, or let "
-            "`secateur search` find them and write one"
-        )
+        return _laser_stage(options)
+    if options.cuts:
+        raise SecateurError(f"--cut is for laser, not for {options.method}")
     return {
         "stage": "factor",
         "method": options.method,
@@ -222,12 +232,43 @@ def _pattern_of(options: _Options) -> str:
     return "2:4" if options.method == "best-2:4" and options.sparsity is None else UNSTRUCTURED
 
 
+def _laser_stage(options: _Options) -> dict[str, Any]:
+    if not options.cuts:
+        raise SecateurError(
+            "laser cuts single matrices: name them by --cut TYPE:BLOCK:FRACTION, such as "
+            "--cut mlp_in:7:0.1, or let `secateur search` find them and write a recipe"
+        )
+    if options.joint or options.strict or options.ignore:
+        raise SecateurError("--joint, --strict and --ignore are not for laser")
+    return {
+        "stage": "factor",
+        "method": "laser",
+        "budget": options.budget,
+        "rank": options.rank,
+        "interventions": [_intervention(text) for text in options.cuts],
+    }
+
+
+def _intervention(text: str) -> dict[str, Any]:
+    matrix, block, fraction = [*text.split(":"), "", ""][:3]
+    try:
+        values = {"matrix": matrix, "block": int(block), "fraction": float(fraction)}
+    except ValueError:
+        values = {}
+    if not values or text.count(":") != 2:
+        raise SecateurError(
+            f"expected --cut TYPE:BLOCK:FRACTION such as mlp_in:7:0.1, got {text!r}"
+        )
+    return values
+
+
 _NONE = _Options(
     method=None,
     pattern=None,
     sparsity=None,
     budget=None,
     rank=None,
+    cuts=[],
     joint=False,
     strict=False,
     published=False,

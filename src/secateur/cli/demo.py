@@ -29,7 +29,7 @@ def demo_command(
         progress.close()
     write_page(output / "report.html", render_comparison(comparison))
     write_page(output / "comparison.json", comparison.to_json())
-    console = Console()
+    console = Console(emoji=False)
     console.print(comparison_table(comparison))
     console.print(
         f"{perf_counter() - started:.0f} s. The report with pictures and generated text: "

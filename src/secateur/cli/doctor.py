@@ -28,7 +28,7 @@ def doctor_command(as_json: JsonOutput = False) -> None:
     table = Table(show_header=False, box=None)
     for name, value in facts:
         table.add_row(name, value)
-    Console().print(table)
+    Console(emoji=False).print(table)
 
 
 def _facts() -> list[tuple[str, str]]:

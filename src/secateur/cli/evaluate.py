@@ -88,7 +88,7 @@ def evaluate_command(
     if as_json:
         typer.echo(json.dumps(_as_json(result, reference, drops), indent=2))
     else:
-        console = Console()
+        console = Console(emoji=False)
         console.print(evaluation_table(result, reference, drops))
         if text is not None:
             console.print(PROTOCOL, style="dim")

@@ -34,7 +34,7 @@ def inspect_command(
     if as_json:
         typer.echo(json.dumps(facts, indent=2))
         return
-    console = Console()
+    console = Console(emoji=False)
     console.print(
         f"{facts['architecture']}: {facts['num_parameters']:,} parameters, "
         f"{facts['num_bytes'] / 2**20:,.1f} MiB, {facts['num_blocks']} blocks at "

@@ -31,7 +31,7 @@ def report_command(
     if as_json:
         typer.echo(report.to_json(), nl=False)
         return
-    console = Console()
+    console = Console(emoji=False)
     console.print(report_table(report))
     if html is not None:
         console.print(f"wrote {html}", highlight=False, soft_wrap=True, markup=False)

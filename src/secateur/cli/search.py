@@ -150,7 +150,7 @@ def search_command(
     if as_json:
         typer.echo(record.to_json(), nl=False)
         return
-    console = Console()
+    console = Console(emoji=False)
     console.print(search_table(record))
     for path in written:
         console.print(f"wrote {path}", highlight=False, soft_wrap=True, markup=False)

@@ -66,7 +66,7 @@ def tune_command(
     table = empty_table(where).with_entries(entries)
     (load_table(path).merged(table) if path.is_file() else table).save(path)
     forget()
-    console = Console()
+    console = Console(emoji=False)
     console.print(_rich_table(entries))
     for failure in dict.fromkeys(failures):
         console.print(f"could not run: {failure}", markup=False, highlight=False)

@@ -20,7 +20,7 @@ def verify_command(
     """Check files, strict reload, zero pattern and logits of a compressed model."""
     with waiting_for(f"verify {folder}"):
         checks = verify_checkpoint(folder, trust_remote_code)
-    console = Console()
+    console = Console(emoji=False)
     for check in checks:
         mark = "[green]ok[/]    " if check.passed else "[bold red]FAILED[/]"
         console.print(f"{mark} {check.name}: {escape(check.detail)}", highlight=False)

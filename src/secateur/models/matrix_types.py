@@ -4,13 +4,16 @@ from typing import Literal
 
 from secateur.models.sites import WeightSite
 
-MatrixType = Literal["q", "k", "v", "o", "mlp_in", "mlp_up", "mlp_out"]
+MatrixType = Literal["q", "k", "v", "qkv", "o", "mlp_in", "mlp_up", "mlp_out"]
 
-# Names of the field's modelling code. Fused q/k/v and gate/up are no single type of LASER's.
+# Names of the field's modelling code.
 _ATTENTION: dict[str, MatrixType] = {
     "q_proj": "q",
     "k_proj": "k",
     "v_proj": "v",
+    "qkv_proj": "qkv",
+    "query_key_value": "qkv",
+    "c_attn": "qkv",
     "o_proj": "o",
     "out_proj": "o",
     "dense": "o",
@@ -25,6 +28,7 @@ _ATTENTION: dict[str, MatrixType] = {
 }
 _MLP: dict[str, MatrixType] = {
     "gate_proj": "mlp_in",
+    "gate_up_proj": "mlp_in",
     "up_proj": "mlp_up",
     "down_proj": "mlp_out",
     "w1": "mlp_in",
@@ -43,10 +47,11 @@ _ATTENTION_PARTS = ("attn", "attention")
 
 
 def matrix_type(site: WeightSite) -> MatrixType | None:
-    """The type of a matrix by its name; None where it has none, as fused matrices and experts.
+    """The type of a matrix by its name; None where it has none, as experts have.
 
-    `mlp_in` is the matrix whose output goes through the activation (gate_proj where there is a
-    gate), `mlp_up` the ungated one beside it, `mlp_out` the one that leads back.
+    `qkv` is a matrix that holds all three. `mlp_in` is the matrix whose output goes through the
+    activation (gate_proj where there is a gate, or gate and up in one), `mlp_up` the ungated one
+    beside it, `mlp_out` the one that leads back.
     """
     if site.is_expert:
         return None

@@ -6,7 +6,7 @@ from typing import Literal, get_args
 from secateur.recipe.require import require
 
 FactorMethod = Literal["laser", "svd", "svd-whitened", "sparse-plus-low-rank"]
-MatrixTypeName = Literal["q", "k", "v", "o", "mlp_in", "mlp_up", "mlp_out"]
+MatrixTypeName = Literal["q", "k", "v", "qkv", "o", "mlp_in", "mlp_up", "mlp_out"]
 
 
 @dataclass(frozen=True, kw_only=True)

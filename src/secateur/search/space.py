@@ -13,7 +13,7 @@ from secateur.search.options import SearchOptions
 Place = tuple[MatrixType, int]
 """A matrix: its type and its block."""
 
-TYPES: tuple[MatrixType, ...] = ("q", "k", "v", "o", "mlp_in", "mlp_up", "mlp_out")
+TYPES: tuple[MatrixType, ...] = ("q", "k", "v", "qkv", "o", "mlp_in", "mlp_up", "mlp_out")
 
 
 @dataclass(frozen=True)
