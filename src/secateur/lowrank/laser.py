@@ -14,9 +14,9 @@ from secateur.lowrank.svd import Svd, rank_for_fraction
 from secateur_kernels.errors import SecateurError
 
 MatrixType = Literal["q", "k", "v", "qkv", "o", "mlp_in", "mlp_up", "mlp_out"]
-"""`qkv` stands for matrices that hold all three. `mlp_in` is U_in of the paper: gate_proj where there
-is a gate (so its code), and `mlp_up` is then the ungated half, which only the code knows. `mlp_out`
-is U_out."""
+"""`qkv` stands for matrices that hold all three. `mlp_in` is U_in of the paper: gate_proj where
+there is a gate (so its code), and `mlp_up` is then the ungated half, which only the code knows.
+`mlp_out` is U_out."""
 
 FRACTIONS = (0.9, 0.8, 0.6, 0.2, 0.1, 0.05, 0.01)
 """The published grid of kept fractions (table 5)."""
