@@ -30,5 +30,5 @@ def test_rows_become_contiguous_and_nothing_more_is_copied() -> None:
 
 def test_output_columns() -> None:
     assert check_linear(X, 4, 8, (torch.float32,), None, None, "silu_and_mul") == 2
-    with pytest.raises(SecateurError, match="as many up rows as gate rows .* got 5 rows"):
+    with pytest.raises(SecateurError, match=r"as many up rows as gate rows .* got 5 rows"):
         check_linear(X, 5, 8, (torch.float32,), None, None, "silu_and_mul")
