@@ -21,3 +21,9 @@ class CompileCase:
     """Arguments that the launcher would specialise on: pointers and sizes divisible by 16."""
     num_warps: int = 4
     num_stages: int = 2
+    capabilities: tuple[int, ...] | None = None
+    """10 * major + minor of the GPUs that run it, such as (90,); None: any."""
+
+    def runs_on(self, capability: int) -> bool:
+        """Whether a GPU of this compute capability would be given this specialisation."""
+        return self.capabilities is None or capability in self.capabilities

@@ -128,3 +128,10 @@ def test_modules_must_have_cases_of_different_names(modules: Path) -> None:
         cases_of(["doubled"])
     with pytest.raises(SecateurError, match="ahead_of_time_cases in without_cases"):
         cases_of(["without_cases"])
+
+
+def test_a_case_says_which_gpus_run_it() -> None:
+    case = CompileCase("any", None, {}, {})
+    assert case.runs_on(80)
+    only = replace(case, capabilities=(90,))
+    assert (only.runs_on(90), only.runs_on(80)) == (True, False)
