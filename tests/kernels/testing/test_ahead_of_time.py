@@ -13,6 +13,7 @@ import triton
 from secateur_kernels import SecateurError
 from secateur_kernels.testing import ahead_of_time
 from secateur_kernels.testing.ahead_of_time import CompileReport, cases_of, main
+from secateur_kernels.testing.compile_case import CompileCase
 
 KERNELS = '''
 import triton
