@@ -263,7 +263,11 @@ def test_every_family_has_its_matrix_types(family: str) -> None:
         ({"method": "svd", "budget": 1.0}, "expected a budget above 0 and below 1, got 1.0"),
         ({"method": "svd", "rank": 0}, "expected rank >= 1, got 0"),
         ({"method": "svd", "rank": 33}, r"expected a rank of at most min\(N, K\), got 33"),
-        ({"method": "svd", "budget": 0.999}, "expected a budget of at least"),
+        (
+            {"method": "svd", "budget": 0.999},
+            "expected a budget of at most 0.167 for these 14 matrices",
+        ),
+        ({"method": "svd", "budget": 0.999, "joint": True}, "expected a budget of at least"),
         ({"method": "svd", "rank": 2, "damping": -1.0}, "expected damping >= 0"),
         ({"method": "svd", "rank": 2, "importance": "size"}, "importance"),
         ({"method": "svd", "rank": 2, "targets": []}, "`targets` must name at least one layer"),
@@ -275,14 +279,35 @@ def test_every_family_has_its_matrix_types(family: str) -> None:
             {"method": "sparse-plus-low-rank", "rank": 2},
             "expected weights in bfloat16 or float16 to be packed as 2:4, got torch.float32",
         ),
+        (
+            {"method": "sparse-plus-low-rank", "budget": 0.4, "write": "dense"},
+            "expected a budget of at most 0.000 for these 14 matrices",
+        ),
         ({"method": "laser"}, "laser needs at least one intervention"),
+        (
+            {
+                "method": "laser",
+                "joint": True,
+                "interventions": [{"matrix": "q", "block": 0, "fraction": 0.5}],
+            },
+            "laser cuts single matrices: leave out `joint`",
+        ),
+        ({"method": "svd", "rank": 33, "joint": True}, r"got 33 for .*q_proj \[64, 32\]"),
+        (
+            {"method": "svd", "rank": 22, "joint": True, "strict": True},
+            r"q_proj: rank 32 of a weight \[64, 32\] stores 3,072 values",
+        ),
+        (
+            {"method": "svd", "rank": 9, "strict": True, "targets": ["re:.*k_proj"]},
+            "rank 16 of a weight",
+        ),
         (
             {"method": "svd", "rank": 2, "interventions": [{}]},
             "interventions",
         ),
         (
             {"method": "svd", "rank": 30, "strict": True, "targets": ["re:.*q_proj"]},
-            r"rank 30 of a weight \[32, 32\] stores 1,920 values, more than the 1,024",
+            r"rank 32 of a weight \[32, 32\] stores 2,048 values, more than the 1,024",
         ),
     ],
 )
@@ -331,6 +356,56 @@ def test_fused_experts_stay_or_are_written_densely() -> None:
     run(model, {"method": "svd", "rank": 4, "write": "dense"})
     experts = [site for site in take_inventory(model).all_sites if site.is_expert]
     assert int(torch.linalg.matrix_rank(experts[0].weight, rtol=1e-4)) == 4
+
+
+def test_joint_ranks_are_those_of_the_stack() -> None:
+    model = tiny_model("llama", num_blocks=1)
+    record = run(model, {"method": "svd", "rank": 14, "joint": True, "strict": True})
+    stored = {layer.name.split(".")[-1]: layer.num_parameters for layer in record.layers}
+    assert stored["q_proj"] + stored["k_proj"] + stored["v_proj"] == 16 * (64 + 32)
+    assert not record.warnings
+
+
+def test_matrices_that_stay_dense_are_told_one_by_one() -> None:
+    model = tiny_model("llama")
+    record = run(model, {"method": "svd-whitened", "budget": 0.05, "joint": True})
+    shapes = {site.name: site.shape for site in take_inventory(tiny_model("llama")).all_sites}
+    assert {layer.name: layer.shape for layer in record.layers} == shapes
+    assert any(layer.rank is None for layer in record.layers)
+
+
+def test_joint_factors_need_a_run_of_the_model() -> None:
+    with pytest.raises(SecateurError, match="this recipe needs calibration"):
+        run(tiny_model("llama"), {"method": "svd", "rank": 8, "joint": True}, tokens=None)
+
+
+@pytest.mark.parametrize("method", ["svd-whitened", "sparse-plus-low-rank"])
+def test_experts_that_no_token_reached_are_factored_by_weights_alone(method: str) -> None:
+    model = tiny_model("mixtral")
+    record = run(
+        model, {"method": method, "rank": 4, "write": "dense", "rounds": 1}, tokens=TOKENS[:1, :2]
+    )
+    unseen = [layer for layer in record.layers if layer.num_tokens == 0]
+    assert unseen
+    assert all("no calibration token was seen" in layer.note for layer in unseen)
+    assert torch.isfinite(logits(model)).all()
+
+
+def test_what_a_budget_leaves_dense_can_be_pruned() -> None:
+    model = tiny_model("llama")
+    stages = [
+        {"stage": "factor", "method": "svd-whitened", "budget": 0.05},
+        {"stage": "prune", "method": "wanda", "pattern": "2:4"},
+    ]
+    compress(model, {"stages": stages}, calibration=TOKENS, progress=SilentProgress())
+    assert layers(model)
+    assert take_inventory(model).all_sites
+
+
+def test_frozen_weights_stay_frozen() -> None:
+    model = tiny_model("llama").requires_grad_(False)
+    run(model, {"method": "svd", "rank": 8}, tokens=None)
+    assert not any(parameter.requires_grad for parameter in model.parameters())
 
 
 def test_weights_that_are_not_finite() -> None:

@@ -148,7 +148,8 @@ def compress_with_report(
         max_shard_size: of the weight files.
         checkpoint_format: `dense`: zeros are stored and factors multiplied back, any tool loads it.
             `compact`: exactly 2:4 and factored layers are stored and returned as such; loads after
-            `import secateur`. `auto`: compact if a stage made factors, else dense.
+            `import secateur`. `auto`: compact if a stage made factors, else dense. To save a model
+            with factors by your own `save_pretrained`, ask for `compact`, also without `output`.
         evaluation_text: a text file to measure perplexity on, before and after.
         progress: who is told how far the work is; by default bars on a terminal.
 

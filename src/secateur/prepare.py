@@ -116,7 +116,8 @@ def check_model(model: nn.Module, recipe: Recipe) -> Inventory:
 def _after_factoring(inventory: Inventory, stage: FactorStage) -> Inventory:
     """What later stages will find: low-rank layers are no sites."""
     plan = plan_factoring(stage, inventory)
-    if not stage.writes_factors:
+    # Which matrices a budget leaves dense is not known yet.
+    if not stage.writes_factors or stage.budget is not None:
         return inventory
     factored = {site.name for sites in plan.sites for site in sites}
     left = [tuple(s for s in sites if s.name not in factored) for sites in inventory.sites]

@@ -177,8 +177,8 @@ def _recipe(path: Path | None, drop_blocks: int | None, options: _Options) -> Re
         if by_options:
             raise SecateurError(
                 "give either --recipe or the options of one stage (--method, --pattern, "
-                "--sparsity, --published, --budget, --rank, --joint, --strict, --ignore) and "
-                "--drop-blocks, not both"
+                "--sparsity, --published, --budget, --rank, --cut, --joint, --strict, --ignore) "
+                "and --drop-blocks, not both"
             )
         return load_recipe(path)
     stages: list[dict[str, Any]] = []

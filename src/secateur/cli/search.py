@@ -52,7 +52,7 @@ def search_command(
         str | None,
         typer.Option(
             help="Matrix types, such as q,v,mlp_in. Default: all that the model has of q, k, v, "
-            "o, mlp_in, mlp_up, mlp_out."
+            "qkv, o, mlp_in, mlp_up, mlp_out."
         ),
     ] = None,
     blocks: Annotated[

@@ -95,6 +95,7 @@ class FactorStage:
         require(len(self.interventions) > 0, "laser needs at least one intervention")
         places = [(cut.matrix, cut.block) for cut in self.interventions]
         require(len(set(places)) == len(places), "laser: a matrix is named by two interventions")
+        require(not self.joint, "laser cuts single matrices: leave out `joint`")
         require(
             self.budget is None and self.rank is None,
             "laser cuts each matrix to its intervention's fraction; leave out `budget` and `rank`",
@@ -126,5 +127,5 @@ class FactorStage:
 
     @property
     def needs_calibration(self) -> bool:
-        """Whether ranks or factors depend on activations."""
-        return self.method in ("svd-whitened", "sparse-plus-low-rank")
+        """Whether ranks or factors depend on activations, or on which matrices share an input."""
+        return self.joint or self.method in ("svd-whitened", "sparse-plus-low-rank")

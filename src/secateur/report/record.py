@@ -128,7 +128,6 @@ class FactoredLayer:
     """One matrix [N, K] that was factored, or was to be."""
 
     name: str
-    """For matrices that were factored together and stay dense: that of the first."""
     block: int
     shape: tuple[int, int]
     rank: int | None

@@ -115,7 +115,8 @@ class Journal:
 
 def _model_digest(model: nn.Module) -> str:
     digest = hashlib.sha256()
-    for name, parameter in model.named_parameters():
+    # With the buffers, and 2:4 weights in canonical form, whatever order they are packed in.
+    for name, parameter in model.state_dict().items():
         digest.update(f"{name} {parameter.dtype} {list(parameter.shape)}\n".encode())
         flat = parameter.detach().cpu().contiguous().flatten()
         digest.update(flat.view(torch.uint8).numpy().data)

@@ -17,7 +17,7 @@ from secateur.recipe import FactorStage
 from secateur.report.record import BlockRecord, FactoredLayer, FactorRecord
 from secateur.stages.factor_group import FactorGroup, factor_group, groups_of, output_error
 from secateur.stages.factor_importance import measure_importance
-from secateur.stages.factor_plan import FactorPlan
+from secateur.stages.factor_plan import FactorPlan, check_stacks
 from secateur.stages.factor_ranks import (
     Groups,
     output_spectra,
@@ -64,6 +64,8 @@ class BlockFactorer:
         inputs, trace = enter_blocks()
         shared = trace.shared_inputs if trace else {}
         groups = [groups_of(sites, shared, self._stage.joint) for sites in self._plan.sites]
+        stacks = [(group.name, group.shape) for block in groups for group in block]
+        more = check_stacks(self._stage, stacks) if self._stage.joint else ()
         self._importance = self._measure_importance()
         ranks = self._ranks(groups, enter_blocks)
         dense_inputs = enter_blocks()[0] if self._wants_dense_stream(inputs) else None
@@ -82,7 +84,7 @@ class BlockFactorer:
             budget=self._stage.budget,
             layers=tuple(layers),
             blocks=tuple(records),
-            warnings=self._plan.warnings,
+            warnings=(*self._plan.warnings, *more),
             seconds=perf_counter() - started,
         )
 
@@ -102,7 +104,7 @@ class BlockFactorer:
 
     def _ranks(self, groups: Groups, enter_blocks: EnterBlocks) -> Mapping[str, int | None]:
         stage = self._stage
-        if stage.budget is None:
+        if stage.budget is None or stage.method == "sparse-plus-low-rank":
             return ranks_by_group(self._plan.ranks, groups)
         if stage.method == "svd-whitened":
             inputs, trace = enter_blocks()
@@ -119,7 +121,7 @@ class BlockFactorer:
                 self._progress,
             )
         else:
-            spectra = weight_spectra(groups) if stage.method == "svd" else []
+            spectra = weight_spectra(groups)
         return ranks_for_budget(stage, groups, spectra)
 
     def _factor_block(
@@ -159,7 +161,7 @@ class BlockFactorer:
         started = perf_counter()
         shared = moments.get(group.name)
         if rank is None:
-            return [_left_dense(group, index)]
+            return _left_dense(group, index)
         factored = factor_group(group, rank, self._stage, shared, samples, self._importance)
         errors = [
             output_error(site.weight, part.dense().to(site.parameter.dtype), shared)
@@ -200,16 +202,18 @@ class BlockFactorer:
         return error.value
 
 
-def _left_dense(group: FactorGroup, index: int) -> FactoredLayer:
-    rows, columns = group.shape
-    return FactoredLayer(
-        name=group.name,
-        block=index,
-        shape=(rows, columns),
-        rank=None,
-        num_parameters=rows * columns,
-        output_error=None,
-        num_tokens=0,
-        seconds=0.0,
-        note="stays dense: no rank below the break-even is worth its parameters",
-    )
+def _left_dense(group: FactorGroup, index: int) -> list[FactoredLayer]:
+    return [
+        FactoredLayer(
+            name=site.name,
+            block=index,
+            shape=site.shape,
+            rank=None,
+            num_parameters=site.shape[0] * site.shape[1],
+            output_error=None,
+            num_tokens=0,
+            seconds=0.0,
+            note="stays dense: no rank below the break-even is worth its parameters",
+        )
+        for site in group.sites
+    ]

@@ -10,6 +10,7 @@ from torch import Tensor
 from secateur.calibration.statistics import RelativeError
 from secateur.errors import SecateurError
 from secateur.lowrank import (
+    Cholesky,
     Factors,
     Moments,
     Svd,
@@ -111,24 +112,49 @@ def factor_group(
         note = "" if stage.exact else _bound_note(weight, svd, rank)
         return _split(svd.factors(rank), group, None, note)
     assert moments is not None
-    hessian = moments.statistics.hessian(num_samples)
-    _require_finite(hessian, group)
-    root = whiten(hessian, stage.damping)
+    root = input_root(group, moments, num_samples, stage.damping)
     if stage.method == "sparse-plus-low-rank":
         keep, of = SPARSE_PATTERN
         select = partial(select_grouped, keep=keep, group=of)
         found = sparse_plus_low_rank_whitened(
             weight, rank, select, root, rounds=stage.rounds, decompose=_decompose(stage, rank)
         )
-        return [Factored(found.factors, found.sparse, found.keep_mask)]
+        note = _input_note(moments)
+        return [Factored(found.factors, found.sparse, found.keep_mask, note)]
     scales = group.scales(importance, root.lower) if len(group.sites) > 1 else None
     weight = stack_rows(group.weights(), scales)
     target = weight
-    if stage.dense_targets and moments.cross is not None:
+    seen = moments.statistics.num_tokens > 0
+    if stage.dense_targets and moments.cross is not None and seen:
         cross = weight.double() @ moments.cross.value(num_samples).double()
+        hessian = moments.statistics.hessian(num_samples)
         target = regression_weight(weight, Moments(hessian, cross), stage.damping)
     found_svd = whitened_svd(target, root, _decompose(stage, rank))
-    return _split(found_svd.factors(rank), group, scales, _damping_note(root.damping, stage))
+    note = _input_note(moments) or _damping_note(root.damping, stage)
+    return _split(found_svd.factors(rank), group, scales, note)
+
+
+def input_root(
+    group: FactorGroup, moments: SiteMoments, num_samples: int, damping: float
+) -> Cholesky:
+    """The root of the input's Hessian; the identity where no token reached the matrices.
+
+    Raises:
+        SecateurError: activations that are not finite, or a Hessian beyond repair.
+    """
+    if moments.statistics.num_tokens == 0:
+        weight = group.sites[0].weight
+        eye = torch.eye(weight.shape[1], dtype=torch.float64, device=weight.device)
+        return Cholesky(eye, 0.0)
+    hessian = moments.statistics.hessian(num_samples)
+    _require_finite(hessian, group)
+    return whiten(hessian, damping)
+
+
+def _input_note(moments: SiteMoments) -> str:
+    if moments.statistics.num_tokens:
+        return ""
+    return "factored by weights alone: no calibration token was seen to reach it"
 
 
 def _decompose(stage: FactorStage, rank: int) -> Callable[[Tensor], Svd]:

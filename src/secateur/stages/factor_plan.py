@@ -12,6 +12,7 @@ from secateur.models.matrix_types import matrix_type
 from secateur.models.selection import select_sites
 from secateur.models.sites import WeightSite
 from secateur.recipe import FactorStage
+from secateur_kernels.layouts.low_rank import RANK_STEP
 
 # The packed part of a sparse-plus-low-rank layer.
 SPARSE_PATTERN = (2, 4)
@@ -46,16 +47,90 @@ def plan_factoring(stage: FactorStage, inventory: Inventory) -> FactorPlan:
 def _selected(stage: FactorStage, inventory: Inventory) -> FactorPlan:
     selected = select_sites(inventory.all_sites, stage.targets, stage.ignore)
     chosen = {id(site) for site in selected}
-    by_block = [tuple(site for site in sites if id(site) in chosen) for sites in inventory.sites]
+    by_block = tuple(
+        tuple(site for site in sites if id(site) in chosen) for sites in inventory.sites
+    )
+    if stage.rank is not None:
+        # Which matrices a stack joins is known once the model has run: see `check_stacks`.
+        if not stage.joint:
+            _check_rank(stage.rank, [(site.name, site.shape) for site in selected])
+        return FactorPlan(by_block, {site.name: stage.rank for site in selected})
+    assert stage.budget is not None
+    shapes = {site.name: site.shape for site in selected}
+    if stage.method == "sparse-plus-low-rank":
+        return FactorPlan(by_block, _ranks_beside_sparse(shapes, stage.budget))
+    if not stage.joint:
+        _check_budget(shapes, stage.budget)
+    return FactorPlan(by_block, {})
+
+
+def check_stacks(
+    stage: FactorStage, stacks: Sequence[tuple[str, tuple[int, int]]]
+) -> tuple[str, ...]:
+    """Check the recipe's rank against stacks of matrices that are factored together.
+
+    Args:
+        stage: with `joint`.
+        stacks: name and shape of each.
+
+    Returns:
+        warnings about ranks that store more than the stack.
+
+    Raises:
+        SecateurError: a rank is above min(N, K), or, with `strict`, does not pay.
+    """
     if stage.rank is None:
-        return FactorPlan(tuple(by_block), {})
-    too_small = [site for site in selected if stage.rank > min(site.shape)]
-    if too_small:
+        return ()
+    _check_rank(stage.rank, stacks)
+    complaints = [
+        f"{name}: {complaint}"
+        for name, shape in stacks
+        if (complaint := storage_complaint(_stored(stage.rank), *shape))
+    ]
+    if complaints and stage.strict:
+        raise SecateurError("; ".join(complaints[:3]))
+    return tuple(complaints)
+
+
+def _check_rank(rank: int, shapes: Sequence[tuple[str, tuple[int, int]]]) -> None:
+    for name, shape in shapes:
+        if rank > min(shape):
+            raise SecateurError(
+                f"expected a rank of at most min(N, K), got {rank} for {name} {list(shape)}"
+            )
+
+
+def _check_budget(shapes: Mapping[str, tuple[int, int]], budget: float) -> None:
+    """At rank 16, the lowest, or dense where that is smaller, all must fit."""
+    least = sum(min(RANK_STEP * (n + k), n * k) for n, k in shapes.values())
+    whole = sum(n * k for n, k in shapes.values())
+    if least > (1.0 - budget) * whole:
         raise SecateurError(
-            f"expected a rank of at most min(N, K), got {stage.rank} for {too_small[0].name} "
-            f"{list(too_small[0].shape)}"
+            f"expected a budget of at most {1 - least / whole:.3f} for these {len(shapes)} "
+            f"matrices (rank {RANK_STEP}, the lowest, in all of them), got {budget:g}"
         )
-    return FactorPlan(tuple(by_block), {site.name: stage.rank for site in selected})
+
+
+def _ranks_beside_sparse(shapes: Mapping[str, tuple[int, int]], budget: float) -> dict[str, int]:
+    """What is left of the budget once half of each weight is kept as 2:4, in whole steps."""
+    ranks = {}
+    for name, (n, k) in shapes.items():
+        exact = int((0.5 - budget) * n * k / (n + k))
+        ranks[name] = min(max(RANK_STEP, exact // RANK_STEP * RANK_STEP), n, k)
+    whole = sum(n * k for n, k in shapes.values())
+    least = sum(RANK_STEP * (n + k) for n, k in shapes.values()) + whole / 2
+    stored = sum(_stored(ranks[x]) * (n + k) for x, (n, k) in shapes.items()) + whole / 2
+    if stored > (1.0 - budget) * whole:
+        raise SecateurError(
+            f"expected a budget of at most {max(0.0, 1 - least / whole):.3f} for these "
+            f"{len(shapes)} matrices (rank {RANK_STEP}, the lowest, beside 2:4), got {budget:g}"
+        )
+    return ranks
+
+
+def _stored(rank: int) -> int:
+    """Low-rank layers pad ranks with zeros to the step of the kernels."""
+    return -(-rank // RANK_STEP) * RANK_STEP
 
 
 def _laser(stage: FactorStage, inventory: Inventory) -> FactorPlan:
@@ -106,7 +181,7 @@ def _storage(
     stage: FactorStage, sites: Sequence[WeightSite], ranks: Mapping[str, int]
 ) -> list[str]:
     """Complaints about factors that store more than the matrix they stand for."""
-    if not stage.writes_factors:
+    if not stage.writes_factors or stage.joint:
         return []
     complaints = []
     for site in sites:
@@ -114,9 +189,9 @@ def _storage(
         if rank is None:
             continue
         if stage.method == "sparse-plus-low-rank":
-            complaint = _sparse_complaint(rank, site.shape)
+            complaint = _sparse_complaint(_stored(rank), site.shape)
         else:
-            complaint = storage_complaint(rank, *site.shape)
+            complaint = storage_complaint(_stored(rank), *site.shape)
         if complaint:
             complaints.append(f"{site.name}: {complaint}")
     return complaints

@@ -11,7 +11,6 @@ from secateur.lowrank import (
     allocate_ranks,
     exact_svd,
     stack_rows,
-    whiten,
     whitened_svd,
 )
 from secateur.models.blocks import BlockList
@@ -19,11 +18,9 @@ from secateur.models.device import on_device
 from secateur.models.replay import Trace
 from secateur.progress import Progress
 from secateur.recipe import FactorStage
-from secateur.stages.factor_group import FactorGroup
+from secateur.stages.factor_group import FactorGroup, input_root
 from secateur.stages.factor_statistics import collect_moments
-
-# Ranks come in the step of a matrix instruction; kernels would pad others with zeros.
-GRANULARITY = 16
+from secateur_kernels.layouts.low_rank import RANK_STEP
 
 Groups = Sequence[Sequence[FactorGroup]]
 
@@ -36,27 +33,16 @@ def ranks_for_budget(
     Args:
         stage: with a budget.
         groups: by block.
-        spectra: of all groups; not needed for sparse-plus-low-rank, whose ranks follow from the
-            shapes alone.
+        spectra: of all groups.
 
     Raises:
         SecateurError: the budget is too small for the lowest rank everywhere.
     """
     assert stage.budget is not None
     flat = [group for block in groups for group in block]
-    if stage.method == "sparse-plus-low-rank":
-        return {group.name: _beside_sparse(group.shape, stage.budget) for group in flat}
     stored = sum(rows * columns for rows, columns in (group.shape for group in flat))
     budget = int((1.0 - stage.budget) * stored)
-    return dict(allocate_ranks(spectra, budget, GRANULARITY).ranks)
-
-
-def _beside_sparse(shape: tuple[int, int], budget: float) -> int:
-    """What is left of the budget once half the weight is kept as 2:4, in whole steps."""
-    rows, columns = shape
-    exact = (0.5 - budget) * rows * columns / (rows + columns)
-    step = max(GRANULARITY, int(exact) // GRANULARITY * GRANULARITY)
-    return min(step, rows, columns)
+    return dict(allocate_ranks(spectra, budget, RANK_STEP).ranks)
 
 
 def weight_spectra(groups: Groups) -> list[Spectrum]:
@@ -97,8 +83,8 @@ def output_spectra(
             sites = [site for group in groups[index] for site in group.sites]
             moments = collect_moments(block, index, sites, inputs, None, trace, device)
             for group in groups[index]:
-                hessian = moments[group.name].statistics.hessian(inputs.num_samples)
-                spectra.append(_spectrum(group, whiten(hessian, stage.damping), importance))
+                root = input_root(group, moments[group.name], inputs.num_samples, stage.damping)
+                spectra.append(_spectrum(group, root, importance))
         for hidden, output in zip(inputs.hidden, inputs.outputs, strict=True):
             hidden.copy_(output)
         progress.advance(f"block {index}")

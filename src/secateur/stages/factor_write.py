@@ -36,6 +36,7 @@ def write_factored(
         layer = _layer(site, part, leader)
         layer.to(site.parameter.device)
         layer.train(site.module.training)
+        layer.requires_grad_(site.parameter.requires_grad)
         replace_module(model, site.name, layer)
         stored.append(_stored(layer, site, part))
         if len(group.sites) > 1 and leader is None:
