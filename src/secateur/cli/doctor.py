@@ -7,6 +7,7 @@ from importlib.util import find_spec
 import torch
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from secateur.cli.options import JsonOutput
@@ -27,7 +28,7 @@ def doctor_command(as_json: JsonOutput = False) -> None:
         return
     table = Table(show_header=False, box=None)
     for name, value in facts:
-        table.add_row(name, value)
+        table.add_row(name, escape(value))
     Console(emoji=False).print(table)
 
 

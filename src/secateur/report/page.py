@@ -98,7 +98,10 @@ def _best_sentence(setting: str, group: Sequence[Variant], dense: Variant) -> st
     sentence = f"kept quality best: {shown}, {gap} {table.short_name(others[0])}"
     if _told_apart(best, others[0]):
         return f"At {setting}, {table.short_name(best)} {sentence}."
-    return f"At {setting}, {table.short_name(best)} {sentence}, a gap within the standard error."
+    return (
+        f"At {setting}, {table.short_name(best)} {sentence}, a gap within the standard errors of "
+        "both figures (secateur evaluate --baseline compares window by window)."
+    )
 
 
 def _told_apart(one: Variant, other: Variant) -> bool:
