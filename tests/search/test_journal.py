@@ -8,7 +8,9 @@ import torch
 from families import tiny_model
 from words import choices, task
 
+from secateur import compress
 from secateur.errors import SecateurError
+from secateur.progress import SilentProgress
 from secateur.search import SearchOptions
 from secateur.search.journal import JOURNAL_FILE, Fingerprint, Journal, fingerprint_of
 
@@ -109,3 +111,15 @@ def test_the_fingerprint_sees_weights_items_and_options() -> None:
         next(model.parameters())[0, 0] += 1
     others.append(fingerprint_of(model, questions, SearchOptions()))
     assert all(other != first for other in others)
+
+
+def test_the_fingerprint_sees_packed_weights() -> None:
+    model, questions = tiny_model("llama").to(torch.bfloat16), task(choices(4))
+    recipe = {"stages": [{"stage": "prune", "method": "magnitude", "pattern": "2:4"}]}
+    compress(model, recipe, checkpoint_format="compact", progress=SilentProgress())
+    first = fingerprint_of(model, questions, SearchOptions())
+    layer = model.model.layers[0].mlp.up_proj
+    weight = layer.canonical()
+    layer.set_weight(replace(weight, values=2 * weight.values))
+    assert layer.is_packed
+    assert fingerprint_of(model, questions, SearchOptions()) != first
