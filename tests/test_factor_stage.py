@@ -1,23 +1,24 @@
 """The factor stage: factors in place of matrices, ranks within a budget, LASER's cuts."""
 
 import copy
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 from families import FAMILIES, tiny_model
 from torch import Tensor, nn
 
-from secateur import SecateurError, compress, compress_with_report
+from secateur import SecateurError, compress, compress_with_report, lowrank
 from secateur.calibration.inputs import capture_inputs
 from secateur.calibration.observe import observed
 from secateur.calibration.tokens import CalibrationTokens
 from secateur.models.inventory import take_inventory
-from secateur.models.matrix_types import matrix_type
+from secateur.models.matrix_types import MatrixType, matrix_type
 from secateur.models.replay import trace_blocks
 from secateur.modules import LowRankLinear, SparseLowRankLinear
 from secateur.progress import SilentProgress
 from secateur.recipe import FactorStage
+from secateur.recipe.factor_stage import MatrixTypeName
 from secateur.report.record import FactorRecord
 from secateur.stages.factor_group import FactorGroup, factor_group
 from secateur.stages.factor_importance import measure_importance
@@ -171,13 +172,42 @@ def test_importance_needs_layers_that_can_be_watched() -> None:
     assert measure_importance(model, sites, CalibrationTokens(tuple(TOKENS), "test")) is None
 
 
-@pytest.mark.parametrize("importance", ["loss", "output"])
-def test_ranks_follow_the_importance(importance: str) -> None:
-    model = tiny_model("llama", num_blocks=3)
-    stage = {"method": "svd-whitened", "budget": 0.12, "importance": importance}
-    record = run(model, {**stage, "joint": True})
-    assert record.kept_fraction <= 0.88
-    assert torch.isfinite(logits(model)).all()
+def ranks_with(importance: dict[str, float], monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    monkeypatch.setattr("secateur.stages.factor.measure_importance", lambda *_: importance)
+    record = run(tiny_model("llama"), {"method": "svd-whitened", "budget": 0.1})
+    # Staying dense is more than any rank.
+    return {layer.name: layer.rank or 1000 for layer in record.layers}
+
+
+def test_ranks_follow_the_importance(monkeypatch: pytest.MonkeyPatch) -> None:
+    sites = [site.name for site in take_inventory(tiny_model("llama")).all_sites]
+    name = "model.layers.1.mlp.up_proj"
+    high = ranks_with({site: 1e6 if site == name else 1.0 for site in sites}, monkeypatch)
+    low = ranks_with({site: 1e-6 if site == name else 1.0 for site in sites}, monkeypatch)
+    assert high[name] == 1000
+    assert low[name] == 16
+
+
+def test_relative_outputs_do_without_a_backward_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise AssertionError("measured importance")
+
+    monkeypatch.setattr("secateur.stages.factor.measure_importance", fail)
+    stage = {"method": "svd-whitened", "budget": 0.12, "joint": True, "importance": "output"}
+    assert run(tiny_model("llama"), stage).kept_fraction <= 0.88
+
+
+def test_a_matrix_with_small_outputs_gets_its_share_of_a_stack() -> None:
+    model = tiny_model("llama", num_blocks=1)
+    with torch.no_grad():
+        model.model.layers[0].self_attn.v_proj.weight.mul_(1e-3)
+    record = run(model, {"method": "svd-whitened", "rank": 16, "joint": True})
+    errors = {layer.name.split(".")[-1]: layer.output_error or 0.0 for layer in record.layers}
+    assert errors["v_proj"] < 1.5 * errors["k_proj"]
+
+
+def test_matrix_types_are_the_same_everywhere() -> None:
+    assert get_args(lowrank.MatrixType) == get_args(MatrixType) == get_args(MatrixTypeName)
 
 
 def test_sparse_plus_low_rank() -> None:
