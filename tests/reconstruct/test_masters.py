@@ -2,7 +2,8 @@ import pytest
 import torch
 from toys import halved, make_block
 
-from secateur.reconstruct import master_weights, narrow
+from secateur.models.rounding import narrow
+from secateur.reconstruct import master_weights
 
 NARROW = [torch.bfloat16, torch.float16]
 

@@ -2,7 +2,7 @@
 
 from secateur.reconstruct.halves import Half, find_halves, silenced
 from secateur.reconstruct.history import History, RoundRecord
-from secateur.reconstruct.masters import master_weights, narrow
+from secateur.reconstruct.masters import master_weights
 from secateur.reconstruct.optimize import optimize, stored_targets, teacher_targets
 from secateur.reconstruct.samples import BlockSamples
 from secateur.reconstruct.settings import PUBLISHED, ReconstructionSettings
@@ -16,7 +16,6 @@ __all__ = [
     "RoundRecord",
     "find_halves",
     "master_weights",
-    "narrow",
     "optimize",
     "silenced",
     "stored_targets",
