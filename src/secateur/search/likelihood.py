@@ -20,7 +20,8 @@ from secateur.evaluate.scoring import Request, Score
 from secateur.evaluate.tasks import item_requests, item_values
 from secateur.evaluate.tokenizer import Tokenizer
 from secateur.models.blocks import BlockList, context_length
-from secateur.search.suffix import DenseInputs, OutputForms, entering_at, output_forms
+from secateur.models.entering import OutputForms, entering_at
+from secateur.search.suffix import DenseInputs, output_forms
 from secateur.search.task import Metric
 
 

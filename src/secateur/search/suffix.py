@@ -1,23 +1,17 @@
-"""Run a model from one of its blocks on, the blocks before it having been run once.
+"""What enters a block of the dense model, so that it can be run from there on.
 
-A cut in block b leaves what enters block b as it was. Embedding, masks, position embeddings, final
-norm and head are the model's own code: the blocks before b are replaced, while it runs, by stubs
-that hand the kept hidden states on.
+A cut in block b leaves what enters block b as it was: the blocks before it are run once.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from secateur.errors import SecateurError
 from secateur.models.blocks import BlockList
+from secateur.models.entering import OutputForms
 from secateur.models.replay import CapturedBatch, capture_batch, trace_blocks
-
-OutputForms = tuple[int | None, ...]
-"""By block: None where it returns a tensor, else the length of the tuple that it returns."""
 
 
 def output_forms(model: nn.Module, blocks: BlockList, input_ids: Tensor) -> OutputForms | None:
@@ -69,29 +63,3 @@ class DenseInputs:
                 ]
             self._position = block + 1
         return self._hidden
-
-
-@contextmanager
-def entering_at(
-    blocks: BlockList, forms: OutputForms, index: int, hidden: Tensor
-) -> Iterator[None]:
-    """While this is open, the model computes blocks from `index` on, and `hidden` enters there."""
-    skipped = list(blocks.modules)[:index]
-    saved = [vars(block).get("forward") for block in skipped]
-    for block, length in zip(skipped, forms, strict=False):
-        block.forward = _handing_on(hidden, length)
-    try:
-        yield
-    finally:
-        for block, forward in zip(skipped, saved, strict=True):
-            if forward is None:
-                vars(block).pop("forward", None)
-            else:
-                block.forward = forward
-
-
-def _handing_on(hidden: Tensor, length: int | None) -> Callable[..., Any]:
-    def forward(*_: Any, **__: Any) -> Any:
-        return hidden if length is None else (hidden,) + (None,) * (length - 1)
-
-    return forward
