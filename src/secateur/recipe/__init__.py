@@ -6,6 +6,7 @@ Unknown keys are errors, so that a misspelt option never passes for a default.
 
 from secateur.recipe.drop_stage import DropBlocksStage
 from secateur.recipe.factor_stage import FactorMethod, FactorStage, Intervention
+from secateur.recipe.inherit_stage import InheritStage
 from secateur.recipe.prune_stage import (
     PUBLISHED_COMPARISON_GROUP,
     ComparisonGroup,
@@ -16,12 +17,15 @@ from secateur.recipe.prune_stage import (
 from secateur.recipe.recipe import (
     Recipe,
     Stage,
+    TrainingStage,
     load_recipe,
     recipe_from_dict,
     recipe_from_text,
 )
 from secateur.recipe.reconstruction import Reconstruction
+from secateur.recipe.recover_stage import RecoverMethod, RecoverStage
 from secateur.recipe.sparsity import UNSTRUCTURED, Sparsity, parse_sparsity
+from secateur.recipe.training import Training
 
 __all__ = [
     "PUBLISHED_COMPARISON_GROUP",
@@ -30,14 +34,19 @@ __all__ = [
     "DropBlocksStage",
     "FactorMethod",
     "FactorStage",
+    "InheritStage",
     "Intervention",
     "LayerOverride",
     "Method",
     "PruneStage",
     "Recipe",
     "Reconstruction",
+    "RecoverMethod",
+    "RecoverStage",
     "Sparsity",
     "Stage",
+    "Training",
+    "TrainingStage",
     "load_recipe",
     "parse_sparsity",
     "recipe_from_dict",

@@ -9,11 +9,14 @@ from secateur.errors import SecateurError
 from secateur.plain import from_plain, to_plain
 from secateur.recipe.drop_stage import DropBlocksStage
 from secateur.recipe.factor_stage import FactorStage
+from secateur.recipe.inherit_stage import InheritStage
 from secateur.recipe.prune_stage import PruneStage
+from secateur.recipe.recover_stage import RecoverStage
 from secateur.recipe.require import require
 from secateur.yaml_text import read_yaml, write_yaml
 
-Stage = PruneStage | FactorStage | DropBlocksStage
+TrainingStage = RecoverStage | InheritStage
+Stage = PruneStage | FactorStage | DropBlocksStage | TrainingStage
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from secateur.errors import SecateurError
 from secateur.plain import from_plain, to_plain
+from secateur.report.training_record import InheritRecord, RecoverRecord
 
 REPORT_FILE = "secateur_report.json"
 
@@ -225,7 +226,7 @@ class Report:
     model: ModelRecord
     recipe: dict[str, Any]
     calibration: CalibrationRecord | None
-    stages: tuple[PruneRecord | FactorRecord | DropRecord, ...]
+    stages: tuple[PruneRecord | FactorRecord | DropRecord | RecoverRecord | InheritRecord, ...]
     size: SizeRecord
     seconds: dict[str, float]
     """Wall time by step: load, calibration data, each stage, save ..., in order."""
