@@ -9,9 +9,10 @@ from torch import nn
 
 from secateur.depth.config import drop_from_config, kept_blocks
 from secateur.depth.draft import is_int
-from secateur.depth.rebuild import INDEX_NAMES, Adopted, attributes_to_adopt
+from secateur.depth.rebuild import Adopted, attributes_to_adopt
 from secateur.depth.rules import COUNTS
-from secateur.models.blocks import BlockList, text_config
+from secateur.models.blocks import INDEX_NAMES, BlockList, text_config
+from secateur.models.sublayers import removed_sublayers
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,7 @@ def drop_blocks(model: nn.Module, blocks: BlockList, dropped: Sequence[int]) -> 
         _renumber(remaining, kept)
     else:
         _adopt(remaining, adopted)
+        _renumber_stand_ins(remaining, kept)
     return DropOutcome(remaining, kept, tuple(dict.fromkeys(warnings)))
 
 
@@ -123,6 +125,14 @@ def _adopt(blocks: BlockList, adopted: list[Adopted]) -> None:
         module = dict(blocks.modules[item.block].named_modules()).get(item.module)
         if module is not None and item.name in vars(module):
             setattr(module, item.name, item.after)
+
+
+def _renumber_stand_ins(blocks: BlockList, kept: tuple[int, ...]) -> None:
+    """What stands for a removed attention may keep the index elsewhere than attention did."""
+    for place, (block, index) in enumerate(zip(blocks.modules, kept, strict=True)):
+        for module in removed_sublayers(block).values():
+            if module.layer_idx == index:
+                module.layer_idx = place
 
 
 def _scale_warnings(adopted: list[Adopted]) -> list[str]:

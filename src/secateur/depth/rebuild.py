@@ -13,12 +13,7 @@ import torch
 from torch import nn
 
 from secateur.errors import SecateurError
-from secateur.models.blocks import BlockList
-
-INDEX_NAMES = frozenset(
-    {"layer_idx", "layer_id", "layer_number", "layer_index", "layer_num", "block_idx"}
-)
-"""Attributes that hold the place of a module's block."""
+from secateur.models.blocks import INDEX_NAMES, BlockList
 
 Plain: TypeAlias = bool | int | float | str | None
 

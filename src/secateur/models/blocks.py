@@ -6,6 +6,11 @@ from torch import nn
 
 from secateur.errors import SecateurError
 
+INDEX_NAMES = frozenset(
+    {"layer_idx", "layer_id", "layer_number", "layer_index", "layer_num", "block_idx"}
+)
+"""Attributes that hold the place of a module's block."""
+
 
 @dataclass(frozen=True)
 class BlockList:

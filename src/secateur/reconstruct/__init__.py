@@ -1,6 +1,7 @@
 """Reconstruct: tune a changed block until its outputs are the original block's again."""
 
-from secateur.reconstruct.halves import Half, find_halves, silenced
+from secateur.models.sublayers import Half, silenced
+from secateur.reconstruct.halves import find_halves
 from secateur.reconstruct.history import History, RoundRecord
 from secateur.reconstruct.masters import master_weights
 from secateur.reconstruct.optimize import optimize, stored_targets, teacher_targets

@@ -4,31 +4,18 @@ A half is the block itself while the other half's module returns zeros: what rem
 part to the hidden states and passes them on. So no family needs code of its own.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from secateur.errors import SecateurError
+from secateur.models.sublayers import Half, noting_forms, silenced
 from secateur.reconstruct.samples import BlockSamples
 
 # Relative. Both ways do the same operations but for the addition of zeros; a block whose halves
 # work side by side differs by as much as its halves do.
 _TOLERANCE = 1e-3
-
-
-@dataclass(frozen=True)
-class Half:
-    """A child of a block whose output is one half's part of the residual stream."""
-
-    name: str
-    width: int
-    """Features of its output."""
-    tuple_length: int | None
-    """None where it returns a tensor, else the length of the tuple that begins with it."""
 
 
 def find_halves(block: nn.Module, samples: BlockSamples) -> tuple[Half, Half]:
@@ -60,7 +47,7 @@ def find_halves(block: nn.Module, samples: BlockSamples) -> tuple[Half, Half]:
     single = samples.single(0)
     forms: dict[str, Half] = {}
     hooks = [
-        block.get_submodule(name).register_forward_hook(_noting(name, forms))
+        block.get_submodule(name).register_forward_hook(noting_forms(name, forms))
         for name in (first, last)
     ]
     try:
@@ -80,41 +67,6 @@ def find_halves(block: nn.Module, samples: BlockSamples) -> tuple[Half, Half]:
         f"expected {type(block).__name__} to add {first} and then {last} to the hidden states; it "
         "does not, so tune it as a whole"
     )
-
-
-@contextmanager
-def silenced(block: nn.Module, half: Half) -> Iterator[None]:
-    """While this is open, a child of the block returns zeros instead of computing anything."""
-    child = block.get_submodule(half.name)
-    saved = vars(child).get("forward")
-    child.forward = _zeros(half)
-    try:
-        yield
-    finally:
-        if saved is None:
-            del child.forward
-        else:
-            child.forward = saved
-
-
-def _zeros(half: Half) -> Callable[..., Any]:
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        hidden = args[0] if args else kwargs["hidden_states"]
-        zeros = hidden.new_zeros(*hidden.shape[:-1], half.width)
-        if half.tuple_length is None:
-            return zeros
-        return (zeros,) + (None,) * (half.tuple_length - 1)
-
-    return forward
-
-
-def _noting(name: str, forms: dict[str, Half]) -> Callable[..., None]:
-    def hook(_: nn.Module, __: tuple[Any, ...], output: Any) -> None:
-        length = len(output) if isinstance(output, tuple) else None
-        tensor: Tensor = output if length is None else output[0]
-        forms[name] = Half(name, tensor.shape[-1], length)
-
-    return hook
 
 
 def _run(block: nn.Module, single: BlockSamples) -> Tensor:
