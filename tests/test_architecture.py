@@ -32,7 +32,8 @@ MAY_IMPORT = {
     "lowrank": {"errors"},
     "reconstruct": {"errors", "models", "progress"},
     "modules": {"errors"},
-    "calibration": {"errors", "models"},
+    "texts": {"errors"},
+    "calibration": {"errors", "models", "texts"},
     "report": {"errors", "plain", "recipe"},
     "evaluate": {"errors", "models", "progress", "report"},
     "checkpoint": {
@@ -72,7 +73,7 @@ MAY_IMPORT = {
 ONLY_IN = {
     "transformers": {"checkpoint/load.py", "integrations/transformers_quantizer.py"},
     "huggingface_hub": {"checkpoint/load.py"},
-    "datasets": {"calibration/data.py"},
+    "datasets": {"texts/dataset_rows.py"},
     "lm_eval": {"evaluate/lm_eval_tasks.py"},
     "matplotlib": {"report/plots.py", "report/search_plots.py"},
     "jinja2": {"report/page.py", "report/search_page.py"},

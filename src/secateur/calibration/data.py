@@ -1,8 +1,5 @@
 """Calibration text from where people keep it: files, folders, JSON lines, `datasets`, tensors."""
 
-import gzip
-import json
-import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,6 +9,7 @@ from torch import Tensor
 
 from secateur.calibration.tokens import CalibrationTokens, checked_tokens, tokens_from_tensor
 from secateur.errors import SecateurError
+from secateur.texts import sources as texts
 
 CalibrationSource = str | Path | Sequence[str] | Tensor | Mapping[str, Tensor] | CalibrationTokens
 
@@ -19,12 +17,6 @@ CalibrationSource = str | Path | Sequence[str] | Tensor | Mapping[str, Tensor] |
 # a corpus of any size is tokenised only as far as that.
 _SURPLUS = 16
 _CHARACTERS_AT_ONCE = 1 << 20
-
-_LONGEST_NAME = 255
-
-_TEXT_SUFFIXES = (".txt", ".md", ".txt.gz")
-_JSON_SUFFIXES = (".jsonl", ".jsonl.gz")
-_TEXT_KEYS = ("text", "content")
 
 
 class Tokenizer(Protocol):
@@ -138,114 +130,9 @@ def _random_windows(
 
 
 def read_texts(source: str | Path | Sequence[str]) -> Iterator[str]:
-    """The documents of a source, one after another.
+    """The documents of a calibration source, one after another.
 
     Raises:
         SecateurError: there is no such source, or it cannot be read as text.
     """
-    if not isinstance(source, str | Path):
-        for text in source:
-            if not isinstance(text, str):
-                raise SecateurError(
-                    f"expected calibration texts, got {type(text).__name__} among them; token ids "
-                    "go into one LongTensor [samples, length]"
-                )
-            yield text
-        return
-    path = Path(source)
-    if len(path.name) > _LONGEST_NAME:
-        raise SecateurError(
-            f"calibration source {str(source)[:80]!r}... is too long for the name of a file or "
-            "dataset; give texts as a list"
-        )
-    if path.is_dir():
-        yield from _folder_texts(path)
-    elif path.is_file():
-        yield from _file_texts(path)
-    elif isinstance(source, str) and _may_be_dataset(source):
-        yield from _dataset_texts(source)
-    else:
-        raise SecateurError(f"calibration source {source} is neither a file nor a folder")
-
-
-def _may_be_dataset(name: str) -> bool:
-    suffixes = (*_TEXT_SUFFIXES, *_JSON_SUFFIXES, ".json", ".gz", ".csv")
-    dataset = name.partition(":")[0]
-    is_path = name.startswith((".", "/", "~")) or name.endswith(suffixes)
-    return not is_path and dataset.count("/") <= 1
-
-
-def _folder_texts(folder: Path) -> Iterator[str]:
-    wanted = (*_TEXT_SUFFIXES, *_JSON_SUFFIXES)
-    files = sorted(
-        path for path in folder.rglob("*") if path.name.endswith(wanted) and path.is_file()
-    )
-    if not files:
-        raise SecateurError(f"calibration folder {folder} holds no files ending in {wanted}")
-    for path in files:
-        yield from _file_texts(path)
-
-
-def _file_texts(path: Path) -> Iterator[str]:
-    try:
-        if path.name.endswith(_JSON_SUFFIXES):
-            yield from _json_lines(path)
-        else:
-            yield _read(path)
-    except (UnicodeDecodeError, gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise SecateurError(f"{path} is not UTF-8 text: {error}") from None
-
-
-def _read(path: Path) -> str:
-    if path.name.endswith(".gz"):
-        with gzip.open(path, "rt", encoding="utf-8-sig") as file:
-            return file.read()
-    return path.read_text(encoding="utf-8-sig")
-
-
-def _json_lines(path: Path) -> Iterator[str]:
-    for number, line in enumerate(_read(path).split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            text = _text_of(json.loads(line))
-        except json.JSONDecodeError as error:
-            raise SecateurError(f"{path}, line {number}: not JSON: {error}") from None
-        if text is None:
-            raise SecateurError(
-                f"{path}, line {number}: expected a string, or an object with one of the keys "
-                f"{_TEXT_KEYS}; got {line[:80]}"
-            )
-        yield text
-
-
-def _text_of(value: object) -> str | None:
-    if isinstance(value, dict):
-        value = next((value[key] for key in _TEXT_KEYS if key in value), None)
-    return value if isinstance(value, str) else None
-
-
-def _dataset_texts(name: str) -> Iterator[str]:
-    try:
-        from datasets import load_dataset
-    except ImportError:
-        raise SecateurError(
-            f"{name} is not a file or folder here; to read it as a dataset, install the extra: "
-            "pip install 'secateur[datasets]'"
-        ) from None
-    dataset_name, _, rest = name.partition(":")
-    config, _, split = rest.partition(":")
-    try:
-        rows = load_dataset(dataset_name, config or None, split=split or "train", streaming=True)
-        for row in rows:
-            text = _text_of(row)
-            if text is None:
-                raise SecateurError(
-                    f"dataset {name}: expected rows with one of the keys {_TEXT_KEYS}, "
-                    f"got {sorted(row)}"
-                )
-            yield text
-    except SecateurError:
-        raise
-    except Exception as error:
-        raise SecateurError(f"dataset {name} cannot be read: {error}") from error
+    return texts.read_texts(source, "calibration")

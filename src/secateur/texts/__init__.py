@@ -1,0 +1,1 @@
+"""Text from where people keep it: files, folders, JSON lines, `datasets`, sequences."""
