@@ -1,12 +1,10 @@
-import math
-
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from secateur.depth.block_influence import BlockInfluence, least_influential
+from secateur.depth.block_influence import BlockInfluence
 from secateur.errors import SecateurError
 
 
@@ -97,23 +95,3 @@ def test_refuses_a_value_of_no_tokens() -> None:
     influence.add(torch.ones(0, 4), torch.ones(0, 4))
     with pytest.raises(SecateurError, match="at least one token"):
         influence.value()
-
-
-def test_least_influential_come_in_order_of_their_index() -> None:
-    assert least_influential([0.5, 0.1, 0.4, 0.2], 2) == (1, 3)
-    assert least_influential([0.5, 0.1], 0) == ()
-
-
-def test_ties_drop_the_higher_index() -> None:
-    assert least_influential([0.3, 0.1, 0.1, 0.1, 0.3], 2) == (2, 3)
-
-
-@pytest.mark.parametrize("count", [-1, 3, 4])
-def test_refuses_to_drop_all_blocks(count: int) -> None:
-    with pytest.raises(SecateurError, match=f"between 0 and 2 of 3 blocks, got {count}"):
-        least_influential([0.1, 0.2, 0.3], count)
-
-
-def test_refuses_scores_that_are_not_finite() -> None:
-    with pytest.raises(SecateurError, match=r"those of blocks \[1\]"):
-        least_influential([0.1, math.nan, 0.3], 1)

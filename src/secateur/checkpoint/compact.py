@@ -2,9 +2,17 @@
 
 from typing import Any
 
+from torch import nn
+
 from secateur.errors import SecateurError
 from secateur.integrations.transformers_quantizer import mark_compressed
-from secateur.models.swap import convert_sparse24, pack_layers
+from secateur.models.sublayers import removed_sublayers
+from secateur.models.swap import compressed_modules, convert_sparse24, pack_layers
+
+
+def needs_own_format(model: nn.Module) -> bool:
+    """Whether a model holds compressed layers, or lacks parts that a plain model has."""
+    return bool(compressed_modules(model) or removed_sublayers(model))
 
 
 def make_compact(model: Any) -> list[str]:
@@ -12,14 +20,14 @@ def make_compact(model: Any) -> list[str]:
 
     Dense linear layers that are exactly 2:4 become 2:4 layers, packed where their dtype is bf16 or
     fp16: the very layers that will be loaded, so that logits recorded now are those of the
-    checkpoint. Layers of factors are listed as they are. Then `save_pretrained` writes a compact
-    checkpoint.
+    checkpoint. Layers of factors and removed parts of blocks are listed as they are. Then
+    `save_pretrained` writes a compact checkpoint.
 
     Args:
         model: a transformers model with zeros or factors, changed in place.
 
     Returns:
-        names of the compressed layers, all of them.
+        names of the compressed layers and removed parts, all of them.
 
     Raises:
         SecateurError: nothing can be stored compactly, or a layer cannot be saved so.

@@ -62,14 +62,15 @@ def _changed_layers(stage: PruneRecord | FactorRecord) -> list[LayerRecord | Fac
 def name_after_drops(
     layer: LayerRecord | FactoredLayer, blocks_name: str, drops: list[DropRecord]
 ) -> str | None:
-    """The layer's name once later stages have dropped blocks; None if it went with its block."""
+    """The layer's name once later stages have dropped blocks; None if it went with them."""
     block = layer.block
+    prefix = f"{blocks_name}.{layer.block}"
     for drop in drops:
-        if block in drop.dropped:
+        name = f"{blocks_name}.{block}{layer.name.removeprefix(prefix)}"
+        if block in drop.blocks_gone or any(name.startswith(f"{r}.") for r in drop.removed):
             return None
-        block -= sum(1 for dropped in drop.dropped if dropped < block)
-    prefix = f"{blocks_name}.{layer.block}."
-    return f"{blocks_name}.{block}.{layer.name.removeprefix(prefix)}"
+        block -= sum(1 for dropped in drop.blocks_gone if dropped < block)
+    return f"{blocks_name}.{block}{layer.name.removeprefix(prefix)}"
 
 
 def _layer_faults(

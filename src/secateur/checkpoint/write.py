@@ -13,10 +13,10 @@ from typing import Any
 from safetensors import SafetensorError
 
 from secateur.checkpoint.card import model_card
+from secateur.checkpoint.compact import needs_own_format
 from secateur.checkpoint.manifest import MANIFEST_FILE, write_manifest
 from secateur.checkpoint.verify import require_same_model
 from secateur.errors import OutOfSpaceError, SecateurError
-from secateur.models.swap import compressed_modules
 from secateur.recipe import Recipe
 from secateur.report.record import REPORT_FILE, Report
 
@@ -154,7 +154,7 @@ def write_checkpoint(
             (partial / RECIPE_FILE).write_text(recipe.to_yaml(), encoding="utf-8")
             (partial / REPORT_FILE).write_text(report.to_json(), encoding="utf-8")
             (partial / "README.md").write_text(
-                model_card(recipe, report, bool(compressed_modules(model))), encoding="utf-8"
+                model_card(recipe, report, needs_own_format(model)), encoding="utf-8"
             )
             write_manifest(partial)
             _make_readable(partial)

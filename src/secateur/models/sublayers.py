@@ -132,6 +132,22 @@ def noting_forms(name: str, forms: dict[str, Half]) -> Callable[..., None]:
     return hook
 
 
+def stand_ins(block: nn.Module, sublayers: Sublayers, part: Part) -> dict[str, RemovedSublayer]:
+    """By child's name, what takes the place of a part of a block; empty where it is gone."""
+    half = sublayers.part(part)
+    found = {}
+    for name in sublayers.names(part):
+        assert half is not None
+        child = block.get_submodule(name)
+        if name == half.name:
+            module = RemovedSublayer(half.width, half.tuple_length, cache_index(child))
+        else:
+            # Its output is looked at by nothing but the other children of this part.
+            module = RemovedSublayer(1)
+        found[name] = module.train(child.training)
+    return found
+
+
 def cache_index(module: nn.Module) -> int | None:
     """The place of an attention's block in the key-value cache; None where it names none."""
     for child in module.modules():

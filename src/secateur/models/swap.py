@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from secateur.errors import SecateurError
 from secateur.models.inventory import take_inventory
 from secateur.models.sites import WeightSite
+from secateur.models.sublayers import removed_sublayers
 from secateur.modules import LowRankLinear, Sparse24Linear, SparseLowRankLinear
 from secateur.modules.dense_linear import dense_linear
 from secateur.modules.weight24 import Weight24Module
@@ -238,10 +239,13 @@ def to_dense(model: nn.Module) -> list[str]:
         names of the layers that were replaced.
 
     Raises:
-        SecateurError: a layer multiplies gate and up, which a linear layer cannot; nothing was
-            changed.
+        SecateurError: a layer multiplies gate and up, which a linear layer cannot, or the attention
+            or MLP of a block was removed; nothing was changed.
     """
     layers = compressed_modules(model)
+    removed = list(removed_sublayers(model))
+    if removed:
+        raise SecateurError(f"{removed[0]} was removed: no dense layer stands for it")
     for name, module in layers.items():
         if module.activation != "none":
             raise SecateurError(f"{name} multiplies gate and up: no one dense layer stands for it")

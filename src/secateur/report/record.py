@@ -162,17 +162,57 @@ class FactorRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DropRound:
+    """What was measured before blocks were chosen, once or again after each removal."""
+
+    scores: tuple[float | None, ...]
+    """By block, or by the first block of a span of as many as go together; None where it was not
+    measured: gone, protected, or no such span."""
+    chosen: tuple[int, ...]
+    """In the order in which they went."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class DropRecord:
-    """What a drop_blocks stage did."""
+    """What a drop_blocks stage did. All indices are those of the model before the stage."""
 
     stage: Literal["drop_blocks"] = "drop_blocks"
     criterion: str
     block_influence: tuple[float, ...]
-    """By block as it was before dropping; empty when the blocks were named in the recipe."""
+    """By block as it was before dropping; empty where that was not what was measured."""
     dropped: tuple[int, ...]
-    """0-based indices in the model as it was before this stage."""
+    """0-based indices of the blocks that went, or that lost their attention or MLP."""
     warnings: tuple[str, ...] = ()
     seconds: float
+    granularity: Literal["block", "attention", "mlp"] = "block"
+    """What went of each block."""
+    rounds: tuple[DropRound, ...] = ()
+    """One, or one a removal where scores were measured anew; none where blocks were named."""
+    losses: tuple[float, ...] = ()
+    """In nats a token on the calibration tokens: before, after the first removal, and so on as far
+    as they were measured."""
+    protected: tuple[int, ...] = ()
+    """Blocks that could not be chosen."""
+    removed: tuple[str, ...] = ()
+    """Modules that went, by dotted name, where blocks stayed."""
+    emptied: tuple[int, ...] = ()
+    """Blocks that had neither attention nor MLP left after this and so went as a whole."""
+
+    @property
+    def blocks_gone(self) -> tuple[int, ...]:
+        """The blocks that are not in the model any more."""
+        return self.dropped if self.granularity == "block" else self.emptied
+
+    @property
+    def first_scores(self) -> tuple[float | None, ...]:
+        """What was measured before anything went, by block or first block of a span."""
+        return self.rounds[0].scores if self.rounds else self.block_influence
+
+    @property
+    def order(self) -> tuple[int, ...]:
+        """`dropped` in the order in which blocks went, where that is known."""
+        chosen = tuple(index for entry in self.rounds for index in entry.chosen)
+        return chosen or self.dropped
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,92 +1,124 @@
-"""The drop_blocks stage: measure Block Influence in one pass over the blocks, drop the least."""
+"""The drop_blocks stage: measure what each block does, and take out the least of them."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from time import perf_counter
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from secateur.calibration.inputs import BlockInputs
-from secateur.depth.block_influence import BlockInfluence, least_influential
-from secateur.depth.drop import drop_blocks
+from secateur.depth.config import kept_blocks
+from secateur.depth.drop import drop_blocks, rehearse_drop
+from secateur.depth.remove import remove_sublayers
 from secateur.errors import SecateurError
 from secateur.models.blocks import BlockList
-from secateur.models.device import on_device
+from secateur.models.sublayers import Part, Sublayers
 from secateur.progress import Progress
 from secateur.recipe import DropBlocksStage
 from secateur.report.record import DropRecord
-
-
-def check_drop_stage(stage: DropBlocksStage, num_blocks: int) -> None:
-    """Raise SecateurError if the stage asks for blocks that are not there, or for all of them."""
-    wrong = [block for block in stage.blocks if block >= num_blocks]
-    if wrong:
-        raise SecateurError(
-            f"drop_blocks names the blocks {wrong}, but the model has blocks 0 to {num_blocks - 1}"
-        )
-    count = stage.count or len(stage.blocks)
-    if count >= num_blocks:
-        raise SecateurError(
-            f"drop_blocks would remove {count} of {num_blocks} blocks; at least one must stay"
-        )
-
-
-def measure_block_influence(
-    blocks: BlockList, inputs: BlockInputs, device: torch.device, progress: Progress
-) -> tuple[float, ...]:
-    """Block Influence of every block: 1 - mean cosine of its input and output, per token, fp32.
-
-    The last block is measured before the final norm. ShortGPT (arXiv 2403.03853).
-
-    Args:
-        blocks: of the model.
-        inputs: of block 0, overwritten.
-        device: where blocks run.
-        progress: told after each block.
-    """
-    progress.begin("Block Influence", len(blocks))
-    influences = []
-    for index, block in enumerate(blocks.modules):
-        influence = BlockInfluence()
-        with on_device(block, device):
-            for hidden, output in zip(inputs.hidden, inputs.stream(block, index), strict=True):
-                influence.add(hidden, output)
-                hidden.copy_(output)
-        influences.append(influence.value())
-        progress.advance(f"block {index}  influence {influences[-1]:.4f}")
-    return tuple(influences)
+from secateur.stages.drop_choice import DropChoice, choose_blocks, trace_losses
+from secateur.stages.drop_plan import candidates, check_drop_stage, check_sublayers, part_of
+from secateur.stages.drop_walk import DropCalibration, Walk
 
 
 def run_drop(
     model: nn.Module,
     blocks: BlockList,
     stage: DropBlocksStage,
-    inputs: BlockInputs | None,
+    calibration: DropCalibration | None,
+    probe: Tensor,
     device: torch.device,
     progress: Progress,
 ) -> DropRecord:
-    """Drop blocks from the model in place.
+    """Drop blocks, or a part of blocks, from the model in place.
 
     Args:
-        model: the model.
+        model: in evaluation mode.
         blocks: its blocks.
         stage: which or how many.
-        inputs: of block 0; None where the stage names its blocks.
+        calibration: the tokens to measure on; None where nothing is measured.
+        probe: int64 [1, length], a few tokens to find the parts of blocks by.
         device: where blocks run.
         progress: told after each block.
+
+    Raises:
+        SecateurError: the stage does not fit the model, which is unchanged then.
     """
     started = perf_counter()
     check_drop_stage(stage, len(blocks))
-    influences: Sequence[float] = ()
-    dropped = tuple(sorted(stage.blocks))
-    if inputs is not None and stage.count is not None:
-        influences = measure_block_influence(blocks, inputs, device, progress)
-        dropped = least_influential(influences, stage.count)
-    outcome = drop_blocks(model, blocks, dropped)
+    part = part_of(stage)
+    sublayers = check_sublayers(model, blocks, stage, probe) if part is not None else ()
+    allowed = candidates(stage, len(blocks), sublayers)
+    choice = DropChoice((), stage.blocks, ())
+    if calibration is not None:
+        walk = Walk(model, blocks, calibration, device, part, sublayers)
+        choice = _choice(walk, stage, allowed, progress)
+    elif stage.needs_calibration:
+        raise SecateurError("expected calibration tokens to measure blocks on, got none")
+    taken = _take_out(model, blocks, choice.order, part, sublayers)
+    measured = choice.rounds[0].scores if choice.rounds else ()
+    is_influence = stage.criterion == "block_influence" and part is None
     return DropRecord(
-        criterion=stage.criterion if influences else "named in the recipe",
-        block_influence=tuple(influences),
-        dropped=dropped,
-        warnings=outcome.warnings,
+        criterion=stage.criterion if choice.rounds else "named in the recipe",
+        block_influence=tuple(s for s in measured if s is not None) if is_influence else (),
+        dropped=tuple(sorted(choice.order)),
+        warnings=taken.warnings,
         seconds=perf_counter() - started,
+        granularity=stage.granularity,
+        rounds=choice.rounds,
+        losses=choice.losses,
+        protected=() if stage.blocks else _protected(stage, len(blocks)),
+        removed=taken.removed,
+        emptied=taken.emptied,
     )
+
+
+def _choice(
+    walk: Walk, stage: DropBlocksStage, allowed: Sequence[int], progress: Progress
+) -> DropChoice:
+    choice = DropChoice((), stage.blocks, ())
+    if stage.count is not None:
+        choice = choose_blocks(walk, stage, allowed, progress)
+    if not stage.trace_loss:
+        return choice
+    losses = trace_losses(walk, choice.order, progress)
+    return DropChoice(choice.rounds, choice.order, losses)
+
+
+def _protected(stage: DropBlocksStage, num_blocks: int) -> tuple[int, ...]:
+    last = num_blocks - stage.protect_last
+    return tuple(i for i in range(num_blocks) if i < stage.protect_first or i >= last)
+
+
+@dataclass(frozen=True)
+class _TakenOut:
+    removed: tuple[str, ...]
+    emptied: tuple[int, ...]
+    warnings: tuple[str, ...]
+
+
+def _take_out(
+    model: nn.Module,
+    blocks: BlockList,
+    order: Sequence[int],
+    part: Part | None,
+    sublayers: Sequence[Sublayers],
+) -> _TakenOut:
+    """Change the model; a block that has neither part left goes as a whole."""
+    if part is None:
+        return _TakenOut((), (), drop_blocks(model, blocks, sorted(order)).warnings)
+    other: Part = "mlp" if part == "attention" else "attention"
+    emptied = tuple(i for i in sorted(order) if sublayers[i].part(other) is None)
+    kept_blocks(emptied, len(blocks))
+    if emptied:
+        rehearse_drop(model, blocks, emptied)
+    removed = remove_sublayers(blocks, {index: sublayers[index] for index in order}, part)
+    gone = tuple(f"{blocks.block_name(index)}." for index in emptied)
+    warnings = drop_blocks(model, blocks, emptied).warnings
+    if emptied:
+        warnings = (
+            f"blocks {list(emptied)} had neither attention nor MLP left and were dropped whole",
+            *warnings,
+        )
+    staying = tuple(name for name in removed if not name.startswith(gone))
+    return _TakenOut(staying, emptied, warnings)
