@@ -1,0 +1,87 @@
+"""How the weights of a model begin: inherited, or initialised anew."""
+
+import copy
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from secateur.errors import SecateurError
+from secateur.models.blocks import find_blocks
+
+InheritedPart = Literal["both", "attention", "mlp"]
+
+_ATTENTION_ENDINGS = ("attn", "attention")
+
+
+def initialise(model: Any, seed: int) -> None:
+    """Give a model new random weights in place, all of them, as its family initialises them.
+
+    Args:
+        model: a transformers model.
+        seed: the same seed gives the same weights.
+
+    Raises:
+        SecateurError: its class cannot be built from its configuration.
+    """
+    _copy(_fresh(model, seed), model)
+
+
+def initialise_part(model: Any, inherited: InheritedPart, seed: int) -> None:
+    """Give the matrices that are not inherited new random weights, in every block.
+
+    Args:
+        model: a transformers model.
+        inherited: `attention` leaves attention alone and initialises the MLPs; `mlp` the other way
+            round; `both` changes nothing. Vectors (norms) are inherited in any case.
+        seed: the same seed gives the same weights.
+    """
+    if inherited == "both":
+        return
+    fresh = find_blocks(_fresh(model, seed))
+    for new, old in zip(fresh.modules, find_blocks(model).modules, strict=True):
+        values = dict(new.named_parameters())
+        for name, parameter in old.named_parameters():
+            is_attention = any(part.endswith(_ATTENTION_ENDINGS) for part in name.split("."))
+            if parameter.ndim > 1 and is_attention == (inherited == "mlp"):
+                with torch.no_grad():
+                    parameter.copy_(values[name])
+
+
+def stack_top(blocks: Sequence[nn.Module], count: int, grow_by: int) -> None:
+    """Give each block that is about to be added the weights of a block `grow_by` below it.
+
+    Args:
+        blocks: all blocks, in order.
+        count: how many are in the model.
+        grow_by: how many will be added.
+
+    Raises:
+        SecateurError: blocks differ in shape, so that copies do not fit.
+    """
+    for index in range(count, min(count + grow_by, len(blocks))):
+        source = blocks[max(0, index - grow_by)]
+        try:
+            blocks[index].load_state_dict(source.state_dict())
+        except RuntimeError as error:
+            raise SecateurError(f"block {index} cannot be a copy of a lower one: {error}") from None
+
+
+def _fresh(model: Any, seed: int) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        try:
+            fresh: nn.Module = type(model)(copy.deepcopy(model.config))
+        except Exception as error:  # whatever a model's constructor raises
+            raise SecateurError(
+                f"{type(model).__name__} cannot be built anew from its configuration: {error}"
+            ) from error
+    return fresh
+
+
+def _copy(source: nn.Module, target: nn.Module) -> None:
+    values = dict(source.named_parameters())
+    with torch.no_grad():
+        for name, parameter in target.named_parameters():
+            parameter.copy_(values[name])

@@ -1,0 +1,66 @@
+"""LoRA adapters by peft: beside the matrices while training, merged into them afterwards."""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from secateur.errors import SecateurError
+
+
+@dataclass(frozen=True)
+class Adapters:
+    """Adapters of one rank (LoRA, arXiv 2106.09685): weight + alpha / rank * B @ A."""
+
+    modules: tuple[str, ...]
+    """Names of the linear layers."""
+    rank: int = 8
+    alpha: float = 16.0
+
+
+def require_peft() -> Any:
+    """The library, or a SecateurError that says how to get it."""
+    try:
+        import peft
+    except ImportError:
+        raise SecateurError(
+            "method lora needs peft, which is not installed: pip install 'secateur[lora]'"
+        ) from None
+    return peft
+
+
+def check_adapters(adapters: Adapters, pruned: Collection[str]) -> None:
+    """Raise SecateurError where merging would fill the zeros of a pruned matrix.
+
+    Args:
+        adapters: to be added.
+        pruned: names of pruned parameters.
+    """
+    sparse = [name for name in adapters.modules if f"{name}.weight" in pruned]
+    if sparse:
+        raise SecateurError(
+            f"method lora adds a dense product to each matrix, and {len(sparse)} of them are "
+            f"pruned, such as {sparse[0]}: merging would fill their zeros. Train the kept weights "
+            "instead, by gates, linears or all"
+        )
+
+
+def add_adapters(model: nn.Module, adapters: Adapters) -> nn.Module:
+    """A model around `model`, with adapters that take gradients and nothing else that does."""
+    peft = require_peft()
+    config = peft.LoraConfig(
+        r=adapters.rank,
+        lora_alpha=adapters.alpha,
+        lora_dropout=0.0,
+        bias="none",
+        target_modules=list(adapters.modules),
+        task_type="CAUSAL_LM",
+    )
+    adapted: nn.Module = peft.get_peft_model(model, config)
+    return adapted
+
+
+def merge_adapters(adapted: Any) -> None:
+    """Add the products to the matrices, and take the adapters out of the model."""
+    adapted.merge_and_unload()

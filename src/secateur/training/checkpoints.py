@@ -1,0 +1,61 @@
+"""Where the checkpoints of a training lie, and whose they are."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from secateur.errors import SecateurError
+
+_OWNER_FILE = "training.json"
+
+
+@dataclass(frozen=True)
+class CheckpointFolder:
+    """A folder of checkpoints of exactly one training."""
+
+    path: Path
+    resume: bool = False
+    """Go on from the last checkpoint, if there is one."""
+
+    def claim(self, identity: Mapping[str, str]) -> None:
+        """Make the folder this training's own.
+
+        Args:
+            identity: what has to be the same for a training to go on: model, data, options ...
+
+        Raises:
+            SecateurError: it holds another training; nothing is deleted then.
+        """
+        owner = self.path / _OWNER_FILE
+        if self.path.exists() and any(self.path.iterdir()):
+            self._check_owner(owner, identity)
+            if not self.resume:
+                shutil.rmtree(self.path)
+        self.path.mkdir(parents=True, exist_ok=True)
+        owner.write_text(json.dumps(dict(identity), indent=2) + "\n", encoding="utf-8")
+
+    def _check_owner(self, owner: Path, identity: Mapping[str, str]) -> None:
+        if not owner.is_file():
+            raise SecateurError(f"expected checkpoints of a training in {self.path}, found others")
+        try:
+            present = json.loads(owner.read_text(encoding="utf-8"))
+        except ValueError:
+            present = {}
+        changed = [name for name, value in identity.items() if present.get(name) != value]
+        if changed and self.resume:
+            raise SecateurError(
+                f"{self.path} holds checkpoints of another training: {', '.join(changed)} "
+                f"{'has' if len(changed) == 1 else 'have'} changed since. Start anew without resume"
+            )
+
+    def remove(self) -> None:
+        """Delete the checkpoints: the result is safe elsewhere."""
+        shutil.rmtree(self.path, ignore_errors=True)
+
+
+def digest(*parts: str) -> str:
+    """SHA-256 of texts in their order."""
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()

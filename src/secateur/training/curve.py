@@ -1,0 +1,40 @@
+"""The curve of a training, out of what the Trainer logged."""
+
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+
+from secateur.report.training_record import TrainingPoint
+
+
+def curve(
+    history: Sequence[Mapping[str, float]], loss_before: float, tokens_per_step: int
+) -> tuple[TrainingPoint, ...]:
+    """A point for the beginning and one for every evaluation.
+
+    Args:
+        history: the Trainer's `log_history`: entries with `loss` or with `eval_loss`.
+        loss_before: on the held-out windows.
+        tokens_per_step: of an optimizer step.
+    """
+    points = [
+        TrainingPoint(
+            step=0, num_tokens=0, seconds=0.0, train_loss=None, held_out_loss=loss_before
+        )
+    ]
+    losses: list[float] = []
+    for entry in history:
+        if "loss" in entry:
+            losses.append(entry["loss"])
+        elif "eval_loss" in entry:
+            step = int(entry["step"])
+            points.append(
+                TrainingPoint(
+                    step=step,
+                    num_tokens=step * tokens_per_step,
+                    seconds=entry["step_seconds"],
+                    train_loss=fmean(losses) if losses else None,
+                    held_out_loss=entry["eval_loss"],
+                )
+            )
+            losses = []
+    return tuple(points)

@@ -1,0 +1,8 @@
+"""Training data: from texts and conversations to windows of tokens, cached or streamed."""
+
+from secateur.training.data.load import load_training_data
+from secateur.training.data.split import hold_out
+from secateur.training.data.text import TrainingText
+from secateur.training.data.training_data import TrainingData
+
+__all__ = ["TrainingData", "TrainingText", "hold_out", "load_training_data"]

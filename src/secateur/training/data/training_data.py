@@ -1,0 +1,77 @@
+"""Windows that are trained on or measured on, and what is known about them."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from secateur.errors import SecateurError
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingData:
+    """Windows as torch wants them, with counts. While streaming, counts are 0 and `sha256` empty.
+
+    Counts of tokens are of these windows; documents, cuts and drops are of all that was read.
+    """
+
+    dataset: Dataset[dict[str, Tensor]]
+    """Items: `input_ids` and `labels`, int64 [max_seq_length], labels -100 where no loss is taken;
+    `position_ids`, of that kind too, where examples are packed. Map-style, or iterable while
+    streaming."""
+    source: str
+    max_seq_length: int
+    num_windows: int = 0
+    num_documents: int = 0
+    """Documents or examples."""
+    num_tokens: int = 0
+    """Without padding."""
+    num_loss_tokens: int = 0
+    """Those with a label."""
+    num_cut: int = 0
+    """Examples that were longer than a window and lost their end."""
+    num_dropped: int = 0
+    """Examples without a response, or without one that begins within a window."""
+    largest_token: int = 0
+    """Of all that was read."""
+    sha256: str = ""
+    """Of the token ids of all windows and of where loss is taken and examples begin."""
+    notes: tuple[str, ...] = ()
+    """What a reader of a report should know."""
+
+    @property
+    def is_streamed(self) -> bool:
+        """Whether nothing is known before training."""
+        return not self.sha256
+
+    def check_fits(self, vocab_size: int) -> None:
+        """Refuse token ids that a model has no row for.
+
+        Raises:
+            SecateurError: there is one of at least `vocab_size`.
+        """
+        check_token(self.largest_token, vocab_size, self.source)
+
+    def describe(self) -> str:
+        """One sentence or more for people."""
+        if self.is_streamed:
+            words = f"{self.source}: windows of {self.max_seq_length} tokens, streamed"
+            return "; ".join([words, *self.notes])
+        words = (
+            f"{self.source}: {self.num_windows:,} windows of {self.max_seq_length} tokens "
+            f"({self.num_tokens:,} tokens, {self.num_loss_tokens:,} with loss) "
+            f"from {self.num_documents:,} document{'s' * (self.num_documents != 1)}"
+        )
+        cut = f"{self.num_cut:,} cut at the end of a window"
+        dropped = f"{self.num_dropped:,} dropped for want of a response"
+        more = [cut] * bool(self.num_cut) + [dropped] * bool(self.num_dropped)
+        return "; ".join([words, *more, *self.notes])
+
+
+def check_token(token: int, vocab_size: int, source: str) -> None:
+    """Raise `SecateurError` where a token id is not below `vocab_size`."""
+    if token >= vocab_size:
+        raise SecateurError(
+            f"{source} holds the token id {token}, but the model's vocabulary has {vocab_size} "
+            "tokens; is the tokenizer another model's?"
+        )

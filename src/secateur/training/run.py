@@ -1,0 +1,296 @@
+"""One training from beginning to end: prepare the model, train, keep the right weights, tell."""
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import (
+    EarlyStoppingCallback,
+    PrinterCallback,
+    TrainerCallback,
+    TrainingArguments,
+)
+from transformers.trainer_utils import get_last_checkpoint
+
+from secateur.errors import SecateurError
+from secateur.models.swap import unpack_layers
+from secateur.progress import Progress
+from secateur.recipe import Training
+from secateur.report.training_record import DataRecord, Ending, TrainingRun
+from secateur.training.adapters import Adapters, add_adapters, check_adapters, merge_adapters
+from secateur.training.callbacks import EvaluateAtEnd, KeepZeros, TellProgress
+from secateur.training.checkpoints import CheckpointFolder
+from secateur.training.curve import curve
+from secateur.training.data import TrainingData
+from secateur.training.evaluate import held_out_loss
+from secateur.training.objective import Objective
+from secateur.training.precision import restore, widen
+from secateur.training.pruned_weights import PrunedWeights, pruned_parameters
+from secateur.training.sharded import is_sharded, make_whole, meta_copy
+from secateur.training.trained import only_trained
+from secateur.training.trainer import Diverged, OptimizerState, RecoveryTrainer
+
+
+@dataclass(frozen=True)
+class TrainingTexts:
+    """What is trained on, and what the loss is measured on."""
+
+    train: TrainingData
+    held_out: TrainingData
+
+    def to_record(self) -> DataRecord:
+        """For the report."""
+        return DataRecord(
+            source=self.train.source,
+            num_windows=self.train.num_windows,
+            max_seq_length=self.held_out.max_seq_length,
+            tokens_sha256=self.train.sha256,
+            held_out_source=self.held_out.source,
+            num_held_out_windows=self.held_out.num_windows,
+        )
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """What came of a training, beside the model itself."""
+
+    run: TrainingRun
+    optimizer_state: OptimizerState = field(default_factory=dict)
+
+
+def run_training(
+    model: nn.Module,
+    options: Training,
+    learning_rate: float,
+    texts: TrainingTexts,
+    trained: Sequence[str] | Adapters,
+    place: CheckpointFolder,
+    progress: Progress,
+    *,
+    objective: Objective | None = None,
+    carried: OptimizerState | None = None,
+    on_cpu: bool = False,
+    task: str = "train",
+) -> TrainingResult:
+    """Train part of a model in place, by transformers' Trainer.
+
+    Works under `torchrun` and `accelerate launch` (DDP, FSDP2) with nothing more said here. Weights
+    are fp32 meanwhile and come back in their own dtype; zeros of pruned matrices stay zero; 2:4
+    layers end in canonical form.
+
+    Args:
+        model: a causal language model.
+        options: how long and how.
+        learning_rate: the peak.
+        texts: windows of `options.max_seq_length` tokens.
+        trained: names of the parameters to move, or adapters to train and merge.
+        place: of checkpoints; claimed by the caller.
+        progress: told after each step.
+        objective: what is minimised; by default cross-entropy.
+        carried: AdamW's moments of an earlier round, by parameter.
+        on_cpu: leave a GPU unused.
+        task: its name for `progress`.
+
+    Returns:
+        the record and the optimizer's moments.
+
+    Raises:
+        SecateurError: adapters would fill pruned matrices, the loss is no longer finite and there
+            is no checkpoint to go back to, or a library is not installed.
+    """
+    unpack_layers(model)
+    pruned = pruned_parameters(model)
+    if isinstance(trained, Adapters):
+        check_adapters(trained, pruned)
+    was_training, home = model.training, next(model.parameters()).device
+    dtypes = widen(model)
+    try:
+        with _cache_as_it_is(model), _trainable(model, trained) as (trainable, num_trained):
+            arguments = _arguments(options, learning_rate, texts.train, place, on_cpu)
+            trainer = RecoveryTrainer(
+                model=trainable,
+                args=arguments,
+                train_dataset=texts.train.dataset,
+                eval_dataset=texts.held_out.dataset,
+                callbacks=_callbacks(options, arguments, PrunedWeights(pruned), progress, task),
+                objective=objective or Objective(),
+                carried=carried,
+            )
+            trainer.remove_callback(PrinterCallback)
+            plain = meta_copy(model) if trainer.is_fsdp_enabled else None
+            before = held_out_loss(trainable, texts.held_out, options.batch_size)
+            ending, note = _train(trainer, place, options)
+            moments = trainer.optimizer_state()
+            if plain is not None and is_sharded(model):
+                make_whole(model, plain)
+    finally:
+        restore(model, dtypes)
+        model.train(was_training)
+    after = held_out_loss(model, texts.held_out, options.batch_size)
+    model.to(home)
+    run = TrainingRun(
+        data=texts.to_record(),
+        points=curve(trainer.state.log_history, before, tokens_per_step(arguments, options)),
+        num_trained_parameters=num_trained,
+        num_steps=trainer.state.global_step,
+        num_tokens=trainer.state.global_step * tokens_per_step(arguments, options),
+        seconds=max([0.0, *(entry["step_seconds"] for entry in trainer.state.log_history)]),
+        loss_before=before,
+        loss_after=after,
+        kept_step=trainer.kept_step,
+        ending=ending,
+        note=note,
+    )
+    return TrainingResult(run, moments)
+
+
+@contextmanager
+def _trainable(
+    model: nn.Module, trained: Sequence[str] | Adapters
+) -> Iterator[tuple[nn.Module, int]]:
+    """The module to train and how many values move; adapters are merged at the end."""
+    if not isinstance(trained, Adapters):
+        with only_trained(model, trained) as num_trained:
+            yield model, num_trained
+        return
+    with only_trained(model, ()):
+        adapted = add_adapters(model, trained)
+        moved = [item for item in adapted.parameters() if item.requires_grad]
+        try:
+            yield adapted, sum(item.numel() for item in moved)
+        finally:
+            merge_adapters(adapted)
+
+
+@contextmanager
+def _cache_as_it_is(model: nn.Module) -> Iterator[None]:
+    """The Trainer turns the key-value cache off in the model's configuration."""
+    config: Any = getattr(model, "config", None)
+    saved = getattr(config, "use_cache", None)
+    try:
+        yield
+    finally:
+        if saved is not None:
+            config.use_cache = saved
+
+
+def _arguments(
+    options: Training,
+    learning_rate: float,
+    data: TrainingData,
+    place: CheckpointFolder,
+    on_cpu: bool,
+) -> TrainingArguments:
+    on_cpu = on_cpu or not torch.cuda.is_available()
+    can_bf16 = not on_cpu and torch.cuda.is_bf16_supported()
+    try:
+        arguments = TrainingArguments(
+            output_dir=str(place.path),
+            per_device_train_batch_size=options.batch_size,
+            per_device_eval_batch_size=options.batch_size,
+            gradient_accumulation_steps=options.gradient_accumulation,
+            **_checkpointing(options.gradient_checkpointing),
+            optim="adamw_torch",
+            adam_beta2=0.95,
+            learning_rate=learning_rate,
+            lr_scheduler_type=options.schedule
+            if options.schedule != "constant"
+            else "constant_with_warmup",
+            weight_decay=options.weight_decay,
+            max_grad_norm=options.max_grad_norm,
+            bf16=options.precision == "bfloat16" or (options.precision == "auto" and can_bf16),
+            use_cpu=on_cpu,
+            seed=options.seed,
+            eval_strategy="steps",
+            eval_steps=options.eval_steps,
+            prediction_loss_only=True,
+            save_strategy="steps",
+            save_steps=options.eval_steps,
+            save_total_limit=2,
+            load_best_model_at_end=options.keep_best,
+            metric_for_best_model="eval_loss",
+            greater_is_better=False,
+            logging_strategy="steps",
+            logging_steps=min(10, options.eval_steps),
+            logging_nan_inf_filter=False,
+            dataloader_pin_memory=not on_cpu,
+            remove_unused_columns=False,
+            disable_tqdm=True,
+            report_to="none",
+        )
+    except ImportError as error:
+        raise SecateurError(
+            f"training needs accelerate, which is not installed: pip install 'secateur[recover]' "
+            f"({error})"
+        ) from None
+    arguments._n_gpu = min(1, arguments.n_gpu)  # several GPUs: torchrun, not DataParallel
+    arguments.max_steps = num_steps(arguments, options, data)
+    arguments.warmup_steps = math.ceil(options.warmup * arguments.max_steps)
+    return arguments
+
+
+def _checkpointing(wanted: bool) -> dict[str, bool]:
+    """The argument under its name in this version of transformers."""
+    new, old = "activation_checkpointing", "gradient_checkpointing"
+    names = TrainingArguments.__dataclass_fields__
+    return {new if new in names else old: True} if wanted else {}
+
+
+def tokens_per_step(arguments: TrainingArguments, options: Training) -> int:
+    """Tokens of one optimizer step over all processes."""
+    windows = options.batch_size * options.gradient_accumulation * arguments.world_size
+    return windows * options.max_seq_length
+
+
+def num_steps(arguments: TrainingArguments, options: Training, data: TrainingData) -> int:
+    """Optimizer steps that see `num_tokens` tokens, or the data `epochs` times."""
+    wanted = options.num_tokens
+    if wanted is None:
+        wanted = math.ceil(options.epochs * data.num_windows) * options.max_seq_length
+    return math.ceil(wanted / tokens_per_step(arguments, options))
+
+
+def _callbacks(
+    options: Training,
+    arguments: TrainingArguments,
+    pruned: PrunedWeights,
+    progress: Progress,
+    task: str,
+) -> list[TrainerCallback]:
+    callbacks: list[TrainerCallback] = [
+        KeepZeros(pruned),
+        EvaluateAtEnd(),
+        TellProgress(progress, task, tokens_per_step(arguments, options)),
+    ]
+    if options.patience is not None:
+        callbacks.append(EarlyStoppingCallback(options.patience))
+    return callbacks
+
+
+def _train(
+    trainer: RecoveryTrainer, place: CheckpointFolder, options: Training
+) -> tuple[Ending, str]:
+    """Train; go back to the last good weights if numbers stop being finite."""
+    last = get_last_checkpoint(str(place.path)) if place.resume else None
+    try:
+        trainer.train(resume_from_checkpoint=last)
+    except Diverged as error:
+        good = trainer.state.best_model_checkpoint if options.keep_best else None
+        good = good or get_last_checkpoint(str(place.path))
+        if good is None:
+            raise SecateurError(
+                f"training diverged: {error}, before the first checkpoint. Nothing was kept; give "
+                "a lower learning_rate, or a longer warmup"
+            ) from None
+        trainer.load_weights(good)
+        return "diverged", (
+            f"training diverged: {error}; the weights of step {trainer.kept_step} were kept. Give "
+            "a lower learning_rate, or a longer warmup"
+        )
+    if trainer.state.global_step < trainer.state.max_steps:
+        return "early", f"no better loss in {options.patience} evaluations"
+    return "finished", ""

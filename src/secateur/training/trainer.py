@@ -1,0 +1,153 @@
+"""transformers' Trainer with our loss, our guard against divergence and our history."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Trainer
+
+from secateur.training.loss import window_losses
+from secateur.training.objective import Objective
+from secateur.training.pruned_weights import local_values
+
+OptimizerState = Mapping[nn.Parameter, dict[str, Any]]
+
+
+class Diverged(Exception):
+    """The loss or a weight is no longer a finite number."""
+
+    def __init__(self, step: int, what: str) -> None:
+        super().__init__(f"{what} is not finite after {step} steps")
+        self.step = step
+
+
+class _StepsClock:
+    """Seconds of training steps, without evaluations and checkpoints."""
+
+    def __init__(self) -> None:
+        self._before = 0.0
+        self._running_since: float | None = None
+
+    def begin(self, history: Sequence[Mapping[str, float]]) -> None:
+        """Count on from what an earlier run logged; nothing if it runs already."""
+        if self._running_since is None:
+            logged = [entry["step_seconds"] for entry in history if "step_seconds" in entry]
+            self._before = max([*logged, 0.0])
+            self._running_since = perf_counter()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Do not count what happens meanwhile."""
+        started = perf_counter()
+        try:
+            yield
+        finally:
+            if self._running_since is not None:
+                self._running_since += perf_counter() - started
+
+    def seconds(self) -> float:
+        """So far."""
+        if self._running_since is None:
+            return self._before
+        return self._before + perf_counter() - self._running_since
+
+
+class RecoveryTrainer(Trainer):  # type: ignore[misc]
+    """Trains by an `Objective`, and stops where numbers stop being finite.
+
+    Evaluation loss is the mean over windows of each window's mean cross-entropy, whatever is
+    minimised: figures of different trainings can be compared.
+    """
+
+    def __init__(
+        self, *, objective: Objective, carried: OptimizerState | None = None, **options: Any
+    ) -> None:
+        super().__init__(**options)
+        self._objective = objective
+        self._carried = carried or {}
+        self._clock = _StepsClock()
+        # Our loss is divided by the predictions of the whole step, as models' own losses are.
+        self.model_accepts_loss_kwargs = True
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """The objective's loss in training; in evaluation the mean loss of the windows."""
+        if not model.training:
+            rest = {name: value for name, value in inputs.items() if name != "labels"}
+            logits = model(**rest, use_cache=False).logits
+            loss = window_losses(logits, inputs["labels"]).mean()
+            return (loss, {"logits": logits}) if return_outputs else loss
+        loss = self._objective.loss(model, inputs, num_items_in_batch)
+        if num_items_in_batch is not None and self.args.average_tokens_across_devices:
+            loss = loss * self.accelerator.num_processes  # gradients are averaged over processes
+        return (loss, {}) if return_outputs else loss
+
+    def training_step(self, *arguments: Any, **options: Any) -> Tensor:
+        """One batch forward and backward.
+
+        Raises:
+            Diverged: on every process, if the loss of one is not finite; no weight was moved then.
+        """
+        self._clock.begin(self.state.log_history)
+        loss: Tensor = super().training_step(*arguments, **options)
+        if self._any_process(not bool(loss.isfinite())):
+            raise Diverged(self.state.global_step, "the loss")
+        return loss
+
+    def _save_checkpoint(self, *arguments: Any, **options: Any) -> None:
+        """Save, unless weights are not finite: then the checkpoint before stays the last one."""
+        moved = (local_values(p) for p in self.model.parameters() if p.requires_grad)
+        if self._any_process(not all(bool(values.isfinite().all()) for values in moved)):
+            raise Diverged(self.state.global_step, "a weight")
+        with self._clock.paused():
+            super()._save_checkpoint(*arguments, **options)
+
+    def evaluate(self, *arguments: Any, **options: Any) -> dict[str, float]:
+        """The mean loss of the held-out windows, while the clock of steps stands still."""
+        with self._clock.paused():
+            metrics: dict[str, float] = super().evaluate(*arguments, **options)
+        return metrics
+
+    def _any_process(self, here: bool) -> bool:
+        if self.accelerator.num_processes == 1:
+            return here
+        flag = torch.tensor(float(here), device=self.accelerator.device)
+        return bool(self.accelerator.reduce(flag, reduction="sum") > 0)
+
+    def create_optimizer(self, *arguments: Any, **options: Any) -> Any:
+        """The optimizer, with moments that an earlier round left for the same parameters."""
+        optimizer = super().create_optimizer(*arguments, **options)
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                if parameter in self._carried:
+                    optimizer.state[parameter] = self._carried[parameter]
+        return optimizer
+
+    def optimizer_state(self) -> OptimizerState:
+        """AdamW's moments by parameter, to be carried into another round."""
+        inner = getattr(self.optimizer, "optimizer", self.optimizer)
+        return dict(inner.state)
+
+    def log(self, logs: dict[str, float], *arguments: Any, **options: Any) -> None:
+        """Add the seconds that steps took, those before an interruption included."""
+        logs["step_seconds"] = self._clock.seconds()
+        super().log(logs, *arguments, **options)
+
+    def load_weights(self, checkpoint: str) -> None:
+        """Weights of a checkpoint into the model, wrapped or not."""
+        self.state.best_model_checkpoint = checkpoint
+        self._load_best_model()
+
+    @property
+    def kept_step(self) -> int:
+        """The step whose weights the model has after training."""
+        kept = self.state.best_model_checkpoint
+        return int(kept.rpartition("-")[2]) if kept else int(self.state.global_step)
