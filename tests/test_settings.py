@@ -1,8 +1,11 @@
+from pathlib import Path
+
 import pytest
 
 from secateur.errors import SecateurError
 from secateur.settings import Settings, read_settings
 
+DEFAULT_CACHE = Path("~/.cache/secateur").expanduser()
 NAMES = ["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "SECATEUR_NO_PROGRESS"]
 
 
@@ -10,10 +13,11 @@ NAMES = ["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "SECATEUR_NO_PROGRESS"]
 def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in NAMES:
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.delenv("SECATEUR_CACHE", raising=False)
 
 
 def test_nothing_is_set_by_default() -> None:
-    assert read_settings() == Settings(offline=False, no_progress=False)
+    assert read_settings() == Settings(offline=False, no_progress=False, cache=DEFAULT_CACHE)
 
 
 @pytest.mark.parametrize(
@@ -29,9 +33,11 @@ def test_flags(monkeypatch: pytest.MonkeyPatch, value: str, expected: bool) -> N
             patch.setenv(name, value)
             is_progress = name == "SECATEUR_NO_PROGRESS"
             assert read_settings() == Settings(
-                offline=expected and not is_progress, no_progress=expected and is_progress
+                offline=expected and not is_progress,
+                no_progress=expected and is_progress,
+                cache=DEFAULT_CACHE,
             )
-    assert read_settings() == Settings(offline=False, no_progress=False)
+    assert read_settings() == Settings(offline=False, no_progress=False, cache=DEFAULT_CACHE)
 
 
 def test_either_name_means_offline(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,4 +64,26 @@ def test_bad_value_is_refused_beside_a_good_one(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("TRANSFORMERS_OFFLINE", "maybe")
     with pytest.raises(SecateurError, match="TRANSFORMERS_OFFLINE must be one of"):
+        read_settings()
+
+
+def test_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("SECATEUR_CACHE", f" {tmp_path / 'new'} ")
+    assert read_settings().cache == tmp_path / "new"
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for value, expected in (("~/kept", tmp_path / "kept"), ("", tmp_path / ".cache" / "secateur")):
+        monkeypatch.setenv("SECATEUR_CACHE", value)
+        assert read_settings().cache == expected
+    assert not list(tmp_path.iterdir())
+
+
+def test_cache_that_cannot_be_a_folder_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("text")
+    monkeypatch.setenv("SECATEUR_CACHE", str(tmp_path / "file"))
+    with pytest.raises(SecateurError, match=r"SECATEUR_CACHE must be a folder, but .*file is a fi"):
+        read_settings()
+    monkeypatch.setenv("SECATEUR_CACHE", "~nobody-of-that-name/x")
+    with pytest.raises(SecateurError, match=r"SECATEUR_CACHE must be set, for ~nobody.* cannot be"):
         read_settings()

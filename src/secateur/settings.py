@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass
+from pathlib import Path
 
 from secateur.errors import SecateurError
 
@@ -17,6 +18,8 @@ class Settings:
     """HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE: never reach for the network."""
     no_progress: bool
     """SECATEUR_NO_PROGRESS: no progress bars even on a terminal."""
+    cache: Path
+    """SECATEUR_CACHE: the folder of what can be made anew, such as tokenised texts."""
 
 
 def _flag(name: str) -> bool:
@@ -28,10 +31,22 @@ def _flag(name: str) -> bool:
     raise SecateurError(f"{name} must be one of {sorted(_TRUE | _FALSE)}, but is {value!r}")
 
 
+def _folder(name: str, default: str) -> Path:
+    path = Path(os.environ.get(name, "").strip() or default)
+    try:
+        path = path.expanduser()
+    except RuntimeError as error:
+        raise SecateurError(f"{name} must be set, for {path} cannot be found: {error}") from None
+    if path.exists() and not path.is_dir():
+        raise SecateurError(f"{name} must be a folder, but {path} is a file")
+    return path
+
+
 def read_settings() -> Settings:
     """Read the environment; a value that cannot be understood is an error."""
     offline = [_flag("HF_HUB_OFFLINE"), _flag("TRANSFORMERS_OFFLINE")]
     return Settings(
         offline=any(offline),
         no_progress=_flag("SECATEUR_NO_PROGRESS"),
+        cache=_folder("SECATEUR_CACHE", "~/.cache/secateur"),
     )
