@@ -36,6 +36,17 @@ MAY_IMPORT = {
     "calibration": {"errors", "models", "texts"},
     "report": {"errors", "plain", "recipe"},
     "evaluate": {"errors", "models", "progress", "report"},
+    "training": {
+        "errors",
+        "evaluate",
+        "models",
+        "plain",
+        "progress",
+        "recipe",
+        "report",
+        "settings",
+        "texts",
+    },
     "checkpoint": {
         "errors",
         "integrations",
