@@ -16,8 +16,8 @@ from typing_extensions import Unpack
 from secateur.calibration.data import CalibrationSource
 from secateur.calibration.inputs import BlockInputs, capture_inputs
 from secateur.calibration.tokens import CalibrationTokens
-from secateur.checkpoint.compact import make_compact
-from secateur.checkpoint.fingerprint import fingerprint
+from secateur.checkpoint.compact import make_compact, needs_own_format
+from secateur.checkpoint.fingerprint import fingerprint, probe_tokens
 from secateur.checkpoint.write import check_output, check_saving, check_space, write_checkpoint
 from secateur.clock import StepClock
 from secateur.errors import SecateurError
@@ -26,12 +26,13 @@ from secateur.models.device import full_precision_products
 from secateur.models.inventory import Inventory, take_inventory
 from secateur.models.measure import num_bytes
 from secateur.models.replay import Trace, trace_blocks
-from secateur.models.swap import compressed_modules, to_dense
+from secateur.models.swap import to_dense
 from secateur.prepare import (
     DEFAULT_SAMPLES,
     CalibrationChoice,
     EvaluationText,
     calibration_record,
+    check_form,
     check_model,
     draw_tokens,
     measure_quality,
@@ -52,6 +53,7 @@ from secateur.recipe import (
 from secateur.report.facts import machine_facts, package_versions, peak_memory_bytes
 from secateur.report.record import DropRecord, FactorRecord, PruneRecord, Report
 from secateur.stages.drop import run_drop
+from secateur.stages.drop_walk import DropCalibration
 from secateur.stages.factor import BlockFactorer
 from secateur.stages.factor_plan import plan_factoring
 from secateur.stages.prune import BlockPruner
@@ -148,8 +150,9 @@ def compress_with_report(
         max_shard_size: of the weight files.
         checkpoint_format: `dense`: zeros are stored and factors multiplied back, any tool loads it.
             `compact`: exactly 2:4 and factored layers are stored and returned as such; loads after
-            `import secateur`. `auto`: compact if a stage made factors, else dense. To save a model
-            with factors by your own `save_pretrained`, ask for `compact`, also without `output`.
+            `import secateur`. `auto`: compact if a stage made factors or took attention or MLP out
+            of blocks, else dense. To save such a model by your own `save_pretrained`, ask for
+            `compact`, also without `output`.
         evaluation_text: a text file to measure perplexity on, before and after.
         progress: who is told how far the work is; by default bars on a terminal.
 
@@ -173,6 +176,7 @@ def compress_with_report(
             blocks_device = run_device(device, loaded.model)
         in_use.enter_context(evaluating(loaded.model))
         with clock.step("check"):
+            check_form(loaded.model, recipe, checkpoint_format)
             inventory = check_model(loaded.model, recipe)
             if output is not None:
                 check_output(Path(output), overwrite, loaded.folder)
@@ -252,7 +256,7 @@ def give_form(model: nn.Module, checkpoint_format: CheckpointFormat, will_be_wri
         SecateurError: the model cannot take the form.
     """
     if checkpoint_format == "compact" or (
-        checkpoint_format == "auto" and will_be_written and compressed_modules(model)
+        checkpoint_format == "auto" and will_be_written and needs_own_format(model)
     ):
         make_compact(model)
     elif checkpoint_format == "dense":
@@ -296,9 +300,14 @@ def _run_stage(
     inventory = take_inventory(model)
     blocks = inventory.blocks
     if isinstance(stage, DropBlocksStage):
-        needed = tokens if stage.count is not None else None
-        inputs, _ = _enter_blocks(model, inventory, needed, device)
-        return run_drop(model, blocks, stage, inputs, device, progress)
+        calibration = None
+        if tokens is not None and stage.needs_calibration:
+            calibration = DropCalibration(
+                lambda: _enter_blocks(model, inventory, tokens, device),
+                tokens.batches(TOKENS_PER_BATCH),
+            )
+        probe = probe_tokens(model)
+        return run_drop(model, blocks, stage, calibration, probe, device, progress)
     if isinstance(stage, FactorStage):
         plan = plan_factoring(stage, inventory)
         factorer = BlockFactorer(model, blocks, stage, plan, tokens, device, progress)

@@ -21,11 +21,12 @@ from secateur.models.device import input_embedding, on_device
 from secateur.models.inventory import Inventory, take_inventory
 from secateur.models.measure import num_bytes, require_finite_outputs, require_finite_weights
 from secateur.models.sites import renamed
+from secateur.models.sublayers import removed_sublayers
 from secateur.models.swap import compressed_modules
 from secateur.modules.weight24 import Weight24Module
 from secateur.recipe import DropBlocksStage, FactorStage, PruneStage, Recipe
 from secateur.report.record import CalibrationRecord, ModelRecord, QualityRecord, SizeRecord
-from secateur.stages.drop import check_drop_stage
+from secateur.stages.drop_plan import check_drop_stage, check_sublayers
 from secateur.stages.factor_plan import plan_factoring
 from secateur.stages.prune_plan import plan_stage
 
@@ -91,6 +92,19 @@ def open_model(
     return LoadedModel(model, tokenizer, None, "in memory", None)
 
 
+def check_form(model: nn.Module, recipe: Recipe, checkpoint_format: str) -> None:
+    """Raise SecateurError if a model that lacks attention or MLP somewhere is to be dense."""
+    drops = [stage for stage in recipe.stages if isinstance(stage, DropBlocksStage)]
+    if checkpoint_format == "dense" and (
+        any(stage.makes_stand_ins for stage in drops) or removed_sublayers(model)
+    ):
+        raise SecateurError(
+            "checkpoint_format dense cannot say that a block is without its attention or MLP: a "
+            "plain model has both in every block. Leave it at auto or give compact, or drop whole "
+            "blocks"
+        )
+
+
 def check_model(model: nn.Module, recipe: Recipe) -> Inventory:
     """Find the model's parts and check that every stage can work on them.
 
@@ -126,6 +140,10 @@ def _after_factoring(inventory: Inventory, stage: FactorStage) -> Inventory:
 
 def _after_drop(model: nn.Module, inventory: Inventory, stage: DropBlocksStage) -> Inventory:
     """What later stages will find: blocks are numbered anew, so that the first names remain."""
+    if stage.makes_stand_ins:
+        # Which matrices go with them is not known yet where a count is given.
+        check_sublayers(model, inventory.blocks, stage, probe_tokens(model))
+        return inventory
     is_untouched = len(inventory.sites) == len(inventory.blocks)
     if stage.blocks and is_untouched:
         rehearse_drop(model, inventory.blocks, stage.blocks)

@@ -4,7 +4,7 @@ A recipe round-trips through YAML and JSON, and is written beside the weights th
 Unknown keys are errors, so that a misspelt option never passes for a default.
 """
 
-from secateur.recipe.drop_stage import DropBlocksStage
+from secateur.recipe.drop_stage import Criterion, DropBlocksStage, Granularity
 from secateur.recipe.factor_stage import FactorMethod, FactorStage, Intervention
 from secateur.recipe.inherit_stage import InheritStage
 from secateur.recipe.prune_stage import (
@@ -31,9 +31,11 @@ __all__ = [
     "PUBLISHED_COMPARISON_GROUP",
     "UNSTRUCTURED",
     "ComparisonGroup",
+    "Criterion",
     "DropBlocksStage",
     "FactorMethod",
     "FactorStage",
+    "Granularity",
     "InheritStage",
     "Intervention",
     "LayerOverride",
