@@ -1,14 +1,13 @@
 """From a `TrainingText` to `TrainingData`: out of the cache, or tokenised and cached."""
 
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from secateur.errors import SecateurError
 from secateur.settings import read_settings
-from secateur.training.data.blocks import Tally, WindowBlock
+from secateur.training.data.blocks import Tally
 from secateur.training.data.cache import cache_key, written_aside
-from secateur.training.data.encode_text import text_windows
+from secateur.training.data.encode import Encoder, make_encoder
 from secateur.training.data.stored import StoredWindows, read_stored, write_windows
+from secateur.training.data.streamed import StreamedWindows
 from secateur.training.data.text import TrainingText
 from secateur.training.data.tokenizer import Tokenizer, token_type
 from secateur.training.data.training_data import TrainingData, check_token
@@ -36,54 +35,42 @@ def load_training_data(
         SecateurError: a source is missing, cannot be read, or gives no window; a token id is
             outside the vocabulary; the cache cannot be written.
     """
+    if text.streaming:
+        encoder = make_encoder(text, tokenizer, vocab_size)
+        return TrainingData(
+            dataset=StreamedWindows(encoder),
+            source=text.name,
+            max_seq_length=text.max_seq_length,
+            notes=_notes(encoder.format == "text", tokenizer),
+        )
     folder = (cache or read_settings().cache) / _CACHE_FOLDER / cache_key(text, tokenizer)
     stored = read_stored(folder)
     if stored is None:
-        stored = _make(folder, text, tokenizer, vocab_size)
+        stored = _make(folder, make_encoder(text, tokenizer, vocab_size))
     if vocab_size is not None:
         check_token(stored.largest_token, vocab_size, text.name)
     return _training_data(text, WindowDataset(folder, stored), tokenizer)
 
 
-def _make(
-    folder: Path, text: TrainingText, tokenizer: Tokenizer, vocab_size: int | None
-) -> StoredWindows:
+def _make(folder: Path, encoder: Encoder) -> StoredWindows:
     tally = Tally()
-    blocks = _within(text_windows(text, tokenizer, tally), vocab_size, text.name)
+    is_chat = encoder.format == "chat"
     with written_aside(folder) as aside:
-        stored = write_windows(
-            aside, blocks, tally, text.max_seq_length, token_type(tokenizer), has_examples=False
+        return write_windows(
+            aside,
+            encoder.windows(tally),
+            tally,
+            encoder.text.max_seq_length,
+            token_type(encoder.tokenizer),
+            has_examples=is_chat,
+            is_packed=is_chat and encoder.text.pack,
         )
-        if stored.num_windows == 0:
-            raise SecateurError(_too_short(text, tally))
-    return stored
-
-
-def _within(
-    blocks: Iterable[WindowBlock], vocab_size: int | None, source: str
-) -> Iterator[WindowBlock]:
-    """The same windows, refused as soon as a token id is outside the vocabulary."""
-    for block in blocks:
-        if vocab_size is not None:
-            check_token(int(block.tokens.max(initial=0)), vocab_size, source)
-        yield block
-
-
-def _too_short(text: TrainingText, tally: Tally) -> str:
-    if tally.num_documents == 0:
-        return f"training text is empty: {text.name} holds no text"
-    return (
-        f"training text is too short: {text.name} gives {tally.num_read} tokens, but one window "
-        f"of max_seq_length needs {text.max_seq_length}; give more text or a smaller "
-        "max_seq_length"
-    )
 
 
 def _training_data(
     text: TrainingText, dataset: WindowDataset, tokenizer: Tokenizer
 ) -> TrainingData:
     stored = dataset.stored
-    notes = ["documents follow one another without a token between: the tokenizer has no eos_token"]
     return TrainingData(
         dataset=dataset,
         source=text.name,
@@ -96,5 +83,10 @@ def _training_data(
         num_dropped=stored.num_dropped,
         largest_token=stored.largest_token,
         sha256=stored.sha256,
-        notes=tuple(notes if tokenizer.eos_token_id is None else ()),
+        notes=_notes(not stored.has_examples, tokenizer),
     )
+
+
+def _notes(is_text: bool, tokenizer: Tokenizer) -> tuple[str, ...]:
+    note = "documents follow one another with no token between: the tokenizer has no eos_token"
+    return (note,) if is_text and tokenizer.eos_token_id is None else ()

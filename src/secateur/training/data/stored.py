@@ -35,6 +35,8 @@ class StoredWindows:
     num_windows: int
     has_examples: bool
     """Whether there are masks: where loss is taken, where examples begin."""
+    is_packed: bool
+    """Whether a window may hold several examples."""
     num_documents: int
     num_tokens: int
     num_loss_tokens: int
@@ -63,6 +65,7 @@ def write_windows(
     max_seq_length: int,
     token_type: type[np.unsignedinteger[Any]],
     has_examples: bool,
+    is_packed: bool,
 ) -> StoredWindows:
     """Write windows as they come.
 
@@ -73,6 +76,7 @@ def write_windows(
         max_seq_length: tokens in a window.
         token_type: np.uint16 or np.uint32.
         has_examples: whether masks are kept.
+        is_packed: whether a window may hold several examples.
 
     Raises:
         SecateurError: a token id does not fit into `token_type`.
@@ -97,6 +101,7 @@ def write_windows(
         max_seq_length=max_seq_length,
         num_windows=num_windows,
         has_examples=has_examples,
+        is_packed=is_packed,
         num_documents=tally.num_documents,
         num_tokens=tally.num_tokens,
         num_loss_tokens=num_loss_tokens,

@@ -59,9 +59,8 @@ class WindowDataset(Dataset[dict[str, Tensor]]):
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         row = self.rows[index]
-        return training_item(
-            self._file(TOKENS_FILE)[row], self._bits(LOSS_FILE, row), self._bits(STARTS_FILE, row)
-        )
+        starts = self._bits(STARTS_FILE, row) if self.stored.is_packed else None
+        return training_item(self._file(TOKENS_FILE)[row], self._bits(LOSS_FILE, row), starts)
 
     def __getstate__(self) -> dict[str, Any]:
         # A worker process maps the files itself: a pickled map would be a copy of all tokens.
