@@ -52,6 +52,16 @@ def test_other_tokens_do_not_count() -> None:
     assert added(hidden).spans(2) == added(changed).spans(2)
 
 
+def test_what_was_added_may_be_written_over() -> None:
+    hidden, distance = states(2), AngularDistance()
+    expected = added(hidden).spans(1)
+    buffer = hidden[0].clone()
+    distance.add(0, buffer)
+    buffer.copy_(hidden[1])
+    distance.add(1, buffer)
+    assert distance.spans(1) == expected
+
+
 def test_the_nearest_span_and_its_bounds() -> None:
     distances = (0.1, 0.4, 0.3, 0.2, 0.3)
     assert nearest_span(distances, 2, 0, 6) == (0, 1)

@@ -42,8 +42,9 @@ class AngularDistance:
             )
         if place == len(self._places):
             self._places.append([])
-        last = hidden[:, -1].detach()
-        self._places[place].append(last.to(torch.promote_types(last.dtype, torch.float32)).cpu())
+        dtype = torch.promote_types(hidden.dtype, torch.float32)
+        # A copy: buffers of hidden states are written over.
+        self._places[place].append(hidden[:, -1].detach().to("cpu", dtype, copy=True))
 
     def spans(self, length: int) -> tuple[float, ...]:
         """The distance across every span of `length` blocks, by the span's first block.

@@ -4,12 +4,14 @@
 {"quant_method": "secateur", "format_version": 1,
  "layers": [{"kind": "sparse24", "bias": false, "modules": ["model.layers.0.mlp.up_proj", ...]},
             {"kind": "low_rank", "rank": 64, "bias": false, "modules": [...]}],
- "shared_down": {"model.layers.0.self_attn.k_proj": "model.layers.0.self_attn.q_proj"}}
+ "shared_down": {"model.layers.0.self_attn.k_proj": "model.layers.0.self_attn.q_proj"},
+ "removed": [{"width": 256, "tuple_length": 2, "modules": ["model.layers.5.self_attn", ...]}]}
 ```
 
 Layers of one kind stand together, every one by its name: no pattern that could match too much.
 Tensors are named after the layer: `weight` [N, K / 2], the kept values, and `indices` uint8 of 2:4;
-`down`, `up` of factors; `bias`. Shapes follow from the model's own configuration.
+`down`, `up` of factors; `bias`. Shapes follow from the model's own configuration. `removed` names
+attentions and MLPs that are not there: see `removed_specs.py`.
 """
 
 from collections.abc import Mapping
@@ -20,6 +22,7 @@ import torch
 from torch import nn
 
 from secateur.errors import SecateurError
+from secateur.integrations.removed_specs import RemovedParts
 from secateur.models.swap import (
     CompressedLinear,
     compressed_modules,
@@ -120,8 +123,18 @@ class CompactLayers:
     """By dotted name."""
     shared_down: Mapping[str, str] = field(default_factory=dict)
     """Low-rank layer -> the layer that holds its `down`."""
+    removed: RemovedParts = field(default_factory=RemovedParts)
+    """Attentions and MLPs that are not there."""
+
+    @property
+    def names(self) -> list[str]:
+        """Of all layers, and of what was removed."""
+        return [*self.specs, *self.removed.specs]
 
     def __post_init__(self) -> None:
+        for name in self.specs:
+            if self.removed.holds(name):
+                raise SecateurError(f"{name} is listed as a layer, but was removed")
         for name, leader in self.shared_down.items():
             kinds = [getattr(self.specs.get(layer), "kind", None) for layer in (name, leader)]
             if kinds != ["low_rank", "low_rank"] or leader in self.shared_down or name == leader:
@@ -151,17 +164,24 @@ class CompactLayers:
                     f"{name} is compressed"
                 )
         return cls(
-            {name: LayerSpec.of(module) for name, module in modules.items()}, _shared_down(modules)
+            {name: LayerSpec.of(module) for name, module in modules.items()},
+            _shared_down(modules),
+            RemovedParts.of(model),
         )
 
     @classmethod
-    def from_plain(cls, layers: object, shared_down: object = None) -> "CompactLayers":
+    def from_plain(
+        cls, layers: object, shared_down: object = None, removed: object = None
+    ) -> "CompactLayers":
         """Read what a configuration says.
 
         Raises:
             SecateurError: it is none that Secateur writes; names the place.
         """
-        if not isinstance(layers, list | tuple) or not layers:
+        gone = RemovedParts() if removed is None else RemovedParts.from_plain(removed)
+        if layers is None and gone.specs:
+            layers = ()
+        elif not isinstance(layers, list | tuple) or not layers:
             raise SecateurError(f"layers: expected a list of compressed layers, got {layers!r}")
         specs: dict[str, LayerSpec] = {}
         for index, item in enumerate(layers):
@@ -171,21 +191,23 @@ class CompactLayers:
                 if name in specs:
                     raise SecateurError(f"layers.{index}: {name} is listed twice")
                 specs[name] = LayerSpec(**values)
-        return cls(specs, _read_shared_down(shared_down))
+        return cls(specs, _read_shared_down(shared_down), gone)
 
     def to_plain(self) -> dict[str, Any]:
-        """The keys `layers` and, where layers share factors, `shared_down`."""
+        """The keys `layers`, `shared_down` and `removed`, as far as there are any."""
         groups: dict[LayerSpec, list[str]] = {}
         for name, spec in self.specs.items():
             groups.setdefault(spec, []).append(name)
-        plain: dict[str, Any] = {
-            "layers": [
+        plain: dict[str, Any] = {}
+        if groups:
+            plain["layers"] = [
                 {**_without_none(to_plain(spec)), "modules": names}
                 for spec, names in groups.items()
             ]
-        }
         if self.shared_down:
             plain["shared_down"] = dict(self.shared_down)
+        if self.removed.specs:
+            plain["removed"] = self.removed.to_plain()
         return plain
 
     def renamed_for(self, model: nn.Module) -> "CompactLayers":
@@ -199,12 +221,12 @@ class CompactLayers:
         names = {name for name, _ in model.named_modules()}
         prefix = f"{getattr(model, 'base_model_prefix', '')}."
         there: dict[str, str] = {}
-        for name in self.specs:
+        for name in self.names:
             forms = (name, name.removeprefix(prefix), prefix + name)
             found = next((form for form in forms if form in names), None)
             if found is None:
                 raise SecateurError(
-                    f"the configuration lists the compressed layer {name}, which "
+                    f"the configuration lists {_kind_of(name, self)} {name}, which "
                     f"{type(model).__name__} does not have"
                 )
             there[name] = found
@@ -212,6 +234,7 @@ class CompactLayers:
             self,
             specs={there[name]: spec for name, spec in self.specs.items()},
             shared_down={there[name]: there[other] for name, other in self.shared_down.items()},
+            removed=self.removed.renamed(there),
         )
 
     def build_in(self, model: nn.Module) -> None:
@@ -220,6 +243,7 @@ class CompactLayers:
         Raises:
             SecateurError: a layer is not in the model, is not linear or has another shape.
         """
+        self.removed.build_in(model)
         leaders_first = sorted(self.specs, key=lambda name: name in self.shared_down)
         built: dict[str, CompressedLinear] = {}
         for name in leaders_first:
@@ -236,6 +260,10 @@ class CompactLayers:
             except SecateurError as error:
                 raise SecateurError(f"{name} {list(shape)}: {error}") from None
             replace_module(model, name, built[name])
+
+
+def _kind_of(name: str, layers: CompactLayers) -> str:
+    return "the compressed layer" if name in layers.specs else "the removed part"
 
 
 @dataclass(frozen=True)

@@ -49,6 +49,11 @@ def check_stored(
     for name in layers.specs:
         if name in by_layer:
             faults += _layer_faults(name, by_layer[name], modules[name].state_dict())
+    faults += [
+        f"{tensor} is there, but the configuration lists its part as removed"
+        for tensor in stored
+        if layers.removed.holds(tensor)
+    ]
     dense = [name for name in by_layer if name not in layers.specs and "weight" in by_layer[name]]
     faults += [
         f"{name}.{leaf} is there, but the configuration lists no compressed layer {name}"

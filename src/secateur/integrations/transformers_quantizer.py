@@ -51,6 +51,7 @@ class SecateurConfig(QuantizationConfigMixin):  # type: ignore[misc]
         self,
         layers: Sequence[object] | None = None,
         shared_down: object = None,
+        removed: object = None,
         *,
         modules: Iterable[str] | None = None,
         format_version: int = FORMAT_VERSION,
@@ -68,9 +69,9 @@ class SecateurConfig(QuantizationConfigMixin):  # type: ignore[misc]
         self.format_version = format_version
         self.modules = None if modules is None else tuple(modules)
         self.layers: CompactLayers | None = None
-        if layers is not None:
+        if layers is not None or removed is not None:
             try:
-                self.layers = CompactLayers.from_plain(layers, shared_down)
+                self.layers = CompactLayers.from_plain(layers, shared_down, removed)
             except SecateurError as error:
                 raise SecateurError(f"quantization_config.{error}") from None
 
@@ -189,7 +190,7 @@ def mark_compressed(model: Any) -> list[str]:
         model: a transformers model.
 
     Returns:
-        names of the compressed layers.
+        names of the compressed layers and of removed parts of blocks.
 
     Raises:
         SecateurError: a layer cannot be saved, or the model is quantised by something else.
@@ -204,7 +205,7 @@ def mark_compressed(model: Any) -> list[str]:
     config = SecateurConfig.of(model)
     assert config.layers is not None
     quantizer = getattr(model, "hf_quantizer", None)
-    if not config.layers.specs:
+    if not config.layers.names:
         if present is not None:
             SecateurQuantizer(config).remove_quantization_config(model)
         return []
@@ -212,7 +213,7 @@ def mark_compressed(model: Any) -> list[str]:
         model.hf_quantizer = quantizer = SecateurQuantizer(config)
     quantizer.quantization_config = config
     model.config.quantization_config = config
-    return list(config.layers.specs)
+    return config.layers.names
 
 
 def _lend_weights(model: nn.Module) -> None:

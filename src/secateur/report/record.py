@@ -210,7 +210,7 @@ class DropRecord:
 
     @property
     def order(self) -> tuple[int, ...]:
-        """`dropped` in the order in which blocks went, where that is known."""
+        """`dropped` in the order in which blocks went; those that were named, ascending."""
         chosen = tuple(index for entry in self.rounds for index in entry.chosen)
         return chosen or self.dropped
 

@@ -49,7 +49,7 @@ def run_drop(
     part = part_of(stage)
     sublayers = check_sublayers(model, blocks, stage, probe) if part is not None else ()
     allowed = candidates(stage, len(blocks), sublayers)
-    choice = DropChoice((), stage.blocks, ())
+    choice = DropChoice((), tuple(sorted(stage.blocks)), ())
     if calibration is not None:
         walk = Walk(model, blocks, calibration, device, part, sublayers)
         choice = _choice(walk, stage, allowed, progress)
@@ -76,7 +76,7 @@ def run_drop(
 def _choice(
     walk: Walk, stage: DropBlocksStage, allowed: Sequence[int], progress: Progress
 ) -> DropChoice:
-    choice = DropChoice((), stage.blocks, ())
+    choice = DropChoice((), tuple(sorted(stage.blocks)), ())
     if stage.count is not None:
         choice = choose_blocks(walk, stage, allowed, progress)
     if not stage.trace_loss:
