@@ -85,8 +85,9 @@ class _OpenDocument:
 
     def _cut(self) -> Piece:
         joined = "".join(self._lines)
-        text = joined.rstrip()
-        # What is blank goes to the next piece: if the document ends there, it is dropped.
+        # What is blank goes to the next piece: if the document ends there, it is dropped. But a
+        # piece full of nothing else goes on its way, or it would grow without bound.
+        text = joined.rstrip() or joined
         self._lines, self._length = [joined[len(text) :]], len(joined) - len(text)
         piece = Piece(text, begins=not self._has_begun, ends=False)
         self._has_begun = True
