@@ -14,18 +14,13 @@ from torch import nn
 from typing_extensions import Unpack
 
 from secateur.calibration.data import CalibrationSource
-from secateur.calibration.inputs import BlockInputs, capture_inputs
-from secateur.calibration.tokens import CalibrationTokens
 from secateur.checkpoint.compact import make_compact, needs_own_format
-from secateur.checkpoint.fingerprint import fingerprint, probe_tokens
+from secateur.checkpoint.fingerprint import fingerprint
 from secateur.checkpoint.write import check_output, check_saving, check_space, write_checkpoint
 from secateur.clock import StepClock
 from secateur.errors import SecateurError
 from secateur.evaluate.forward import evaluating
-from secateur.models.device import full_precision_products
-from secateur.models.inventory import Inventory, take_inventory
 from secateur.models.measure import num_bytes
-from secateur.models.replay import Trace, trace_blocks
 from secateur.models.swap import to_dense
 from secateur.prepare import (
     DEFAULT_SAMPLES,
@@ -41,29 +36,14 @@ from secateur.prepare import (
     run_device,
     size_record,
 )
+from secateur.prepare_training import ancestry_of, prepare_trainings, training_place
 from secateur.progress import Progress, default_progress
-from secateur.recipe import (
-    DropBlocksStage,
-    FactorStage,
-    Recipe,
-    Stage,
-    load_recipe,
-    recipe_from_dict,
-)
+from secateur.recipe import Recipe, RecoverStage, load_recipe, recipe_from_dict
 from secateur.report.facts import machine_facts, package_versions, peak_memory_bytes
-from secateur.report.record import DropRecord, FactorRecord, PruneRecord, Report
-from secateur.stages.drop import run_drop
-from secateur.stages.drop_walk import DropCalibration
-from secateur.stages.factor import BlockFactorer
-from secateur.stages.factor_plan import plan_factoring
-from secateur.stages.prune import BlockPruner
-from secateur.stages.prune_plan import plan_stage
+from secateur.report.record import Report
+from secateur.run_stages import run_stages
+from secateur.settings import read_settings
 
-# Enough tokens at once to keep the processor busy, few enough to keep activations small.
-TOKENS_PER_BATCH = 1024
-_TRACE_TOKENS = 8
-
-StageRecord = PruneRecord | FactorRecord | DropRecord
 CheckpointFormat = Literal["auto", "dense", "compact"]
 RecipeLike = Recipe | Mapping[str, Any] | str | Path
 
@@ -83,6 +63,8 @@ class CompressOptions(TypedDict, total=False):
     max_shard_size: str
     checkpoint_format: CheckpointFormat
     evaluation_text: str | Path | None
+    cache: str | Path | None
+    resume: bool
     progress: Progress | None
 
 
@@ -124,11 +106,15 @@ def compress_with_report(
     max_shard_size: str = "5GB",
     checkpoint_format: CheckpointFormat = "auto",
     evaluation_text: str | Path | None = None,
+    cache: str | Path | None = None,
+    resume: bool = False,
     progress: Progress | None = None,
 ) -> tuple[nn.Module, Report]:
     """Run a recipe on a model, and write the result as a checkpoint if asked.
 
-    Everything that can be wrong with the arguments is found before the model is changed.
+    Everything that can be wrong with the arguments is found before the model is changed. Under
+    `torchrun` or `accelerate launch` every process does the same but for training, where each takes
+    its share, and the first one writes.
 
     Args:
         model: a folder, a Hub id, or a transformers causal language model, which is changed in
@@ -154,6 +140,9 @@ def compress_with_report(
             of blocks, else dense. To save such a model by your own `save_pretrained`, ask for
             `compact`, also without `output`.
         evaluation_text: a text file to measure perplexity on, before and after.
+        cache: folder for tokenised training texts; by default as the settings say.
+        resume: training stages go on from the checkpoints that an interrupted run with the same
+            arguments left beside `output`; stages before them run again.
         progress: who is told how far the work is; by default bars on a terminal.
 
     Returns:
@@ -172,7 +161,10 @@ def compress_with_report(
     with ExitStack() as in_use:
         in_use.callback(clock.progress.close)
         with clock.step("load"):
-            loaded = open_model(model, tokenizer, revision, dtype, trust_remote_code)
+            only_trains = all(isinstance(stage, RecoverStage) for stage in recipe.stages)
+            loaded = open_model(
+                model, tokenizer, revision, dtype, trust_remote_code, accept_compact=only_trains
+            )
             blocks_device = run_device(device, loaded.model)
         in_use.enter_context(evaluating(loaded.model))
         with clock.step("check"):
@@ -185,10 +177,14 @@ def compress_with_report(
         choice = CalibrationChoice(calibration, num_calibration_samples, max_seq_length, seed)
         with clock.step("draw calibration tokens"):
             tokens = draw_tokens(choice, recipe, loaded)
+        place = in_use.enter_context(training_place(output, cache, resume, device))
+        trainings = prepare_trainings(loaded, recipe, place, clock)
         before = model_record(loaded, inventory)
         text = EvaluationText(evaluation_text, max_seq_length)
         quality = measure_quality(loaded, text, "before", blocks_device, clock)
-        stages = run_stages(loaded.model, recipe, tokens, blocks_device, clock)
+        stages = run_stages(
+            loaded.model, recipe, tokens, trainings, ancestry_of(loaded), blocks_device, clock
+        )
         with clock.step("bring into form"):
             give_form(loaded.model, checkpoint_format, output is not None)
         quality += measure_quality(loaded, text, "after", blocks_device, clock)
@@ -211,7 +207,7 @@ def compress_with_report(
                 quality=quality,
             )
 
-        if output is None:
+        if output is None or read_settings().rank != 0:
             return loaded.model, make_report()
         with clock.step("save and verify"):
             report = write_checkpoint(
@@ -224,6 +220,8 @@ def compress_with_report(
                 max_shard_size=max_shard_size,
                 trust_remote_code=trust_remote_code,
             )
+        for training in trainings.values():
+            training.place.remove()
         return loaded.model, report
 
 
@@ -261,74 +259,3 @@ def give_form(model: nn.Module, checkpoint_format: CheckpointFormat, will_be_wri
         make_compact(model)
     elif checkpoint_format == "dense":
         to_dense(model)
-
-
-def run_stages(
-    model: nn.Module,
-    recipe: Recipe,
-    tokens: CalibrationTokens | None,
-    device: torch.device,
-    clock: StepClock,
-) -> list[StageRecord]:
-    """Run the stages of a recipe on a model in place, each on the result of the one before.
-
-    Args:
-        model: checked by `check_model`.
-        recipe: what to do.
-        tokens: to calibrate on; None where no stage needs them.
-        device: where blocks run.
-        clock: told how far each stage is and how long it took.
-    """
-    records = []
-    for number, stage in enumerate(recipe.stages, start=1):
-        with clock.measured(f"stage {number}: {_title(stage)}"), full_precision_products():
-            records.append(_run_stage(model, stage, tokens, device, clock.progress))
-    return records
-
-
-def _title(stage: Stage) -> str:
-    return "drop blocks" if isinstance(stage, DropBlocksStage) else stage.method
-
-
-def _run_stage(
-    model: nn.Module,
-    stage: Stage,
-    tokens: CalibrationTokens | None,
-    device: torch.device,
-    progress: Progress,
-) -> StageRecord:
-    inventory = take_inventory(model)
-    blocks = inventory.blocks
-    if isinstance(stage, DropBlocksStage):
-        calibration = None
-        if tokens is not None and stage.needs_calibration:
-            calibration = DropCalibration(
-                lambda: _enter_blocks(model, inventory, tokens, device),
-                tokens.batches(TOKENS_PER_BATCH),
-            )
-        probe = probe_tokens(model)
-        return run_drop(model, blocks, stage, calibration, probe, device, progress)
-    if isinstance(stage, FactorStage):
-        plan = plan_factoring(stage, inventory)
-        factorer = BlockFactorer(model, blocks, stage, plan, tokens, device, progress)
-        return factorer.run(lambda: _enter_blocks(model, inventory, tokens, device))
-    inputs, trace = _enter_blocks(model, inventory, tokens, device)
-    return BlockPruner(blocks, stage, plan_stage(stage, inventory), device, progress).run(
-        inputs, trace
-    )
-
-
-def _enter_blocks(
-    model: nn.Module,
-    inventory: Inventory,
-    tokens: CalibrationTokens | None,
-    device: torch.device,
-) -> tuple[BlockInputs | None, Trace | None]:
-    """The inputs of block 0, and how the model uses its blocks."""
-    if tokens is None:
-        return None, None
-    blocks = inventory.blocks
-    linears = {site.name: site.module for site in inventory.all_sites if site.expert is None}
-    probe = tokens.samples[0][:_TRACE_TOKENS].unsqueeze(0)
-    trace = trace_blocks(model, blocks, linears, probe)
-    return capture_inputs(model, blocks, trace, tokens, TOKENS_PER_BATCH, device), trace

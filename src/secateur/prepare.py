@@ -24,7 +24,7 @@ from secateur.models.sites import renamed
 from secateur.models.sublayers import removed_sublayers
 from secateur.models.swap import compressed_modules
 from secateur.modules.weight24 import Weight24Module
-from secateur.recipe import DropBlocksStage, FactorStage, PruneStage, Recipe
+from secateur.recipe import DropBlocksStage, FactorStage, InheritStage, PruneStage, Recipe
 from secateur.report.record import CalibrationRecord, ModelRecord, QualityRecord, SizeRecord
 from secateur.stages.drop_plan import check_drop_stage, check_sublayers
 from secateur.stages.factor_plan import plan_factoring
@@ -58,8 +58,11 @@ def open_model(
     revision: str | None,
     dtype: str,
     trust_remote_code: bool,
+    accept_compact: bool = False,
 ) -> LoadedModel:
     """Load a model, or take one that is already in memory.
+
+    `accept_compact`: layers may be compressed already, as they may where a model is only trained.
 
     Raises:
         SecateurError: it cannot be loaded, is quantised, or options for loading come with an
@@ -75,7 +78,7 @@ def open_model(
             revision=revision,
             dtype=dtype,
             trust_remote_code=trust_remote_code,
-            accept_compact=False,
+            accept_compact=accept_compact,
         )
         return (
             loaded
@@ -84,7 +87,8 @@ def open_model(
         )
     if revision is not None or dtype != "auto":
         raise SecateurError("revision and dtype say how to load a model, but one was given loaded")
-    if getattr(getattr(model, "config", None), "quantization_config", None) is not None:
+    is_quantised = getattr(getattr(model, "config", None), "quantization_config", None) is not None
+    if is_quantised and not (accept_compact and compressed_modules(model)):
         raise SecateurError(
             f"{type(model).__name__} is already quantised; compress the original 16-bit or 32-bit "
             "model first, and quantise the result"
@@ -124,6 +128,9 @@ def check_model(model: nn.Module, recipe: Recipe) -> Inventory:
         elif isinstance(stage, DropBlocksStage):
             check_drop_stage(stage, len(remaining.sites))
             remaining = _after_drop(model, remaining, stage)
+        elif isinstance(stage, InheritStage):
+            # How far it grows is not known yet: it has these blocks in any case.
+            remaining = replace(remaining, sites=remaining.sites[: stage.blocks])
     return inventory
 
 

@@ -87,7 +87,11 @@ class TerminalProgress:
 
 
 def default_progress() -> Progress:
-    """Bars if standard error is a terminal and they were not switched off, else silence."""
-    if sys.stderr.isatty() and not read_settings().no_progress:
+    """Bars if standard error is a terminal and they were not switched off, else silence.
+
+    Of several processes only the first one shows any.
+    """
+    settings = read_settings()
+    if sys.stderr.isatty() and not settings.no_progress and settings.rank == 0:
         return TerminalProgress()
     return SilentProgress()

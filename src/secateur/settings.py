@@ -20,6 +20,8 @@ class Settings:
     """SECATEUR_NO_PROGRESS: no progress bars even on a terminal."""
     cache: Path
     """SECATEUR_CACHE: the folder of what can be made anew, such as tokenised texts."""
+    rank: int
+    """RANK, which torchrun and accelerate set: this process among those that train; 0 writes."""
 
 
 def _flag(name: str) -> bool:
@@ -29,6 +31,13 @@ def _flag(name: str) -> bool:
     if value in _FALSE:
         return False
     raise SecateurError(f"{name} must be one of {sorted(_TRUE | _FALSE)}, but is {value!r}")
+
+
+def _whole_number(name: str) -> int:
+    value = os.environ.get(name, "").strip() or "0"
+    if not value.isdecimal():
+        raise SecateurError(f"{name} must be a whole number, but is {value!r}")
+    return int(value)
 
 
 def _folder(name: str, default: str) -> Path:
@@ -49,4 +58,5 @@ def read_settings() -> Settings:
         offline=any(offline),
         no_progress=_flag("SECATEUR_NO_PROGRESS"),
         cache=_folder("SECATEUR_CACHE", "~/.cache/secateur"),
+        rank=_whole_number("RANK"),
     )

@@ -2,6 +2,8 @@
 
 from secateur.recipe import Recipe
 from secateur.report.record import FactorRecord, PruneRecord, Report
+from secateur.report.training_record import InheritRecord, RecoverRecord
+from secateur.report.training_words import training_words
 
 _TEMPLATE = """\
 ---
@@ -90,6 +92,8 @@ def _facts(report: Report) -> list[str]:
                 f"- {stage.method}: {stage.kept_fraction:.2%} of the values of "
                 f"{len(stage.layers)} matrices kept."
             )
+        elif isinstance(stage, RecoverRecord | InheritRecord):
+            facts.append(f"- {training_words(stage)}.")
         else:
             facts.append(f"- blocks {list(stage.dropped)} dropped ({stage.criterion}).")
     for quality in report.quality:

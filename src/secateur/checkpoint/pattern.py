@@ -16,6 +16,7 @@ from secateur.report.record import (
     PruneRecord,
     Report,
 )
+from secateur.report.training_record import InheritRecord, RecoverRecord
 from secateur_kernels.layouts.low_rank import RANK_STEP
 
 
@@ -39,7 +40,10 @@ def pattern_faults(
     }
     last: dict[str, LayerRecord | FactoredLayer] = {}
     for position, stage in enumerate(report.stages):
-        if isinstance(stage, DropRecord):
+        if isinstance(stage, InheritRecord):
+            last = {}  # its blocks are trained whole, and some of them are new
+            continue
+        if isinstance(stage, DropRecord | RecoverRecord):
             continue
         later = [s for s in report.stages[position + 1 :] if isinstance(s, DropRecord)]
         for layer in _changed_layers(stage):

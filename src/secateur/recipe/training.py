@@ -94,18 +94,14 @@ class Training:
             )
         for name in ("epochs", "temperature", "max_grad_norm"):
             value = getattr(self, name)
-            require(
-                0.0 < value < float("inf"), f"training: expected {name} above 0, got {value}"
-            )
+            require(0.0 < value < float("inf"), f"training: expected {name} above 0, got {value}")
         require(
             self.learning_rate is None or 0.0 < self.learning_rate < float("inf"),
             f"training: expected a learning_rate above 0, got {self.learning_rate}",
         )
         for name in ("warmup", "distillation_weight"):
             value = getattr(self, name)
-            require(
-                0.0 <= value <= 1.0, f"training: expected {name} between 0 and 1, got {value}"
-            )
+            require(0.0 <= value <= 1.0, f"training: expected {name} between 0 and 1, got {value}")
         for name in ("weight_decay", "block_weight"):
             value = getattr(self, name)
             require(

@@ -17,12 +17,15 @@ from markupsafe import Markup
 from secateur.report import plots, table
 from secateur.report.comparison import Comparison, Variant
 from secateur.report.record import (
+    AnyStage,
     CalibrationRecord,
     DropRecord,
     FactorRecord,
-    PruneRecord,
     Report,
 )
+from secateur.report.training_plots import inherit_svg, recover_svg
+from secateur.report.training_record import InheritRecord, RecoverRecord
+from secateur.report.training_words import training_facts, training_title, training_words
 
 _PUBLISHED_ORDER = {"sparsegpt": "SparseGPT", "wanda": "Wanda", "magnitude": "magnitude"}
 _SAME_SIZE = 1e-3  # Two files of as many weights differ by a few bytes of header.
@@ -224,7 +227,9 @@ def report_headline(report: Report) -> str:
     return f"{done[0].upper()}{done[1:]}, in {total}."
 
 
-def _stage_words(stage: PruneRecord | FactorRecord | DropRecord) -> str:
+def _stage_words(stage: AnyStage) -> str:
+    if isinstance(stage, RecoverRecord | InheritRecord):
+        return training_words(stage)
     if isinstance(stage, DropRecord):
         blocks = "block" if len(stage.dropped) == 1 else "blocks"
         return f"{blocks} {table.listed(sorted(stage.dropped))} dropped"
@@ -259,7 +264,11 @@ def _report_view(report: Report) -> dict[str, Any]:
     }
 
 
-def _stage_picture(stage: PruneRecord | FactorRecord | DropRecord) -> Markup | None:
+def _stage_picture(stage: AnyStage) -> Markup | None:
+    if isinstance(stage, RecoverRecord):
+        return _picture(recover_svg(stage))
+    if isinstance(stage, InheritRecord):
+        return _picture(inherit_svg(stage))
     if isinstance(stage, DropRecord):
         return _influence_picture(stage.block_influence, stage.dropped)
     return _picture(plots.layers_svg(stage)) if stage.layers else None
@@ -301,5 +310,6 @@ def _template() -> Template:
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.globals.update(show=table, colour=plots.family_colour)
+    environment.globals.update(training_facts=training_facts, training_title=training_title)
     source = files("secateur.report").joinpath("page.html.j2").read_text(encoding="utf-8")
     return environment.from_string(source)

@@ -215,6 +215,9 @@ class DropRecord:
         return chosen or self.dropped
 
 
+AnyStage = PruneRecord | FactorRecord | DropRecord | RecoverRecord | InheritRecord
+
+
 @dataclass(frozen=True, kw_only=True)
 class VerificationRecord:
     """What `secateur verify` compares a reloaded model with."""
@@ -266,7 +269,7 @@ class Report:
     model: ModelRecord
     recipe: dict[str, Any]
     calibration: CalibrationRecord | None
-    stages: tuple[PruneRecord | FactorRecord | DropRecord | RecoverRecord | InheritRecord, ...]
+    stages: tuple[AnyStage, ...]
     size: SizeRecord
     seconds: dict[str, float]
     """Wall time by step: load, calibration data, each stage, save ..., in order."""

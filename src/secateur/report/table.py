@@ -13,6 +13,7 @@ from rich.text import Text
 from secateur.errors import SecateurError
 from secateur.report.comparison import Comparison, Variant
 from secateur.report.record import (
+    AnyStage,
     BlockRecord,
     DropRecord,
     FactoredLayer,
@@ -21,6 +22,8 @@ from secateur.report.record import (
     PruneRecord,
     Report,
 )
+from secateur.report.training_record import InheritRecord, RecoverRecord
+from secateur.report.training_words import training_notes, training_table
 
 MISSING = "–"
 """Stands where there is nothing to show."""
@@ -228,7 +231,9 @@ def report_notes(report: Report) -> list[str]:
     return [note for stage in report.stages for note in _stage_notes(stage)]
 
 
-def _stage_notes(stage: PruneRecord | FactorRecord | DropRecord) -> list[str]:
+def _stage_notes(stage: AnyStage) -> list[str]:
+    if isinstance(stage, RecoverRecord | InheritRecord):
+        return training_notes(stage)
     if isinstance(stage, DropRecord):
         return list(stage.warnings)
     if isinstance(stage, FactorRecord):
@@ -288,7 +293,9 @@ def _arrow(before: int, after: int) -> str:
     return f"{format_count(before)} → {format_count(after)}"
 
 
-def _stage_table(number: int, stage: PruneRecord | FactorRecord | DropRecord) -> RenderableType:
+def _stage_table(number: int, stage: AnyStage) -> RenderableType:
+    if isinstance(stage, RecoverRecord | InheritRecord):
+        return training_table(number, stage)
     if isinstance(stage, FactorRecord):
         return _factor_table(number, stage)
     if isinstance(stage, DropRecord):

@@ -1,1 +1,1 @@
-"""Training on transformers' Trainer: what was pruned stays zero, what was factored stays factors."""
+"""Training on transformers' Trainer: pruned weights stay zero, factors stay factors."""

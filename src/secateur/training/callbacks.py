@@ -102,4 +102,3 @@ class TellProgress(TrainerCallback):  # type: ignore[misc]
         speed = done / max(perf_counter() - self._started, 1e-9)
         words = [self._train, self._held_out, f"{speed:,.0f} tokens/s"]
         self._progress.advance("  ".join(word for word in words if word))
-

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from secateur.errors import SecateurError
+from secateur.settings import read_settings
 
 _OWNER_FILE = "training.json"
 
@@ -29,6 +30,8 @@ class CheckpointFolder:
         Raises:
             SecateurError: it holds another training; nothing is deleted then.
         """
+        if read_settings().rank != 0:
+            return  # of several processes the first one claims
         owner = self.path / _OWNER_FILE
         if self.path.exists() and any(self.path.iterdir()):
             self._check_owner(owner, identity)

@@ -17,9 +17,7 @@ def curve(
         tokens_per_step: of an optimizer step.
     """
     points = [
-        TrainingPoint(
-            step=0, num_tokens=0, seconds=0.0, train_loss=None, held_out_loss=loss_before
-        )
+        TrainingPoint(step=0, num_tokens=0, seconds=0.0, train_loss=None, held_out_loss=loss_before)
     ]
     losses: list[float] = []
     for entry in history:

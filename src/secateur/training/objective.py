@@ -23,7 +23,9 @@ class Objective:
     teacher_places: Sequence[int] = ()
     """For `block_weight`: see `matching_places`."""
 
-    def loss(self, model: nn.Module, batch: dict[str, Any], num_items: Tensor | int | None) -> Tensor:
+    def loss(
+        self, model: nn.Module, batch: dict[str, Any], num_items: Tensor | int | None
+    ) -> Tensor:
         """The loss of one batch with gradients.
 
         Args:
@@ -31,12 +33,12 @@ class Objective:
             batch: `input_ids`, `labels`, and what else the model takes.
             num_items: predictions of the whole optimizer step.
         """
-        labels = batch["labels"]
+        labels: Tensor = batch["labels"]
         inputs = {name: value for name, value in batch.items() if name != "labels"}
         with_blocks = self.block_weight > 0.0
         output = model(**inputs, use_cache=False, output_hidden_states=with_blocks)
         weight = self.distillation_weight
-        loss = output.logits.new_zeros((), dtype=torch.float32)
+        loss: Tensor = output.logits.new_zeros((), dtype=torch.float32)
         if weight < 1.0:
             loss = loss + (1.0 - weight) * cross_entropy(output.logits, labels, num_items)
         if self.teacher is None:

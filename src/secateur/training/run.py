@@ -109,7 +109,11 @@ def run_training(
     was_training, home = model.training, next(model.parameters()).device
     dtypes = widen(model)
     try:
-        with _cache_as_it_is(model), _trainable(model, trained) as (trainable, num_trained):
+        with (
+            torch.enable_grad(),
+            _cache_as_it_is(model),
+            _trainable(model, trained) as (trainable, num_trained),
+        ):
             arguments = _arguments(options, learning_rate, texts.train, place, on_cpu)
             trainer = RecoveryTrainer(
                 model=trainable,
@@ -242,7 +246,7 @@ def _checkpointing(wanted: bool) -> dict[str, bool]:
 
 def tokens_per_step(arguments: TrainingArguments, options: Training) -> int:
     """Tokens of one optimizer step over all processes."""
-    windows = options.batch_size * options.gradient_accumulation * arguments.world_size
+    windows: int = options.batch_size * options.gradient_accumulation * arguments.world_size
     return windows * options.max_seq_length
 
 

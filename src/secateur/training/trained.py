@@ -59,7 +59,9 @@ def head_and_last_blocks(model: nn.Module, count: int) -> tuple[str, ...]:
     inventory = take_inventory(model)
     num_blocks = len(inventory.blocks)
     if count > num_blocks:
-        raise SecateurError(f"expected at least {count} blocks to train, the model has {num_blocks}")
+        raise SecateurError(
+            f"expected at least {count} blocks to train, the model has {num_blocks}"
+        )
     getter = getattr(model, "get_output_embeddings", None)
     head = getter() if callable(getter) else None
     if not isinstance(head, nn.Module):
@@ -83,7 +85,9 @@ def blocks_near_cuts(kept: Sequence[int], num_before: int, distance: int) -> tup
     borders = (-1, *kept, num_before)
     cuts = [place for place in range(len(kept) + 1) if borders[place + 1] != borders[place] + 1]
     if not cuts:
-        raise SecateurError("expected a model with dropped blocks for near_cut, but none is missing")
+        raise SecateurError(
+            "expected a model with dropped blocks for near_cut, but none is missing"
+        )
     near = {
         block
         for cut in cuts

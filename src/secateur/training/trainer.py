@@ -133,7 +133,7 @@ class RecoveryTrainer(Trainer):  # type: ignore[misc]
 
     def optimizer_state(self) -> OptimizerState:
         """AdamW's moments by parameter, to be carried into another round."""
-        inner = getattr(self.optimizer, "optimizer", self.optimizer)
+        inner: Any = getattr(self.optimizer, "optimizer", self.optimizer)
         return dict(inner.state)
 
     def log(self, logs: dict[str, float], *arguments: Any, **options: Any) -> None:

@@ -1,0 +1,98 @@
+"""`secateur inherit`: a smaller model from a model's first blocks (Inheritune)."""
+
+from typing import Annotated, get_args
+
+import typer
+from rich.console import Console
+
+from secateur.cli import training_options as options
+from secateur.cli.options import Device, Dtype, ModelArgument, Revision, TrustRemoteCode
+from secateur.compress import compress_with_report
+from secateur.recipe import recipe_from_dict
+from secateur.recipe.inherit_stage import InheritedPart, Optimizer, Start
+from secateur.report.table import report_table
+
+
+def inherit_command(
+    model: ModelArgument,
+    output: options.Output,
+    data: options.Data,
+    blocks: Annotated[int, typer.Option(help="First blocks that the smaller model begins with.")],
+    grow_by: Annotated[int, typer.Option(help="Blocks that each further round adds.")] = 2,
+    max_blocks: Annotated[
+        int | None,
+        typer.Option(help="Stop growing at. Default: one less than MODEL.", show_default=False),
+    ] = None,
+    tolerance: Annotated[
+        float, typer.Option(help="Done when the loss is within this of MODEL's, in nats.")
+    ] = 0.0,
+    start: Annotated[
+        str, typer.Option(help=f"{', '.join(get_args(Start))}: the others are baselines.")
+    ] = "inherited",
+    part: Annotated[
+        str, typer.Option(help=f"What blocks inherit: {', '.join(get_args(InheritedPart))}.")
+    ] = "both",
+    optimizer: Annotated[
+        str, typer.Option(help=f"AdamW between rounds: {', '.join(get_args(Optimizer))}.")
+    ] = "restarted",
+    evaluation: options.Evaluation = None,
+    held_out: options.HeldOut = 64,
+    data_format: options.Format = "auto",
+    streaming: options.Streaming = False,
+    max_seq_length: options.MaxSeqLength = 512,
+    num_tokens: options.NumTokens = None,
+    epochs: options.Epochs = 1.0,
+    batch_size: options.BatchSize = 8,
+    gradient_accumulation: options.GradientAccumulation = 1,
+    eval_steps: options.EvalSteps = 100,
+    patience: options.Patience = None,
+    learning_rate: options.LearningRate = None,
+    schedule: options.ScheduleOption = "cosine",
+    precision: options.PrecisionOption = "auto",
+    seed: options.Seed = 0,
+    resume: options.Resume = False,
+    overwrite: options.Overwrite = False,
+    device: Device = None,
+    dtype: Dtype = "auto",
+    revision: Revision = None,
+    trust_remote_code: TrustRemoteCode = False,
+) -> None:
+    """Build a smaller model from MODEL's first blocks, train it, and grow it until it is as good.
+
+    --num-tokens and --epochs are those of each round.
+    """
+    training = options.training_values(locals())
+    if start == "distilled":
+        training["loss"] = "distillation"
+    recipe = recipe_from_dict(
+        {
+            "stages": [
+                {
+                    "stage": "inherit",
+                    "blocks": blocks,
+                    "grow_by": grow_by,
+                    "max_blocks": max_blocks,
+                    "tolerance": tolerance,
+                    "start": start,
+                    "part": part,
+                    "optimizer": optimizer,
+                    "training": training,
+                }
+            ]
+        },
+        "the command line",
+    )
+    _, report = compress_with_report(
+        model,
+        recipe,
+        output=output,
+        device=device,
+        dtype=dtype,
+        revision=revision,
+        trust_remote_code=trust_remote_code,
+        overwrite=overwrite,
+        resume=resume,
+    )
+    console = Console(emoji=False)
+    console.print(report_table(report))
+    console.print(f"wrote {output}", highlight=False, soft_wrap=True, markup=False)

@@ -1,0 +1,282 @@
+"""Before anything is changed: the texts of training stages, and the dense model they aim at."""
+
+import copy
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from secateur.checkpoint.fingerprint import fingerprint
+from secateur.checkpoint.load import LoadedModel, load_model
+from secateur.clock import StepClock
+from secateur.errors import SecateurError
+from secateur.models.blocks import context_length, find_blocks
+from secateur.models.device import input_embedding
+from secateur.recipe import (
+    DropBlocksStage,
+    InheritStage,
+    PruneStage,
+    Recipe,
+    RecoverStage,
+    Stage,
+    Training,
+)
+from secateur.report.facts import package_versions
+from secateur.report.record import REPORT_FILE, DropRecord, Report, load_report
+from secateur.report.training_record import InheritRecord
+from secateur.stages.inherit import check_inherit_stage
+from secateur.stages.recover import DenseModel, check_recover
+from secateur.training.checkpoints import CheckpointFolder, digest
+from secateur.training.data import TrainingText, hold_out, load_training_data
+from secateur.training.data.split import spread
+from secateur.training.evaluate import held_out_loss
+from secateur.training.run import TrainingTexts
+
+
+@dataclass(frozen=True)
+class TrainingPlace:
+    """Where trainings keep tokens and checkpoints."""
+
+    checkpoints: Path
+    cache: Path | None = None
+    """Of tokens; None: as the settings say."""
+    resume: bool = False
+    on_cpu: bool = False
+    """Leave a GPU unused."""
+
+
+@contextmanager
+def training_place(
+    output: str | Path | None,
+    cache: str | Path | None,
+    resume: bool,
+    device: str | torch.device | None,
+) -> Iterator[TrainingPlace]:
+    """Checkpoints lie beside the output, hidden, until it is written; else in a temporary folder.
+
+    `device`: training uses the GPUs that there are unless it is the CPU.
+
+    Raises:
+        SecateurError: there is no output to find checkpoints beside.
+    """
+    if resume and output is None:
+        raise SecateurError("resume goes by checkpoints beside the output; give an output")
+    cache = None if cache is None else Path(cache)
+    on_cpu = device is not None and torch.device(device).type == "cpu"
+    if output is not None:
+        folder = Path(output).resolve()
+        hidden = folder.with_name(f".{folder.name}.training")
+        yield TrainingPlace(hidden, cache, resume, on_cpu)
+        with suppress(OSError):
+            hidden.rmdir()
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        yield TrainingPlace(Path(scratch), cache, False, on_cpu)
+
+
+@dataclass(frozen=True)
+class PreparedTraining:
+    """What a training stage needs beside the model that it will find."""
+
+    texts: TrainingTexts
+    dense: DenseModel
+    place: CheckpointFolder
+    on_cpu: bool
+
+
+@dataclass(frozen=True)
+class Ancestry:
+    """How a model came to have the blocks that it has."""
+
+    num_dense_blocks: int
+    kept: tuple[int, ...]
+    """Indices, among the dense model's blocks, of those that there are."""
+
+    def after(self, dropped: Sequence[int]) -> "Ancestry":
+        """The same once more blocks are dropped."""
+        left = tuple(old for place, old in enumerate(self.kept) if place not in set(dropped))
+        return replace(self, kept=left)
+
+
+def ancestry_of(loaded: LoadedModel) -> Ancestry:
+    """Read from the report in the model's folder; without one the model is its own dense model."""
+    report = written_report(loaded)
+    num_blocks = len(find_blocks(loaded.model))
+    if report is None:
+        return Ancestry(num_blocks, tuple(range(num_blocks)))
+    ancestry = Ancestry(report.model.num_blocks, tuple(range(report.model.num_blocks)))
+    for stage in report.stages:
+        if isinstance(stage, DropRecord):
+            ancestry = ancestry.after(stage.blocks_gone)
+        elif isinstance(stage, InheritRecord):
+            ancestry = ancestry.after(range(stage.rounds[-1].num_blocks, len(ancestry.kept)))
+    if len(ancestry.kept) != num_blocks:
+        return Ancestry(num_blocks, tuple(range(num_blocks)))
+    return ancestry
+
+
+def written_report(loaded: LoadedModel) -> Report | None:
+    """The report of the compression that wrote the model's folder, if one did."""
+    if loaded.folder is None or not (loaded.folder / REPORT_FILE).is_file():
+        return None
+    return load_report(loaded.folder)
+
+
+def prepare_trainings(
+    loaded: LoadedModel, recipe: Recipe, place: TrainingPlace, clock: StepClock
+) -> dict[int, PreparedTraining]:
+    """Read and tokenise the texts of every training stage, and measure the dense model on them.
+
+    Args:
+        loaded: the model as it came in.
+        recipe: its stages.
+        place: where tokens and checkpoints go; checkpoint folders are claimed.
+        clock: told of each stage's texts.
+
+    Returns:
+        by the stage's place in the recipe, from 0.
+
+    Raises:
+        SecateurError: a text cannot be read or does not fit the model, the teacher cannot be
+            loaded, or checkpoints to resume from are another training's.
+    """
+    _check_stages(loaded, recipe)
+    stages = {number: stage for number, stage in enumerate(recipe.stages) if _trains(stage)}
+    if stages and loaded.tokenizer is None:
+        raise SecateurError("training on text needs the model's tokenizer; give `tokenizer`")
+    prepared = {}
+    for number, stage in stages.items():
+        with clock.step("read training texts"):
+            prepared[number] = _prepare(loaded, recipe, number, stage, place)
+    return prepared
+
+
+def _trains(stage: Stage) -> bool:
+    return isinstance(stage, RecoverStage | InheritStage)
+
+
+def _check_stages(loaded: LoadedModel, recipe: Recipe) -> None:
+    """Find what a training stage cannot do, as far as it can be known before earlier stages."""
+    ancestry, will_be_pruned = ancestry_of(loaded), False
+    for stage in recipe.stages:
+        count = len(ancestry.kept)
+        if isinstance(stage, PruneStage):
+            will_be_pruned = True
+        elif isinstance(stage, DropBlocksStage) and stage.granularity == "block":
+            # Which blocks a count will drop is not known yet: the last ones stand for them.
+            ancestry = ancestry.after(stage.blocks or range(count - (stage.count or 0), count))
+        elif isinstance(stage, InheritStage):
+            check_inherit_stage(stage, count)
+            ancestry = ancestry.after(range(stage.blocks, count))
+        elif isinstance(stage, RecoverStage):
+            if will_be_pruned and stage.method == "lora":
+                raise SecateurError(
+                    "method lora adds a dense product to each matrix: merging would fill the zeros "
+                    "of the prune stage before it. Recover by gates, linears or all"
+                )
+            check_recover(loaded.model, stage, ancestry.kept, ancestry.num_dense_blocks)
+
+
+def _prepare(
+    loaded: LoadedModel, recipe: Recipe, number: int, stage: Stage, place: TrainingPlace
+) -> PreparedTraining:
+    assert isinstance(stage, RecoverStage | InheritStage)
+    options = stage.training
+    _check_window(loaded.model, options)
+    texts = load_texts(loaded, options, place.cache)
+    dense = DenseModel(len(find_blocks(loaded.model)))
+    if isinstance(stage, RecoverStage):
+        dense = _dense_model(loaded, stage, texts, place.on_cpu)
+    folder = CheckpointFolder(place.checkpoints / f"stage-{number + 1}", place.resume)
+    folder.claim(
+        {
+            "the recipe": digest(*(str(item) for item in recipe.stages[: number + 1])),
+            "the model": fingerprint(loaded.model).logits_sha256,
+            "the training text": texts.train.sha256,
+            "the held-out text": texts.held_out.sha256,
+            "versions": digest(str(package_versions())),
+        }
+    )
+    return PreparedTraining(texts, dense, folder, place.on_cpu)
+
+
+def _check_window(model: nn.Module, options: Training) -> None:
+    limit = context_length(model)
+    if limit is not None and options.max_seq_length > limit:
+        raise SecateurError(
+            f"training windows of {options.max_seq_length} tokens do not fit the model's context "
+            f"of {limit}; give a smaller max_seq_length"
+        )
+
+
+def load_texts(loaded: LoadedModel, options: Training, cache: Path | None) -> TrainingTexts:
+    """The windows to train on and those to measure on.
+
+    Raises:
+        SecateurError: a text cannot be read, is too short, or is not of this model's vocabulary.
+    """
+    tokenizer: Any = loaded.tokenizer
+    vocabulary = input_embedding(loaded.model).shape[0]
+    text = TrainingText(
+        options.data,
+        max_seq_length=options.max_seq_length,
+        max_tokens=_needed_tokens(options),
+        format=options.format,
+        streaming=options.streaming,
+        seed=options.seed,
+    )
+    data = load_training_data(text, tokenizer, cache, vocab_size=vocabulary)
+    if options.evaluation is None:
+        return TrainingTexts(*hold_out(data, num_windows=options.held_out, seed=options.seed))
+    apart = replace(text, sources=(options.evaluation,), max_tokens=None, streaming=False)
+    held_out = load_training_data(apart, tokenizer, cache, vocab_size=vocabulary)
+    return TrainingTexts(data, spread(held_out, options.held_out))
+
+
+def _needed_tokens(options: Training) -> int | None:
+    if options.num_tokens is None:
+        return None
+    held_out = 0 if options.evaluation is not None else options.held_out
+    windows = -(-options.num_tokens // options.max_seq_length) + held_out
+    # Steps are whole batches: a few windows more than were asked for.
+    return (windows + options.batch_size * options.gradient_accumulation) * options.max_seq_length
+
+
+def _dense_model(
+    loaded: LoadedModel, stage: RecoverStage, texts: TrainingTexts, on_cpu: bool
+) -> DenseModel:
+    """The teacher that the stage names, else the model as it came in, or what it came from."""
+    needs_teacher = stage.training.needs_teacher
+    source = stage.teacher or _source_of(loaded)
+    model = loaded.model if source is None else _load_teacher(source, loaded)
+    loss = held_out_loss(model, texts.held_out, stage.training.batch_size)
+    teacher = None
+    if needs_teacher:
+        device = "cuda" if torch.cuda.is_available() and not on_cpu else "cpu"
+        teacher = copy.deepcopy(model) if model is loaded.model else model
+        teacher = teacher.to(device).requires_grad_(False).eval()
+    return DenseModel(len(find_blocks(model)), loss, teacher)
+
+
+def _source_of(loaded: LoadedModel) -> str | None:
+    """The folder that a model written by Secateur was made from, if it is still there."""
+    report = written_report(loaded)
+    if report is None or report.model.from_hub or not Path(report.model.source).is_dir():
+        return None
+    return report.model.source
+
+
+def _load_teacher(source: str, loaded: LoadedModel) -> nn.Module:
+    model = load_model(source).model
+    ours, theirs = (input_embedding(item).shape[0] for item in (loaded.model, model))
+    if ours != theirs:
+        raise SecateurError(
+            f"expected a teacher with the model's vocabulary of {ours} tokens, but {source} has "
+            f"{theirs}"
+        )
+    return model

@@ -1,0 +1,150 @@
+"""The stages of a recipe, one after the other, each on what the one before left."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+from secateur.calibration.inputs import BlockInputs, capture_inputs
+from secateur.calibration.tokens import CalibrationTokens
+from secateur.checkpoint.fingerprint import probe_tokens
+from secateur.clock import StepClock
+from secateur.models.device import full_precision_products
+from secateur.models.inventory import Inventory, take_inventory
+from secateur.models.replay import Trace, trace_blocks
+from secateur.prepare_training import Ancestry, PreparedTraining
+from secateur.progress import Progress
+from secateur.recipe import (
+    DropBlocksStage,
+    FactorStage,
+    InheritStage,
+    PruneStage,
+    Recipe,
+    RecoverStage,
+    Stage,
+    TrainingStage,
+)
+from secateur.report.record import DropRecord, FactorRecord, PruneRecord
+from secateur.report.training_record import InheritRecord, RecoverRecord
+from secateur.stages.drop import run_drop
+from secateur.stages.drop_walk import DropCalibration
+from secateur.stages.factor import BlockFactorer
+from secateur.stages.factor_plan import plan_factoring
+from secateur.stages.inherit import run_inherit
+from secateur.stages.prune import BlockPruner
+from secateur.stages.prune_plan import plan_stage
+from secateur.stages.recover import run_recover
+
+# Enough tokens at once to keep the processor busy, few enough to keep activations small.
+TOKENS_PER_BATCH = 1024
+_TRACE_TOKENS = 8
+
+StageRecord = PruneRecord | FactorRecord | DropRecord | RecoverRecord | InheritRecord
+
+
+def run_stages(
+    model: nn.Module,
+    recipe: Recipe,
+    tokens: CalibrationTokens | None,
+    trainings: Mapping[int, PreparedTraining],
+    ancestry: Ancestry,
+    device: torch.device,
+    clock: StepClock,
+) -> list[StageRecord]:
+    """Run the stages of a recipe on a model in place, each on the result of the one before.
+
+    Args:
+        model: checked by `check_model`.
+        recipe: what to do.
+        tokens: to calibrate on; None where no stage needs them.
+        trainings: what training stages need, by their place in the recipe.
+        ancestry: of the model as it is.
+        device: where blocks run.
+        clock: told how far each stage is and how long it took.
+    """
+    records: list[StageRecord] = []
+    for place, stage in enumerate(recipe.stages):
+        with clock.measured(f"stage {place + 1}: {_title(stage)}"):
+            record: StageRecord
+            if isinstance(stage, RecoverStage | InheritStage):
+                record = _train(model, stage, trainings[place], ancestry, clock.progress)
+            else:
+                with full_precision_products():
+                    record = _run_stage(model, stage, tokens, device, clock.progress)
+        ancestry = _after(ancestry, record)
+        records.append(record)
+    return records
+
+
+def _title(stage: Stage) -> str:
+    if isinstance(stage, DropBlocksStage):
+        return "drop blocks"
+    if isinstance(stage, InheritStage):
+        return "inherit"
+    return f"recover by {stage.method}" if isinstance(stage, RecoverStage) else stage.method
+
+
+def _after(ancestry: Ancestry, record: StageRecord) -> Ancestry:
+    if isinstance(record, DropRecord):
+        return ancestry.after(record.blocks_gone)
+    if isinstance(record, InheritRecord):
+        return ancestry.after(range(record.rounds[-1].num_blocks, len(ancestry.kept)))
+    return ancestry
+
+
+def _train(
+    model: nn.Module,
+    stage: TrainingStage,
+    training: PreparedTraining,
+    ancestry: Ancestry,
+    progress: Progress,
+) -> RecoverRecord | InheritRecord:
+    texts, place, on_cpu = training.texts, training.place, training.on_cpu
+    if isinstance(stage, InheritStage):
+        return run_inherit(model, stage, texts, place, progress, on_cpu)
+    dense = training.dense
+    return run_recover(model, stage, texts, dense, ancestry.kept, place, progress, on_cpu)
+
+
+def _run_stage(
+    model: nn.Module,
+    stage: PruneStage | FactorStage | DropBlocksStage,
+    tokens: CalibrationTokens | None,
+    device: torch.device,
+    progress: Progress,
+) -> StageRecord:
+    inventory = take_inventory(model)
+    blocks = inventory.blocks
+    if isinstance(stage, DropBlocksStage):
+        calibration = None
+        if tokens is not None and stage.needs_calibration:
+            calibration = DropCalibration(
+                lambda: _enter_blocks(model, inventory, tokens, device),
+                tokens.batches(TOKENS_PER_BATCH),
+            )
+        probe = probe_tokens(model)
+        return run_drop(model, blocks, stage, calibration, probe, device, progress)
+    if isinstance(stage, FactorStage):
+        plan = plan_factoring(stage, inventory)
+        factorer = BlockFactorer(model, blocks, stage, plan, tokens, device, progress)
+        return factorer.run(lambda: _enter_blocks(model, inventory, tokens, device))
+    inputs, trace = _enter_blocks(model, inventory, tokens, device)
+    return BlockPruner(blocks, stage, plan_stage(stage, inventory), device, progress).run(
+        inputs, trace
+    )
+
+
+def _enter_blocks(
+    model: nn.Module,
+    inventory: Inventory,
+    tokens: CalibrationTokens | None,
+    device: torch.device,
+) -> tuple[BlockInputs | None, Trace | None]:
+    """The inputs of block 0, and how the model uses its blocks."""
+    if tokens is None:
+        return None, None
+    blocks = inventory.blocks
+    linears = {site.name: site.module for site in inventory.all_sites if site.expert is None}
+    probe = tokens.samples[0][:_TRACE_TOKENS].unsqueeze(0)
+    trace = trace_blocks(model, blocks, linears, probe)
+    return capture_inputs(model, blocks, trace, tokens, TOKENS_PER_BATCH, device), trace
