@@ -1,4 +1,4 @@
-"""Attention rank and column mass: how little a head's attention says (Inheritune, arXiv 2404.08634).
+"""Attention rank and column mass: where attention says little (Inheritune, arXiv 2404.08634).
 
 In deep blocks of trained models the attention matrices of all heads may come down to one column
 that every token looks at. Such a block is called lazy: what its attention adds hardly depends on
@@ -147,8 +147,8 @@ def lazy_blocks(
 def even_attention(length: int) -> Tensor:
     """Attention that looks at all tokens so far alike: fp64 [length, length].
 
-    What rank and column mass are to be held against: it depends on nobody's question either, but
-    its rank is above 1.
+    What rank and column mass are to be held against: it chooses nothing, and yet its rank is above
+    1 from two tokens on.
 
     Raises:
         SecateurError: the length is below 1.
