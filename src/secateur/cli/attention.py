@@ -1,0 +1,110 @@
+"""`secateur attention`: which blocks of a model have lazy attention."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from secateur.checkpoint.load import load_with_tokenizer
+from secateur.cli.options import (
+    Device,
+    Dtype,
+    JsonOutput,
+    ModelArgument,
+    Revision,
+    TrustRemoteCode,
+)
+from secateur.cli.report import write_page
+from secateur.cli.waiting import waiting_for
+from secateur.lazy_attention import analyse_attention
+from secateur.progress import default_progress
+from secateur.report import attention_words
+from secateur.report.attention_page import render_attention
+from secateur.report.attention_record import AttentionBlock, AttentionRecord
+from secateur.report.table import printable
+
+
+def attention_command(
+    model: ModelArgument,
+    text: Annotated[
+        Path, typer.Option(help="A text or JSON-lines file, or a folder of them, to read.")
+    ],
+    max_seq_length: Annotated[int, typer.Option(help="Tokens in a window.")] = 256,
+    num_samples: Annotated[int, typer.Option(help="Windows drawn from the text.")] = 32,
+    seed: Annotated[int, typer.Option(help="Of the draw.")] = 0,
+    threshold: Annotated[
+        float,
+        typer.Option(help="A block is lazy where the mean ranks of all its heads are below this."),
+    ] = 1.5,
+    html: Annotated[
+        Path | None, typer.Option(help="Write the page here.", show_default=False)
+    ] = None,
+    device: Device = None,
+    dtype: Dtype = "auto",
+    revision: Revision = None,
+    trust_remote_code: TrustRemoteCode = False,
+    as_json: JsonOutput = False,
+) -> None:
+    """Find the blocks of MODEL whose attention is lazy: near rank 1 in every head (Inheritune)."""
+    with waiting_for(f"load {model}"):
+        loaded = load_with_tokenizer(model, revision, dtype, trust_remote_code, device)
+    progress = default_progress()
+    try:
+        record = analyse_attention(
+            loaded.model,
+            loaded.tokenizer,
+            text,
+            num_samples=num_samples,
+            max_seq_length=max_seq_length,
+            seed=seed,
+            threshold=threshold,
+            source=_source_name(model),
+            progress=progress,
+        )
+    finally:
+        progress.close()
+    if html is not None:
+        write_page(html, render_attention(record))
+    if as_json:
+        typer.echo(record.to_json(), nl=False)
+        return
+    console = Console(emoji=False)
+    console.print(attention_table(record))
+    if html is not None:
+        console.print(f"wrote {html}", highlight=False, soft_wrap=True, markup=False)
+
+
+def attention_table(record: AttentionRecord) -> RenderableType:
+    """The result in words, a row a block, and what else was found."""
+    heads = attention_words.head_counts(record.blocks)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in ("Block", "Highest rank", "Lowest rank", "Widest column mass"):
+        table.add_column(column, justify="right")
+    table.add_column("")
+    for block in record.blocks:
+        table.add_row(*_cells(block), "lazy" if block.block in record.lazy else "")
+    text = record.text
+    read = f"{text.num_samples} windows of {text.max_seq_length} tokens, {heads} heads a block"
+    findings = attention_words.findings(record)
+    return Group(
+        Text(printable(attention_words.headline(record)), style="bold"),
+        table,
+        Text(f"{printable(record.model.source)} read {read}.", style="dim"),
+        *(Text(printable(sentence)) for sentence in findings),
+        *(Text(f"! {note}", style="yellow") for note in attention_words.cautions(record)),
+    )
+
+
+def _cells(block: AttentionBlock) -> tuple[str, ...]:
+    values = (block.max_rank, min(block.ranks), block.max_mass)
+    return (str(block.block), *map(attention_words.format_mean, values))
+
+
+def _source_name(model: str) -> str:
+    """A folder by its own name, so that a record does not depend on where it lay."""
+    folder = Path(model)
+    return folder.resolve().name if folder.is_dir() else model
