@@ -141,7 +141,7 @@ def _write_cells(axes: Axes, cells: NDArray[np.float64], norm: LogNorm) -> None:
         if np.isnan(value):
             continue
         shade = float(norm(value))
-        colour = plots.ON_LIGHT if 0.15 < shade < 0.85 else plots.ON_DARK
+        colour = plots.ON_LIGHT if 0.12 < shade < 0.85 else plots.ON_DARK
         shown = attention_words.format_mean(float(value))
         place: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 8.5}
         axes.text(column + 0.5, row + 0.5, shown, color=colour, **place)

@@ -103,8 +103,9 @@ def _mass_sentence(record: AttentionRecord) -> str:
     lazy = [block for block in record.blocks if block.block in record.lazy]
     columns = max(block.max_mass for block in lazy)
     return (
-        f"There {100 * record.share:g}% of a head's attention lies on {format_mean(columns)} of "
-        f"{record.text.max_seq_length} tokens or fewer{_mass_elsewhere(record)}."
+        f"In lazy blocks {100 * record.share:g}% of a head's attention lies on "
+        f"{format_mean(columns)} of {record.text.max_seq_length} tokens or fewer"
+        f"{_mass_elsewhere(record)}."
     )
 
 
