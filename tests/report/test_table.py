@@ -170,7 +170,11 @@ def test_report_fits_a_terminal_with_every_number(width: int) -> None:
     text = shown(table.report_table(made), width)
     assert max(map(len, text.splitlines())) <= width
     facts = ("8.39M → 8.39M, 37.5% zeros", "16.8 MB → 16.8 MB", "22.2 s", "912 MB", "24.12 ± 0.41")
-    stages = ("wanda, 2:4, 50.0% zeros", "mlp.down_proj", "dropped blocks 3 and 4")
+    stages = (
+        "wanda, 2:4, 50.0% zeros",
+        "mlp.down_proj",
+        "blocks 3 and 4 dropped, by block influence",
+    )
     for part in (*facts, *stages, "! blocks 3 and 4 are adjacent"):
         assert part in text
 

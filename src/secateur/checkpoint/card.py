@@ -1,7 +1,8 @@
 """The model card that goes with a compressed checkpoint."""
 
 from secateur.recipe import Recipe
-from secateur.report.record import FactorRecord, PruneRecord, Report
+from secateur.report.drop_words import criterion_words, dropped_words
+from secateur.report.record import DropRecord, FactorRecord, PruneRecord, Report
 from secateur.report.training_record import InheritRecord, RecoverRecord
 from secateur.report.training_words import training_words
 
@@ -38,7 +39,7 @@ Calibration: {calibration}.
 
 _LOADS_ANYWHERE = "It loads as any model does: `AutoModelForCausalLM.from_pretrained(folder)`."
 _LOADS_COMPACT = (
-    "Pruned and factored layers are stored as such: `import secateur` first, then "
+    "What was pruned, factored or removed is stored as such: `import secateur` first, then "
     "`AutoModelForCausalLM.from_pretrained(folder)` as for any model."
 )
 
@@ -78,6 +79,12 @@ def model_card(recipe: Recipe, report: Report, is_compact: bool) -> str:
     )
 
 
+def _dropped(stage: DropRecord) -> str:
+    if stage.granularity == "block":
+        return f"blocks {list(stage.dropped)} dropped"
+    return dropped_words(stage)
+
+
 def _facts(report: Report) -> list[str]:
     facts = []
     for stage in report.stages:
@@ -95,7 +102,7 @@ def _facts(report: Report) -> list[str]:
         elif isinstance(stage, RecoverRecord | InheritRecord):
             facts.append(f"- {training_words(stage)}.")
         else:
-            facts.append(f"- blocks {list(stage.dropped)} dropped ({stage.criterion}).")
+            facts.append(f"- {_dropped(stage)} ({criterion_words(stage)}).")
     for quality in report.quality:
         facts.append(
             f"- perplexity {quality.perplexity:.2f} ± {quality.standard_error:.2f} on "

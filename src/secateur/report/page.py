@@ -14,7 +14,7 @@ import yaml
 from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup
 
-from secateur.report import plots, table
+from secateur.report import depth_plots, drop_words, plots, table
 from secateur.report.comparison import Comparison, Variant
 from secateur.report.record import (
     AnyStage,
@@ -231,8 +231,7 @@ def _stage_words(stage: AnyStage) -> str:
     if isinstance(stage, RecoverRecord | InheritRecord):
         return training_words(stage)
     if isinstance(stage, DropRecord):
-        blocks = "block" if len(stage.dropped) == 1 else "blocks"
-        return f"{blocks} {table.listed(sorted(stage.dropped))} dropped"
+        return drop_words.dropped_words(stage)
     count = f"{len(stage.layers)} {'matrix' if len(stage.layers) == 1 else 'matrices'}"
     if isinstance(stage, FactorRecord):
         return f"{count} factored by {stage.method}, {stage.kept_fraction:.1%} of the values kept"
@@ -270,8 +269,28 @@ def _stage_picture(stage: AnyStage) -> Markup | None:
     if isinstance(stage, InheritRecord):
         return _picture(inherit_svg(stage))
     if isinstance(stage, DropRecord):
-        return _influence_picture(stage.block_influence, stage.dropped)
+        return _scores_picture(stage)
     return _picture(plots.layers_svg(stage)) if stage.layers else None
+
+
+def _scores_picture(stage: DropRecord) -> Markup | None:
+    scores, chosen = stage.first_scores, stage.dropped
+    if not scores:
+        return None
+    if stage.criterion == "perplexity":
+        scores = [None if score is None else math.exp(min(score, 700.0)) for score in scores]
+    if stage.criterion == "angular_distance":
+        chosen = chosen[:1]
+    return _picture(plots.block_scores_svg(scores, chosen, drop_words.score_words(stage)))
+
+
+def _removal_picture(stage: Any) -> Markup | None:
+    if not isinstance(stage, DropRecord) or len(stage.losses) < 2:
+        return None
+    values, what = drop_words.perplexities(stage), drop_words.part_name(stage)
+    if not any(map(math.isfinite, values)):
+        return None
+    return _picture(depth_plots.removal_svg(values, stage.order, what))
 
 
 def _influence_picture(influence: Sequence[float], dropped: Sequence[int]) -> Markup | None:
@@ -309,7 +328,9 @@ def _template() -> Template:
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.globals.update(show=table, colour=plots.family_colour)
+    environment.globals.update(
+        show=table, words=drop_words, removal_picture=_removal_picture, colour=plots.family_colour
+    )
     environment.globals.update(training_facts=training_facts, training_title=training_title)
     source = files("secateur.report").joinpath("page.html.j2").read_text(encoding="utf-8")
     return environment.from_string(source)

@@ -208,22 +208,29 @@ def _cell(value: float) -> str:
 
 def block_influence_svg(influence: Sequence[float], dropped: Collection[int] = ()) -> str:
     """Block Influence by block; dropped blocks are hatched and named in a legend."""
+    return block_scores_svg(influence, dropped, "Block Influence\n(1 − mean cosine)")
+
+
+def block_scores_svg(scores: Sequence[float | None], dropped: Collection[int], label: str) -> str:
+    """Any score by block, with its name; a block without a score has no bar."""
+    influence = {index: score for index, score in enumerate(scores) if score is not None}
     with drawing(2.9) as figure:
         axes = figure.subplots()
-        for label, looks in (("kept", _KEPT), ("dropped", _DROPPED)):
-            chosen = [i for i in range(len(influence)) if (i in dropped) is (looks is _DROPPED)]
-            bars = axes.bar(chosen, _lengths([influence[i] for i in chosen]), label=label, **looks)
-            if len(influence) <= 20:
+        for fate, looks in (("kept", _KEPT), ("dropped", _DROPPED)):
+            chosen = [i for i in influence if (i in dropped) is (looks is _DROPPED)]
+            bars = axes.bar(chosen, _lengths([influence[i] for i in chosen]), label=fate, **looks)
+            if len(scores) <= 20:
                 labels = [table.format_number(influence[i], 3) for i in chosen]
                 axes.bar_label(bars, labels, padding=2, fontsize=8.5)
-        axes.set_xticks(range(0, len(influence), max(1, len(influence) // 20)))
-        axes.set(xlabel="Block (from 0)", ylabel="Block Influence\n(1 − mean cosine)")
+        axes.set_xticks(range(0, len(scores), max(1, len(scores) // 20)))
+        axes.set(xlabel="Block (from 0)", ylabel=label)
         axes.grid(axis="y")
         if dropped:
             axes.legend(frameon=False, ncols=2, loc="lower right", bbox_to_anchor=(1, 1))
-        shown = ", ".join(f"{i}: {value:.3g}" for i, value in enumerate(influence))
+        shown = ", ".join(f"{i}: {value:.3g}" for i, value in influence.items())
         gone = f"Dropped: {table.listed(sorted(dropped))}." if dropped else ""
-        return as_svg(figure, f"Block Influence by block: {shown}. {gone}")
+        name = " ".join(label.partition("(")[0].split())
+        return as_svg(figure, f"{name} by block: {shown}. {gone}")
 
 
 def seconds_svg(seconds: Mapping[str, float]) -> str:

@@ -12,6 +12,9 @@ from rich.text import Text
 
 from secateur.errors import SecateurError
 from secateur.report.comparison import Comparison, Variant
+from secateur.report.drop_words import criterion_words, dropped_words, perplexities
+from secateur.report.lists import MISSING as MISSING
+from secateur.report.lists import listed as listed
 from secateur.report.record import (
     AnyStage,
     BlockRecord,
@@ -24,9 +27,6 @@ from secateur.report.record import (
 )
 from secateur.report.training_record import InheritRecord, RecoverRecord
 from secateur.report.training_words import training_notes, training_table
-
-MISSING = "–"
-"""Stands where there is nothing to show."""
 
 _NAMES_SHOWN = 3
 
@@ -101,12 +101,6 @@ def format_seconds(value: float) -> str:
         return f"{minutes} min {seconds:02d} s"
     hours, minutes = divmod(round(value / 60), 60)
     return f"{hours} h {minutes:02d} min"
-
-
-def listed(items: Sequence[object]) -> str:
-    """`3, 4 and 7`."""
-    *most, last = map(str, items) if items else [MISSING]
-    return f"{', '.join(most)} and {last}" if most else last
 
 
 def dense_variant(comparison: Comparison) -> Variant:
@@ -299,8 +293,7 @@ def _stage_table(number: int, stage: AnyStage) -> RenderableType:
     if isinstance(stage, FactorRecord):
         return _factor_table(number, stage)
     if isinstance(stage, DropRecord):
-        blocks = listed(sorted(stage.dropped))
-        return Text(f"Stage {number}: dropped blocks {blocks} by {stage.criterion}")
+        return _drop_table(number, stage)
     title = f"Stage {number}: {stage.method}, {stage.pattern}, {stage.sparsity:.1%} zeros"
     table = Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("Layer")
@@ -313,6 +306,21 @@ def _stage_table(number: int, stage: AnyStage) -> RenderableType:
         return table
     heading = Text("Output errors of blocks before and after the regional optimizer")
     return Group(table, heading, _tuning_table(stage))
+
+
+def _drop_table(number: int, stage: DropRecord) -> RenderableType:
+    title = Text(f"Stage {number}: {dropped_words(stage)}, by {criterion_words(stage)}")
+    if not stage.losses:
+        return title
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in ("Removed", "Block", "Perplexity on calibration tokens", "Change"):
+        table.add_column(column, justify="right")
+    values = perplexities(stage)
+    for count, value in enumerate(values):
+        block = MISSING if count == 0 else str(stage.order[count - 1])
+        change = MISSING if count == 0 else format_change(value, values[0])
+        table.add_row(str(count), block, format_number(value), change)
+    return Group(title, table)
 
 
 def tuned_blocks(stage: PruneRecord) -> list[BlockRecord]:
