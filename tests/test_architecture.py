@@ -71,11 +71,13 @@ MAY_IMPORT = {
     }
     | {"report", "stages"},
     "search": {"errors", "evaluate", "lowrank", "models", "plain", "progress", "recipe", "report"},
+    "lazy_attention": {"calibration", "depth", "errors", "models", "progress", "report"},
     "compress": FOUNDATION
     | {"calibration", "checkpoint", "evaluate", "models", "prepare", "report", "stages"},
     "demo": FOUNDATION | {"checkpoint", "compress", "evaluate", "prepare", "report"},
     "cli": FOUNDATION
-    | {"checkpoint", "compress", "demo", "evaluate", "models", "prepare", "report", "search"},
+    | {"checkpoint", "compress", "demo", "evaluate", "lazy_attention", "models", "prepare"}
+    | {"report", "search"},
     "__init__": {"compress", "errors", "recipe"},
     "__main__": {"cli"},
 }
@@ -86,8 +88,9 @@ ONLY_IN = {
     "huggingface_hub": {"checkpoint/load.py"},
     "datasets": {"texts/dataset_rows.py"},
     "lm_eval": {"evaluate/lm_eval_tasks.py"},
-    "matplotlib": {"report/plots.py", "report/search_plots.py"},
-    "jinja2": {"report/page.py", "report/search_page.py"},
+    "matplotlib": {"report/plots.py", "report/search_plots.py", "report/attention_plots.py"}
+    | {"report/depth_plots.py"},
+    "jinja2": {"report/page.py", "report/search_page.py", "report/attention_page.py"},
     "typer": {"cli/"},
 }
 

@@ -8,12 +8,15 @@ from rich.console import Console
 from rich.markup import escape
 
 from secateur.checkpoint.load import silence_transformers
+from secateur.cli.attention import attention_command
 from secateur.cli.compress import compress_command
 from secateur.cli.demo import demo_command
 from secateur.cli.doctor import doctor_command
 from secateur.cli.evaluate import evaluate_command
 from secateur.cli.generate import generate_command
+from secateur.cli.inherit import inherit_command
 from secateur.cli.inspect import inspect_command
+from secateur.cli.recover import recover_command
 from secateur.cli.report import report_command
 from secateur.cli.search import search_command
 from secateur.cli.tune import tune_command
@@ -38,11 +41,14 @@ app = typer.Typer(
 for _command in (
     inspect_command,
     compress_command,
+    recover_command,
+    inherit_command,
     evaluate_command,
     generate_command,
     report_command,
     verify_command,
     search_command,
+    attention_command,
     tune_command,
     doctor_command,
     demo_command,
