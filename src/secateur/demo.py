@@ -14,7 +14,7 @@ from secateur.compress import compress_with_report
 from secateur.errors import SecateurError
 from secateur.evaluate.generate import generate_text
 from secateur.evaluate.perplexity import encode_text, perplexity
-from secateur.evaluate.speed import prefill_tokens_per_second
+from secateur.evaluate.speed import decode_tokens_per_second, prefill_tokens_per_second
 from secateur.evaluate.suite import read_text
 from secateur.prepare import size_record
 from secateur.progress import Progress, SilentProgress
@@ -28,6 +28,7 @@ SEQ_LENGTH = 256
 _NUM_PROMPTS = 4
 _NEW_TOKENS = 48
 _SPEED_SHAPE = (4, 256)
+_PROMPT_TOKENS = 128
 _SEED = 0
 
 
@@ -124,9 +125,11 @@ def run_demo(example: Path, output: Path, progress: Progress) -> Comparison:
         progress.advance(entry.name)
     qualities = _measure_quality(models, dense, example, progress)
     samples = _sample(models, dense, example, progress)
-    progress.begin("prefill speed", 1)
+    progress.begin("prefill and decode speed", 2)
     input_ids = _speed_tokens(size_record(dense.model).num_parameters)
     speeds = prefill_tokens_per_second(models, input_ids)
+    progress.advance()
+    decode_speeds = decode_tokens_per_second(models, input_ids[:1, :_PROMPT_TOKENS])
     progress.advance()
     dense_entry = Entry("Dense", "dense", "dense", {})
     variants = tuple(
@@ -135,7 +138,7 @@ def run_demo(example: Path, output: Path, progress: Progress) -> Comparison:
             models[entry.name],
             qualities[entry.name],
             samples[entry.name],
-            speeds[entry.name],
+            (speeds[entry.name], decode_speeds[entry.name]),
             reports.get(entry.name),
         )
         for entry in (dense_entry, *todo)
@@ -211,7 +214,7 @@ def _variant(
     model: nn.Module,
     quality: QualityRecord,
     samples: Sequence[Sample],
-    speed: float,
+    speed: tuple[float, float],
     report: Report | None,
 ) -> Variant:
     size = size_record(model)
@@ -224,7 +227,8 @@ def _variant(
         num_zeros=size.num_zeros,
         num_bytes=size.num_bytes,
         seconds_compress=sum(report.seconds.values()) if report else 0.0,
-        prefill_tokens_per_second=speed,
+        prefill_tokens_per_second=speed[0],
+        decode_tokens_per_second=speed[1],
         samples=tuple(samples),
         report=report,
     )

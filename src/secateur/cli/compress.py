@@ -13,6 +13,7 @@ from secateur.errors import SecateurError
 from secateur.prepare import DEFAULT_SAMPLES
 from secateur.recipe import (
     UNSTRUCTURED,
+    Criterion,
     FactorMethod,
     Method,
     Recipe,
@@ -23,6 +24,7 @@ from secateur.report.table import report_table
 
 _PRUNERS = ", ".join(get_args(Method))
 _FACTORERS = ", ".join(get_args(FactorMethod))
+_CRITERIA = ", ".join(get_args(Criterion))
 
 
 def compress_command(
@@ -74,6 +76,25 @@ def compress_command(
         int | None,
         typer.Option(help="Drop this many blocks of least influence.", show_default=False),
     ] = None,
+    criterion: Annotated[
+        str | None,
+        typer.Option(
+            help=f"--drop-blocks: {_CRITERIA}. Default: block_influence.", show_default=False
+        ),
+    ] = None,
+    granularity: Annotated[
+        str | None,
+        typer.Option(
+            help="--drop-blocks: block, or only its attention or mlp. Default: block.",
+            show_default=False,
+        ),
+    ] = None,
+    protect_first: Annotated[int, typer.Option(help="--drop-blocks: never the first so many.")] = 0,
+    protect_last: Annotated[int, typer.Option(help="--drop-blocks: never the last so many.")] = 0,
+    remeasure: Annotated[
+        bool,
+        typer.Option("--remeasure", help="--drop-blocks: measure anew after each removal."),
+    ] = False,
     calibration: Annotated[
         str | None,
         typer.Option(
@@ -114,7 +135,14 @@ def compress_command(
         model,
         _recipe(
             recipe,
-            drop_blocks,
+            _DropOptions(
+                count=drop_blocks,
+                criterion=criterion,
+                granularity=granularity,
+                protect_first=protect_first,
+                protect_last=protect_last,
+                remeasure=remeasure,
+            ),
             _Options(
                 method=method,
                 pattern=pattern,
@@ -171,19 +199,48 @@ class _Options:
         return sized or self.joint or self.strict or bool(self.cuts)
 
 
-def _recipe(path: Path | None, drop_blocks: int | None, options: _Options) -> Recipe:
-    by_options = drop_blocks is not None or options != _NONE
+@dataclass(frozen=True, kw_only=True)
+class _DropOptions:
+    """The options that stand for a drop_blocks stage before that of `_Options`."""
+
+    count: int | None = None
+    criterion: str | None = None
+    granularity: str | None = None
+    protect_first: int = 0
+    protect_last: int = 0
+    remeasure: bool = False
+
+    def stage(self) -> dict[str, Any]:
+        named = {"criterion": self.criterion, "granularity": self.granularity}
+        return {
+            "stage": "drop_blocks",
+            "count": self.count,
+            "protect_first": self.protect_first,
+            "protect_last": self.protect_last,
+            "remeasure": self.remeasure,
+            **{name: value for name, value in named.items() if value is not None},
+        }
+
+
+def _recipe(path: Path | None, drop: _DropOptions, options: _Options) -> Recipe:
+    by_options = drop != _DropOptions() or options != _NONE
     if path is not None:
         if by_options:
             raise SecateurError(
                 "give either --recipe or the options of one stage (--method, --pattern, "
                 "--sparsity, --published, --budget, --rank, --cut, --joint, --strict, --ignore) "
-                "and --drop-blocks, not both"
+                "and --drop-blocks with its own (--criterion, --granularity, --protect-first, "
+                "--protect-last, --remeasure), not both"
             )
         return load_recipe(path)
     stages: list[dict[str, Any]] = []
-    if drop_blocks is not None:
-        stages.append({"stage": "drop_blocks", "count": drop_blocks})
+    if drop.count is not None:
+        stages.append(drop.stage())
+    elif drop != _DropOptions():
+        raise SecateurError(
+            "--criterion, --granularity, --protect-first, --protect-last and --remeasure need "
+            "--drop-blocks"
+        )
     if options.method is not None:
         stages.append(_stage(options))
     elif options != _NONE:

@@ -13,6 +13,7 @@ from secateur.cli.waiting import waiting_for
 from secateur.models.inventory import Inventory, take_inventory
 from secateur.models.measure import num_bytes
 from secateur.models.sites import WeightSite
+from secateur.models.sublayers import removed_sublayers
 from secateur.models.swap import compressed_modules
 from secateur.prepare import size_record
 
@@ -44,6 +45,8 @@ def inspect_command(
         console.print(_sites_table(inventory))
     if facts["compressed"]:
         console.print(_compressed_table(facts["compressed"]))
+    if facts["removed"]:
+        console.print(f"Removed from their blocks: {', '.join(facts['removed'])}", highlight=False)
     console.print(_unmatched_table(inventory))
 
 
@@ -62,6 +65,7 @@ def _facts(model: Any, inventory: Inventory) -> dict[str, Any]:
             {"name": name, "shape": [module.out_features, module.in_features], "layer": str(module)}
             for name, module in compressed_modules(model).items()
         ],
+        "removed": list(removed_sublayers(model)),
         "untouched": [
             {"name": entry.name, "shape": list(entry.shape), "reason": entry.reason}
             for entry in inventory.unmatched

@@ -32,6 +32,8 @@ class Variant:
     seconds_compress: float
     prefill_tokens_per_second: float | None
     """Measured side by side in one run; None when not measured."""
+    decode_tokens_per_second: float | None = None
+    """Greedy steps of one sequence with the key-value cache, measured in the same way."""
     samples: tuple[Sample, ...] = ()
     report: Report | None = None
 

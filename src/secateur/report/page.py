@@ -199,6 +199,8 @@ def _smaller_sentence(variant: Variant, dense: Variant) -> str:
     fraction = table.format_fraction(variant.num_bytes / dense.num_bytes)
     change = table.format_change(variant.quality.perplexity, dense.quality.perplexity)
     speed = "" if ratio is None else f", prefill at {ratio:.2f} times dense"
+    if (decode := table.decode_ratio(variant, dense)) is not None:
+        speed += f", decode at {decode:.2f} times dense"
     return f"{variant.name}: {fraction} of the dense bytes, {change} perplexity{speed}."
 
 

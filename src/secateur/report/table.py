@@ -127,6 +127,17 @@ def prefill_ratio(variant: Variant, dense: Variant) -> float | None:
     return None if ours is None or not theirs else ours / theirs
 
 
+def decode_ratio(variant: Variant, dense: Variant) -> float | None:
+    """Decode speed against dense, above 1 is faster; None where either was not measured."""
+    ours, theirs = variant.decode_tokens_per_second, dense.decode_tokens_per_second
+    return None if ours is None or not theirs else ours / theirs
+
+
+def format_ratio(ratio: float | None) -> str:
+    """`1.29×`, or a dash where it is not known."""
+    return MISSING if ratio is None else f"{ratio:.2f}×"
+
+
 class Row(NamedTuple):
     """One variant as the cells of a table."""
 
@@ -139,10 +150,12 @@ class Row(NamedTuple):
     size: str
     seconds: str
     prefill: str
+    decode: str
 
 
 HEADER = Row(
-    *("Variant", "Perplexity", "Change", "Zeros", "Params", "Non-zeros", "Size", "Time", "Prefill")
+    *("Variant", "Perplexity", "Change", "Zeros", "Params", "Non-zeros", "Size", "Time"),
+    *("Prefill", "Decode"),
 )
 
 
@@ -153,7 +166,7 @@ def comparison_rows(comparison: Comparison) -> list[Row]:
 
 
 def _row(variant: Variant, dense: Variant) -> Row:
-    quality, ratio = variant.quality, prefill_ratio(variant, dense)
+    quality = variant.quality
     change = format_change(quality.perplexity, dense.quality.perplexity)
     return Row(
         name=printable(variant.name),
@@ -164,7 +177,8 @@ def _row(variant: Variant, dense: Variant) -> Row:
         non_zeros=format_count(variant.num_parameters - variant.num_zeros),
         size=format_bytes(variant.num_bytes),
         seconds=format_seconds(variant.seconds_compress) if variant.seconds_compress else MISSING,
-        prefill=MISSING if ratio is None else f"{ratio:.2f}×",
+        prefill=format_ratio(prefill_ratio(variant, dense)),
+        decode=format_ratio(decode_ratio(variant, dense)),
     )
 
 
@@ -172,7 +186,7 @@ def comparison_table(comparison: Comparison) -> Table:
     """The comparison for a terminal of 80 columns or more; a line between settings."""
     table = Table(
         title=Text(printable(comparison.title)),
-        caption="Change, Prefill: against dense. Zeros: of all parameters.",
+        caption="Change, Prefill, Decode: against dense. Zeros: of all parameters.",
         box=box.SIMPLE_HEAD,
         padding=(0, 0),
         pad_edge=False,
