@@ -132,6 +132,11 @@ def _checked_messages(row: Row, messages: Any) -> Sequence[Mapping[str, Any]]:
             f"{row.place}: expected `messages` as a list of role and content, "
             f"got {str(messages)[:80]}"
         )
+    if isinstance(messages[0], Mapping) and messages[0].get("role") == "assistant":
+        raise SecateurError(
+            f"{row.place}: expected `messages` to begin with another role than assistant: what a "
+            "template puts before a first response cannot be told from the response"
+        )
     for number, message in enumerate(messages, start=1):
         place = f"{row.place}, message {number}"
         if not isinstance(message, Mapping) or "role" not in message:
@@ -188,13 +193,15 @@ def _check_prefix(place: str, count: int, prefix: str, whole: str) -> None:
         f"{place}: the chat template is not prefix-stable, so that responses cannot be told from "
         f"prompts: after character {same}, the first {count} messages alone go on with "
         f"{prefix[same : same + _SHOWN_CHARACTERS]!r}, the whole conversation with "
-        f"{whole[same : same + _SHOWN_CHARACTERS]!r}"
+        f"{whole[same : same + _SHOWN_CHARACTERS]!r}; give each response a row of its own, or the "
+        "tokenizer another chat_template"
     )
 
 
 def _end(whole: str, begin: int, end: int, message: Mapping[str, Any]) -> int:
     """Where a response ends: behind the token that ends the turn, before a line end after that."""
-    span = whole[begin:end].rstrip()
-    content = message.get("content") or ""
-    has_end_of_turn = not span.endswith(content.rstrip()) or not content.strip()
-    return begin + len(span) if has_end_of_turn else end
+    span = whole[begin:end]
+    content = (message.get("content") or "").strip()  # some templates strip it
+    # Where the template writes a response otherwise, it surely ends the turn too.
+    behind = span.partition(content)[2] if content and content in span else span
+    return begin + len(span.rstrip()) if behind.strip() else end
