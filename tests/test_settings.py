@@ -13,7 +13,8 @@ NAMES = ["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "SECATEUR_NO_PROGRESS"]
 def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in NAMES:
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.delenv("SECATEUR_CACHE", raising=False)
+    for name in ("SECATEUR_CACHE", "RANK"):
+        monkeypatch.delenv(name, raising=False)
 
 
 def test_nothing_is_set_by_default() -> None:
@@ -36,6 +37,7 @@ def test_flags(monkeypatch: pytest.MonkeyPatch, value: str, expected: bool) -> N
                 offline=expected and not is_progress,
                 no_progress=expected and is_progress,
                 cache=DEFAULT_CACHE,
+                rank=0,
             )
     assert read_settings() == Settings(offline=False, no_progress=False, cache=DEFAULT_CACHE)
 
@@ -86,4 +88,19 @@ def test_cache_that_cannot_be_a_folder_is_refused(
         read_settings()
     monkeypatch.setenv("SECATEUR_CACHE", "~nobody-of-that-name/x")
     with pytest.raises(SecateurError, match=r"SECATEUR_CACHE must be set, for ~nobody.* cannot be"):
+        read_settings()
+
+
+@pytest.mark.parametrize(("value", "expected"), [("0", 0), ("3", 3), (" 12 ", 12), ("", 0)])
+def test_rank(monkeypatch: pytest.MonkeyPatch, value: str, expected: int) -> None:
+    monkeypatch.setenv("RANK", value)
+    assert read_settings().rank == expected
+
+
+@pytest.mark.parametrize("value", ["-1", "one", "1.0"])
+def test_rank_that_is_no_whole_number_is_refused(
+    monkeypatch: pytest.MonkeyPatch, value: str
+) -> None:
+    monkeypatch.setenv("RANK", value)
+    with pytest.raises(SecateurError, match=f"RANK must be a whole number, but is '{value}'"):
         read_settings()

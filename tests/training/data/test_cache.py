@@ -14,7 +14,7 @@ import torch
 from byte_tokenizers import CHATML, CountingTokenizer, byte_tokenizer, ids_of
 from torch.utils.data import DataLoader
 
-from secateur.errors import SecateurError
+from secateur.errors import OutOfSpaceError, SecateurError
 from secateur.training.data import TrainingData, TrainingText, cache, load_training_data
 from secateur.training.data.stored import read_stored
 from secateur.training.data.windows import WindowDataset
@@ -274,9 +274,22 @@ def test_full_disk_is_an_error_of_its_own(tmp_path: Path, monkeypatch: pytest.Mo
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "rename", full)
-    with pytest.raises(SecateurError, match=r"the cache .* cannot be written: .*No space left"):
+    with pytest.raises(OutOfSpaceError, match=r"the cache .* cannot be written: .*No space left"):
         load_training_data(TrainingText([["abcdefgh"]], 4), byte_tokenizer(), tmp_path)
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_source_that_cannot_be_read_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.txt").write_text("text")
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(SecateurError, match=r"training source .*a\.txt cannot be read: .*denied"):
+        cache.cache_key(TrainingText(tmp_path / "a.txt"), byte_tokenizer())
 
 
 def test_token_ids_take_two_bytes_where_they_fit(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """A folder of stored windows: what it is named by, and how it comes into being whole or not."""
 
+import errno
 import hashlib
 import json
 import os
@@ -11,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from secateur.errors import SecateurError
+from secateur.errors import OutOfSpaceError, SecateurError
 from secateur.texts.dataset_rows import dataset_identity
 from secateur.texts.sources import source_files
 from secateur.training.data.stored import FORMAT_VERSION, read_stored
@@ -29,7 +30,7 @@ def cache_key(text: TrainingText, tokenizer: Tokenizer) -> str:
     """Hex digest of everything that decides what is stored; nothing is tokenised for it.
 
     Raises:
-        SecateurError: a source is not there.
+        SecateurError: a source is not there or cannot be read.
     """
     facts = {
         "format_version": FORMAT_VERSION,
@@ -51,7 +52,7 @@ def written_aside(target: Path) -> Iterator[Path]:
     Where another process made a whole `target` meanwhile, that one stays.
 
     Raises:
-        SecateurError: the folder cannot be written.
+        SecateurError: the folder cannot be written (`OutOfSpaceError`: the disk is full).
     """
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -66,7 +67,8 @@ def written_aside(target: Path) -> Iterator[Path]:
         yield aside
         _rename(aside, target)
     except OSError as error:
-        raise SecateurError(f"the cache {target} cannot be written: {error}") from error
+        kind = OutOfSpaceError if error.errno == errno.ENOSPC else SecateurError
+        raise kind(f"the cache {target} cannot be written: {error}") from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 
@@ -118,6 +120,13 @@ def _source_identity(source: str | Path | tuple[str | Mapping[str, Any], ...]) -
 
 
 def _file_identity(path: Path) -> list[Any]:
+    try:
+        return _content_or_ends(path)
+    except OSError as error:
+        raise SecateurError(f"training source {path} cannot be read: {error}") from error
+
+
+def _content_or_ends(path: Path) -> list[Any]:
     facts = path.stat()
     with path.open("rb") as file:
         if facts.st_size <= _LARGE_BYTES:
