@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 SOURCES = {"secateur": ROOT / "src" / "secateur", "secateur_kernels": ROOT / "kernels"}
 
 FOUNDATION = {"errors", "plain", "settings", "clock", "progress", "recipe", "yaml_text"}
-ALGORITHMS = {"score", "mask", "update", "depth", "lowrank", "reconstruct"}
+ALGORITHMS = {"score", "mask", "update", "depth", "lowrank", "reconstruct", "inherit"}
 
 # Part of `secateur` -> the parts that it may import beside itself.
 MAY_IMPORT = {
@@ -32,6 +32,7 @@ MAY_IMPORT = {
     "lowrank": {"errors"},
     "reconstruct": {"errors", "models", "progress"},
     "modules": {"errors"},
+    "inherit": {"depth", "errors", "models"},
     "texts": {"errors"},
     "calibration": {"errors", "models", "texts"},
     "report": {"errors", "plain", "recipe"},
@@ -57,7 +58,12 @@ MAY_IMPORT = {
         "settings",
     },
     "stages": {"calibration", "errors", "models", "modules", "progress", "recipe", "report"}
+    | {"plain", "settings", "training"}
     | ALGORITHMS,
+    "prepare_training": {"checkpoint", "clock", "errors", "models", "recipe", "report", "stages"}
+    | {"training"},
+    "run_stages": {"calibration", "checkpoint", "clock", "models", "prepare_training", "progress"}
+    | {"recipe", "report", "stages"},
     "prepare": {
         "calibration",
         "checkpoint",
@@ -73,7 +79,8 @@ MAY_IMPORT = {
     "search": {"errors", "evaluate", "lowrank", "models", "plain", "progress", "recipe", "report"},
     "lazy_attention": {"calibration", "depth", "errors", "models", "progress", "report"},
     "compress": FOUNDATION
-    | {"calibration", "checkpoint", "evaluate", "models", "prepare", "report", "stages"},
+    | {"calibration", "checkpoint", "evaluate", "models", "prepare", "prepare_training", "report"}
+    | {"run_stages"},
     "demo": FOUNDATION | {"checkpoint", "compress", "evaluate", "prepare", "report"},
     "cli": FOUNDATION
     | {"checkpoint", "compress", "demo", "evaluate", "lazy_attention", "models", "prepare"}
@@ -84,12 +91,14 @@ MAY_IMPORT = {
 
 # Module -> the only files that may import it.
 ONLY_IN = {
-    "transformers": {"checkpoint/load.py", "integrations/transformers_quantizer.py"},
+    "transformers": {"checkpoint/load.py", "integrations/transformers_quantizer.py"}
+    | {f"training/{name}.py" for name in ("trainer", "callbacks", "checkpoints", "run")},
+    "peft": {"training/adapters.py"},
     "huggingface_hub": {"checkpoint/load.py"},
     "datasets": {"texts/dataset_rows.py"},
     "lm_eval": {"evaluate/lm_eval_tasks.py"},
     "matplotlib": {"report/plots.py", "report/search_plots.py", "report/attention_plots.py"}
-    | {"report/depth_plots.py"},
+    | {"report/depth_plots.py", "report/training_plots.py"},
     "jinja2": {"report/page.py", "report/search_page.py", "report/attention_page.py"},
     "typer": {"cli/"},
 }
@@ -165,7 +174,7 @@ def test_outside_libraries_come_in_by_one_door(module: str) -> None:
 
 def test_no_import_inside_functions_but_for_optional_libraries() -> None:
     # Triton is a base requirement on Linux only.
-    optional = {"datasets", "lm_eval", "triton"}
+    optional = {"datasets", "lm_eval", "peft", "triton"}
     for path in files():
         for node in ast.walk(parsed(path)):
             if isinstance(node, ast.FunctionDef):

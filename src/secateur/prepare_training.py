@@ -32,8 +32,13 @@ from secateur.report.training_record import InheritRecord
 from secateur.stages.inherit import check_inherit_stage
 from secateur.stages.recover import DenseModel, check_recover
 from secateur.training.checkpoints import CheckpointFolder, digest
-from secateur.training.data import TrainingText, hold_out, load_training_data
-from secateur.training.data.split import spread
+from secateur.training.data import (
+    TrainingText,
+    hold_out,
+    keeps_examples_apart,
+    load_held_out,
+    load_training_data,
+)
 from secateur.training.evaluate import held_out_loss
 from secateur.training.run import TrainingTexts
 
@@ -227,15 +232,22 @@ def load_texts(loaded: LoadedModel, options: Training, cache: Path | None) -> Tr
         max_seq_length=options.max_seq_length,
         max_tokens=_needed_tokens(options),
         format=options.format,
+        pack=options.format == "text" or keeps_examples_apart(loaded.model),
         streaming=options.streaming,
         seed=options.seed,
     )
     data = load_training_data(text, tokenizer, cache, vocab_size=vocabulary)
     if options.evaluation is None:
         return TrainingTexts(*hold_out(data, num_windows=options.held_out, seed=options.seed))
-    apart = replace(text, sources=(options.evaluation,), max_tokens=None, streaming=False)
-    held_out = load_training_data(apart, tokenizer, cache, vocab_size=vocabulary)
-    return TrainingTexts(data, spread(held_out, options.held_out))
+    held_out = load_held_out(
+        options.evaluation,
+        text,
+        tokenizer,
+        cache,
+        num_windows=options.held_out,
+        vocab_size=vocabulary,
+    )
+    return TrainingTexts(data, held_out)
 
 
 def _needed_tokens(options: Training) -> int | None:

@@ -5,8 +5,29 @@ from typing import Annotated, get_args
 import typer
 from rich.console import Console
 
-from secateur.cli import training_options as options
 from secateur.cli.options import Device, Dtype, ModelArgument, Revision, TrustRemoteCode
+from secateur.cli.training_options import (
+    BatchSize,
+    Data,
+    Epochs,
+    EvalSteps,
+    Evaluation,
+    Format,
+    GradientAccumulation,
+    HeldOut,
+    LearningRate,
+    MaxSeqLength,
+    NumTokens,
+    Output,
+    Overwrite,
+    Patience,
+    PrecisionOption,
+    Resume,
+    ScheduleOption,
+    Seed,
+    Streaming,
+    training_values,
+)
 from secateur.compress import compress_with_report
 from secateur.recipe import recipe_from_dict
 from secateur.recipe.inherit_stage import InheritedPart, Optimizer, Start
@@ -15,8 +36,8 @@ from secateur.report.table import report_table
 
 def inherit_command(
     model: ModelArgument,
-    output: options.Output,
-    data: options.Data,
+    output: Output,
+    data: Data,
     blocks: Annotated[int, typer.Option(help="First blocks that the smaller model begins with.")],
     grow_by: Annotated[int, typer.Option(help="Blocks that each further round adds.")] = 2,
     max_blocks: Annotated[
@@ -35,23 +56,23 @@ def inherit_command(
     optimizer: Annotated[
         str, typer.Option(help=f"AdamW between rounds: {', '.join(get_args(Optimizer))}.")
     ] = "restarted",
-    evaluation: options.Evaluation = None,
-    held_out: options.HeldOut = 64,
-    data_format: options.Format = "auto",
-    streaming: options.Streaming = False,
-    max_seq_length: options.MaxSeqLength = 512,
-    num_tokens: options.NumTokens = None,
-    epochs: options.Epochs = 1.0,
-    batch_size: options.BatchSize = 8,
-    gradient_accumulation: options.GradientAccumulation = 1,
-    eval_steps: options.EvalSteps = 100,
-    patience: options.Patience = None,
-    learning_rate: options.LearningRate = None,
-    schedule: options.ScheduleOption = "cosine",
-    precision: options.PrecisionOption = "auto",
-    seed: options.Seed = 0,
-    resume: options.Resume = False,
-    overwrite: options.Overwrite = False,
+    evaluation: Evaluation = None,
+    held_out: HeldOut = 64,
+    data_format: Format = "auto",
+    streaming: Streaming = False,
+    max_seq_length: MaxSeqLength = 512,
+    num_tokens: NumTokens = None,
+    epochs: Epochs = 1.0,
+    batch_size: BatchSize = 8,
+    gradient_accumulation: GradientAccumulation = 1,
+    eval_steps: EvalSteps = 100,
+    patience: Patience = None,
+    learning_rate: LearningRate = None,
+    schedule: ScheduleOption = "cosine",
+    precision: PrecisionOption = "auto",
+    seed: Seed = 0,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
     device: Device = None,
     dtype: Dtype = "auto",
     revision: Revision = None,
@@ -61,7 +82,7 @@ def inherit_command(
 
     --num-tokens and --epochs are those of each round.
     """
-    training = options.training_values(locals())
+    training = training_values(locals())
     if start == "distilled":
         training["loss"] = "distillation"
     recipe = recipe_from_dict(

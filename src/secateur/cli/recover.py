@@ -5,8 +5,30 @@ from typing import Annotated, get_args
 import typer
 from rich.console import Console
 
-from secateur.cli import training_options as options
 from secateur.cli.options import Device, Dtype, ModelArgument, Revision, TrustRemoteCode
+from secateur.cli.training_options import (
+    BatchSize,
+    Data,
+    Epochs,
+    EvalSteps,
+    Evaluation,
+    Format,
+    GradientAccumulation,
+    HeldOut,
+    LearningRate,
+    LossOption,
+    MaxSeqLength,
+    NumTokens,
+    Output,
+    Overwrite,
+    Patience,
+    PrecisionOption,
+    Resume,
+    ScheduleOption,
+    Seed,
+    Streaming,
+    training_values,
+)
 from secateur.compress import compress_with_report
 from secateur.recipe import RecoverMethod, recipe_from_dict
 from secateur.report.table import report_table
@@ -14,8 +36,8 @@ from secateur.report.table import report_table
 
 def recover_command(
     model: ModelArgument,
-    output: options.Output,
-    data: options.Data,
+    output: Output,
+    data: Data,
     method: Annotated[
         str, typer.Option(help=f"What is trained: {', '.join(get_args(RecoverMethod))}.")
     ] = "gates",
@@ -33,24 +55,24 @@ def recover_command(
     ] = None,
     last_blocks: Annotated[int, typer.Option(help="For head_and_last_blocks.")] = 3,
     lora_rank: Annotated[int, typer.Option(help="For lora.")] = 8,
-    evaluation: options.Evaluation = None,
-    held_out: options.HeldOut = 64,
-    data_format: options.Format = "auto",
-    streaming: options.Streaming = False,
-    max_seq_length: options.MaxSeqLength = 512,
-    num_tokens: options.NumTokens = None,
-    epochs: options.Epochs = 1.0,
-    batch_size: options.BatchSize = 8,
-    gradient_accumulation: options.GradientAccumulation = 1,
-    eval_steps: options.EvalSteps = 100,
-    patience: options.Patience = None,
-    learning_rate: options.LearningRate = None,
-    schedule: options.ScheduleOption = "cosine",
-    loss: options.LossOption = "cross_entropy",
-    precision: options.PrecisionOption = "auto",
-    seed: options.Seed = 0,
-    resume: options.Resume = False,
-    overwrite: options.Overwrite = False,
+    evaluation: Evaluation = None,
+    held_out: HeldOut = 64,
+    data_format: Format = "auto",
+    streaming: Streaming = False,
+    max_seq_length: MaxSeqLength = 512,
+    num_tokens: NumTokens = None,
+    epochs: Epochs = 1.0,
+    batch_size: BatchSize = 8,
+    gradient_accumulation: GradientAccumulation = 1,
+    eval_steps: EvalSteps = 100,
+    patience: Patience = None,
+    learning_rate: LearningRate = None,
+    schedule: ScheduleOption = "cosine",
+    loss: LossOption = "cross_entropy",
+    precision: PrecisionOption = "auto",
+    seed: Seed = 0,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
     device: Device = None,
     dtype: Dtype = "auto",
     revision: Revision = None,
@@ -60,7 +82,7 @@ def recover_command(
 
     On several GPUs: accelerate launch -m secateur recover ...
     """
-    training = options.training_values(locals())
+    training = training_values(locals())
     recipe = recipe_from_dict(
         {
             "stages": [
