@@ -18,7 +18,9 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_nothing_is_set_by_default() -> None:
-    assert read_settings() == Settings(offline=False, no_progress=False, cache=DEFAULT_CACHE)
+    assert read_settings() == Settings(
+        offline=False, no_progress=False, cache=DEFAULT_CACHE, rank=0
+    )
 
 
 @pytest.mark.parametrize(
@@ -39,7 +41,9 @@ def test_flags(monkeypatch: pytest.MonkeyPatch, value: str, expected: bool) -> N
                 cache=DEFAULT_CACHE,
                 rank=0,
             )
-    assert read_settings() == Settings(offline=False, no_progress=False, cache=DEFAULT_CACHE)
+    assert read_settings() == Settings(
+        offline=False, no_progress=False, cache=DEFAULT_CACHE, rank=0
+    )
 
 
 def test_either_name_means_offline(monkeypatch: pytest.MonkeyPatch) -> None:
