@@ -855,7 +855,10 @@ def test_long_text_in_place_of_a_recipe_file(tmp_path: Path) -> None:
         ({"blocks": []}, "needs either `count` or `blocks`"),
         ({}, "needs either `count` or `blocks`"),
         ({"count": 1, "blocks": [0]}, "needs either `count` or `blocks`"),
-        ({"count": 1, "criterion": "luck"}, "expected one of block_influence"),
+        (
+            {"count": 1, "criterion": "luck"},
+            "expected one of block_influence, angular_distance, relative_magnitude, perplexity",
+        ),
     ],
 )
 def test_blocks_that_cannot_be_dropped(

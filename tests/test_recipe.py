@@ -91,8 +91,17 @@ def prune_stages(draw: st.DrawFn) -> PruneStage:
 def drop_stages() -> st.SearchStrategy[DropBlocksStage]:
     indices = st.lists(st.integers(0, 200), min_size=1, max_size=5, unique=True)
     return st.one_of(
-        st.builds(DropBlocksStage, count=st.integers(1, 100)),
-        st.builds(DropBlocksStage, blocks=indices.map(tuple)),
+        st.builds(
+            DropBlocksStage,
+            count=st.integers(1, 100),
+            criterion=st.sampled_from(["block_influence", "relative_magnitude", "perplexity"]),
+            granularity=st.sampled_from(["block", "attention", "mlp"]),
+            remeasure=st.booleans(),
+            protect_first=st.integers(0, 9),
+            protect_last=st.integers(0, 9),
+            trace_loss=st.booleans(),
+        ),
+        st.builds(DropBlocksStage, blocks=indices.map(tuple), trace_loss=st.booleans()),
     )
 
 
@@ -461,7 +470,8 @@ def test_pattern_needs_no_quotes(pattern: str) -> None:
         (drop(count=True), "stages.0.count: expected a whole number, got True"),
         (
             drop(count=1, criterion="angle"),
-            "stages.0.criterion: expected one of block_influence, got 'angle'",
+            "stages.0.criterion: expected one of block_influence, angular_distance, "
+            "relative_magnitude, perplexity, got 'angle'",
         ),
         (None, "value: expected keys and values, got None"),
         ([1], "value: expected keys and values, got [1]"),

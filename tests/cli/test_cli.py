@@ -19,7 +19,7 @@ from families import tiny_model
 from safetensors.torch import load_file
 
 from secateur.cli import main
-from secateur.report.record import PruneRecord, Report, load_report
+from secateur.report.record import DropRecord, PruneRecord, Report, load_report
 from secateur_kernels.version import __version__
 
 BOOKS = Path(__file__).parents[2] / "examples" / "books-8m"
@@ -319,6 +319,29 @@ def test_compress_drops_blocks_before_it_prunes(cli: Cli, tmp_path: Path) -> Non
     assert json.loads((tmp_path / "out" / "config.json").read_text())["num_hidden_layers"] == 2
 
 
+def test_compress_removes_attention_and_inspect_says_so(cli: Cli, tmp_path: Path) -> None:
+    words = tmp_path / "words.txt"
+    words.write_text("It was a dark and stormy night. " * 100)
+    done = good(
+        cli(
+            *("compress", BOOKS, "--drop-blocks", 2, "--criterion", "perplexity", "--remeasure"),
+            *("--granularity", "attention", "--protect-first", 2, "--protect-last", 4),
+            *("--calibration", words, "--num-calibration-samples", 2, "--max-seq-length", 32),
+            *("--output", tmp_path / "out"),
+        )
+    )
+    (stage,) = load_report(tmp_path / "out").stages
+    assert isinstance(stage, DropRecord)
+    assert (stage.dropped, stage.granularity, len(stage.rounds)) == ((2, 3), "attention", 2)
+    assert "attention of blocks 2 and 3 removed, by perplexity, measured anew" in " ".join(
+        done.split()
+    )
+    shown = good(cli("inspect", tmp_path / "out"))
+    assert "Removed from their blocks: model.layers.2.self_attn" in " ".join(shown.split())
+    facts = json.loads(good(cli("inspect", tmp_path / "out", "--json")))
+    assert facts["removed"] == ["model.layers.2.self_attn", "model.layers.3.self_attn"]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -346,6 +369,21 @@ def test_compress_drops_blocks_before_it_prunes(cli: Cli, tmp_path: Path) -> Non
         (["--drop-blocks", "1"], "this recipe needs calibration"),
         (["--drop-blocks", "0"], "`count` of at least 1"),
         (["--drop-blocks", "2"], "would remove 2 of 2 blocks"),
+        (["--criterion", "perplexity"], "--protect-last and --remeasure need --drop-blocks"),
+        (["--remeasure"], "--protect-last and --remeasure need --drop-blocks"),
+        (["--drop-blocks", "1", "--criterion", "luck"], "expected one of block_influence"),
+        (["--drop-blocks", "1", "--granularity", "head"], "expected one of block, attention, mlp"),
+        (["--drop-blocks", "1", "--protect-first", "2"], "protected only 0 may go"),
+        (["--drop-blocks", "1", "--protect-last", "-1"], "`protect_last` of at least 0"),
+        (
+            ["--drop-blocks", "1", "--criterion", "angular_distance", "--remeasure"],
+            "nothing to `remeasure`",
+        ),
+        (
+            ["--drop-blocks", "1", "--granularity", "mlp", "--format", "dense"],
+            "checkpoint_format dense cannot say",
+        ),
+        (["--recipe", "x.yaml", "--remeasure"], "give either --recipe or the options"),
         (["--recipe", "no-such.yaml"], "expected a recipe file, but no-such.yaml is not a file"),
         (
             ["--recipe", "x.yaml", "--method", "wanda"],

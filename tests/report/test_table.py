@@ -113,11 +113,11 @@ def test_listed(items: tuple[int, ...], text: str) -> None:
 def test_rows_hold_every_number() -> None:
     rows = table.comparison_rows(comparison())
     assert rows[0] == table.Row(
-        *("Dense", "20.31 ± 0.35", "–", "0.0%", "8.39M", "8.39M", "16.8 MB", "–", "1.00×")
+        *("Dense", "20.31 ± 0.35", "–", "0.0%", "8.39M", "8.39M", "16.8 MB", "–", "1.00×", "–")
     )
     assert rows[1] == table.Row(
         *("Magnitude 2:4", "41.77 ± 0.71", "+105.7%", "37.5%", "8.39M", "5.25M"),
-        *("16.8 MB", "22.2 s", "0.99×"),
+        *("16.8 MB", "22.2 s", "0.99×", "–"),
     )
 
 
@@ -153,7 +153,7 @@ def test_names_are_not_markup_for_a_terminal() -> None:
 def test_markdown_is_a_table_with_every_number() -> None:
     lines = table.markdown_table(comparison()).splitlines()
     assert len(lines) == 2 + 8
-    assert {line.count("|") for line in lines} == {10}
+    assert {line.count("|") for line in lines} == {11}
     for line, row in zip(lines[2:], table.comparison_rows(comparison()), strict=True):
         assert [cell.strip() for cell in line.strip("|").split("|")] == list(row)
 

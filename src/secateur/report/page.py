@@ -280,7 +280,7 @@ def _scores_picture(stage: DropRecord) -> Markup | None:
     if not scores:
         return None
     if stage.criterion == "perplexity":
-        scores = [None if score is None else math.exp(min(score, 700.0)) for score in scores]
+        scores = tuple(s if s is None else math.exp(min(s, 700.0)) for s in scores)
     if stage.criterion == "angular_distance":
         chosen = chosen[:1]
     return _picture(plots.block_scores_svg(scores, chosen, drop_words.score_words(stage)))

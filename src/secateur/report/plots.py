@@ -223,6 +223,8 @@ def block_scores_svg(scores: Sequence[float | None], dropped: Collection[int], l
                 labels = [table.format_number(influence[i], 3) for i in chosen]
                 axes.bar_label(bars, labels, padding=2, fontsize=8.5)
         axes.set_xticks(range(0, len(scores), max(1, len(scores) // 20)))
+        if len(influence) < len(scores):
+            axes.set_xlim(-0.7, len(scores) - 0.3)
         axes.set(xlabel="Block (from 0)", ylabel=label)
         axes.grid(axis="y")
         if dropped:
