@@ -143,11 +143,47 @@ def low_rank_speed_table() -> str:
     return table(["model", "dtype", "matrices", "tokens a second", "of dense"], rows)
 
 
+def depth_table() -> str:
+    records = latest("depth", ("kind", "model", "text", "criterion", "removed", "variant", "dtype"))
+    found = {(r["criterion"], r["removed"]): r for r in records if r["kind"] == "quality"}
+    counts = sorted({removed for _, removed in found if removed})
+    rows = []
+    for name in dict.fromkeys(name for name, removed in found if removed):
+        values = [found.get((name, count)) for count in counts]
+        cells = ["" if value is None else f"{value['perplexity']:.2f}" for value in values]
+        rows.append([name, *cells])
+    dense = found.get(("dense", 0))
+    heads = [f"{count} removed" for count in counts]
+    shown = "" if dense is None else f"criterion (dense: {dense['perplexity']:.2f})"
+    return table([shown, *heads], rows)
+
+
+def depth_speed_table() -> str:
+    keys = ("kind", "model", "shape", "dtype", "variant")
+    records = [r for r in latest("depth", keys) if r["kind"] == "speed"]
+    rows = [
+        [
+            record["variant"],
+            f"{record['block_parameters_kept']:.1%}",
+            f"{record['prefill_ratio']:.2f}",
+            f"{record['decode_ratio']:.2f}",
+            f"{record['proportional_ratio']:.2f}",
+        ]
+        for record in records
+    ]
+    shared = any(record["machine_shared"] for record in records)
+    heads = ["removed", "block parameters left", "prefill", "decode", "in proportion"]
+    note = "\n\nThe machine had other work; models were timed in turns." if shared else ""
+    return table(heads, rows) + note
+
+
 SECTIONS = {
     "quality": quality_table,
     "low-rank": low_rank_table,
     "low-rank-speed": low_rank_speed_table,
     "laser": laser_table,
+    "depth": depth_table,
+    "depth-speed": depth_speed_table,
     "cost": cost_table,
     # What kernels do on a GPU, as recorded by `make bench-gpu`.
     **{name: partial(str, text) for name, text in tables().items()},
