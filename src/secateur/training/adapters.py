@@ -4,6 +4,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 from secateur.errors import SecateurError
@@ -46,8 +47,11 @@ def check_adapters(adapters: Adapters, pruned: Collection[str]) -> None:
         )
 
 
-def add_adapters(model: nn.Module, adapters: Adapters) -> nn.Module:
-    """A model around `model`, with adapters that take gradients and nothing else that does."""
+def add_adapters(model: nn.Module, adapters: Adapters, seed: int = 0) -> nn.Module:
+    """A model around `model`, with adapters that take gradients and nothing else that does.
+
+    `seed`: of the random A; B is zero. The same seed gives the same adapters.
+    """
     peft = require_peft()
     config = peft.LoraConfig(
         r=adapters.rank,
@@ -57,7 +61,9 @@ def add_adapters(model: nn.Module, adapters: Adapters) -> nn.Module:
         target_modules=list(adapters.modules),
         task_type="CAUSAL_LM",
     )
-    adapted: nn.Module = peft.get_peft_model(model, config)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        adapted: nn.Module = peft.get_peft_model(model, config)
     return adapted
 
 

@@ -1,5 +1,6 @@
 """What happens beside the steps of a training: zeros are kept, progress is told."""
 
+import math
 from time import perf_counter
 from typing import Any
 
@@ -52,11 +53,53 @@ class EvaluateAtEnd(TrainerCallback):  # type: ignore[misc]
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **rest: Any
     ) -> None:
-        """Ask for it."""
+        """Ask for it, and for the training loss at each evaluation.
+
+        Steps that were not logged before a checkpoint would be missing after it is resumed.
+        """
         if state.global_step >= state.max_steps:
             control.should_evaluate = True
-            control.should_log = True
             control.should_save = True
+        if control.should_evaluate:
+            control.should_log = True
+
+
+class Over(Exception):
+    """A training that was resumed had come to its end already: not one step is left."""
+
+
+class StopWhenOver(TrainerCallback):  # type: ignore[misc]
+    """Stops where the held-out loss no longer falls, and before the first step if none is left.
+
+    Both follow from what was logged alone, so that a resumed training stops where it would have
+    stopped: the Trainer's own early stopping begins to count anew, and its loop takes a step before
+    it looks whether one is left.
+    """
+
+    def __init__(self, patience: int | None) -> None:
+        """`patience`: evaluations without a better loss; None: any number."""
+        self._patience = patience
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **rest: Any
+    ) -> None:
+        """Raise `Over` if there is nothing left to do."""
+        if state.global_step >= state.max_steps or self._is_out_of_patience(state):
+            raise Over
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **rest: Any
+    ) -> None:
+        """Stop after this step if patience is exhausted."""
+        if self._is_out_of_patience(state):
+            control.should_training_stop = True
+
+    def _is_out_of_patience(self, state: TrainerState) -> bool:
+        losses = [entry["eval_loss"] for entry in state.log_history if "eval_loss" in entry]
+        losses = [loss if math.isfinite(loss) else math.inf for loss in losses]
+        if self._patience is None or not losses:
+            return False
+        return len(losses) - 1 - losses.index(min(losses)) >= self._patience
 
 
 class TellProgress(TrainerCallback):  # type: ignore[misc]

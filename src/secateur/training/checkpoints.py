@@ -6,11 +6,15 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from transformers.trainer import TRAINER_STATE_NAME
 
 from secateur.errors import SecateurError
 from secateur.settings import read_settings
 
 _OWNER_FILE = "training.json"
+_CHECKPOINT = "checkpoint-"
 
 
 @dataclass(frozen=True)
@@ -43,10 +47,7 @@ class CheckpointFolder:
     def _check_owner(self, owner: Path, identity: Mapping[str, str]) -> None:
         if not owner.is_file():
             raise SecateurError(f"expected checkpoints of a training in {self.path}, found others")
-        try:
-            present = json.loads(owner.read_text(encoding="utf-8"))
-        except ValueError:
-            present = {}
+        present = _read_object(owner)
         changed = [name for name, value in identity.items() if present.get(name) != value]
         if changed and self.resume:
             raise SecateurError(
@@ -54,9 +55,29 @@ class CheckpointFolder:
                 f"{'has' if len(changed) == 1 else 'have'} changed since. Start anew without resume"
             )
 
+    def last_checkpoint(self) -> str | None:
+        """The latest checkpoint that was written to its end; None if there is none."""
+        steps = {
+            int(entry.name.removeprefix(_CHECKPOINT)): entry
+            for entry in self.path.glob(f"{_CHECKPOINT}*")
+            if entry.name.removeprefix(_CHECKPOINT).isdecimal()
+            # What the Trainer writes last.
+            and _read_object(entry / TRAINER_STATE_NAME)
+        }
+        return str(steps[max(steps)]) if steps else None
+
     def remove(self) -> None:
         """Delete the checkpoints: the result is safe elsewhere."""
         shutil.rmtree(self.path, ignore_errors=True)
+
+
+def _read_object(file: Path) -> dict[str, Any]:
+    """A JSON object, empty if the file is missing, cut short or holds something else."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def digest(*parts: str) -> str:

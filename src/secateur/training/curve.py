@@ -20,9 +20,13 @@ def curve(
         TrainingPoint(step=0, num_tokens=0, seconds=0.0, train_loss=None, held_out_loss=loss_before)
     ]
     losses: list[float] = []
+    weights: list[float] = []
+    last_step = 0.0
     for entry in history:
         if "loss" in entry:
             losses.append(entry["loss"])
+            weights.append(entry["step"] - last_step)
+            last_step = entry["step"]
         elif "eval_loss" in entry:
             step = int(entry["step"])
             points.append(
@@ -30,9 +34,9 @@ def curve(
                     step=step,
                     num_tokens=step * tokens_per_step,
                     seconds=entry["step_seconds"],
-                    train_loss=fmean(losses) if losses else None,
+                    train_loss=fmean(losses, weights) if losses else None,
                     held_out_loss=entry["eval_loss"],
                 )
             )
-            losses = []
+            losses, weights = [], []
     return tuple(points)

@@ -8,13 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import (
-    EarlyStoppingCallback,
-    PrinterCallback,
-    TrainerCallback,
-    TrainingArguments,
-)
-from transformers.trainer_utils import get_last_checkpoint
+from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 
 from secateur.errors import SecateurError
 from secateur.models.swap import unpack_layers
@@ -22,7 +16,13 @@ from secateur.progress import Progress
 from secateur.recipe import Training
 from secateur.report.training_record import DataRecord, Ending, TrainingRun
 from secateur.training.adapters import Adapters, add_adapters, check_adapters, merge_adapters
-from secateur.training.callbacks import EvaluateAtEnd, KeepZeros, TellProgress
+from secateur.training.callbacks import (
+    EvaluateAtEnd,
+    KeepZeros,
+    Over,
+    StopWhenOver,
+    TellProgress,
+)
 from secateur.training.checkpoints import CheckpointFolder
 from secateur.training.curve import curve
 from secateur.training.data import TrainingData
@@ -112,7 +112,7 @@ def run_training(
         with (
             torch.enable_grad(),
             _cache_as_it_is(model),
-            _trainable(model, trained) as (trainable, num_trained),
+            _trainable(model, trained, options.seed) as (trainable, num_trained),
         ):
             arguments = _arguments(options, learning_rate, texts.train, place, on_cpu)
             trainer = RecoveryTrainer(
@@ -154,7 +154,7 @@ def run_training(
 
 @contextmanager
 def _trainable(
-    model: nn.Module, trained: Sequence[str] | Adapters
+    model: nn.Module, trained: Sequence[str] | Adapters, seed: int
 ) -> Iterator[tuple[nn.Module, int]]:
     """The module to train and how many values move; adapters are merged at the end."""
     if not isinstance(trained, Adapters):
@@ -162,7 +162,7 @@ def _trainable(
             yield model, num_trained
         return
     with only_trained(model, ()):
-        adapted = add_adapters(model, trained)
+        adapted = add_adapters(model, trained, seed)
         moved = [item for item in adapted.parameters() if item.requires_grad]
         try:
             yield adapted, sum(item.numel() for item in moved)
@@ -265,26 +265,27 @@ def _callbacks(
     progress: Progress,
     task: str,
 ) -> list[TrainerCallback]:
-    callbacks: list[TrainerCallback] = [
+    return [
         KeepZeros(pruned),
         EvaluateAtEnd(),
         TellProgress(progress, task, tokens_per_step(arguments, options)),
+        StopWhenOver(options.patience),
     ]
-    if options.patience is not None:
-        callbacks.append(EarlyStoppingCallback(options.patience))
-    return callbacks
 
 
 def _train(
     trainer: RecoveryTrainer, place: CheckpointFolder, options: Training
 ) -> tuple[Ending, str]:
     """Train; go back to the last good weights if numbers stop being finite."""
-    last = get_last_checkpoint(str(place.path)) if place.resume else None
+    last = place.last_checkpoint() if place.resume else None
     try:
         trainer.train(resume_from_checkpoint=last)
+    except Over:
+        if options.keep_best and trainer.state.best_model_checkpoint is not None:
+            trainer.load_weights(trainer.state.best_model_checkpoint)
     except Diverged as error:
         good = trainer.state.best_model_checkpoint if options.keep_best else None
-        good = good or get_last_checkpoint(str(place.path))
+        good = good or place.last_checkpoint()
         if good is None:
             raise SecateurError(
                 f"training diverged: {error}, before the first checkpoint. Nothing was kept; give "

@@ -1,14 +1,19 @@
 """transformers' Trainer with our loss, our guard against divergence and our history."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 import torch
+from safetensors.torch import save_model
 from torch import Tensor, nn
-from transformers import Trainer
+from transformers import PreTrainedModel, Trainer
+from transformers.utils import SAFE_WEIGHTS_NAME
 
+from secateur.errors import SecateurError
 from secateur.training.loss import window_losses
 from secateur.training.objective import Objective
 from secateur.training.pruned_weights import local_values
@@ -103,12 +108,52 @@ class RecoveryTrainer(Trainer):  # type: ignore[misc]
         return loss
 
     def _save_checkpoint(self, *arguments: Any, **options: Any) -> None:
-        """Save, unless weights are not finite: then the checkpoint before stays the last one."""
+        """Save, unless numbers are not finite: then the checkpoint before stays the last one."""
+        measured = [entry["eval_loss"] for entry in self.state.log_history if "eval_loss" in entry]
+        if measured and not math.isfinite(measured[-1]):
+            raise Diverged(self.state.global_step, "the loss on held-out text")
         moved = (local_values(p) for p in self.model.parameters() if p.requires_grad)
         if self._any_process(not all(bool(values.isfinite().all()) for values in moved)):
             raise Diverged(self.state.global_step, "a weight")
         with self._clock.paused():
             super()._save_checkpoint(*arguments, **options)
+
+    def _save(
+        self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None
+    ) -> None:
+        """Write a plain model's weights under the very names that they have in memory.
+
+        `save_pretrained` would write the experts of some families as they were before they were
+        fused; the Trainer reads such names back without a match, and keeps what it has.
+        """
+        if output_dir is None or state_dict is not None or not self._holds_plain_model():
+            super()._save(output_dir, state_dict)
+        elif self.args.should_save:
+            folder = Path(output_dir)
+            folder.mkdir(parents=True, exist_ok=True)
+            save_model(self.model, str(folder / SAFE_WEIGHTS_NAME))
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """Refuse a checkpoint that lacks weights; of tied ones it holds one.
+
+        Raises:
+            SecateurError: names one that is missing.
+        """
+        if not self._holds_plain_model():
+            super()._issue_warnings_after_load(load_result)
+            return
+        missing, state = set(load_result.missing_keys), self.model.state_dict()
+        held = {item.data_ptr() for name, item in state.items() if name not in missing}
+        lost = [name for name in sorted(missing) if state[name].data_ptr() not in held]
+        if lost or load_result.unexpected_keys:
+            name = (lost or load_result.unexpected_keys)[0]
+            raise SecateurError(
+                f"expected a checkpoint of the model that is trained, not so {name}"
+            )
+
+    def _holds_plain_model(self) -> bool:
+        """Neither sharded nor with adapters beside it."""
+        return isinstance(self.model, PreTrainedModel) and not self.is_fsdp_enabled
 
     def evaluate(self, *arguments: Any, **options: Any) -> dict[str, float]:
         """The mean loss of the held-out windows, while the clock of steps stands still."""
