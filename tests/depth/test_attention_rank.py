@@ -111,6 +111,14 @@ def test_equal_values_need_nine_of_ten(length: int, seed: int) -> None:
         assert int(column_mass(attention)) == nine_tenths
 
 
+@pytest.mark.parametrize("scale", [0.1, 0.3, 0.7])
+@pytest.mark.parametrize("length", [10, 30, 70, 200])
+def test_exact_ties_fall_as_on_paper(scale: float, length: int) -> None:
+    # Sums of these values are rounded: some come out a little below nine tenths.
+    matrix = scale * torch.eye(length, dtype=torch.float64)
+    assert int(approximate_rank(matrix)) == int(column_mass(matrix)) == 9 * length // 10
+
+
 @settings(deadline=None, max_examples=30)
 @given(heads=st.integers(1, 5), length=st.integers(1, 12), seed=st.integers(0, 1000))
 def test_heads_do_not_mix(heads: int, length: int, seed: int) -> None:

@@ -1,4 +1,5 @@
 import math
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -116,14 +117,34 @@ def test_every_family_gives_its_own_probabilities(family: str) -> None:
             assert torch.equal(seen[3 * block + number][1], own[0])
 
 
-def test_a_family_that_must_be_asked() -> None:
-    model = model_from(
-        FalconConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, **IDS)
-    )
-    (sample,) = some_samples(9)
+def falcon() -> PreTrainedModel:
+    config = FalconConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, **IDS)
+    return model_from(config)
+
+
+def test_a_family_whose_setter_does_nothing() -> None:
+    model, (sample,) = falcon(), some_samples(9)
+    assert model.config._attn_implementation == "sdpa"
     seen = visited(model, [sample])
     for (_, found), own in zip(seen, with_eager(model, sample), strict=True):
         assert torch.equal(found, own[0])
+
+
+def test_modules_that_must_be_asked_are_asked() -> None:
+    model, samples = falcon(), some_samples(9)
+    wanted = visited(model, samples)
+    for block in model.transformer.h:
+        block.self_attention.forward = only_when_asked(block.self_attention.forward)
+    for (_, found), (_, before) in zip(visited(model, samples), wanted, strict=True):
+        assert torch.equal(found, before)
+
+
+def only_when_asked(forward: Callable[..., Any]) -> Callable[..., Any]:
+    def wrapped(*args: Any, output_attentions: bool = False, **more: Any) -> Any:
+        output, probabilities = forward(*args, output_attentions=output_attentions, **more)
+        return output, probabilities if output_attentions else None
+
+    return wrapped
 
 
 def test_sliding_windows_stay_closed() -> None:

@@ -121,7 +121,7 @@ def _enter(
 
 
 def _asking_for_attention(call: BlockCall) -> BlockCall:
-    """Some families (Falcon) return probabilities only to who asks."""
+    """Some attention modules return probabilities only to who asks."""
     if "output_attentions" not in call.kwargs:
         return call
     return replace(call, kwargs={**call.kwargs, "output_attentions": True})
