@@ -16,7 +16,7 @@ INK, MUTED, GRID, PAPER = "#22282f", "#5f6b76", "#d4d9de", "#ffffff"
 _COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#8d8a2b")
 _MARKS = "os^Dv<>"
 _SIZE = (9.2, 4.4)
-_STYLE: dict[str, Any] = {
+STYLE: dict[str, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "secateur",
     "font.family": "sans-serif",
@@ -55,7 +55,7 @@ def figure_of(lines: Sequence[Line], title: str, axis: str, level: Level) -> Fig
         axis: what the height is.
         level: drawn across.
     """
-    with style.context(["default", _STYLE]):
+    with style.context(["default", STYLE]):
         figure = Figure(figsize=_SIZE, layout="constrained", facecolor=PAPER)
         axes = figure.subplots()
         axes.axhline(level[0], color=MUTED, linewidth=1)
@@ -101,7 +101,7 @@ def lines_svg(lines: Sequence[Line], title: str, axis: str, level: Level) -> str
     """`figure_of` as SVG text without date or random names."""
     buffer = io.StringIO()
     # The style holds while the file is written too: it decides how text and ids come out.
-    with style.context(["default", _STYLE]):
+    with style.context(["default", STYLE]):
         keys = ("Date", "Creator", "Format", "Type")
         figure_of(lines, title, axis, level).savefig(
             buffer, format="svg", metadata=dict.fromkeys(keys)

@@ -14,6 +14,7 @@ import typer
 
 from bench.kernel_tables import tables
 from bench.records import RESULTS
+from bench.training_tables import inheritance_table, long_run_sentence, recovery_table
 
 README = Path(__file__).parents[1] / "README.md"
 
@@ -184,6 +185,9 @@ SECTIONS = {
     "laser": laser_table,
     "depth": depth_table,
     "depth-speed": depth_speed_table,
+    "recovery": recovery_table,
+    "recovery-long": long_run_sentence,
+    "inheritance": inheritance_table,
     "cost": cost_table,
     # What kernels do on a GPU, as recorded by `make bench-gpu`.
     **{name: partial(str, text) for name, text in tables().items()},
