@@ -8,6 +8,7 @@ from torch import nn
 
 from secateur.errors import SecateurError
 from secateur.models.blocks import find_blocks
+from secateur.models.swap import unpack_layers
 from secateur.progress import Progress
 from secateur.recipe import RecoverStage
 from secateur.report.training_record import RecoverRecord, TrainingRun
@@ -56,11 +57,12 @@ def check_recover(model: nn.Module, stage: RecoverStage, kept: Sequence[int], be
 def choose_trained(
     model: nn.Module, stage: RecoverStage, kept: Sequence[int], before: int
 ) -> tuple[str, ...] | Adapters:
-    """What the stage's method trains.
+    """What the stage's method trains. Packed 2:4 layers become canonical: only so they can train.
 
     Raises:
         SecateurError: there is nothing of the kind.
     """
+    unpack_layers(model)
     blocks: Sequence[int] = range(len(find_blocks(model)))
     if stage.near_cut is not None:
         blocks = blocks_near_cuts(kept, before, stage.near_cut)

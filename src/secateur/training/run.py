@@ -111,7 +111,7 @@ def run_training(
     try:
         with (
             torch.enable_grad(),
-            _cache_as_it_is(model),
+            _settings_as_they_are(model, options),
             _trainable(model, trained, options.seed) as (trainable, num_trained),
         ):
             arguments = _arguments(options, learning_rate, texts.train, place, on_cpu)
@@ -171,8 +171,8 @@ def _trainable(
 
 
 @contextmanager
-def _cache_as_it_is(model: nn.Module) -> Iterator[None]:
-    """The Trainer turns the key-value cache off in the model's configuration."""
+def _settings_as_they_are(model: nn.Module, options: Training) -> Iterator[None]:
+    """The Trainer leaves the key-value cache off and the checkpointing of activations on."""
     config: Any = getattr(model, "config", None)
     saved = getattr(config, "use_cache", None)
     try:
@@ -180,6 +180,9 @@ def _cache_as_it_is(model: nn.Module) -> Iterator[None]:
     finally:
         if saved is not None:
             config.use_cache = saved
+        if options.gradient_checkpointing:
+            new, old = "activation_checkpointing_disable", "gradient_checkpointing_disable"
+            getattr(model, new if hasattr(model, new) else old)()
 
 
 def _arguments(

@@ -74,6 +74,7 @@ class RecoveryTrainer(Trainer):  # type: ignore[misc]
         self._objective = objective
         self._carried = carried or {}
         self._clock = _StepsClock()
+        self._went_back_to: str | None = None
         # Our loss is divided by the predictions of the whole step, as models' own losses are.
         self.model_accepts_loss_kwargs = True
 
@@ -188,11 +189,13 @@ class RecoveryTrainer(Trainer):  # type: ignore[misc]
 
     def load_weights(self, checkpoint: str) -> None:
         """Weights of a checkpoint into the model, wrapped or not."""
-        self.state.best_model_checkpoint = checkpoint
+        self._went_back_to = self.state.best_model_checkpoint = checkpoint
         self._load_best_model()
 
     @property
     def kept_step(self) -> int:
         """The step whose weights the model has after training."""
-        kept = self.state.best_model_checkpoint
+        kept = self._went_back_to
+        if kept is None and self.args.load_best_model_at_end:
+            kept = self.state.best_model_checkpoint
         return int(kept.rpartition("-")[2]) if kept else int(self.state.global_step)
