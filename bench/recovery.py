@@ -40,6 +40,7 @@ def main(
     rates: Annotated[
         str | None, typer.Option(help="method=rate, between commas.", show_default=False)
     ] = None,
+    evaluations: Annotated[int, typer.Option(help="Points of the curve.")] = 12,
     purpose: Annotated[str, typer.Option(help="Kept in the record.")] = "methods",
     precision: Annotated[str, typer.Option(help="Of products.")] = "bfloat16",
 ) -> None:
@@ -68,7 +69,7 @@ def main(
                 "loss": loss,
                 "precision": precision,
                 "keep_best": False,
-                "eval_steps": max(1, num_tokens // (batch_size * length) // 12),
+                "eval_steps": max(1, num_tokens // (batch_size * length) // evaluations),
             }
             stage = {"stage": "recover", "method": method, "teacher": model, "training": training}
             _, report = compress_with_report(dropped, {"stages": [stage]})

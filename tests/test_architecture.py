@@ -61,7 +61,7 @@ MAY_IMPORT = {
     | {"plain", "settings", "training"}
     | ALGORITHMS,
     "prepare_training": {"checkpoint", "clock", "errors", "models", "recipe", "report", "stages"}
-    | {"training"},
+    | {"settings", "training"},
     "run_stages": {"calibration", "checkpoint", "clock", "models", "prepare_training", "progress"}
     | {"recipe", "report", "stages"},
     "prepare": {

@@ -16,7 +16,7 @@ from secateur.checkpoint.load import LoadedModel, load_model
 from secateur.clock import StepClock
 from secateur.errors import SecateurError
 from secateur.models.blocks import context_length, find_blocks
-from secateur.models.device import input_embedding
+from secateur.models.device import input_embedding, on_device
 from secateur.recipe import (
     DropBlocksStage,
     InheritStage,
@@ -29,6 +29,7 @@ from secateur.recipe import (
 from secateur.report.facts import package_versions
 from secateur.report.record import REPORT_FILE, DropRecord, Report, load_report
 from secateur.report.training_record import InheritRecord
+from secateur.settings import read_settings
 from secateur.stages.inherit import check_inherit_stage
 from secateur.stages.recover import DenseModel, check_recover
 from secateur.training.checkpoints import CheckpointFolder, digest
@@ -263,16 +264,21 @@ def _dense_model(
     loaded: LoadedModel, stage: RecoverStage, texts: TrainingTexts, on_cpu: bool
 ) -> DenseModel:
     """The teacher that the stage names, else the model as it came in, or what it came from."""
-    needs_teacher = stage.training.needs_teacher
     source = stage.teacher or _source_of(loaded)
     model = loaded.model if source is None else _load_teacher(source, loaded)
-    loss = held_out_loss(model, texts.held_out, stage.training.batch_size)
+    with on_device(model, _own_device(on_cpu)):
+        loss = held_out_loss(model, texts.held_out, stage.training.batch_size)
     teacher = None
-    if needs_teacher:
-        device = "cuda" if torch.cuda.is_available() and not on_cpu else "cpu"
+    if stage.training.needs_teacher:
         teacher = copy.deepcopy(model) if model is loaded.model else model
-        teacher = teacher.to(device).requires_grad_(False).eval()
     return DenseModel(len(find_blocks(model)), loss, teacher)
+
+
+def _own_device(on_cpu: bool) -> torch.device:
+    """The GPU of this process among those that train, or the CPU."""
+    if on_cpu or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", read_settings().rank % torch.cuda.device_count())
 
 
 def _source_of(loaded: LoadedModel) -> str | None:

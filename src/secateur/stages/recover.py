@@ -35,7 +35,7 @@ class DenseModel:
     loss: float | None = None
     """On the held-out windows."""
     teacher: nn.Module | None = None
-    """Kept only where it is learnt from; on the device of training."""
+    """Kept only where it is learnt from."""
 
 
 def check_recover(model: nn.Module, stage: RecoverStage, kept: Sequence[int], before: int) -> None:

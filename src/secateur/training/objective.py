@@ -15,13 +15,19 @@ class Objective:
     """Cross-entropy, distillation from a teacher, or a mixture, and what blocks are to make."""
 
     teacher: nn.Module | None = None
-    """The dense model, on the device of training."""
+    """The dense model."""
     distillation_weight: float = 0.0
     """Share of the distillation; the rest is cross-entropy."""
     temperature: float = 1.0
     block_weight: float = 0.0
     teacher_places: Sequence[int] = ()
     """For `block_weight`: see `matching_places`."""
+
+    def on(self, device: torch.device) -> "Objective":
+        """The same with the teacher on the device of training, where it stays."""
+        if self.teacher is not None:
+            self.teacher.to(device).requires_grad_(False).eval()
+        return self
 
     def loss(
         self, model: nn.Module, batch: dict[str, Any], num_items: Tensor | int | None

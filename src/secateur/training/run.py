@@ -121,7 +121,7 @@ def run_training(
                 train_dataset=texts.train.dataset,
                 eval_dataset=texts.held_out.dataset,
                 callbacks=_callbacks(options, arguments, PrunedWeights(pruned), progress, task),
-                objective=objective or Objective(),
+                objective=(objective or Objective()).on(arguments.device),
                 carried=carried,
             )
             trainer.remove_callback(PrinterCallback)
