@@ -64,6 +64,9 @@ def dropped(model: nn.Module, tokenizer: Any, num_samples: int, stage: dict[str,
 def quality(
     num_samples: Annotated[int, typer.Option(help="Calibration windows.")] = 64,
     most: Annotated[int, typer.Option(help="Blocks to drop at most.")] = 4,
+    criteria: Annotated[
+        str | None, typer.Option(help="Only these, between semicolons.", show_default=False)
+    ] = None,
 ) -> None:
     """Perplexity against blocks removed, for every criterion. One record each."""
     silence_transformers()
@@ -89,7 +92,9 @@ def quality(
         typer.echo(f"{name:32} {count} {result.perplexity:8.2f} ± {result.standard_error:.2f}")
 
     measure("dense", 0, dense.model)
-    for name, stage in CRITERIA.items():
+    names = list(CRITERIA) if criteria is None else [n.strip() for n in criteria.split(";")]
+    for name in names:
+        stage = CRITERIA[name]
         for count in range(1, most + 1):
             network = dropped(dense.model, dense.tokenizer, num_samples, {**stage, "count": count})
             measure(name, count, network)
