@@ -175,6 +175,11 @@ class SecateurQuantizer(HfQuantizer):  # type: ignore[misc]
         return True
 
     @property
+    def is_qat_trainable(self) -> bool:
+        """Factors and unpacked 2:4 weights can be trained themselves, without adapters."""
+        return True
+
+    @property
     def is_compileable(self) -> bool:
         """Every layer is one op with a fake implementation."""
         return True
