@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from families import FAMILIES, tiny_model
 from integrations.compact_models import (
     IDS,
     assert_same,
@@ -16,7 +17,6 @@ from integrations.compact_models import (
     spoil,
     stored_config,
 )
-from families import FAMILIES, tiny_model
 from torch import Tensor
 from transformers import AutoModel, PreTrainedModel
 
