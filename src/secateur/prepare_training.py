@@ -110,27 +110,37 @@ class Ancestry:
 
 
 def ancestry_of(loaded: LoadedModel) -> Ancestry:
-    """Read from the report in the model's folder; without one the model is its own dense model."""
-    report = written_report(loaded)
+    """Read from the reports of what made the model; without one it is its own dense model."""
+    reports, _ = _history(loaded)
     num_blocks = len(find_blocks(loaded.model))
-    if report is None:
-        return Ancestry(num_blocks, tuple(range(num_blocks)))
-    ancestry = Ancestry(report.model.num_blocks, tuple(range(report.model.num_blocks)))
-    for stage in report.stages:
+    own = Ancestry(num_blocks, tuple(range(num_blocks)))
+    if not reports:
+        return own
+    ancestry = Ancestry(reports[0].model.num_blocks, tuple(range(reports[0].model.num_blocks)))
+    for stage in (stage for report in reports for stage in report.stages):
         if isinstance(stage, DropRecord):
             ancestry = ancestry.after(stage.blocks_gone)
         elif isinstance(stage, InheritRecord):
             ancestry = ancestry.after(range(stage.rounds[-1].num_blocks, len(ancestry.kept)))
-    if len(ancestry.kept) != num_blocks:
-        return Ancestry(num_blocks, tuple(range(num_blocks)))
-    return ancestry
+    return ancestry if len(ancestry.kept) == num_blocks else own
 
 
-def written_report(loaded: LoadedModel) -> Report | None:
-    """The report of the compression that wrote the model's folder, if one did."""
-    if loaded.folder is None or not (loaded.folder / REPORT_FILE).is_file():
-        return None
-    return load_report(loaded.folder)
+def _history(loaded: LoadedModel) -> tuple[list[Report], Path | None]:
+    """Reports of the compressions that led to a model, first one first, and where that one began.
+
+    The second is None if there is no report, or none of the folders that they name is there.
+    """
+    reports: list[Report] = []
+    begun: Path | None = None
+    folder, seen = loaded.folder, set[Path]()
+    while folder is not None and (folder / REPORT_FILE).is_file():
+        seen.add(folder.resolve())
+        reports.insert(0, load_report(folder))
+        source = Path(reports[0].model.source)
+        is_there = not reports[0].model.from_hub and source.is_dir()
+        folder = source if is_there and source.resolve() not in seen else None
+        begun = folder or begun
+    return reports, begun
 
 
 def prepare_trainings(
@@ -195,7 +205,7 @@ def _prepare(
     options = stage.training
     _check_window(loaded.model, options)
     texts = load_texts(loaded, options, place.cache)
-    dense = DenseModel(len(find_blocks(loaded.model)))
+    dense = DenseModel(ancestry_of(loaded).num_dense_blocks)
     if isinstance(stage, RecoverStage):
         dense = _dense_model(loaded, stage, texts, place.on_cpu)
     folder = CheckpointFolder(place.checkpoints / f"stage-{number + 1}", place.resume)
@@ -264,14 +274,29 @@ def _dense_model(
     loaded: LoadedModel, stage: RecoverStage, texts: TrainingTexts, on_cpu: bool
 ) -> DenseModel:
     """The teacher that the stage names, else the model as it came in, or what it came from."""
-    source = stage.teacher or _source_of(loaded)
-    model = loaded.model if source is None else _load_teacher(source, loaded)
+    ancestry, source = ancestry_of(loaded), stage.teacher or _history(loaded)[1]
+    model = loaded.model if source is None else _load_teacher(str(source), loaded)
+    blocks: Sequence[int] = range(ancestry.num_dense_blocks)
+    if len(find_blocks(model)) == len(ancestry.kept):
+        blocks = ancestry.kept
+    if stage.training.block_weight > 0.0:
+        _check_hidden(model, loaded.model, len(blocks))
     with on_device(model, _own_device(on_cpu)):
         loss = held_out_loss(model, texts.held_out, stage.training.batch_size)
     teacher = None
     if stage.training.needs_teacher:
         teacher = copy.deepcopy(model) if model is loaded.model else model
-    return DenseModel(len(find_blocks(model)), loss, teacher)
+    return DenseModel(ancestry.num_dense_blocks, loss, teacher, tuple(blocks))
+
+
+def _check_hidden(teacher: nn.Module, student: nn.Module, num_blocks: int) -> None:
+    """Raise SecateurError if a teacher's hidden states cannot be those that blocks are to make."""
+    width, found = (input_embedding(model).shape[1] for model in (student, teacher))
+    if (len(find_blocks(teacher)), found) != (num_blocks, width):
+        raise SecateurError(
+            f"block_weight needs a teacher with the dense model's {num_blocks} blocks of width "
+            f"{width}, but got one with {len(find_blocks(teacher))} of width {found}"
+        )
 
 
 def _own_device(on_cpu: bool) -> torch.device:
@@ -279,14 +304,6 @@ def _own_device(on_cpu: bool) -> torch.device:
     if on_cpu or not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda", read_settings().rank % torch.cuda.device_count())
-
-
-def _source_of(loaded: LoadedModel) -> str | None:
-    """The folder that a model written by Secateur was made from, if it is still there."""
-    report = written_report(loaded)
-    if report is None or report.model.from_hub or not Path(report.model.source).is_dir():
-        return None
-    return report.model.source
 
 
 def _load_teacher(source: str, loaded: LoadedModel) -> nn.Module:

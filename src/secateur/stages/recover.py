@@ -36,6 +36,8 @@ class DenseModel:
     """On the held-out windows."""
     teacher: nn.Module | None = None
     """Kept only where it is learnt from."""
+    teacher_blocks: tuple[int, ...] = ()
+    """Indices, among the dense model's blocks, of those that the teacher has: all, if it is it."""
 
 
 def check_recover(model: nn.Module, stage: RecoverStage, kept: Sequence[int], before: int) -> None:
@@ -136,8 +138,13 @@ def _objective(stage: RecoverStage, dense: DenseModel, kept: Sequence[int]) -> O
         distillation_weight=options.distillation_weight if options.loss == "distillation" else 0.0,
         temperature=options.temperature,
         block_weight=options.block_weight,
-        teacher_places=matching_places(kept, dense.num_blocks),
+        teacher_places=_teacher_places(kept, dense) if options.block_weight > 0.0 else (),
     )
+
+
+def _teacher_places(kept: Sequence[int], dense: DenseModel) -> tuple[int, ...]:
+    blocks = dense.teacher_blocks
+    return matching_places([blocks.index(block) for block in kept], len(blocks))
 
 
 def _warnings(run: TrainingRun) -> tuple[str, ...]:
