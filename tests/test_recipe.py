@@ -348,11 +348,12 @@ def test_pattern_needs_no_quotes(pattern: str) -> None:
         ({"stages": ["prune"]}, "stages.0: expected keys and values, got 'prune'"),
         (
             {"stages": [{"stage": "prun"}]},
-            "stages.0.stage: expected one of prune, factor, drop_blocks, got 'prun'",
+            "stages.0.stage: expected one of prune, factor, drop_blocks, recover, inherit, "
+            "got 'prun'",
         ),
         (
             {"stages": [{"count": 1}]},
-            "stages.0.stage: is missing; one of prune, factor, drop_blocks",
+            "stages.0.stage: is missing; one of prune, factor, drop_blocks, recover, inherit",
         ),
         (
             {"stages": [*with_stage()["stages"], {"stage": "prune"}]},

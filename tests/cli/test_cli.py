@@ -24,7 +24,7 @@ from secateur_kernels.version import __version__
 
 BOOKS = Path(__file__).parents[2] / "examples" / "books-8m"
 COMMANDS = ["inspect", "compress", "evaluate", "generate", "report", "verify"]
-COMMANDS += ["search", "tune", "doctor", "demo"]
+COMMANDS += ["recover", "inherit", "search", "attention", "tune", "doctor", "demo"]
 
 
 @dataclass(frozen=True)
@@ -227,7 +227,7 @@ def test_inspect_json(cli: Cli) -> None:
     values = json.loads(good(cli("inspect", BOOKS, "--json")))
     assert list(values) == [
         *("architecture", "num_parameters", "num_bytes", "num_blocks", "blocks"),
-        *("matrices", "compressed", "untouched"),
+        *("matrices", "compressed", "removed", "untouched"),
     ]
     assert values["num_bytes"] == 2 * values["num_parameters"]
     assert (values["num_blocks"], values["blocks"]) == (8, "model.layers")
