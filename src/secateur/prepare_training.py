@@ -17,8 +17,10 @@ from secateur.clock import StepClock
 from secateur.errors import SecateurError
 from secateur.models.blocks import context_length, find_blocks
 from secateur.models.device import input_embedding, on_device
+from secateur.models.swap import compressed_modules
 from secateur.recipe import (
     DropBlocksStage,
+    FactorStage,
     InheritStage,
     PruneStage,
     Recipe,
@@ -179,15 +181,23 @@ def _trains(stage: Stage) -> bool:
 def _check_stages(loaded: LoadedModel, recipe: Recipe) -> None:
     """Find what a training stage cannot do, as far as it can be known before earlier stages."""
     ancestry, will_be_pruned = ancestry_of(loaded), False
+    is_compressed = bool(compressed_modules(loaded.model))
     for stage in recipe.stages:
         count = len(ancestry.kept)
         if isinstance(stage, PruneStage):
             will_be_pruned = True
+        elif isinstance(stage, FactorStage):
+            is_compressed |= stage.writes_factors
         elif isinstance(stage, DropBlocksStage) and stage.granularity == "block":
             # Which blocks a count will drop is not known yet: the last ones stand for them.
             ancestry = ancestry.after(stage.blocks or range(count - (stage.count or 0), count))
         elif isinstance(stage, InheritStage):
             check_inherit_stage(stage, count)
+            if is_compressed and (stage.start, stage.part) != ("inherited", "both"):
+                raise SecateurError(
+                    "inherit: compressed layers cannot be initialised anew; give start inherited "
+                    "and part both, or a model without them"
+                )
             ancestry = ancestry.after(range(stage.blocks, count))
         elif isinstance(stage, RecoverStage):
             if will_be_pruned and stage.method == "lora":

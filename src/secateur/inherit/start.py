@@ -23,7 +23,7 @@ def initialise(model: Any, seed: int) -> None:
         seed: the same seed gives the same weights.
 
     Raises:
-        SecateurError: its class cannot be built from its configuration.
+        SecateurError: its class cannot be built from its configuration, or layers are compressed.
     """
     _copy(_fresh(model, seed), model)
 
@@ -36,11 +36,15 @@ def initialise_part(model: Any, inherited: InheritedPart, seed: int) -> None:
         inherited: `attention` leaves attention alone and initialises the MLPs; `mlp` the other way
             round; `both` changes nothing. Vectors (norms) are inherited in any case.
         seed: the same seed gives the same weights.
+
+    Raises:
+        SecateurError: as `initialise`.
     """
     if inherited == "both":
         return
-    fresh = find_blocks(_fresh(model, seed))
-    for new, old in zip(fresh.modules, find_blocks(model).modules, strict=True):
+    fresh = _fresh(model, seed)
+    _require_same_names(fresh, model)
+    for new, old in zip(find_blocks(fresh).modules, find_blocks(model).modules, strict=True):
         values = dict(new.named_parameters())
         for name, parameter in old.named_parameters():
             is_attention = any(part.endswith(_ATTENTION_ENDINGS) for part in name.split("."))
@@ -80,7 +84,18 @@ def _fresh(model: Any, seed: int) -> nn.Module:
     return fresh
 
 
+def _require_same_names(fresh: nn.Module, model: nn.Module) -> None:
+    names = {name for name, _ in fresh.named_parameters()}
+    other = [name for name, _ in model.named_parameters() if name not in names]
+    if other:
+        raise SecateurError(
+            f"expected a model with plain layers to initialise, but {other[0]} is none of a new "
+            f"{type(model).__name__}"
+        )
+
+
 def _copy(source: nn.Module, target: nn.Module) -> None:
+    _require_same_names(source, target)
     values = dict(source.named_parameters())
     with torch.no_grad():
         for name, parameter in target.named_parameters():
