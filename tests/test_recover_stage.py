@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 from families import VOCAB_SIZE, tiny_model
-from small_trainings import Interrupted, StopAt, same_values, values_of
 from rich.console import Console
+from small_trainings import Interrupted, StopAt, same_values, values_of
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
