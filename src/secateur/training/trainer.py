@@ -22,7 +22,7 @@ OptimizerState = Mapping[nn.Parameter, dict[str, Any]]
 
 
 class Diverged(Exception):
-    """The loss or a weight is no longer a finite number."""
+    """A loss or a weight is no longer a finite number."""
 
     def __init__(self, step: int, what: str) -> None:
         super().__init__(f"{what} is not finite after {step} steps")
@@ -149,7 +149,7 @@ class RecoveryTrainer(Trainer):  # type: ignore[misc]
         if lost or load_result.unexpected_keys:
             name = (lost or load_result.unexpected_keys)[0]
             raise SecateurError(
-                f"expected a checkpoint of the model that is trained, not so {name}"
+                f"the checkpoint is not of the model that is trained: {name} is only in one of them"
             )
 
     def _holds_plain_model(self) -> bool:
