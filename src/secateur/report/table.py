@@ -1,4 +1,4 @@
-"""Numbers and names as text, and the tables for a terminal and for Markdown."""
+"""The tables for a terminal and for Markdown."""
 
 import math
 import re
@@ -13,8 +13,19 @@ from rich.text import Text
 from secateur.errors import SecateurError
 from secateur.report.comparison import Comparison, Variant
 from secateur.report.drop_words import criterion_words, dropped_words, perplexities
-from secateur.report.lists import MISSING as MISSING
-from secateur.report.lists import listed as listed
+from secateur.report.lists import MISSING, listed
+from secateur.report.numbers import (
+    format_bytes,
+    format_change,
+    format_count,
+    format_fraction,
+    format_number,
+    format_optional,
+    format_perplexity,
+    format_ratio,
+    format_seconds,
+    printable,
+)
 from secateur.report.record import (
     AnyStage,
     BlockRecord,
@@ -28,79 +39,39 @@ from secateur.report.record import (
 from secateur.report.training_record import InheritRecord, RecoverRecord
 from secateur.report.training_words import training_notes, training_table
 
+# With the numbers and lists that tables are made of, for pages that show both.
+__all__ = [
+    "HEADER",
+    "MISSING",
+    "Row",
+    "comparison_rows",
+    "comparison_table",
+    "decode_ratio",
+    "dense_variant",
+    "format_bytes",
+    "format_change",
+    "format_count",
+    "format_fraction",
+    "format_number",
+    "format_optional",
+    "format_perplexity",
+    "format_ranks",
+    "format_ratio",
+    "format_rounds",
+    "format_seconds",
+    "layer_kind",
+    "layers_by_kind",
+    "listed",
+    "markdown_table",
+    "prefill_ratio",
+    "printable",
+    "report_notes",
+    "report_table",
+    "short_name",
+    "tuned_blocks",
+]
+
 _NAMES_SHOWN = 3
-
-
-def printable(text: str) -> str:
-    """One line without control characters: names come from outside, terminals obey escapes."""
-    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
-
-
-def format_number(value: float, digits: int = 2) -> str:
-    """Fixed digits below a thousand, then none, then powers of ten; `NaN` and `inf` as such."""
-    if math.isnan(value):
-        return "NaN"
-    if math.isinf(value):
-        return "inf" if value > 0 else "-inf"
-    if abs(value) < 1000:
-        return f"{value:.{digits}f}"
-    return f"{value:,.0f}" if abs(value) < 1e6 else f"{value:.2e}"
-
-
-def format_perplexity(perplexity: float, standard_error: float) -> str:
-    """`24.12 ± 0.41`."""
-    return f"{format_number(perplexity)} ± {format_number(standard_error)}"
-
-
-def format_change(value: float, base: float) -> str:
-    """Relative change with its sign, `+18.7%`."""
-    if base == 0 or not math.isfinite(base) or math.isnan(value):
-        return "NaN"
-    change = value / base - 1
-    return f"{change:+,.1%}" if math.isfinite(change) else f"{change:+}"
-
-
-def format_fraction(value: float) -> str:
-    """`50.0%`."""
-    return f"{value:.1%}"
-
-
-def format_optional(value: float | None, digits: int = 3) -> str:
-    """A number, or a dash where it is not known."""
-    return MISSING if value is None else format_number(value, digits)
-
-
-def format_count(value: int) -> str:
-    """`8.39M`: three figures with k, M, B (10^9) or T."""
-    return str(value) if abs(value) < 1000 else _scaled(value, ("", "k", "M", "B", "T"))
-
-
-def format_bytes(value: int) -> str:
-    """`16.8 MB`: three figures, decimal units."""
-    return f"{value} B" if value < 1000 else _scaled(value, (" B", " kB", " MB", " GB", " TB"))
-
-
-def _scaled(value: float, units: Sequence[str]) -> str:
-    step = 0
-    while abs(value) >= 999.5 and step < len(units) - 1:
-        value, step = value / 1000, step + 1
-    digits = 2 if abs(value) < 9.995 else 1 if abs(value) < 99.95 else 0
-    return f"{value:.{digits}f}{units[step]}"
-
-
-def format_seconds(value: float) -> str:
-    """`840 ms`, `12.3 s`, `3 min 20 s`, `1 h 05 min`."""
-    if not math.isfinite(value):
-        return format_number(value)
-    if value < 0.9995:
-        return f"{1000 * value:.0f} ms"
-    if value < 59.95:
-        return f"{value:.1f} s"
-    minutes, seconds = divmod(round(value), 60)
-    if minutes < 60:
-        return f"{minutes} min {seconds:02d} s"
-    hours, minutes = divmod(round(value / 60), 60)
-    return f"{hours} h {minutes:02d} min"
 
 
 def dense_variant(comparison: Comparison) -> Variant:
@@ -131,11 +102,6 @@ def decode_ratio(variant: Variant, dense: Variant) -> float | None:
     """Decode speed against dense, above 1 is faster; None where either was not measured."""
     ours, theirs = variant.decode_tokens_per_second, dense.decode_tokens_per_second
     return None if ours is None or not theirs else ours / theirs
-
-
-def format_ratio(ratio: float | None) -> str:
-    """`1.29×`, or a dash where it is not known."""
-    return MISSING if ratio is None else f"{ratio:.2f}×"
 
 
 class Row(NamedTuple):
