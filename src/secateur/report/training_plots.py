@@ -1,5 +1,6 @@
 """Curves of trainings as pictures: loss against tokens, with the line of the model aimed at."""
 
+import math
 from collections.abc import Sequence
 
 from matplotlib.axes import Axes
@@ -19,7 +20,7 @@ def recover_svg(stage: RecoverRecord) -> str:
         if stage.dense_loss is not None:
             _line(axes, stage.dense_loss, "dense")
         kept = next((p for p in stage.run.points if p.step == stage.run.kept_step), None)
-        if kept is not None:
+        if kept is not None and math.isfinite(kept.held_out_loss):
             place = (kept.num_tokens / 1e6, kept.held_out_loss)
             axes.plot(*place, "o", color=_CURVE, markersize=6)
             note_at(axes, f"kept: {kept.held_out_loss:.3f}", place, (0, 7))
@@ -33,16 +34,17 @@ def inherit_svg(stage: InheritRecord) -> str:
     """Loss against tokens through all rounds, and the parent's loss as a line."""
     with drawing(3.1) as figure:
         axes = figure.subplots()
-        before, heights = 0, []
+        before, heights = 0, list[float]()
         for entry in stage.rounds:
             _curve(axes, entry.run.points, before)
-            heights += [point.held_out_loss for point in entry.run.points]
+            losses = [point.held_out_loss for point in entry.run.points]
+            heights += [loss for loss in losses if math.isfinite(loss)]
             if before:
                 axes.axvline(before / 1e6, color=MUTED, linewidth=0.8, linestyle=(0, (2, 3)))
             before += entry.run.num_tokens
         before = 0
         for entry in stage.rounds:
-            top = (before / 1e6, max(heights))
+            top = (before / 1e6, max(heights, default=0.0))
             note_at(axes, f"{entry.num_blocks} blocks", top, (4, 2), ha="left", color=MUTED)
             before += entry.run.num_tokens
         _line(axes, stage.parent_loss, f"parent, {stage.parent_blocks} blocks")
@@ -60,13 +62,17 @@ def _curve(axes: Axes, points: Sequence[TrainingPoint], tokens_before: int) -> N
     losses = [point.held_out_loss for point in points]
     label = "held out" if first else None
     axes.plot(places, losses, "-", color=_CURVE, marker=".", linewidth=1.6, label=label)
-    trained = [(x, p.train_loss) for x, p in zip(places, points, strict=True) if p.train_loss]
+    trained = [
+        (x, p.train_loss) for x, p in zip(places, points, strict=True) if p.train_loss is not None
+    ]
     if trained:
         label = "trained on" if first else None
         axes.plot(*zip(*trained, strict=True), "-", color=_TRAINED, linewidth=1.0, label=label)
 
 
 def _line(axes: Axes, loss: float, name: str) -> None:
+    if not math.isfinite(loss):
+        return
     axes.axhline(loss, color=INK, linewidth=1, linestyle=(0, (5, 3)))
     place = (axes.get_xlim()[1], loss)
     note_at(axes, f"{name}\n{loss:.3f}", place, (5, 0), ha="left", va="center")

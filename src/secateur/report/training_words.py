@@ -36,12 +36,19 @@ def training_words(stage: TrainingRecord) -> str:
             f"({stage.start}) trained in {_count(len(stage.rounds), 'round')}: loss "
             f"{stage.loss:.3f}, which {reached} the parent's {stage.parent_loss:.3f}"
         )
-    run = stage.run
-    won = "" if stage.recovered is None else f", {stage.recovered:.0%} of what compression cost"
+    run, method = stage.run, stage.method.replace("_", " ")
     return (
-        f"{run.num_trained_parameters:,} parameters trained by {stage.method.replace('_', ' ')} on "
-        f"{run.num_tokens:,} tokens: loss {run.loss_before:.3f} to {run.loss_after:.3f}{won}"
+        f"{run.num_trained_parameters:,} parameters trained by {method} on {run.num_tokens:,} "
+        f"tokens: loss {run.loss_before:.3f} to {run.loss_after:.3f}{_won(stage)}"
     )
+
+
+def _won(stage: RecoverRecord) -> str:
+    if stage.run.loss_after > stage.run.loss_before:
+        return ", worse than before"
+    if stage.recovered is None:
+        return ""
+    return f", {stage.recovered:.0%} of what compression cost"
 
 
 def training_facts(stage: TrainingRecord) -> list[str]:
@@ -62,10 +69,15 @@ def training_facts(stage: TrainingRecord) -> list[str]:
         beside = "above" if change >= 0 else "below"
         facts.append(
             f"The dense model has {stage.dense_loss:.3f} on the same windows: what was recovered "
-            f"is {abs(change):.3f} {beside} it (perplexity {math.exp(stage.run.loss_after):.2f} "
-            f"against {math.exp(stage.dense_loss):.2f})."
+            f"is {abs(change):.3f} {beside} it (perplexity {_perplexity(stage.run.loss_after):.2f} "
+            f"against {_perplexity(stage.dense_loss):.2f})."
         )
     return facts + [f"{run.note[0].upper()}{run.note[1:]}." for run in runs if run.note]
+
+
+def _perplexity(loss: float) -> float:
+    """Infinite where the exponential is beyond what a float holds."""
+    return math.exp(loss) if not loss > 700.0 else math.inf
 
 
 def training_notes(stage: TrainingRecord) -> list[str]:
