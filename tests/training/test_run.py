@@ -91,6 +91,31 @@ def test_the_record(tmp_path: Path) -> None:
     assert moments["exp_avg"].shape == (128, 32)
 
 
+@pytest.mark.parametrize(
+    ("length", "steps", "windows"),
+    [
+        ({"epochs": 1.0, "num_tokens": None}, 3, 5),
+        ({"epochs": 2.0, "num_tokens": None}, 6, 10),
+        ({"epochs": 1.2, "num_tokens": None}, 4, 7),
+        ({"num_tokens": 7 * LENGTH}, 4, 7),
+        ({"num_tokens": 9 * LENGTH + 1}, 6, 10),
+        ({"num_tokens": 1}, 1, 2),
+        ({"epochs": 2.0, "num_tokens": None, "gradient_accumulation": 2}, 4, 10),
+    ],
+)
+def test_five_windows_in_batches_of_two(
+    tmp_path: Path, length: dict[str, Any], steps: int, windows: int
+) -> None:
+    training = options(1, eval_steps=1, **length)
+    result = train(
+        tiny_model("llama"), ["lm_head.weight"], tmp_path, training, texts=training_texts(5)
+    )
+    assert result.run.num_steps == steps
+    assert result.run.num_tokens == windows * LENGTH
+    assert result.run.points[-1].num_tokens == windows * LENGTH
+    assert result.run.points[1].num_tokens == 2 * LENGTH * length.get("gradient_accumulation", 1)
+
+
 def test_two_trainings_are_the_same_bit_for_bit(tmp_path: Path) -> None:
     results = []
     for name in ("one", "other"):

@@ -6,15 +6,12 @@ from statistics import fmean
 from secateur.report.training_record import TrainingPoint
 
 
-def curve(
-    history: Sequence[Mapping[str, float]], loss_before: float, tokens_per_step: int
-) -> tuple[TrainingPoint, ...]:
+def curve(history: Sequence[Mapping[str, float]], loss_before: float) -> tuple[TrainingPoint, ...]:
     """A point for the beginning and one for every evaluation.
 
     Args:
         history: the Trainer's `log_history`: entries with `loss` or with `eval_loss`.
         loss_before: on the held-out windows.
-        tokens_per_step: of an optimizer step.
     """
     points = [
         TrainingPoint(step=0, num_tokens=0, seconds=0.0, train_loss=None, held_out_loss=loss_before)
@@ -32,7 +29,7 @@ def curve(
             points.append(
                 TrainingPoint(
                     step=step,
-                    num_tokens=step * tokens_per_step,
+                    num_tokens=int(entry["num_input_tokens_seen"]),
                     seconds=entry["step_seconds"],
                     train_loss=fmean(losses, weights) if losses else None,
                     held_out_loss=entry["eval_loss"],

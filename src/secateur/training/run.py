@@ -99,8 +99,9 @@ def run_training(
         the record and the optimizer's moments.
 
     Raises:
-        SecateurError: adapters would fill pruned matrices, the loss is no longer finite and there
-            is no checkpoint to go back to, or a library is not installed.
+        SecateurError: adapters would fill pruned matrices, a library is not installed, or the loss
+            is no longer finite and there is no checkpoint to go back to: the model then has the
+            weights of the step that broke it.
     """
     unpack_layers(model)
     pruned = pruned_parameters(model)
@@ -138,10 +139,10 @@ def run_training(
     model.to(home)
     run = TrainingRun(
         data=texts.to_record(),
-        points=curve(trainer.state.log_history, before, tokens_per_step(arguments, options)),
+        points=curve(trainer.state.log_history, before),
         num_trained_parameters=num_trained,
         num_steps=trainer.state.global_step,
-        num_tokens=trainer.state.global_step * tokens_per_step(arguments, options),
+        num_tokens=trainer.state.num_input_tokens_seen,
         seconds=max([0.0, *(entry["step_seconds"] for entry in trainer.state.log_history)]),
         loss_before=before,
         loss_after=after,
@@ -224,6 +225,7 @@ def _arguments(
             logging_strategy="steps",
             logging_steps=min(10, options.eval_steps),
             logging_nan_inf_filter=False,
+            include_num_input_tokens_seen="all",
             dataloader_pin_memory=not on_cpu,
             remove_unused_columns=False,
             disable_tqdm=True,
@@ -248,17 +250,25 @@ def _checkpointing(wanted: bool) -> dict[str, bool]:
 
 
 def tokens_per_step(arguments: TrainingArguments, options: Training) -> int:
-    """Tokens of one optimizer step over all processes."""
+    """Tokens of one optimizer step over all processes; the last one of a pass may have fewer."""
     windows: int = options.batch_size * options.gradient_accumulation * arguments.world_size
     return windows * options.max_seq_length
 
 
 def num_steps(arguments: TrainingArguments, options: Training, data: TrainingData) -> int:
-    """Optimizer steps that see `num_tokens` tokens, or the data `epochs` times."""
-    wanted = options.num_tokens
-    if wanted is None:
-        wanted = math.ceil(options.epochs * data.num_windows) * options.max_seq_length
-    return math.ceil(wanted / tokens_per_step(arguments, options))
+    """Optimizer steps that see `num_tokens` tokens, or the data `epochs` times.
+
+    Each pass over the data ends with a step on what is left, which may be less than a whole one.
+    """
+    if options.num_tokens is None:
+        windows = math.ceil(options.epochs * data.num_windows)
+    else:
+        windows = math.ceil(options.num_tokens / options.max_seq_length)
+    in_step = tokens_per_step(arguments, options) // options.max_seq_length
+    if data.is_streamed:
+        return math.ceil(windows / in_step)
+    passes, rest = divmod(windows, data.num_windows)
+    return passes * math.ceil(data.num_windows / in_step) + math.ceil(rest / in_step)
 
 
 def _callbacks(
