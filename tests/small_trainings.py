@@ -108,17 +108,20 @@ class Interrupted(Exception):
 
 
 class StopAt:
-    """Progress that raises once a step is done, as if someone had stopped the process."""
+    """Progress that raises once a step of training is done, as if the process had been stopped."""
 
     def __init__(self, step: int) -> None:
+        """`step`: counted over all trainings, without those that were resumed."""
         self._left = step
+        self._trains = False
 
     def begin(self, task: str, total: int) -> None:
-        """Ignore."""
+        """Look whether it is a training."""
+        self._trains = task.startswith(("train", "recover", "round"))
 
     def advance(self, detail: str = "") -> None:
         """Count."""
-        if detail == "resumed":
+        if detail == "resumed" or not self._trains:
             return
         self._left -= 1
         if self._left == 0:

@@ -430,6 +430,9 @@ def test_errors(tmp_path: Path, text: Path) -> None:
     refused("nothing.txt", recover(tmp_path / "nothing.txt"))
     message = "expected at least 5 blocks to train, the model has 2"
     refused(message, recover(text, "head_and_last_blocks", last_blocks=5))
+    with pytest.raises(SecateurError, match=r"nothing\.txt"):
+        run(model, recover(text), recover(tmp_path / "nothing.txt"), output=output)
+    assert beside(output) == []
     with pytest.raises(SecateurError, match="resume goes by checkpoints beside the output"):
         run(model, recover(text), resume=True)
 
@@ -444,9 +447,8 @@ def test_an_interrupted_run_goes_on(tmp_path: Path, text: Path) -> None:
     for place, step in (("second", 4), ("third", 10)):
         output = tmp_path / place / "out"
         output.parent.mkdir()
-        # Bars of other work come first: two blocks.
         with pytest.raises(Interrupted):
-            run(folder, *stages, output=output, progress=StopAt(2 + step))
+            run(folder, *stages, output=output, progress=StopAt(step))
         assert not output.exists()
         assert beside(output) == [".out.training"]
         model, again, _ = run(folder, *stages, output=output, resume=True)
@@ -472,6 +474,15 @@ def test_another_run_is_not_resumed(tmp_path: Path, text: Path) -> None:
     message = r"another training: the model has changed since\. Start anew without resume"
     with pytest.raises(SecateurError, match=message):
         run(tiny_model("llama", seed=1), recover(text), output=output, resume=True)
+    message = "another training: the calibration has changed since"
+    with pytest.raises(SecateurError, match=message):
+        run(
+            tiny_model("llama"),
+            recover(text),
+            output=output,
+            resume=True,
+            calibration=torch.full((1, 8), 5),
+        )
     run(tiny_model("llama"), recover(text, "all"), output=output)
     assert beside(output) == []
 

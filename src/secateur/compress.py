@@ -178,7 +178,8 @@ def compress_with_report(
         with clock.step("draw calibration tokens"):
             tokens = draw_tokens(choice, recipe, loaded)
         place = in_use.enter_context(training_place(output, cache, resume, device))
-        trainings = prepare_trainings(loaded, recipe, place, clock)
+        calibrated_on = tokens.sha256() if tokens else ""
+        trainings = prepare_trainings(loaded, recipe, place, clock, calibrated_on)
         before = model_record(loaded, inventory)
         text = EvaluationText(evaluation_text, max_seq_length)
         quality = measure_quality(loaded, text, "before", blocks_device, clock)

@@ -146,7 +146,11 @@ def _history(loaded: LoadedModel) -> tuple[list[Report], Path | None]:
 
 
 def prepare_trainings(
-    loaded: LoadedModel, recipe: Recipe, place: TrainingPlace, clock: StepClock
+    loaded: LoadedModel,
+    recipe: Recipe,
+    place: TrainingPlace,
+    clock: StepClock,
+    calibration_sha256: str = "",
 ) -> dict[int, PreparedTraining]:
     """Read and tokenise the texts of every training stage, and measure the dense model on them.
 
@@ -155,6 +159,7 @@ def prepare_trainings(
         recipe: its stages.
         place: where tokens and checkpoints go; checkpoint folders are claimed.
         clock: told of each stage's texts.
+        calibration_sha256: of the tokens that stages before a training go by; empty if none do.
 
     Returns:
         by the stage's place in the recipe, from 0.
@@ -170,7 +175,11 @@ def prepare_trainings(
     prepared = {}
     for number, stage in stages.items():
         with clock.step("read training texts"):
-            prepared[number] = _prepare(loaded, recipe, number, stage, place)
+            prepared[number] = _prepare(loaded, number, stage, place)
+    # Only now that nothing can be wrong with any of them is something written.
+    for number, training in prepared.items():
+        identity = _identity(loaded, recipe, number, training.texts)
+        training.place.claim({**identity, "the calibration": calibration_sha256})
     return prepared
 
 
@@ -209,7 +218,7 @@ def _check_stages(loaded: LoadedModel, recipe: Recipe) -> None:
 
 
 def _prepare(
-    loaded: LoadedModel, recipe: Recipe, number: int, stage: Stage, place: TrainingPlace
+    loaded: LoadedModel, number: int, stage: Stage, place: TrainingPlace
 ) -> PreparedTraining:
     assert isinstance(stage, RecoverStage | InheritStage)
     options = stage.training
@@ -219,16 +228,20 @@ def _prepare(
     if isinstance(stage, RecoverStage):
         dense = _dense_model(loaded, stage, texts, place.on_cpu)
     folder = CheckpointFolder(place.checkpoints / f"stage-{number + 1}", place.resume)
-    folder.claim(
-        {
-            "the recipe": digest(*(str(item) for item in recipe.stages[: number + 1])),
-            "the model": fingerprint(loaded.model).logits_sha256,
-            "the training text": texts.train.sha256,
-            "the held-out text": texts.held_out.sha256,
-            "versions": digest(str(package_versions())),
-        }
-    )
     return PreparedTraining(texts, dense, folder, place.on_cpu)
+
+
+def _identity(
+    loaded: LoadedModel, recipe: Recipe, number: int, texts: TrainingTexts
+) -> dict[str, str]:
+    """What has to be the same for a training to go on."""
+    return {
+        "the recipe": digest(*(str(item) for item in recipe.stages[: number + 1])),
+        "the model": fingerprint(loaded.model).logits_sha256,
+        "the training text": texts.train.sha256,
+        "the held-out text": texts.held_out.sha256,
+        "versions": digest(str(package_versions())),
+    }
 
 
 def _check_window(model: nn.Module, options: Training) -> None:

@@ -311,9 +311,14 @@ def _points(one: TrainingResult, other: TrainingResult) -> list[tuple[Any, Any]]
     return list(zip(one.run.points[1:], other.run.points[1:], strict=True))
 
 
-def test_a_first_training_loss_is_that_of_the_counted_predictions(tmp_path: Path) -> None:
-    texts = training_texts(4, first_labels=(1, 8, 3, 10))
+@pytest.mark.parametrize("loss_type", ["ForCausalLM", "ForTokenClassification"])
+@pytest.mark.parametrize("first_labels", [(0,), (1, 8, 3, 10)])
+def test_a_first_training_loss_is_that_of_the_counted_predictions(
+    tmp_path: Path, first_labels: tuple[int, ...], loss_type: str
+) -> None:
+    texts = training_texts(4, first_labels=first_labels)
     model = tiny_model("llama")
+    model.loss_type = loss_type  # what the Trainer thinks that the model minimises
     items = [texts.train.dataset[row] for row in range(4)]
     with torch.no_grad():
         ids = torch.stack([item["input_ids"] for item in items])

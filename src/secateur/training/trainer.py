@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, Trainer
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from secateur.errors import SecateurError
-from secateur.training.loss import window_losses
+from secateur.training.loss import IGNORED, window_losses
 from secateur.training.objective import Objective
 from secateur.training.pruned_weights import local_values
 
@@ -77,6 +77,22 @@ class RecoveryTrainer(Trainer):  # type: ignore[misc]
         self._went_back_to: str | None = None
         # Our loss is divided by the predictions of the whole step, as models' own losses are.
         self.model_accepts_loss_kwargs = True
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Tensor | int | None]:
+        """Batches of a step, and how many predictions our loss counts in them on all processes.
+
+        The first token of a window is not predicted, whatever the Trainer thinks of a model's loss.
+        """
+        batches, counted = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if counted is None or not batches:
+            return batches, counted
+        here = sum((batch["labels"][..., 1:] != IGNORED).sum() for batch in batches)
+        total = torch.as_tensor(here, device=device)
+        if self.args.average_tokens_across_devices and self.accelerator.num_processes > 1:
+            total = self.accelerator.gather(total).sum()
+        return batches, total
 
     def compute_loss(
         self,
