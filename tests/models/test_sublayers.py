@@ -7,6 +7,7 @@ from families import FAMILIES, tiny_model
 from torch import Tensor, nn
 from transformers import OPTConfig, PreTrainedModel, StaticCache
 
+from secateur.checkpoint.fingerprint import probe_tokens
 from secateur.depth.remove import rehearse_removal, remove_sublayers
 from secateur.errors import SecateurError
 from secateur.models.blocks import BlockList, find_blocks
@@ -19,7 +20,8 @@ from secateur.models.sublayers import (
     silenced,
 )
 from secateur.modules.removed_sublayer import RemovedSublayer
-from secateur.stages.drop_plan import block_sublayers
+from secateur.recipe import DropBlocksStage
+from secateur.stages.drop_plan import block_sublayers, check_sublayers
 
 IDS = torch.arange(3, 15).unsqueeze(0)
 SIDE_BY_SIDE = {"gpt_neox", "gptj"}
@@ -206,6 +208,30 @@ def test_a_rehearsal_notices_a_cache_that_loses_count(monkeypatch: pytest.Monkey
         SecateurError, match=r"the cache loses count of tokens|does not run without"
     ):
         rehearse_removal(model, blocks, {0: found[0]}, "attention", IDS)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "qwen3_moe"])
+def test_a_stage_notices_a_cache_that_loses_count(
+    family: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_model(family, 3).to(dtype)
+    stage = DropBlocksStage(granularity="attention", count=1)
+    check_sublayers(model, find_blocks(model), stage, IDS)
+    monkeypatch.setattr("secateur.modules.removed_sublayer._lengthen", lambda *_: None)
+    with pytest.raises(SecateurError, match="the cache loses count of tokens"):
+        check_sublayers(model, find_blocks(model), stage, IDS)
+
+
+def test_rounding_in_bf16_is_no_lost_count() -> None:
+    model = tiny_model("gpt2", 8).to(torch.bfloat16)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            # Logits as large as those of trained models.
+            parameter.mul_(5 if parameter.ndim > 1 else 1)
+        model.lm_head.weight.mul_(4)
+    stage = DropBlocksStage(granularity="mlp", count=1)
+    check_sublayers(model, find_blocks(model), stage, probe_tokens(model))
 
 
 def test_a_rehearsal_notices_a_model_that_needs_the_part(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,8 +10,10 @@ from secateur.errors import SecateurError
 from secateur.models.blocks import BlockList
 from secateur.models.sublayers import Part, Sublayers, stand_ins
 
-# Of the logits. With a cache products have other shapes, so their sums are rounded otherwise.
+# Of the largest logit. With a cache products have other shapes, so their sums are rounded
+# otherwise: by up to three roundings to bf16 in random models of 8 blocks.
 _CACHE_TOLERANCE = 1e-2
+_CACHE_ROUNDINGS = 8
 
 
 def remove_sublayers(
@@ -76,8 +78,8 @@ def rehearse_removal(
                 f"{type(model).__name__} does not run without the {part} of its blocks: {error}"
             ) from error
     distance = float((last.double() - whole.double()).abs().max())
-    allowed = _CACHE_TOLERANCE * float(whole.double().abs().max())
-    if not distance <= max(allowed, 16 * torch.finfo(whole.dtype).eps):
+    share = max(_CACHE_TOLERANCE, _CACHE_ROUNDINGS * torch.finfo(whole.dtype).eps)
+    if not distance <= share * float(whole.double().abs().max()):
         raise SecateurError(
             f"without the {part} of its blocks {type(model).__name__} gives other logits with a "
             f"key-value cache than without, by {distance:.3g}: the cache loses count of tokens"

@@ -92,7 +92,7 @@ def block_sublayers(
 def check_sublayers(
     model: nn.Module, blocks: BlockList, stage: DropBlocksStage, input_ids: Tensor
 ) -> tuple[Sublayers, ...]:
-    """What the blocks consist of, after a rehearsal without the parts that may go.
+    """What the blocks consist of, after rehearsals without the parts that may go, and all but one.
 
     Raises:
         SecateurError: as `block_sublayers`; named blocks lack the part; the model does not run
@@ -107,6 +107,9 @@ def check_sublayers(
         raise SecateurError(f"the {part} of blocks {gone} was removed before")
     there = {index: entry for index, entry in enumerate(found) if entry.part(part) is not None}
     rehearse_removal(model, blocks, there, part, input_ids)
+    # Without any attention nothing depends on positions: one must be left to miss a lost count.
+    all_but_one = dict(list(there.items())[:-1])
+    rehearse_removal(model, blocks, all_but_one, part, input_ids)
     return found
 
 
