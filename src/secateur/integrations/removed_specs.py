@@ -15,6 +15,9 @@ from secateur.models.sublayers import cache_index, removed_sublayers
 from secateur.modules.removed_sublayer import RemovedSublayer
 from secateur.plain import from_plain
 
+# Far more than any sub-layer returns. Checkpoints come from strangers, and a tuple takes memory.
+_MOST_RETURNED = 16
+
 
 @dataclass(frozen=True, kw_only=True)
 class RemovedSpec:
@@ -26,6 +29,10 @@ class RemovedSpec:
     def __post_init__(self) -> None:
         # Says what is wrong with the numbers.
         RemovedSublayer(self.width, self.tuple_length)
+        if self.tuple_length is not None and self.tuple_length > _MOST_RETURNED:
+            raise SecateurError(
+                f"expected a tuple length of at most {_MOST_RETURNED}, got {self.tuple_length}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +107,8 @@ class RemovedParts:
         """Put stand-ins in the place of the parts, which are there, in a model.
 
         Raises:
-            SecateurError: a part is not in the model.
+            SecateurError: a part is not in the model, is no part of a block, or returned something
+                of another width.
         """
         for name, spec in self.specs.items():
             parent_name, _, child = name.rpartition(".")
@@ -108,5 +116,21 @@ class RemovedParts:
                 old = model.get_submodule(name)
             except AttributeError:
                 raise SecateurError(f"{type(model).__name__} has no {name} to remove") from None
+            _check_part(model, name, old, spec)
             stand_in = RemovedSublayer(spec.width, spec.tuple_length, cache_index(old))
             setattr(model.get_submodule(parent_name), child, stand_in.train(old.training))
+
+
+def _check_part(model: nn.Module, name: str, part: nn.Module, spec: RemovedSpec) -> None:
+    """Refuse what no removal leaves behind: memory for its zeros would be anything."""
+    block_name = name.rpartition(".")[0]
+    blocks = model.get_submodule(block_name.rpartition(".")[0])
+    if not block_name or not isinstance(blocks, nn.ModuleList):
+        raise SecateurError(f"expected {name} to be the attention or MLP of a block")
+    # The first of several layers of an MLP is stood for by zeros of width 1.
+    widths = {1} | {size for parameter in part.parameters() for size in parameter.shape}
+    if spec.width not in widths:
+        raise SecateurError(
+            f"{name} is listed as removed with a width of {spec.width}, which none of its weights "
+            "has"
+        )
