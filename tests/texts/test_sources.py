@@ -73,3 +73,28 @@ def test_identity_of_a_dataset(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(SecateurError, match=r"pip install 'secateur\[datasets\]'"):
         dataset_identity("c")
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("1" * 5000, "line 2: not JSON: Exceeds the limit"),
+        ("[" * 100_000, "line 2: not JSON: maximum recursion depth"),
+        (r'{"text": "a \ud800 b"}', r"line 2: a \\u escape stands for half a character"),
+        (r'{"messages": [{"content": "\uDFFF\uD800"}]}', "line 2: .* half a character"),
+    ],
+)
+def test_lines_that_nothing_can_read_are_named(line: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text(f'{{"text": "fine"}}\n{line}\n')
+    with pytest.raises(SecateurError, match=message):
+        list(read_rows(tmp_path, "training"))
+
+
+def test_whole_characters_in_escapes_are_text(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text(r'"\ud83d\ude00"' + "\n" + r'"\\ud800"' + "\n")
+    assert list(read_texts(tmp_path, "training")) == ["\U0001f600", "\\ud800"]
+
+
+def test_a_path_that_cannot_be_looked_at_is_named() -> None:
+    with pytest.raises(SecateurError, match=r"training source 'a/a/.* cannot be read: File name"):
+        source_files("a/" * 4000, "training")

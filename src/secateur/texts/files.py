@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,8 @@ from secateur.texts.rows import Row
 
 TEXT_SUFFIXES = (".txt", ".md", ".txt.gz")
 JSON_SUFFIXES = (".jsonl", ".jsonl.gz")
+
+_ESCAPED_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 def is_json_lines(path: Path) -> bool:
@@ -42,7 +45,7 @@ def file_rows(path: Path) -> Iterator[Row]:
     """The JSON values of a JSON-lines file, or the text of any other file as one row.
 
     Raises:
-        SecateurError: it is not UTF-8 text, or a line is not JSON.
+        SecateurError: it is not UTF-8 text, or a line is not JSON that stands for text.
     """
     with open_text(path) as file:
         if is_json_lines(path):
@@ -57,6 +60,20 @@ def _json_rows(path: Path, lines: TextIO) -> Iterator[Row]:
             continue
         try:
             value = json.loads(line.rstrip("\n"))
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:  # numbers too long, values too deep
             raise SecateurError(f"{path}, line {number}: not JSON: {error}") from None
+        if _ESCAPED_SURROGATE.search(line) and not _is_text(value):
+            raise SecateurError(
+                f"{path}, line {number}: a \\u escape stands for half a character (a surrogate "
+                "without its other half), which is no text"
+            )
         yield Row(str(path), "line", number, value)
+
+
+def _is_text(value: object) -> bool:
+    """Whether no string in it holds half a character, which no tokenizer takes."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True

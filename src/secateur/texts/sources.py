@@ -27,9 +27,15 @@ def source_files(source: str | Path, purpose: str) -> list[Path] | None:
             f"{purpose} source {str(source)[:80]!r}... is too long for the name of a file or "
             "dataset; give texts as a list"
         )
-    if path.is_dir():
+    try:
+        is_folder, is_file = path.is_dir(), path.is_file()
+    except OSError as error:
+        raise SecateurError(
+            f"{purpose} source {str(source)[:80]!r}... cannot be read: {error.strerror}"
+        ) from None
+    if is_folder:
         return _folder_files(path, purpose)
-    if path.is_file():
+    if is_file:
         return [path]
     if isinstance(source, str) and _may_be_dataset(source):
         return None
