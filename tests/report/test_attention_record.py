@@ -1,4 +1,5 @@
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -48,3 +49,19 @@ def test_blocks_without_heads_are_refused(
     values["blocks"][2].update(ranks=list(ranks), masses=list(masses))
     with pytest.raises(SecateurError, match=rf"blocks\.2: .*{message}"):
         attention_from_text(json.dumps(values))
+
+
+@pytest.mark.parametrize("value", [0.5, math.nan, math.inf])
+def test_means_that_nothing_has_are_refused(value: float) -> None:
+    for ranks, masses in (((1.0, value), (1.0, 1.0)), ((1.0, 1.0), (value, 1.0))):
+        with pytest.raises(SecateurError, match=rf"of at least 1, got {value:g} in block 4"):
+            AttentionBlock(block=4, ranks=ranks, masses=masses)
+
+
+def test_blocks_that_are_not_all_there_are_refused() -> None:
+    for blocks in ((), (block(1, 2.0),), (block(0, 2.0), block(0, 2.0))):
+        with pytest.raises(SecateurError, match=r"expected blocks 0, 1 and so on, got \["):
+            analysis(blocks, ())
+    for lazy in ((5,), (4, 3), (3, 3), (-1,)):
+        with pytest.raises(SecateurError, match="expected lazy blocks among 0 to 4, ascending"):
+            analysis(lazy=lazy)

@@ -5,6 +5,7 @@ to the length of the windows.
 """
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -32,6 +33,12 @@ class AttentionBlock:
             raise SecateurError(
                 "expected a rank and a column mass for each of one head or more, got "
                 f"{len(self.ranks)} and {len(self.masses)}"
+            )
+        broken = [value for value in (*self.ranks, *self.masses) if not 1 <= value < math.inf]
+        if broken:
+            raise SecateurError(
+                f"expected ranks and column masses of at least 1, got {broken[0]:g} in block "
+                f"{self.block}"
             )
 
     @property
@@ -89,6 +96,17 @@ class AttentionRecord:
     lazy: tuple[int, ...]
     """The lazy blocks, ascending."""
     blocks: tuple[AttentionBlock, ...]
+    """All of them, ascending."""
+
+    def __post_init__(self) -> None:
+        """Refuse blocks that are not all there, and lazy ones that are not among them."""
+        numbers = [block.block for block in self.blocks]
+        if not numbers or numbers != list(range(len(numbers))):
+            raise SecateurError(f"expected blocks 0, 1 and so on, got {numbers}")
+        if list(self.lazy) != sorted(set(self.lazy) & set(numbers)):
+            raise SecateurError(
+                f"expected lazy blocks among 0 to {numbers[-1]}, ascending, got {list(self.lazy)}"
+            )
 
     def to_json(self) -> str:
         """JSON text that `attention_from_text` reads back."""
