@@ -47,6 +47,9 @@ def test_words() -> None:
     assert drop_words.perplexities(greedy()) == pytest.approx(
         [math.exp(loss) for loss in GREEDY["losses"]]
     )
+    far, infinite, unknown = drop_words.perplexities(drop(losses=(5000.0, math.inf, math.nan)))
+    assert far == infinite == math.inf
+    assert math.isnan(unknown)
 
 
 @pytest.mark.parametrize(

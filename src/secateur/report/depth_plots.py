@@ -10,8 +10,8 @@ from secateur.report import plots, table
 def removal_svg(perplexities: Sequence[float], order: Sequence[int], what: str = "block") -> str:
     """Perplexity against how many blocks went; each point names the block that went last.
 
-    Perplexities that are not finite have a name and no point. A scale of powers of ten is used
-    where the largest is more than ten times the least.
+    Perplexities that are not finite have no point, and stand in the alternative text alone. A scale
+    of powers of ten is used where the largest is more than ten times the least.
 
     Args:
         perplexities: with nothing removed, after the first removal, and so on.

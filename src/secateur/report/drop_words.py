@@ -47,8 +47,11 @@ def score_caption(stage: DropRecord) -> str:
 
 
 def perplexities(stage: DropRecord) -> tuple[float, ...]:
-    """On the calibration tokens, before and after each removal as far as it was measured."""
-    return tuple(math.exp(min(loss, 700.0)) for loss in stage.losses)
+    """On the calibration tokens, before and after each removal as far as it was measured.
+
+    Infinite where a loss is beyond what an exponential can be taken of.
+    """
+    return tuple(math.inf if loss > 700 else math.exp(loss) for loss in stage.losses)
 
 
 def part_name(stage: DropRecord) -> str:
