@@ -37,7 +37,7 @@ def make_compact(model: Any) -> list[str]:
     names = mark_compressed(model)
     if not names:
         raise SecateurError(
-            f"expected a model with 2:4 or low-rank layers to write compactly, but none of the "
-            f"linear layers of {type(model).__name__} is"
+            "expected a model with 2:4 or low-rank layers, or without the attention or MLP of "
+            f"some blocks, to write compactly, but {type(model).__name__} is none"
         )
     return names
