@@ -9,6 +9,7 @@ from torch import nn
 
 from secateur.calibration.data import CalibrationSource, load_calibration
 from secateur.calibration.tokens import CalibrationTokens
+from secateur.checkpoint.compact import needs_own_format
 from secateur.checkpoint.fingerprint import probe_tokens
 from secateur.checkpoint.load import LoadedModel, load_model, usable_device
 from secateur.clock import StepClock
@@ -62,7 +63,8 @@ def open_model(
 ) -> LoadedModel:
     """Load a model, or take one that is already in memory.
 
-    `accept_compact`: layers may be compressed already, as they may where a model is only trained.
+    `accept_compact`: layers may be compressed already, and parts of blocks removed, as they may
+    where a model is only trained.
 
     Raises:
         SecateurError: it cannot be loaded, is quantised, or options for loading come with an
@@ -88,7 +90,7 @@ def open_model(
     if revision is not None or dtype != "auto":
         raise SecateurError("revision and dtype say how to load a model, but one was given loaded")
     is_quantised = getattr(getattr(model, "config", None), "quantization_config", None) is not None
-    if is_quantised and not (accept_compact and compressed_modules(model)):
+    if is_quantised and not (accept_compact and needs_own_format(model)):
         raise SecateurError(
             f"{type(model).__name__} is already quantised; compress the original 16-bit or 32-bit "
             "model first, and quantise the result"

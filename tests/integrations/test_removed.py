@@ -28,6 +28,7 @@ from secateur.integrations.removed_specs import RemovedParts, RemovedSpec
 from secateur.models.blocks import find_blocks
 from secateur.models.sublayers import removed_sublayers
 from secateur.modules.removed_sublayer import RemovedSublayer
+from secateur.prepare import open_model
 
 CALIBRATION = torch.randint(3, 128, (4, 12), generator=torch.Generator().manual_seed(0))
 
@@ -110,6 +111,14 @@ def test_auto_writes_its_own_format_and_the_card_says_so(
     assert "`import secateur` first" in card
     assert "- attention of block 1 removed (named in the recipe)" in card
     assert all(check.passed for check in verify_checkpoint(tmp_path / "out"))
+
+
+def test_only_training_takes_a_model_without_parts(tmp_path: Path) -> None:
+    model = loaded(saved(without("llama", "attention"), tmp_path))
+    opened = open_model(model, None, None, "auto", False, accept_compact=True)
+    assert opened.model is model
+    with pytest.raises(SecateurError, match="LlamaForCausalLM is already quantised"):
+        open_model(model, None, None, "auto", False)
 
 
 def test_whole_blocks_stay_plain_models(tmp_path: Path) -> None:

@@ -66,7 +66,8 @@ def check_config(
     if method == QUANT_METHOD and not accept_compact:
         raise SecateurError(
             f"{folder} is compressed already (a compact Secateur checkpoint); compress the model "
-            "that it was made of, or make it dense first: load it with transformers and save what "
+            "that it was made of, all stages in one recipe, or (unless it is without the attention "
+            "or MLP of some blocks) make it dense first: load it with transformers and save what "
             "model.dequantize() returns"
         )
     if method and method != QUANT_METHOD:
