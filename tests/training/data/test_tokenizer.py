@@ -54,7 +54,10 @@ def test_identity_is_what_a_tokenizer_does() -> None:
     with_token.add_tokens(["new"])
     other_pad = byte_tokenizer()
     other_pad.pad_token = "</s>"
-    assert len({tokenizer_identity(tokenizer) for tokenizer in [*made, with_token, other_pad]}) == 9
+    other_bos = byte_tokenizer()
+    other_bos.bos_token = "<pad>"
+    made += [with_token, other_pad, other_bos]
+    assert len({tokenizer_identity(tokenizer) for tokenizer in made}) == 10
     again = byte_tokenizer()
     again(["abc", "d"], padding=True, truncation=True, max_length=2)
     assert tokenizer_identity(again) == tokenizer_identity(made[0])

@@ -83,6 +83,8 @@ def tokenizer_identity(tokenizer: Tokenizer) -> str:
         tokenizer.chat_template,
         tokenizer.eos_token_id,
         tokenizer.pad_token_id,
+        # Chat templates are given these names.
+        getattr(tokenizer, "special_tokens_map", None),
     ]
     text = json.dumps(facts, sort_keys=True, default=str)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
