@@ -75,8 +75,8 @@ def test_titles() -> None:
     [
         (
             recover(),
-            "4,227,072 parameters trained by gates on 1,228,800 tokens: loss 5.250 to 4.125, 75% "
-            "of what compression cost",
+            "4,227,072 parameters trained by gates on 1,228,800 tokens: loss 5.250 to 4.125, "
+            "which won back 75% of what compression had cost",
         ),
         (
             recover(dense_loss=None),

@@ -48,7 +48,7 @@ def _won(stage: RecoverRecord) -> str:
         return ", worse than before"
     if stage.recovered is None:
         return ""
-    return f", {stage.recovered:.0%} of what compression cost"
+    return f", which won back {stage.recovered:.0%} of what compression had cost"
 
 
 def training_facts(stage: TrainingRecord) -> list[str]:
