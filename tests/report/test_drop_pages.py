@@ -63,6 +63,11 @@ def test_every_criterion_has_words_of_its_own(criterion: str) -> None:
     assert drop_words.score_caption(stage).startswith(criterion.replace("_", " ").capitalize())
 
 
+def test_the_axis_says_what_goes() -> None:
+    assert drop_words.score_words(greedy()) == "Perplexity without\nthis block’s attention"
+    assert drop_words.score_words(drop(criterion="perplexity")) == "Perplexity without\nthis block"
+
+
 def test_reports_from_before_still_load_and_new_ones_come_back() -> None:
     old = to_plain(report(drop()))
     (stage,) = old["stages"]

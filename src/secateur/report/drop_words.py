@@ -23,11 +23,12 @@ def criterion_words(stage: DropRecord) -> str:
 
 def score_words(stage: DropRecord) -> str:
     """What the scores of the first round are, as the label of an axis."""
+    what = "block" if stage.granularity == "block" else f"block’s {part_name(stage)}"
     return {
         "block_influence": "Block Influence\n(1 − mean cosine)",
         "angular_distance": "Angular distance across\nthe span from this block on",
         "relative_magnitude": "Relative magnitude\n(‖added‖ / ‖output‖)",
-        "perplexity": "Perplexity\nwithout this block",
+        "perplexity": f"Perplexity without\nthis {what}",
     }.get(stage.criterion, "Score")
 
 
