@@ -221,7 +221,7 @@ def test_model_card(made: tuple[Path, PreTrainedModel, Report]) -> None:
     recipe = body.split("```yaml\n")[1].split("```")[0]
     assert recipe == (folder / RECIPE_FILE).read_text(encoding="utf-8")
     assert "8 samples, 128 tokens, seed 3, from token tensor" in body
-    assert "blocks [1] dropped (named in the recipe)" in body
+    assert "- block 1 dropped (named in the recipe)" in body
     assert "{" not in text.replace(recipe, "")
 
 

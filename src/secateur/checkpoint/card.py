@@ -2,7 +2,7 @@
 
 from secateur.recipe import Recipe
 from secateur.report.drop_words import criterion_words, dropped_words
-from secateur.report.record import DropRecord, FactorRecord, PruneRecord, Report
+from secateur.report.record import FactorRecord, PruneRecord, Report
 from secateur.report.training_record import InheritRecord, RecoverRecord
 from secateur.report.training_words import training_words
 
@@ -79,12 +79,6 @@ def model_card(recipe: Recipe, report: Report, is_compact: bool) -> str:
     )
 
 
-def _dropped(stage: DropRecord) -> str:
-    if stage.granularity == "block":
-        return f"blocks {list(stage.dropped)} dropped"
-    return dropped_words(stage)
-
-
 def _facts(report: Report) -> list[str]:
     facts = []
     for stage in report.stages:
@@ -102,7 +96,7 @@ def _facts(report: Report) -> list[str]:
         elif isinstance(stage, RecoverRecord | InheritRecord):
             facts.append(f"- {training_words(stage)}.")
         else:
-            facts.append(f"- {_dropped(stage)} ({criterion_words(stage)}).")
+            facts.append(f"- {dropped_words(stage)} ({criterion_words(stage)}).")
     for quality in report.quality:
         facts.append(
             f"- perplexity {quality.perplexity:.2f} ± {quality.standard_error:.2f} on "
