@@ -46,6 +46,11 @@ from secateur.training.evaluate import held_out_loss
 from secateur.training.run import TrainingTexts
 
 
+# Windows are drawn from this many times the tokens that are trained on, where there are as many: a
+# corpus of any size is tokenised only as far as that.
+_SURPLUS = 16
+
+
 @dataclass(frozen=True)
 class TrainingPlace:
     """Where trainings keep tokens and checkpoints."""
@@ -285,12 +290,10 @@ def load_texts(loaded: LoadedModel, options: Training, cache: Path | None) -> Tr
 
 
 def _needed_tokens(options: Training) -> int | None:
-    if options.num_tokens is None:
+    """How much of the text is read: a surplus to draw from, since texts begin with a few books."""
+    if options.num_tokens is None or options.streaming:
         return None
-    held_out = 0 if options.evaluation is not None else options.held_out
-    windows = -(-options.num_tokens // options.max_seq_length) + held_out
-    # Steps are whole batches: a few windows more than were asked for.
-    return (windows + options.batch_size * options.gradient_accumulation) * options.max_seq_length
+    return _SURPLUS * options.num_tokens + options.held_out * options.max_seq_length
 
 
 def _dense_model(
