@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TextIO
 
 from secateur.errors import SecateurError
-from secateur.texts.rows import Row
+from secateur.texts.rows import Row, is_text
 
 TEXT_SUFFIXES = (".txt", ".md", ".txt.gz")
 JSON_SUFFIXES = (".jsonl", ".jsonl.gz")
@@ -62,18 +62,9 @@ def _json_rows(path: Path, lines: TextIO) -> Iterator[Row]:
             value = json.loads(line.rstrip("\n"))
         except (ValueError, RecursionError) as error:  # numbers too long, values too deep
             raise SecateurError(f"{path}, line {number}: not JSON: {error}") from None
-        if _ESCAPED_SURROGATE.search(line) and not _is_text(value):
+        if _ESCAPED_SURROGATE.search(line) and not is_text(value):
             raise SecateurError(
                 f"{path}, line {number}: a \\u escape stands for half a character (a surrogate "
                 "without its other half), which is no text"
             )
         yield Row(str(path), "line", number, value)
-
-
-def _is_text(value: object) -> bool:
-    """Whether no string in it holds half a character, which no tokenizer takes."""
-    try:
-        json.dumps(value, ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        return False
-    return True

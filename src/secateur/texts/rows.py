@@ -48,6 +48,15 @@ def text_of(row: Row) -> str:
     )
 
 
+def is_text(value: object) -> bool:
+    """Whether no string in a row's value holds half a character, which no tokenizer takes."""
+    try:
+        json.dumps(value, ensure_ascii=False, default=str).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def keys_of(value: object) -> str:
     """What a row consists of, for messages."""
     return str(sorted(map(str, value))) if isinstance(value, dict) else str(value)[:80]

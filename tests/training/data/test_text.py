@@ -30,6 +30,8 @@ def test_sources(sources: Any, each: tuple[Any, ...], name: str) -> None:
         (5, "expected training text as a path, .*; got int"),
         ([5], "expected each training source as a path, .* or rows; got 5"),
         ([["one", 2]], r"expected each training source .*; got \['one', 2\]"),
+        ([["one", "a \ud800"]], "expected texts, but text 2 of 2 holds half a character"),
+        ([[{"prompt": "\udc00", "response": "b"}]], "text 1 of 1 holds half a character"),
     ],
 )
 def test_sources_that_are_none_are_refused(sources: Any, message: str) -> None:

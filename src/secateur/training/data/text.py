@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from secateur.errors import SecateurError
+from secateur.texts.rows import is_text
 
 Format = Literal["auto", "text", "chat"]
 InlineRows = Sequence[str | Mapping[str, Any]]
@@ -97,5 +98,11 @@ def _checked_rows(rows: Any) -> tuple[Any, ...]:
         raise SecateurError(
             "expected each training source as a path, a dataset's name, or a sequence of texts "
             f"or rows; got {str(rows)[:80]}"
+        )
+    broken = next((number for number, row in enumerate(rows, start=1) if not is_text(row)), None)
+    if broken is not None:
+        raise SecateurError(
+            f"expected texts, but text {broken} of {len(rows)} holds half a character (a surrogate "
+            "without its other half)"
         )
     return tuple(rows)
