@@ -166,9 +166,11 @@ def test_recover_errors(changes: dict[str, Any], message: str) -> None:
 
 @pytest.mark.parametrize("method", get_args(RecoverMethod))
 def test_learning_rates(method: RecoverMethod) -> None:
-    assert recover(method=method).learning_rate == DEFAULT_LEARNING_RATE[method]
+    default = DEFAULT_LEARNING_RATE[method]
+    assert [recover(method=method).learning_rate(width) for width in (64, 256)] == [default] * 2
+    assert recover(method=method).learning_rate(4096) == pytest.approx(default / 16)
     given_rate = recover(method=method, training=training(learning_rate=0.5))
-    assert given_rate.learning_rate == 0.5
+    assert given_rate.learning_rate(4096) == 0.5
     assert not given_rate.needs_calibration
 
 
@@ -205,8 +207,9 @@ def test_inherit_errors(changes: dict[str, Any], message: str) -> None:
 
 
 def test_inherit_rates() -> None:
-    assert inherit().learning_rate == DEFAULT_INHERIT_RATE
-    assert inherit(training=training(learning_rate=0.5)).learning_rate == 0.5
+    assert inherit().learning_rate(256) == DEFAULT_INHERIT_RATE
+    assert inherit().learning_rate(1024) == pytest.approx(DEFAULT_INHERIT_RATE / 4)
+    assert inherit(training=training(learning_rate=0.5)).learning_rate(1024) == 0.5
     assert not inherit().needs_calibration
 
 

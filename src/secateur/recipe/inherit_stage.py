@@ -77,7 +77,6 @@ class InheritStage:
         """Training has its own data."""
         return False
 
-    @property
-    def learning_rate(self) -> float:
-        """As asked, else the default."""
-        return self.training.learning_rate or DEFAULT_INHERIT_RATE
+    def learning_rate(self, width: int) -> float:
+        """Peak for a model of this width: as asked, else the default."""
+        return self.training.rate(width, DEFAULT_INHERIT_RATE)

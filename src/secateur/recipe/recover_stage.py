@@ -8,12 +8,12 @@ from secateur.recipe.training import Training
 
 RecoverMethod = Literal["gates", "linears", "all", "lora", "head_and_last_blocks"]
 
-# Peak learning rates where none is given; from trials on small models (see bench/NOTES.md).
+# Peak learning rates at a width of 256 where none is given; from trials (see bench/NOTES.md).
 DEFAULT_LEARNING_RATE: dict[RecoverMethod, float] = {
     "gates": 1e-3,
-    "linears": 1e-3,
-    "all": 1e-3,
-    "lora": 3e-3,
+    "linears": 5e-4,
+    "all": 5e-4,
+    "lora": 5e-3,
     "head_and_last_blocks": 1e-3,
 }
 
@@ -66,7 +66,6 @@ class RecoverStage:
         """Training has its own data."""
         return False
 
-    @property
-    def learning_rate(self) -> float:
-        """As asked, else the method's default."""
-        return self.training.learning_rate or DEFAULT_LEARNING_RATE[self.method]
+    def learning_rate(self, width: int) -> float:
+        """Peak for a model of this width: as asked, else the method's default."""
+        return self.training.rate(width, DEFAULT_LEARNING_RATE[self.method])

@@ -10,6 +10,8 @@ Schedule = Literal["cosine", "linear", "constant"]
 Precision = Literal["auto", "float32", "bfloat16"]
 DataFormat = Literal["auto", "text", "chat"]
 
+_RATED_WIDTH = 256
+
 _CHOICES = {
     "loss": get_args(Loss),
     "schedule": get_args(Schedule),
@@ -44,7 +46,7 @@ class Training:
     gradient_checkpointing: bool = False
     """Compute activations twice instead of keeping them."""
     learning_rate: float | None = None
-    """Peak; None: the method's default."""
+    """Peak; None: the method's default, smaller for wide models (see `rate`)."""
     schedule: Schedule = "cosine"
     warmup: float = 0.03
     """Share of the steps in which the rate rises."""
@@ -124,6 +126,18 @@ class Training:
             self.patience is None or self.keep_best,
             "training: patience needs keep_best, or the worse weights would be kept",
         )
+
+    def rate(self, width: int, default: float) -> float:
+        """The peak learning rate: as asked, else a default that was found at a width of 256.
+
+        Wider models get less, in inverse proportion: so rates of matrices scale under Adam (muP,
+        arXiv 2203.03466). Narrower ones get no more.
+
+        Args:
+            width: features of the model's hidden states.
+            default: peak at a width of up to 256.
+        """
+        return self.learning_rate or default * min(1.0, _RATED_WIDTH / width)
 
     @property
     def needs_teacher(self) -> bool:

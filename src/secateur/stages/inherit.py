@@ -9,6 +9,7 @@ from torch import nn
 from secateur.errors import SecateurError
 from secateur.inherit.first_blocks import FirstBlocks
 from secateur.inherit.start import initialise, initialise_part, stack_top
+from secateur.models.device import input_embedding
 from secateur.progress import Progress
 from secateur.recipe import InheritStage
 from secateur.report.training_record import InheritRecord, InheritRound
@@ -95,7 +96,7 @@ class _Inheritance:
         return InheritRecord(
             start=stage.start,
             part=stage.part,
-            learning_rate=stage.learning_rate,
+            learning_rate=self.rate,
             parent_blocks=len(parent),
             parent_loss=parent_loss,
             tolerance=stage.tolerance,
@@ -103,6 +104,10 @@ class _Inheritance:
             warnings=tuple(dict.fromkeys(warnings)),
             seconds=perf_counter() - started,
         )
+
+    @property
+    def rate(self) -> float:
+        return self.stage.learning_rate(input_embedding(self.model).shape[1])
 
     def _begin(self) -> None:
         seed = self.stage.training.seed
@@ -142,7 +147,7 @@ class _Inheritance:
         return run_training(
             self.model,
             options,
-            self.stage.learning_rate,
+            self.rate,
             self.texts,
             tuple(name for name, item in self.model.named_parameters() if item.is_floating_point()),
             folder,

@@ -8,6 +8,7 @@ from torch import nn
 
 from secateur.errors import SecateurError
 from secateur.models.blocks import find_blocks
+from secateur.models.device import input_embedding
 from secateur.models.swap import unpack_layers
 from secateur.progress import Progress
 from secateur.recipe import RecoverStage
@@ -105,10 +106,11 @@ def run_recover(
         SecateurError: nothing can be trained, or the training diverged at once.
     """
     started = perf_counter()
+    rate = stage.learning_rate(input_embedding(model).shape[1])
     result = run_training(
         model,
         stage.training,
-        stage.learning_rate,
+        rate,
         texts,
         choose_trained(model, stage, kept, dense.num_blocks),
         place,
@@ -119,7 +121,7 @@ def run_recover(
     )
     return RecoverRecord(
         method=stage.method,
-        learning_rate=stage.learning_rate,
+        learning_rate=rate,
         run=result.run,
         dense_loss=dense.loss,
         warnings=_warnings(result.run),
