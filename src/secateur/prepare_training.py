@@ -45,7 +45,6 @@ from secateur.training.data import (
 from secateur.training.evaluate import held_out_loss
 from secateur.training.run import TrainingTexts
 
-
 # Windows are drawn from this many times the tokens that are trained on, where there are as many: a
 # corpus of any size is tokenised only as far as that.
 _SURPLUS = 16

@@ -264,7 +264,9 @@ def test_another_model_in_memory_is_found(good: Path) -> None:
 
 
 def test_only_what_is_24_or_factored_can_be_stored_so() -> None:
-    with pytest.raises(SecateurError, match="without the attention or MLP .* LlamaForCausalLM is none"):
+    with pytest.raises(
+        SecateurError, match=r"without the attention or MLP .* LlamaForCausalLM is none"
+    ):
         make_compact(tiny_model("llama"))
 
 
