@@ -90,6 +90,11 @@ def render(row: Row, tokenizer: Tokenizer) -> Rendered:
     value = row.value
     if not isinstance(value, Mapping) or not _is_example(value):
         raise SecateurError(f"{row.place}: expected a row with {_EXPECTED}, got {keys_of(value)}")
+    if value.get("tools"):
+        raise SecateurError(
+            f"{row.place}: expected a conversation without `tools`: they would not be shown to the "
+            "chat template, and the model would learn to call what it cannot see"
+        )
     if "messages" in value:
         messages = _checked_messages(row, value["messages"])
         if not tokenizer.chat_template:
