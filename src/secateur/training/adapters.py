@@ -1,5 +1,6 @@
 """LoRA adapters by peft: beside the matrices while training, merged into them afterwards."""
 
+import warnings
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
@@ -61,7 +62,9 @@ def add_adapters(model: nn.Module, adapters: Adapters, seed: int = 0) -> nn.Modu
         target_modules=list(adapters.modules),
         task_type="CAUSAL_LM",
     )
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        # peft asks transformers by a name that is about to be replaced.
+        warnings.simplefilter("ignore", FutureWarning)
         torch.manual_seed(seed)
         adapted: nn.Module = peft.get_peft_model(model, config)
     return adapted
