@@ -63,6 +63,15 @@ def test_purpose_is_named(tmp_path: Path) -> None:
         list(read_texts(["a", 5], "training"))  # type: ignore[list-item]
 
 
+def test_hidden_files_of_a_folder_are_left_out(tmp_path: Path) -> None:
+    folder = tmp_path / ".books"  # its own name is what was asked for
+    for name in ("a.txt", "._a.txt", ".notes/b.txt", "more/b.txt"):
+        file = folder / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("text", encoding="utf-8")
+    assert source_files(folder, "training") == [folder / "a.txt", folder / "more" / "b.txt"]
+
+
 def test_identity_of_a_dataset(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", FakeDatasets([]))
     assert dataset_identity("a/b:en:test") == "a/b:/cache/a/b/en:4711:test"

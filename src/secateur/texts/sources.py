@@ -84,8 +84,15 @@ def _may_be_dataset(name: str) -> bool:
 def _folder_files(folder: Path, purpose: str) -> list[Path]:
     wanted = (*TEXT_SUFFIXES, *JSON_SUFFIXES)
     files = sorted(
-        path for path in folder.rglob("*") if path.name.endswith(wanted) and path.is_file()
+        path
+        for path in folder.rglob("*")
+        if path.name.endswith(wanted) and path.is_file() and not _is_hidden(path, folder)
     )
     if not files:
         raise SecateurError(f"{purpose} folder {folder} holds no files ending in {wanted}")
     return files
+
+
+def _is_hidden(path: Path, folder: Path) -> bool:
+    """What systems and editors keep beside people's files: `._a.txt`, `.ipynb_checkpoints/a.txt`."""
+    return any(part.startswith(".") for part in path.relative_to(folder).parts)
