@@ -94,5 +94,5 @@ def _folder_files(folder: Path, purpose: str) -> list[Path]:
 
 
 def _is_hidden(path: Path, folder: Path) -> bool:
-    """What systems and editors keep beside people's files: `._a.txt`, `.ipynb_checkpoints/a.txt`."""
+    """Kept by systems and editors: `._a.txt`, `.ipynb_checkpoints/a.txt`."""
     return any(part.startswith(".") for part in path.relative_to(folder).parts)
