@@ -86,3 +86,13 @@ def test_what_broke_hides_nothing_else(broken: float) -> None:
     assert "dense" not in texts(recover_svg(recover(dense_loss=broken)))
     svg = recover_svg(recover((5.25, broken), run_changes={"kept_step": 100}))
     assert not any(text.startswith("kept") for text in texts(svg))
+
+
+@pytest.mark.parametrize("draw", [recover_svg, inherit_svg], ids=["recover", "inherit"])
+def test_losses_of_another_kind_are_not_drawn(
+    draw: Callable[..., str],
+) -> None:
+    make = recover if draw is recover_svg else inherit
+    assert "trained on" in texts(draw(make()))
+    for minimised in ("distillation", "cross_entropy and block outputs"):
+        assert "trained on" not in texts(draw(make(minimised=minimised)))

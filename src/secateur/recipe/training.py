@@ -140,6 +140,11 @@ class Training:
         return self.learning_rate or default * min(1.0, _RATED_WIDTH / width)
 
     @property
+    def minimised(self) -> str:
+        """What training losses are, in a word or two: `cross_entropy` if they are nothing else."""
+        return self.loss if self.block_weight == 0.0 else f"{self.loss} and block outputs"
+
+    @property
     def needs_teacher(self) -> bool:
         """Whether the dense model has to be at hand while training."""
         return self.loss == "distillation" or self.block_weight > 0.0

@@ -16,7 +16,7 @@ def recover_svg(stage: RecoverRecord) -> str:
     """Held-out and training loss against tokens, and the dense model's loss as a line."""
     with drawing(3.1) as figure:
         axes = figure.subplots()
-        _curve(axes, stage.run.points, 0)
+        _curve(axes, stage.run.points, 0, stage.minimised)
         if stage.dense_loss is not None:
             _line(axes, stage.dense_loss, "dense")
         kept = next((p for p in stage.run.points if p.step == stage.run.kept_step), None)
@@ -36,7 +36,7 @@ def inherit_svg(stage: InheritRecord) -> str:
         axes = figure.subplots()
         before, heights = 0, list[float]()
         for entry in stage.rounds:
-            _curve(axes, entry.run.points, before)
+            _curve(axes, entry.run.points, before, stage.minimised)
             losses = [point.held_out_loss for point in entry.run.points]
             heights += [loss for loss in losses if math.isfinite(loss)]
             if before:
@@ -56,7 +56,7 @@ def inherit_svg(stage: InheritRecord) -> str:
         return as_svg(figure, f"Loss by round: {shown}. The parent: {stage.parent_loss:.4f}.")
 
 
-def _curve(axes: Axes, points: Sequence[TrainingPoint], tokens_before: int) -> None:
+def _curve(axes: Axes, points: Sequence[TrainingPoint], tokens_before: int, minimised: str) -> None:
     first = not axes.lines
     places = [(point.num_tokens + tokens_before) / 1e6 for point in points]
     losses = [point.held_out_loss for point in points]
@@ -65,7 +65,8 @@ def _curve(axes: Axes, points: Sequence[TrainingPoint], tokens_before: int) -> N
     trained = [
         (x, p.train_loss) for x, p in zip(places, points, strict=True) if p.train_loss is not None
     ]
-    if trained:
+    # Losses of another kind do not stand on this axis.
+    if trained and minimised == "cross_entropy":
         label = "trained on" if first else None
         axes.plot(*zip(*trained, strict=True), "-", color=_TRAINED, linewidth=1.0, label=label)
 

@@ -64,6 +64,8 @@ class RecoverRecord:
     stage: Literal["recover"] = "recover"
     method: str
     learning_rate: float
+    minimised: str = "cross_entropy"
+    """The kind of the run's training losses; held-out losses are cross-entropies always."""
     run: TrainingRun
     dense_loss: float | None
     """Of the dense model on the same windows; None where there was none to measure."""
@@ -95,6 +97,8 @@ class InheritRecord:
     start: str
     part: str
     learning_rate: float
+    minimised: str = "cross_entropy"
+    """The kind of the rounds' training losses; held-out losses are cross-entropies always."""
     parent_blocks: int
     parent_loss: float
     """On the held-out windows: the target."""

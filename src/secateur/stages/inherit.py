@@ -97,6 +97,7 @@ class _Inheritance:
             start=stage.start,
             part=stage.part,
             learning_rate=self.rate,
+            minimised=stage.training.minimised,
             parent_blocks=len(parent),
             parent_loss=parent_loss,
             tolerance=stage.tolerance,

@@ -122,6 +122,7 @@ def run_recover(
     return RecoverRecord(
         method=stage.method,
         learning_rate=rate,
+        minimised=stage.training.minimised,
         run=result.run,
         dense_loss=dense.loss,
         warnings=_warnings(result.run),
