@@ -11,7 +11,6 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from families import tiny_model
 
-import secateur.training.run as run_module
 from secateur.models.inventory import take_inventory
 from secateur.progress import SilentProgress
 from secateur.recipe import Training
@@ -76,14 +75,6 @@ def train(model: torch.nn.Module, folder: Path, batch_size: int, steps: int = 6)
 
 def main(output: Path, dtype: str) -> None:
     torch.set_num_threads(1)
-    gathered: list[bool] = []
-    whole_again = run_module.make_whole
-
-    def noting(*arguments: torch.nn.Module) -> None:
-        gathered.append(run_module.is_sharded(arguments[0]))
-        whole_again(*arguments)
-
-    run_module.make_whole = noting
     model = pruned_model(getattr(torch, dtype))
     run = train(model, output / "checkpoints", batch_size=4)
     assert all(not isinstance(p.data, torch.distributed.tensor.DTensor) for p in model.parameters())
@@ -91,7 +82,7 @@ def main(output: Path, dtype: str) -> None:
     torch.save(model.state_dict(), output / f"rank-{rank}.pt")
     if rank == 0:
         model.save_pretrained(output / "model")
-        (output / "loss.json").write_text(json.dumps([run.loss_after, run.num_tokens, gathered]))
+        (output / "loss.json").write_text(json.dumps([run.loss_after, run.num_tokens]))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Training by two processes that exchange gradients (DDP) or hold half the weights each (FSDP2)."""
+"""Two processes that exchange gradients (DDP), or hold half of every weight each (FSDP2)."""
 
 import json
 import os
@@ -12,26 +12,22 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 
 from process_worker import pruned_model, train
+from sharded_worker import train_sharded
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from secateur.models.inventory import take_inventory
+from secateur.training.pruned_weights import PrunedWeights, pruned_parameters
 
 WORKER = Path(__file__).with_name("process_worker.py")
-FSDP2 = {
-    "ACCELERATE_USE_FSDP": "true",
-    "FSDP_VERSION": "2",
-    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
-    "FSDP_TRANSFORMER_CLS_TO_WRAP": "LlamaDecoderLayer",
-    "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT",
-}
+SHARDED = Path(__file__).with_name("sharded_worker.py")
 
 
-def run_two(output: Path, dtype: str, **environment: str) -> None:
+def run_two(worker: Path, *arguments: str) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     done = subprocess.run(
-        [*command, str(WORKER), str(output), dtype],
-        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        [*command, str(worker), *arguments],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=240,
@@ -51,28 +47,40 @@ def weights(path: Path) -> dict[str, Tensor]:
     return found
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("kind", "environment"), [("ddp", {}), ("fsdp2", FSDP2)], ids=["ddp", "fsdp2"]
-)
-def test_two_processes_keep_the_pattern_and_train_as_one(
-    tmp_path: Path, kind: str, environment: dict[str, str]
+def assert_trained_alike(
+    together: dict[str, Tensor], alone: torch.nn.Module, before: dict[str, Tensor]
 ) -> None:
-    run_two(tmp_path, "float32", **environment)
+    """Sums of the same gradients in another order: AdamW keeps them at rounding's own distance."""
+    values = alone.state_dict()
+    moved = sum(float((values[name] - before[name]).abs().sum()) for name in before)
+    apart = sum(float((values[name] - together[name]).abs().sum()) for name in before)
+    assert moved > 0
+    assert apart < 0.02 * moved
+
+
+@pytest.mark.slow
+def test_two_processes_keep_the_pattern_and_train_as_one(tmp_path: Path) -> None:
+    run_two(WORKER, str(tmp_path), "float32")
     first, second = weights(tmp_path / "rank-0.pt"), weights(tmp_path / "rank-1.pt")
     assert all(torch.equal(first[name], second[name]) for name in first)
-    reloaded = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
-    assert_two_of_four(reloaded)
+    assert_two_of_four(AutoModelForCausalLM.from_pretrained(tmp_path / "model"))
     alone = pruned_model(torch.float32)
     before = {name: item.clone() for name, item in alone.state_dict().items()}
     run = train(alone, tmp_path / "alone", batch_size=8)
     assert_two_of_four(alone)
-    loss_after, num_tokens, gathered = json.loads((tmp_path / "loss.json").read_text())
+    loss_after, num_tokens = json.loads((tmp_path / "loss.json").read_text())
     assert num_tokens == run.num_tokens
-    assert gathered == ([True] if kind == "fsdp2" else [])
-    # Sums of the same gradients in another order; AdamW's division by their size keeps the
-    # difference at rounding's own.
     assert loss_after == pytest.approx(run.loss_after, abs=1e-4)
-    moved = sum(float((alone.state_dict()[n] - before[n]).abs().sum()) for n in before)
-    apart = sum(float((alone.state_dict()[n] - first[n]).abs().sum()) for n in before)
-    assert apart < 0.02 * moved
+    assert_trained_alike(first, alone, before)
+
+
+@pytest.mark.slow
+def test_sharded_weights_keep_the_pattern_and_become_whole_again(tmp_path: Path) -> None:
+    run_two(SHARDED, str(tmp_path))
+    first, second = weights(tmp_path / "rank-0.pt"), weights(tmp_path / "rank-1.pt")
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert_two_of_four(AutoModelForCausalLM.from_pretrained(tmp_path / "model"))
+    alone = pruned_model(torch.float32)
+    before = {name: item.clone() for name, item in alone.state_dict().items()}
+    train_sharded(alone, PrunedWeights(pruned_parameters(alone)), slice(0, 8))
+    assert_trained_alike(first, alone, before)
