@@ -22,7 +22,7 @@ demo: $(READY)
 	$(BIN)/secateur demo --output demo
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 # make test-gpu   the tests that need an NVIDIA GPU; PART=accuracy|memory|launch|packing|use for one
 test-gpu: $(READY)

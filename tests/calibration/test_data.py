@@ -115,7 +115,7 @@ def test_tensor_and_drawn_tokens_need_no_tokenizer() -> None:
 
 
 def write_gzip(path: Path, text: str) -> None:
-    path.write_bytes(gzip.compress(text.encode()))
+    path.write_bytes(gzip.compress(text.encode(), mtime=0))
 
 
 def write_text(path: Path, text: str) -> None:
@@ -238,8 +238,8 @@ def test_bad_json_line_is_named(tmp_path: Path, line: str, message: str) -> None
     [
         ("a.txt", b"caf\xe9"),
         ("a.jsonl", b'"caf\xe9"\n'),
-        ("a.txt.gz", gzip.compress(b"caf\xe9")),
-        ("a.jsonl.gz", gzip.compress(b'"caf\xe9"')),
+        ("a.txt.gz", gzip.compress(b"caf\xe9", mtime=0)),
+        ("a.jsonl.gz", gzip.compress(b'"caf\xe9"', mtime=0)),
         ("b.txt.gz", b"not compressed"),
     ],
 )
@@ -261,7 +261,7 @@ def test_json_line_ends_at_a_newline_only(tmp_path: Path, separator: str) -> Non
 
 def test_truncated_gzip_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.txt.gz"
-    path.write_bytes(gzip.compress(b"some text " * 100)[:-12])
+    path.write_bytes(gzip.compress(b"some text " * 100, mtime=0)[:-12])
     with pytest.raises(SecateurError, match=r"a\.txt\.gz"):
         list(read_texts(path))
 
