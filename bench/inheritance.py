@@ -86,7 +86,10 @@ def _record(stage: Any, start: str, model: str) -> None:
             "data": [Path(name).name for name in rounds[-1].run.data.source.split(", ")],
             "num_held_out_windows": rounds[-1].run.data.num_held_out_windows,
             "max_seq_length": rounds[-1].run.data.max_seq_length,
-            "rounds": to_plain(rounds),
+            "rounds": [
+                {"num_blocks": entry.num_blocks, "points": to_plain(entry.run.points)}
+                for entry in rounds
+            ],
         },
     )
     print(f"{start}: {stage.loss:.4f}, parent {stage.parent_loss:.4f}")
