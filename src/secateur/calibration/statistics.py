@@ -89,8 +89,8 @@ class RelativeError:
     reference: float = 0.0
 
     def add(self, pruned: Tensor, dense: Tensor) -> None:
-        """Take in one batch of outputs of any equal shape."""
-        wide = dense.float()
+        """Take in one batch of outputs of any equal shape, on whatever devices."""
+        wide = dense.to(pruned.device).float()
         difference = pruned.float() - wide
         self.difference += float(difference.square_().sum(dtype=torch.float64))
         self.reference += float(wide.square().sum(dtype=torch.float64))

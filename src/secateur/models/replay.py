@@ -131,7 +131,7 @@ def trace_blocks(
             block.register_forward_hook(watcher.leaving),
         )
     ] + [
-        module.register_forward_pre_hook(watcher.multiplying(name), with_kwargs=True)
+        module.register_forward_pre_hook(watcher.inputs.multiplying(name), with_kwargs=True)
         for name, module in linears.items()
     ]
     try:
@@ -141,7 +141,94 @@ def trace_blocks(
         for hook in hooks:
             hook.remove()
     watcher.check_order()
-    return Trace(tuple(watcher.forms), watcher.shared)
+    return Trace(tuple(watcher.forms), watcher.inputs.shared)
+
+
+def trace_without_weights(model: nn.Module, blocks: BlockList, input_ids: Tensor) -> Trace:
+    """What `trace_blocks` learns, where only block 0 and what is before it have weights.
+
+    All blocks are taken to return what block 0 returns, and `shared_inputs` is empty: see
+    `shared_inputs_of`.
+
+    Args:
+        model: a causal language model.
+        blocks: its blocks, of which the first one has its weights.
+        input_ids: int64 [1, length], a few tokens.
+
+    Raises:
+        SecateurError: as `trace_blocks`.
+    """
+    forms = (_form_of_first(model, blocks, input_ids),) * len(blocks)
+    order: list[int] = []
+    given: list[tuple[Tensor, int]] = []
+
+    def stub(index: int) -> Callable[..., Any]:
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            hidden, _ = _split_hidden(args, kwargs)
+            if given and not (_same_tensor(hidden, given[0][0]) and hidden._version == given[0][1]):
+                raise SecateurError(_changed_between(blocks, index))
+            order.append(index)
+            given[:] = [(hidden, hidden._version)]
+            if len(order) == len(blocks):
+                raise _LastBlockReached
+            length = forms[index]
+            return hidden if length is None else (hidden,) + (None,) * (length - 1)
+
+        return forward
+
+    with _replaced_forwards(blocks, stub), torch.no_grad():
+        try:
+            model(input_ids=_beside(model, input_ids), use_cache=False)
+        except _LastBlockReached:
+            pass
+    _check_order(blocks, order)
+    return Trace(forms, {})
+
+
+def _form_of_first(model: nn.Module, blocks: BlockList, input_ids: Tensor) -> int | None:
+    forms: list[int | None] = []
+
+    def leaving(_: nn.Module, __: tuple[Any, ...], output: Any) -> None:
+        _hidden_of(output)
+        forms.append(len(output) if isinstance(output, tuple) else None)
+        raise _LastBlockReached
+
+    hook = blocks.modules[0].register_forward_hook(leaving)
+    try:
+        with torch.no_grad():
+            model(input_ids=_beside(model, input_ids), use_cache=False)
+    except _LastBlockReached:
+        pass
+    finally:
+        hook.remove()
+    if not forms:
+        raise SecateurError(f"expected the model to call {blocks.block_name(0)}, but it did not")
+    return forms[0]
+
+
+def shared_inputs_of(
+    block: nn.Module, call: BlockCall, hidden: Tensor, linears: dict[str, nn.Module]
+) -> dict[str, str]:
+    """The part of `Trace.shared_inputs` that one block shows.
+
+    Args:
+        block: with its weights.
+        call: how the model calls it.
+        hidden: [batch, length, width], what enters it.
+        linears: of the block, by name.
+    """
+    watcher = _InputWatcher()
+    hooks = [
+        module.register_forward_pre_hook(watcher.multiplying(name), with_kwargs=True)
+        for name, module in linears.items()
+    ]
+    try:
+        with torch.no_grad():
+            call(block, hidden)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return watcher.shared
 
 
 class _Watcher:
@@ -149,11 +236,9 @@ class _Watcher:
         self.blocks = blocks
         self.order: list[int] = []
         self.forms: list[int | None] = []
-        self.shared: dict[str, str] = {}
+        self.inputs = _InputWatcher()
         self._last_output: Tensor | None = None
         self._last_version = 0
-        # Inputs are kept alive within a block: a freed tensor's id may be given out again.
-        self._inputs: list[tuple[Tensor, int, str]] = []
 
     def entering(self, index: int) -> Callable[..., None]:
         def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -162,12 +247,9 @@ class _Watcher:
                 _same_tensor(hidden, self._last_output)
                 and self._last_output._version == self._last_version
             ):
-                raise SecateurError(
-                    f"the model changes hidden states between {self.blocks.block_name(index - 1)} "
-                    f"and {self.blocks.block_name(index)}; blocks cannot be worked on one by one"
-                )
+                raise SecateurError(_changed_between(self.blocks, index))
             self.order.append(index)
-            self._inputs.clear()
+            self.inputs.clear()
 
         return hook
 
@@ -175,6 +257,21 @@ class _Watcher:
         self.forms.append(len(output) if isinstance(output, tuple) else None)
         self._last_output = _hidden_of(output)
         self._last_version = self._last_output._version
+
+    def check_order(self) -> None:
+        _check_order(self.blocks, self.order)
+
+
+class _InputWatcher:
+    """Finds linears that are given the very same tensor."""
+
+    def __init__(self) -> None:
+        self.shared: dict[str, str] = {}
+        # Inputs are kept alive within a block: a freed tensor's id may be given out again.
+        self._inputs: list[tuple[Tensor, int, str]] = []
+
+    def clear(self) -> None:
+        self._inputs.clear()
 
     def multiplying(self, name: str) -> Callable[..., None]:
         def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -187,12 +284,20 @@ class _Watcher:
 
         return hook
 
-    def check_order(self) -> None:
-        if self.order != list(range(len(self.blocks))):
-            raise SecateurError(
-                f"expected each of the {len(self.blocks)} blocks at {self.blocks.name} to be "
-                f"called once, in order; they were called in the order {self.order}"
-            )
+
+def _check_order(blocks: BlockList, order: Sequence[int]) -> None:
+    if list(order) != list(range(len(blocks))):
+        raise SecateurError(
+            f"expected each of the {len(blocks)} blocks at {blocks.name} to be "
+            f"called once, in order; they were called in the order {list(order)}"
+        )
+
+
+def _changed_between(blocks: BlockList, index: int) -> str:
+    return (
+        f"the model changes hidden states between {blocks.block_name(index - 1)} "
+        f"and {blocks.block_name(index)}; blocks cannot be worked on one by one"
+    )
 
 
 def _beside(model: nn.Module, input_ids: Tensor) -> Tensor:

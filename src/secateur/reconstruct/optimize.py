@@ -165,7 +165,7 @@ class _Optimization:
     def _loss(self, batch: Sequence[int]) -> Tensor:
         """[2]: the loss, and what it is relative to."""
         wanted = self.targets(batch)
-        device = wanted.device.type
+        device = next(self.student.parameters()).device.type
         casting = torch.autocast(device, dtype=self.autocast) if self.autocast else nullcontext()
         with casting:
             output = self.samples.run(self.student, batch)

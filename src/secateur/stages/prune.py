@@ -2,10 +2,11 @@
 from the already pruned blocks before it.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from time import perf_counter
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +35,16 @@ from secateur.stages.prune_site import PrunedSite, fraction_of_zeros, prune_site
 from secateur.stages.prune_update import SharedHessians
 
 
+class FinishedBlocks(Protocol):
+    """Blocks that were pruned, so that an interrupted stage goes on after them."""
+
+    def read(self, index: int) -> tuple[list[LayerRecord], BlockRecord] | None:
+        """What was done to a block; None if it is not pruned yet."""
+
+    def save(self, index: int, layers: Sequence[LayerRecord], block: BlockRecord) -> None:
+        """Keep a block, which is open and pruned, and what was done to it."""
+
+
 class BlockPruner:
     """Runs one prune stage over a model's blocks."""
 
@@ -44,8 +55,24 @@ class BlockPruner:
         plan: Sequence[Sequence[PlannedSite]],
         device: torch.device,
         progress: Progress,
+        opened: Callable[[int], AbstractContextManager[None]] | None = None,
+        finished: FinishedBlocks | None = None,
     ) -> None:
+        """Get ready.
+
+        Args:
+            blocks: of the model.
+            stage: what to do.
+            plan: by block, see `plan_stage`.
+            device: where blocks run.
+            progress: told of every matrix.
+            opened: makes a block's weights be on `device` while it is open; by default it is
+                moved there and back.
+            finished: blocks of an interrupted stage, which are only run through.
+        """
         self._blocks = blocks
+        self._opened = opened or (lambda index: on_device(blocks.modules[index], device))
+        self._finished = finished
         self._stage = stage
         self._tuning = stage.resolved_reconstruct()
         self._plan = plan
@@ -65,16 +92,37 @@ class BlockPruner:
                 are not finite.
         """
         if self._tuning is not None and inputs is not None:
-            check_tuning(self._tuning, self._blocks, inputs, self._device)
+            # Where blocks are read from disk one by one, the first stands for all.
+            looked_at = 1 if self._finished else len(self._blocks)
+            check_tuning(self._tuning, self._blocks, inputs, self._opened, looked_at)
         self._progress.begin(f"prune ({self._stage.method})", self._num_steps())
         layers: list[LayerRecord] = []
         block_records: list[BlockRecord] = []
         for index, block in enumerate(self._blocks.modules):
-            with on_device(block, self._device):
-                new_layers, block_record = self._prune_block(block, index, inputs, trace)
+            before = self._finished.read(index) if self._finished else None
+            new_layers, block_record = before or self._prune_open(block, index, inputs, trace)
+            if before:
+                self._pass_through(block, index, inputs)
             layers += new_layers
             block_records.append(block_record)
         return self._record(layers, block_records)
+
+    def _prune_open(
+        self, block: nn.Module, index: int, inputs: BlockInputs | None, trace: Trace | None
+    ) -> tuple[list[LayerRecord], BlockRecord]:
+        with self._opened(index):
+            layers, record = self._prune_block(block, index, inputs, trace)
+            if self._finished:
+                self._finished.save(index, layers, record)
+        return layers, record
+
+    def _pass_through(self, block: nn.Module, index: int, inputs: BlockInputs | None) -> None:
+        """Move hidden states through a block that is pruned already."""
+        if inputs is not None:
+            with self._opened(index), self._timed("propagating"):
+                for batch, output in enumerate(inputs.stream(block, index)):
+                    inputs.hidden[batch].copy_(output)
+        self._progress.advance(f"block {index} was finished before")
 
     def _num_steps(self) -> int:
         """One for every matrix, and one for every round on every block."""

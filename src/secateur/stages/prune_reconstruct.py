@@ -1,6 +1,7 @@
 """The regional optimizer in the prune stage: tune each pruned block against its dense outputs."""
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from math import isnan
 from typing import Any
@@ -11,7 +12,6 @@ from torch import Tensor, nn
 from secateur.calibration.inputs import BlockInputs
 from secateur.errors import SecateurError
 from secateur.models.blocks import BlockList
-from secateur.models.device import on_device
 from secateur.progress import Progress
 from secateur.recipe.reconstruction import Reconstruction
 from secateur.reconstruct import (
@@ -56,9 +56,20 @@ def block_samples(inputs: BlockInputs, index: int) -> BlockSamples:
 
 
 def check_tuning(
-    tuning: Reconstruction, blocks: BlockList, inputs: BlockInputs, device: torch.device
+    tuning: Reconstruction,
+    blocks: BlockList,
+    inputs: BlockInputs,
+    opened: Callable[[int], AbstractContextManager[None]],
+    looked_at: int,
 ) -> None:
     """Find what would stop the optimizer, before any block is changed.
+
+    Args:
+        tuning: with every field said.
+        blocks: of the model.
+        inputs: of block 0.
+        opened: makes a block's weights be there.
+        looked_at: so many blocks are run to find their halves.
 
     Raises:
         SecateurError: too few samples to hold some out, blocks that share parameters, or halves
@@ -72,8 +83,8 @@ def check_tuning(
         )
     _check_shared(blocks)
     if tuning.granularity == "halves":
-        for index, block in enumerate(blocks.modules):
-            with on_device(block, device):
+        for index, block in enumerate(list(blocks.modules)[:looked_at]):
+            with opened(index):
                 # What enters block 0 stands for what will enter this one: only the form matters.
                 find_halves(block, block_samples(inputs, index))
 
