@@ -21,6 +21,7 @@ MAY_IMPORT = {
     "plain": {"errors"},
     "settings": {"errors"},
     "progress": {"settings"},
+    "parallel": {"errors", "settings"},
     "yaml_text": {"errors"},
     "recipe": {"errors", "plain", "yaml_text"},
     "models": {"errors", "modules"},
@@ -30,11 +31,12 @@ MAY_IMPORT = {
     "update": set(),
     "depth": {"errors", "models"},
     "lowrank": {"errors"},
-    "reconstruct": {"errors", "models", "progress"},
+    "reconstruct": {"errors", "models", "parallel", "progress"},
     "modules": {"errors"},
+    "runtime": {"errors", "integrations", "models", "modules", "report"},
     "inherit": {"depth", "errors", "models"},
     "texts": {"errors"},
-    "calibration": {"errors", "models", "texts"},
+    "calibration": {"errors", "models", "parallel", "texts"},
     "report": {"errors", "plain", "recipe"},
     "evaluate": {"errors", "models", "progress", "report"},
     "training": {
@@ -58,12 +60,12 @@ MAY_IMPORT = {
         "settings",
     },
     "stages": {"calibration", "errors", "models", "modules", "progress", "recipe", "report"}
-    | {"plain", "settings", "training"}
+    | {"parallel", "plain", "settings", "training"}
     | ALGORITHMS,
     "prepare_training": {"checkpoint", "clock", "errors", "models", "recipe", "report", "stages"}
     | {"settings", "training"},
     "run_stages": {"calibration", "checkpoint", "clock", "models", "prepare_training", "progress"}
-    | {"recipe", "report", "stages"},
+    | {"parallel", "recipe", "report", "stages"},
     "prepare": {
         "calibration",
         "checkpoint",
@@ -85,7 +87,7 @@ MAY_IMPORT = {
     "cli": FOUNDATION
     | {"checkpoint", "compress", "demo", "evaluate", "lazy_attention", "models", "prepare"}
     | {"report", "search"},
-    "__init__": {"compress", "errors", "recipe"},
+    "__init__": {"compress", "errors", "recipe", "runtime"},
     "__main__": {"cli"},
 }
 

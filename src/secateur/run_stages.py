@@ -1,6 +1,7 @@
 """The stages of a recipe, one after the other, each on what the one before left."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -12,6 +13,7 @@ from secateur.clock import StepClock
 from secateur.models.device import full_precision_products
 from secateur.models.inventory import Inventory, take_inventory
 from secateur.models.replay import Trace, trace_blocks
+from secateur.parallel import Parallel, join_processes
 from secateur.prepare_training import Ancestry, PreparedTraining
 from secateur.progress import Progress
 from secateur.recipe import (
@@ -128,10 +130,23 @@ def _run_stage(
         plan = plan_factoring(stage, inventory)
         factorer = BlockFactorer(model, blocks, stage, plan, tokens, device, progress)
         return factorer.run(lambda: _enter_blocks(model, inventory, tokens, device))
-    inputs, trace = _enter_blocks(model, inventory, tokens, device)
-    return BlockPruner(blocks, stage, plan_stage(stage, inventory), device, progress).run(
-        inputs, trace
-    )
+    return _prune(model, inventory, stage, tokens, device, progress)
+
+
+def _prune(
+    model: nn.Module,
+    inventory: Inventory,
+    stage: PruneStage,
+    tokens: CalibrationTokens | None,
+    device: torch.device,
+    progress: Progress,
+) -> PruneRecord:
+    """Prune, each process on its share of the samples."""
+    plan = plan_stage(stage, inventory)
+    parallel, device = join_processes(device)
+    inputs, trace = _enter_blocks(model, inventory, tokens, device, parallel)
+    pruner = BlockPruner(inventory.blocks, stage, plan, device, progress, parallel=parallel)
+    return pruner.run(inputs, trace)
 
 
 def _enter_blocks(
@@ -139,12 +154,23 @@ def _enter_blocks(
     inventory: Inventory,
     tokens: CalibrationTokens | None,
     device: torch.device,
+    parallel: Parallel | None = None,
 ) -> tuple[BlockInputs | None, Trace | None]:
-    """The inputs of block 0, and how the model uses its blocks."""
+    """The inputs of block 0, and how the model uses its blocks.
+
+    With `parallel` they are those of this process's share of the tokens.
+
+    Raises:
+        SecateurError: there are fewer samples than processes, or activations are not finite.
+    """
     if tokens is None:
         return None, None
+    own = tokens
+    if parallel is not None:
+        own = tokens.share(parallel.rank, parallel.size, TOKENS_PER_BATCH)
     blocks = inventory.blocks
     linears = {site.name: site.module for site in inventory.all_sites if site.expert is None}
     probe = tokens.samples[0][:_TRACE_TOKENS].unsqueeze(0)
     trace = trace_blocks(model, blocks, linears, probe)
-    return capture_inputs(model, blocks, trace, tokens, TOKENS_PER_BATCH, device), trace
+    inputs = capture_inputs(model, blocks, trace, own, TOKENS_PER_BATCH, device)
+    return replace(inputs, num_samples=len(tokens.samples)), trace

@@ -21,7 +21,11 @@ class Settings:
     cache: Path
     """SECATEUR_CACHE: the folder of what can be made anew, such as tokenised texts."""
     rank: int
-    """RANK, which torchrun and accelerate set: this process among those that train; 0 writes."""
+    """RANK, which torchrun and accelerate set: this process among all; 0 writes."""
+    local_rank: int = 0
+    """LOCAL_RANK: the same among the processes of this machine, and the number of its GPU."""
+    world_size: int = 1
+    """WORLD_SIZE: how many processes work together."""
 
 
 def _flag(name: str) -> bool:
@@ -59,4 +63,6 @@ def read_settings() -> Settings:
         no_progress=_flag("SECATEUR_NO_PROGRESS"),
         cache=_folder("SECATEUR_CACHE", "~/.cache/secateur"),
         rank=_whole_number("RANK"),
+        local_rank=_whole_number("LOCAL_RANK"),
+        world_size=_whole_number("WORLD_SIZE") or 1,
     )

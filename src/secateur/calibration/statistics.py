@@ -5,30 +5,50 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from secateur.parallel import Parallel
+
 _SAMPLE_TOKENS = 256
 _ROWS_AT_ONCE = 512
+_COLUMNS_AT_ONCE = 2048
 
 
 class InputStatistics:
-    """Sums over the tokens that reach a layer, in fp32."""
+    """Sums over the tokens that reach a layer.
+
+    Products are summed in fp32 over a batch and in float64 over batches, so that the order of
+    batches, or their division among processes, does not show in the fp32 results.
+    """
 
     def __init__(
-        self, num_columns: int, *, with_hessian: bool, num_batches: int, device: torch.device
+        self,
+        num_columns: int,
+        *,
+        with_hessian: bool,
+        num_batches: int,
+        device: torch.device,
+        first_batch: int = 0,
     ) -> None:
         """Start empty.
 
         Args:
             num_columns: K, the layer's input features.
             with_hessian: also sum X.T @ X.
-            num_batches: that will be taken in; a few tokens of each are kept as a sample, to
-                measure output errors on.
+            num_batches: that will be taken in, by all processes together; a few tokens of each
+                are kept as a sample, to measure output errors on.
             device: where batches are and sums are kept.
+            first_batch: number of the first batch of this process.
         """
         self.num_tokens = 0
-        self._sum_squares = torch.zeros(num_columns, device=device)
-        self._gram = torch.zeros(num_columns, num_columns, device=device) if with_hessian else None
+        self._num_columns, wide = num_columns, torch.float64
+        sums = 0 if with_hessian else num_columns
+        self._sum_squares = torch.zeros(sums, dtype=wide, device=device)
+        self._gram: Tensor | None = None
+        """[K, K], filled on and above the diagonal: the rest follows."""
+        if with_hessian:
+            self._gram = torch.zeros(num_columns, num_columns, dtype=wide, device=device)
         self._num_batches = num_batches
-        self._batches_seen = 0
+        self._batches_seen = first_batch
+        self._sampled_before = self._due()
         self._sample: Tensor | None = None
         self._sampled = 0
 
@@ -42,8 +62,20 @@ class InputStatistics:
                 self._sum_squares += piece.float().square().sum(dim=0)
         else:
             wide = rows.float()
-            self._gram.addmm_(wide.T, wide)
+            for columns, following in self._pieces():
+                self._gram[columns, following] += wide[:, columns].T @ wide[:, following]
         self._keep_sample(rows)
+
+    def _pieces(self) -> list[tuple[slice, slice]]:
+        """What covers the upper half of the matrix, in pieces that need little memory at once."""
+        assert self._gram is not None
+        starts = range(0, len(self._gram), _COLUMNS_AT_ONCE)
+        return [(slice(start, start + _COLUMNS_AT_ONCE), slice(start, None)) for start in starts]
+
+    def _due(self) -> int:
+        """Rows of the sample by the number of batches seen, rounded up: the first gives some."""
+        due = -(-_SAMPLE_TOKENS * self._batches_seen // self._num_batches)
+        return min(due, _SAMPLE_TOKENS)
 
     def _keep_sample(self, rows: Tensor) -> None:
         if self._sample is None:
@@ -51,15 +83,30 @@ class InputStatistics:
             # pass would split the memory that those leave free, and the process would grow.
             self._sample = rows.new_empty(_SAMPLE_TOKENS, rows.shape[1])
         self._batches_seen += 1
-        # The share of the batches seen so far, rounded up: the first batch gives some in any case.
-        due = -(-_SAMPLE_TOKENS * self._batches_seen // self._num_batches)
-        wanted = min(due, _SAMPLE_TOKENS) - self._sampled
+        wanted = self._due() - self._sampled_before - self._sampled
         if wanted == 0:
             return
         step = max(1, len(rows) // wanted)
         chosen = rows[::step][:wanted]
         self._sample[self._sampled : self._sampled + len(chosen)] = chosen
         self._sampled += len(chosen)
+
+    def sum_over(self, parallel: Parallel) -> None:
+        """Make this what it would be if this process had seen the batches of all processes."""
+        if parallel.size == 1:
+            return
+        parallel.sum_(self._sum_squares if self._gram is None else self._gram)
+        self.num_tokens = sum(parallel.gather(self.num_tokens))
+        counts = parallel.gather(self._sampled)
+        first = sum(counts[: parallel.rank])
+        device, columns = self._sum_squares.device, self._num_columns
+        # Zeros where the others have their rows: the sum puts all side by side, bit for bit.
+        rows = torch.zeros(sum(counts), columns, dtype=torch.float64, device=device)
+        if self._sample is not None:
+            rows[first : first + self._sampled] = self.sample()
+        parallel.sum_(rows)
+        self._sample = rows if self._sample is None else rows.to(self._sample.dtype)
+        self._sampled = len(rows)
 
     def input_norm(self, num_samples: int) -> Tensor:
         """Wanda's activation norm, averaged over samples.
@@ -68,12 +115,16 @@ class InputStatistics:
             fp32 [K]: sqrt(sum over tokens of x_j^2 / num_samples).
         """
         squares = self._sum_squares if self._gram is None else self._gram.diagonal()
-        return (squares / num_samples).sqrt()
+        return (squares / num_samples).float().sqrt()
 
     def hessian(self, num_samples: int) -> Tensor:
         """SparseGPT's Hessian: fp32 [K, K], 2 / num_samples * X.T @ X."""
         assert self._gram is not None
-        return self._gram * (2.0 / num_samples)
+        result = torch.empty_like(self._gram, dtype=torch.float32)
+        for columns, following in self._pieces():
+            result[columns, following] = self._gram[columns, following] * (2.0 / num_samples)
+            result[columns.stop :, columns] = result[columns, columns.stop :].T
+        return result
 
     def sample(self) -> Tensor:
         """Tokens as they came, spread over the batches: [n, K] with n at most 256."""
@@ -94,6 +145,12 @@ class RelativeError:
         difference = pruned.float() - wide
         self.difference += float(difference.square_().sum(dtype=torch.float64))
         self.reference += float(wide.square().sum(dtype=torch.float64))
+
+    def over_all(self, parallel: Parallel) -> float:
+        """The error over the batches of all processes; see `value`."""
+        sums = parallel.gather((self.difference, self.reference))
+        difference, reference = (sum(column) for column in zip(*sums, strict=True))
+        return RelativeError(difference, reference).value
 
     @property
     def value(self) -> float:

@@ -58,6 +58,32 @@ class CalibrationTokens:
                 batches.append([sample])
         return [torch.stack(batch) for batch in batches]
 
+    def share(self, rank: int, size: int, tokens_per_batch: int) -> "CalibrationTokens":
+        """The samples of one of several processes: neighbours, in its order.
+
+        Batches of `tokens_per_batch` stay whole where there are enough, so that every process
+        computes just what one alone would.
+
+        Args:
+            rank: of the process.
+            size: processes.
+            tokens_per_batch: as given to `batches`.
+
+        Raises:
+            SecateurError: there are fewer samples than processes.
+        """
+        if len(self.samples) < size:
+            raise SecateurError(
+                f"expected at least one calibration sample for each of {size} processes, got "
+                f"{len(self.samples)}; give more samples or start fewer processes"
+            )
+        sizes = [len(batch) for batch in self.batches(tokens_per_batch)]
+        if len(sizes) < size:
+            sizes = [1] * len(self.samples)
+        first, last = (len(sizes) * edge // size for edge in (rank, rank + 1))
+        samples = self.samples[sum(sizes[:first]) : sum(sizes[:last])]
+        return CalibrationTokens(samples, self.source)
+
     def check_vocabulary(self, vocabulary_size: int) -> None:
         """Raise SecateurError if a token id is not below `vocabulary_size`."""
         for index, sample in enumerate(self.samples):

@@ -1,5 +1,6 @@
 """Weight sites: the matrices inside a block that multiply tokens, whatever class holds them."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -53,6 +54,14 @@ class WeightSite:
     def is_expert(self) -> bool:
         """Whether only the tokens routed to it reach this matrix."""
         return self.expert is not None or ".experts." in self.name
+
+    @property
+    def expert_name(self) -> str | None:
+        """The expert that the matrix is a part of, such as `model.layers.0.mlp.experts.3`."""
+        if self.expert is not None:
+            return self.name.rpartition(".")[0]
+        found = re.match(r".*?\.experts\.\d+(?=\.)", self.name)
+        return found.group() if found else None
 
 
 def renamed(site: WeightSite, block_name: str) -> WeightSite:

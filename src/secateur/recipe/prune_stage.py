@@ -90,7 +90,10 @@ class PruneStage:
     reconstruct: Reconstruction | None = None
     """The regional optimizer. None: none, but for `wanda++` and `best-2:4` their own."""
     min_expert_tokens: int = 32
-    """An expert that fewer calibration tokens were routed to is pruned by magnitude."""
+    """An expert that fewer calibration tokens reached is pruned by magnitude."""
+    calibrate_all_experts: bool = False
+    """Statistics of every expert are those of all tokens of its layer. The router still decides
+    what the layer gives, and a regional optimizer or gradient sees what the router chose."""
 
     def __post_init__(self) -> None:
         require(

@@ -10,10 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import SecateurError
+from secateur.parallel import Parallel
 from secateur.progress import Progress, SilentProgress
 from secateur.reconstruct.history import History, RoundRecord
 from secateur.reconstruct.samples import BlockSamples
 from secateur.reconstruct.settings import ReconstructionSettings
+from secateur.reconstruct.shares import share_samples, sum_gradients
 
 Targets = Callable[[Sequence[int]], Tensor]
 """From samples of equal length to what the student should give: [n, length, width], any dtype."""
@@ -46,6 +48,7 @@ def optimize(
     project: Callable[[int], Masks] | None = None,
     autocast: torch.dtype | None = None,
     progress: Progress | None = None,
+    parallel: Parallel | None = None,
 ) -> tuple[History, dict[str, Tensor]]:
     """Tune a block in place.
 
@@ -62,6 +65,9 @@ def optimize(
             weights it need not zero.
         autocast: dtype of products in forward and backward passes; None for the parameters' own.
         progress: told of every round.
+        parallel: processes that tune the same student together, each with samples and targets of
+            its own, numbered through all of them by rank. They draw the same samples and add up
+            their gradients, so that all end with the same weights.
 
     Returns:
         (history, masks). The student has the weights, and `masks` are the masks, of the best
@@ -72,7 +78,9 @@ def optimize(
         SecateurError: 16-bit parameters, nothing to train, masks that do not fit, or too few
             samples.
     """
-    run = _Optimization(student, targets, samples, settings, dict(masks or {}), autocast)
+    run = _Optimization(
+        student, targets, samples, settings, dict(masks or {}), autocast, parallel or Parallel()
+    )
     with _requiring_grad(student, run.trained):
         return run.run(project, progress or SilentProgress())
 
@@ -86,6 +94,7 @@ class _Optimization:
         settings: ReconstructionSettings,
         masks: dict[str, Tensor],
         autocast: torch.dtype | None,
+        parallel: Parallel,
     ) -> None:
         self.student, self.targets, self.samples = student, targets, samples
         self.settings, self.masks, self.autocast = settings, masks, autocast
@@ -94,14 +103,16 @@ class _Optimization:
         self.trained = _trained(self.parameters, settings, masks)
         _check_masks(self.parameters, masks)
         self.generator = torch.Generator().manual_seed(settings.seed)
-        order = torch.randperm(samples.num_samples, generator=self.generator).tolist()
+        self.parallel = parallel
+        self.share = share_samples(samples.num_samples, parallel)
+        order = torch.randperm(self.share.total, generator=self.generator).tolist()
         num_held_out = round(settings.held_out * len(order))
         self.held_out = sorted(order[:num_held_out])
         self.training = sorted(order[num_held_out:])
         if not self.training or (settings.held_out and not self.held_out):
             raise SecateurError(
                 f"expected enough samples to train on and to hold {settings.held_out:g} of them "
-                f"out, got {samples.num_samples}"
+                f"out, got {self.share.total}"
             )
         wanted = settings.samples_per_round or len(self.training)
         self.per_round = min(wanted, len(self.training))
@@ -142,18 +153,19 @@ class _Optimization:
         totals = []
         for start in range(0, len(order), self.settings.samples_per_step):
             totals += self._step(order[start : start + self.settings.samples_per_step])
-        return _error(totals)
+        return self._error(totals)
 
     def _step(self, chosen: Sequence[int]) -> list[Tensor]:
         """One step of the optimizer; what `_loss` gave for each micro-batch before it."""
         self.optimizer.zero_grad(set_to_none=True)
         totals = []
-        for batch in self.samples.micro_batches(chosen, self.settings.tokens_per_micro_batch):
+        for batch in self._micro_batches(chosen):
             with torch.enable_grad():
                 loss = self._loss(batch)
                 loss[0].backward()
             # Left on the device: to read a number there would wait for it.
             totals.append(loss.detach())
+        sum_gradients([self.parameters[name] for name in self.trained], self.parallel)
         for group in self.optimizer.param_groups:
             group["lr"] = group["full_rate"] * self._rate_share()
         self.optimizer.step()
@@ -191,10 +203,20 @@ class _Optimization:
     def _held_out_error(self) -> float | None:
         if not self.held_out:
             return None
-        most = self.settings.tokens_per_micro_batch
         with torch.no_grad():
-            batches = self.samples.micro_batches(self.held_out, most)
-            return _error([self._loss(batch) for batch in batches])
+            return self._error([self._loss(batch) for batch in self._micro_batches(self.held_out)])
+
+    def _micro_batches(self, chosen: Sequence[int]) -> Iterator[list[int]]:
+        """The samples of this process among those chosen, as they are run together."""
+        most = self.settings.tokens_per_micro_batch
+        return self.samples.micro_batches(self.share.own(chosen), most)
+
+    def _error(self, totals: Sequence[Tensor]) -> float:
+        """Root of loss over reference, summed over `_loss`'s pairs of all processes."""
+        pairs = [total.double() for total in totals] or [torch.zeros(2, dtype=torch.float64)]
+        sums = self.parallel.gather(torch.stack(pairs).sum(dim=0).tolist())
+        loss, reference = (sum(column) for column in zip(*sums, strict=True))
+        return sqrt(loss / reference) if reference else 0.0
 
     def _project(self, project: Callable[[int], Masks] | None, finished: int) -> None:
         if project is not None:
@@ -220,12 +242,6 @@ class _Optimization:
         for name, value in weights.items():
             self.parameters[name].data.copy_(value)
         self.masks = masks
-
-
-def _error(totals: Sequence[Tensor]) -> float:
-    """Root of loss over reference, summed over `_loss`'s pairs."""
-    loss, reference = torch.stack([total.double() for total in totals]).sum(dim=0).tolist()
-    return sqrt(loss / reference) if reference else 0.0
 
 
 def _trained(

@@ -98,6 +98,8 @@ class BlockRecord:
     rounds: tuple[TuningRound, ...] = ()
     """Of the regional optimizer."""
     note: str = ""
+    expert_tokens: tuple[int, ...] = ()
+    """Calibration tokens that the router sent to each expert; empty where there are none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +117,10 @@ class PruneRecord:
     seconds_propagating: float
     seconds_tuning: float = 0.0
     """Of the regional optimizer."""
+    calibrate_all_experts: bool = False
+    """Whether statistics of experts are those of all tokens, not of those routed to them."""
+    min_expert_tokens: int | None = None
+    """Fewer routed tokens are few; None in records from before that was noted."""
 
     @property
     def sparsity(self) -> float:

@@ -56,7 +56,10 @@ def norm_divisor(normalisation: InputNormalisation, num_samples: int) -> int:
 
 
 def regional_gradients(
-    run: Callable[[int], Tensor], num_samples: int, parameters: Mapping[str, Tensor]
+    run: Callable[[int], Tensor],
+    num_samples: int,
+    parameters: Mapping[str, Tensor],
+    sum_over: Callable[[Tensor], object] | None = None,
 ) -> dict[str, Tensor]:
     """Root mean square over samples of the gradient of ||block output||_2.
 
@@ -69,6 +72,8 @@ def regional_gradients(
         num_samples: samples 0 to num_samples - 1 are run, in this order.
         parameters: leaves that the output depends on, by name; `requires_grad` and `grad` are as
             before afterwards.
+        sum_over: where several processes have samples of their own, puts the sum over all of them
+            into a tensor. Squares are summed in float64, so that their order does not show.
 
     Returns:
         By name, in each parameter's shape, fp32 (float64 stays): sqrt(mean of squared gradients).
@@ -80,8 +85,7 @@ def regional_gradients(
     if num_samples < 1:
         raise SecateurError(f"expected at least one calibration sample, got {num_samples}")
     squares = {
-        name: torch.zeros_like(value, dtype=_wide(value.dtype))
-        for name, value in parameters.items()
+        name: torch.zeros_like(value, dtype=torch.float64) for name, value in parameters.items()
     }
     saved = [value.requires_grad for value in parameters.values()]
     try:
@@ -97,8 +101,16 @@ def regional_gradients(
     finally:
         for value, required in zip(parameters.values(), saved, strict=True):
             value.requires_grad_(required)
+    counted = torch.tensor([num_samples], device=next(iter(squares.values())).device)
+    if sum_over is not None:
+        for value in (*squares.values(), counted):
+            sum_over(value)
     _require_finite(squares)
-    return {name: (total / num_samples).sqrt_() for name, total in squares.items()}
+    count = int(counted)
+    return {
+        name: (squares.pop(name) / count).to(_wide(value.dtype)).sqrt_()
+        for name, value in parameters.items()
+    }
 
 
 def _add_squares(
@@ -109,8 +121,7 @@ def _add_squares(
     )
     for total, gradient in zip(squares.values(), gradients, strict=True):
         if gradient is not None:
-            wide = gradient.to(total.dtype)
-            total.addcmul_(wide, wide)
+            total.addcmul_(gradient, gradient)
 
 
 def _require_finite(squares: Mapping[str, Tensor]) -> None:

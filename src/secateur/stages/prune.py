@@ -12,16 +12,17 @@ import torch
 from torch import Tensor, nn
 
 from secateur.calibration.inputs import BlockInputs
-from secateur.calibration.observe import Sink, observed
-from secateur.calibration.statistics import InputStatistics, RelativeError
+from secateur.calibration.statistics import RelativeError
 from secateur.models.blocks import BlockList
 from secateur.models.device import on_device
 from secateur.models.replay import Trace
 from secateur.models.sites import WeightSite
+from secateur.parallel import Parallel
 from secateur.progress import Progress
 from secateur.recipe import PruneStage
 from secateur.report.record import BlockRecord, LayerRecord, PruneRecord
-from secateur.stages.prune_parameters import parameter_masks, site_gradients
+from secateur.stages.prune_calibrate import BlockFacts, calibrate_block
+from secateur.stages.prune_parameters import parameter_masks
 from secateur.stages.prune_plan import PlannedSite
 from secateur.stages.prune_reconstruct import (
     Tuned,
@@ -32,6 +33,7 @@ from secateur.stages.prune_reconstruct import (
 )
 from secateur.stages.prune_score import SiteFacts, score_site, selector
 from secateur.stages.prune_site import PrunedSite, fraction_of_zeros, prune_site
+from secateur.stages.prune_spread import prune_together, settle_weights
 from secateur.stages.prune_update import SharedHessians
 
 
@@ -57,6 +59,8 @@ class BlockPruner:
         progress: Progress,
         opened: Callable[[int], AbstractContextManager[None]] | None = None,
         finished: FinishedBlocks | None = None,
+        parallel: Parallel | None = None,
+        model_gradients: Mapping[str, Tensor] | None = None,
     ) -> None:
         """Get ready.
 
@@ -69,10 +73,15 @@ class BlockPruner:
             opened: makes a block's weights be on `device` while it is open; by default it is
                 moved there and back.
             finished: blocks of an interrupted stage, which are only run through.
+            parallel: processes that share the calibration, each with inputs of its own; all end
+                with the same weights.
+            model_gradients: by site name [N, K], where the stage `needs_model_gradient`.
         """
         self._blocks = blocks
         self._opened = opened or (lambda index: on_device(blocks.modules[index], device))
         self._finished = finished
+        self._parallel = parallel or Parallel()
+        self._model_gradients = model_gradients or {}
         self._stage = stage
         self._tuning = stage.resolved_reconstruct()
         self._plan = plan
@@ -143,7 +152,8 @@ class BlockPruner:
             return [site.record for site in pruned], BlockRecord(
                 block=index, output_error=None, seconds=perf_counter() - started
             )
-        facts = self._calibrate(block, index, inputs, trace)
+        found = self._calibrate(block, index, inputs, trace)
+        facts = found.sites
         if self._tuning is not None and planned:
             layers, tuned = self._prune_and_tune(block, index, inputs, facts)
         else:
@@ -151,7 +161,12 @@ class BlockPruner:
             layers, tuned = [site.record for site in pruned], None
         facts.clear()
         error = self._propagate(block, index, inputs)
-        record = BlockRecord(block=index, output_error=error, seconds=perf_counter() - started)
+        record = BlockRecord(
+            block=index,
+            output_error=error,
+            seconds=perf_counter() - started,
+            expert_tokens=found.routed,
+        )
         if tuned is not None:
             before, result = tuned
             record = replace(
@@ -164,37 +179,19 @@ class BlockPruner:
 
     def _calibrate(
         self, block: nn.Module, index: int, inputs: BlockInputs, trace: Trace
-    ) -> dict[str, SiteFacts]:
-        """Run the dense block: its outputs are kept, what is to know comes back by site name."""
+    ) -> BlockFacts:
         with self._timed("calibrating"):
-            planned = self._plan[index]
-            statistics: dict[str, InputStatistics] = {}
-            sinks: dict[str, Sink] = {}
-            leaders: dict[str, InputStatistics] = {}
-            for entry in planned:
-                leader = trace.shared_inputs.get(entry.site.name, entry.site.name)
-                if leader not in leaders:
-                    leaders[leader] = self._new_statistics(entry, len(inputs))
-                    sinks[entry.site.name] = leaders[leader].add
-                statistics[entry.site.name] = leaders[leader]
-            with observed([entry.site for entry in planned], sinks):
-                inputs.run_block(block, index)
-            gradients: Mapping[str, Tensor] = {}
-            if self._stage.score == "rgs" and planned:
-                sites = [entry.site for entry in planned]
-                gradients = site_gradients(block, sites, block_samples(inputs, index))
-        return {
-            name: SiteFacts(seen, gradients.get(name), inputs.num_samples)
-            for name, seen in statistics.items()
-        }
-
-    def _new_statistics(self, planned: PlannedSite, num_batches: int) -> InputStatistics:
-        return InputStatistics(
-            planned.site.shape[1],
-            with_hessian=self._stage.needs_hessian,
-            num_batches=num_batches,
-            device=self._device,
-        )
+            return calibrate_block(
+                block,
+                index,
+                self._plan[index],
+                self._stage,
+                inputs,
+                trace,
+                self._device,
+                self._parallel,
+                self._model_gradients,
+            )
 
     def _prune_sites(
         self,
@@ -205,8 +202,9 @@ class BlockPruner:
     ) -> list[PrunedSite]:
         nothing = SiteFacts(None, None, num_samples)
         hessians = SharedHessians(self._stage.damping, num_samples)
-        pruned = []
-        with self._timed("pruning"):
+
+        def prune() -> list[PrunedSite]:
+            pruned = []
             for entry in planned:
                 site = prune_site(
                     entry, self._stage, index, facts.get(entry.site.name, nothing), hessians
@@ -215,7 +213,10 @@ class BlockPruner:
                 found = site.record.output_error
                 error = "" if found is None else f"  error {found:.3f}"
                 self._progress.advance(f"block {index}  {entry.site.name.split('.')[-1]}{error}")
-        return pruned
+            return pruned
+
+        with self._timed("pruning"):
+            return prune_together(self._parallel, planned, prune)
 
     def _prune_and_tune(
         self, block: nn.Module, index: int, inputs: BlockInputs, facts: dict[str, SiteFacts]
@@ -232,7 +233,9 @@ class BlockPruner:
             facts.clear()
 
         def project() -> dict[str, Tensor]:
-            return parameter_masks(block, [self._rescored(site, facts) for site in pruned])
+            chosen = parameter_masks(block, [self._rescored(site, facts) for site in pruned])
+            self._parallel.broadcast_(*chosen.values())
+            return chosen
 
         with self._timed("tuning"):
             before = self._block_error(block, index, inputs)
@@ -246,7 +249,9 @@ class BlockPruner:
                 masks,
                 None if tuning.frozen_mask else project,
                 self._progress,
+                self._parallel,
             )
+            settle_weights(self._parallel, block)
         layers = [
             replace(site.record, sparsity=fraction_of_zeros(site.planned.site.weight))
             for site in pruned
@@ -266,7 +271,7 @@ class BlockPruner:
         error = RelativeError()
         for dense, output in zip(inputs.outputs, inputs.stream(block, index), strict=True):
             error.add(output, dense)
-        return error.value
+        return error.over_all(self._parallel)
 
     def _propagate(self, block: nn.Module, index: int, inputs: BlockInputs) -> float:
         """Make the pruned block's outputs the next block's inputs; how far they moved."""
@@ -275,7 +280,7 @@ class BlockPruner:
             for batch, output in enumerate(inputs.stream(block, index)):
                 error.add(output, inputs.outputs[batch])
                 inputs.hidden[batch].copy_(output)
-        return error.value
+        return error.over_all(self._parallel)
 
     @contextmanager
     def _timed(self, step: str) -> Iterator[None]:
@@ -297,6 +302,8 @@ class BlockPruner:
             seconds_pruning=self._seconds["pruning"],
             seconds_propagating=self._seconds["propagating"],
             seconds_tuning=self._seconds["tuning"],
+            calibrate_all_experts=stage.calibrate_all_experts,
+            min_expert_tokens=stage.min_expert_tokens,
         )
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.models.sites import WeightSite
+from secateur.parallel import Parallel
 from secateur.reconstruct import BlockSamples
 from secateur.score import regional_gradients
 
@@ -46,12 +47,22 @@ def parameter_masks(
 
 
 def site_gradients(
-    block: nn.Module, sites: Sequence[WeightSite], samples: BlockSamples
+    block: nn.Module, sites: Sequence[WeightSite], samples: BlockSamples, parallel: Parallel
 ) -> Mapping[str, Tensor]:
-    """By site, [N, K]: how much the norm of the dense block's output moves with each weight."""
+    """By site, [N, K]: how much the norm of the dense block's output moves with each weight.
+
+    Args:
+        block: dense.
+        sites: of the block.
+        samples: of this process; the gradients are over those of all.
+        parallel: the processes.
+    """
     parameters = parameter_names(block, sites)
     gradients = regional_gradients(
-        lambda sample: samples.run(block, [sample]), samples.num_samples, parameters
+        lambda sample: samples.run(block, [sample]),
+        samples.num_samples,
+        parameters,
+        sum_over=parallel.sum_,
     )
     by_id = {id(parameters[name]): gradient for name, gradient in gradients.items()}
     return {site.name: matrix_of(site, by_id[id(site.parameter)]) for site in sites}

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from secateur.calibration.inputs import BlockInputs
 from secateur.errors import SecateurError
 from secateur.models.blocks import BlockList
+from secateur.parallel import Parallel
 from secateur.progress import Progress
 from secateur.recipe.reconstruction import Reconstruction
 from secateur.reconstruct import (
@@ -118,6 +119,7 @@ def tune_block(
     masks: Masks,
     project: Callable[[], Masks] | None,
     progress: Progress,
+    parallel: Parallel,
 ) -> Tuned:
     """Tune a pruned block in place; its dtypes stay, and every masked weight stays zero.
 
@@ -131,6 +133,7 @@ def tune_block(
         masks: by parameter name, in the parameter's shape.
         project: chooses masks anew from the weights as they are; None to keep them.
         progress: moved on by every round.
+        parallel: processes that tune the same block, each with samples and targets of its own.
     """
     settings = _settings(tuning, index)
     rounds: list[TuningRound] = []
@@ -146,6 +149,7 @@ def tune_block(
             project=None if project is None else lambda _: project(),
             autocast=torch.bfloat16 if tuning.autocast else None,
             progress=_Rounds(progress, f"block {index}  {part}"),
+            parallel=parallel,
         )
         # In place: they decide what is zero when the weights get their own dtype again.
         masks.clear()
