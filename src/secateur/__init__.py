@@ -12,6 +12,7 @@ from secateur.recipe import (
     Reconstruction,
     load_recipe,
 )
+from secateur.runtime.accelerate import accelerate
 from secateur_kernels.version import __version__
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "SecateurError",
     "VerificationError",
     "__version__",
+    "accelerate",
     "compress",
     "compress_with_report",
     "load_recipe",

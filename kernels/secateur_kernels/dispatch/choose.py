@@ -68,6 +68,28 @@ def wants_dense_copy(
     return False, "dense is nowhere faster by 3% in what was measured"
 
 
+def gain_over_dense(problem: Problem, table: Table | None) -> tuple[float | None, str]:
+    """How many times faster than torch's dense product a problem is, as measured.
+
+    Args:
+        problem: the facts; backends that are not there do not count.
+        table: measured times of the problem's device, or None.
+
+    Returns:
+        dense time over that of the fastest candidate, and the times in words; None and why where
+        both were not timed for this shape or one alike.
+    """
+    entry, how = _entry_for(problem, table)
+    if entry is None:
+        return None, how
+    possible = {choice.backend for choice in candidates(replace(problem, dense_copy=False))}
+    dense = [x.microseconds for x in entry.measurements if x.backend == "dense"]
+    packed = [x.microseconds for x in entry.measurements if x.backend in possible - {"dense"}]
+    if not (dense and packed):
+        return None, f"not timed beside dense, {how}"
+    return min(dense) / min(packed), f"{_listed(entry)}, {how}"
+
+
 def _entry_for(problem: Problem, table: Table | None) -> tuple[Entry | None, str]:
     """The entry whose times stand for the problem, and in what relation it is to it."""
     if table is None or table.device != problem.device.name:

@@ -23,6 +23,7 @@ from torch import nn
 
 from secateur.errors import SecateurError
 from secateur.integrations.removed_specs import RemovedParts
+from secateur.models.fuse import require_unfused
 from secateur.models.swap import (
     CompressedLinear,
     compressed_modules,
@@ -150,6 +151,7 @@ class CompactLayers:
         Raises:
             SecateurError: a layer cannot be saved as it is; names it.
         """
+        require_unfused(model, "to save")
         modules = compressed_modules(model)
         tied = _tied_tensors(model)
         for name, module in modules.items():

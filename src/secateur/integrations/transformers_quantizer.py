@@ -5,7 +5,7 @@ Registered by `checkpoint/load.py`, so whenever `secateur` is imported. Then
 "secateur"`, and packs 2:4 layers.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -219,6 +219,41 @@ def mark_compressed(model: Any) -> list[str]:
     quantizer.quantization_config = config
     model.config.quantization_config = config
     return config.layers.names
+
+
+def guard_saving(model: Any) -> Callable[[], None]:
+    """Have `save_pretrained` of a model ask what its layers are, and refuse what it cannot write.
+
+    For models whose layers are replaced for speed: without this a plain model would be saved with
+    whatever tensors its layers have at the time.
+
+    Args:
+        model: a transformers model; of others nothing is changed.
+
+    Returns:
+        what makes the model as it was.
+
+    Raises:
+        SecateurError: the model is quantised by something else.
+    """
+    if not hasattr(model, "save_pretrained"):
+        return lambda: None
+    present = vars(model).get("hf_quantizer")
+    if present is not None and not isinstance(present, SecateurQuantizer):
+        raise SecateurError(
+            f"{type(model).__name__} is quantised by another method: its layers are not replaced"
+        )
+    was_marked = hasattr(model.config, "quantization_config")
+    if present is None:
+        model.hf_quantizer = SecateurQuantizer(SecateurConfig())
+
+    def release() -> None:
+        if present is None:
+            vars(model).pop("hf_quantizer", None)
+        if not was_marked and hasattr(model.config, "quantization_config"):
+            del model.config.quantization_config
+
+    return release
 
 
 def _lend_weights(model: nn.Module) -> None:

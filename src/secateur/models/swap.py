@@ -6,20 +6,19 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import SecateurError
+from secateur.models.fuse import unfuse
 from secateur.models.inventory import take_inventory
 from secateur.models.sites import WeightSite
 from secateur.models.sublayers import removed_sublayers
 from secateur.modules import LowRankLinear, Sparse24Linear, SparseLowRankLinear
 from secateur.modules.dense_linear import dense_linear
+from secateur.modules.stack import REPLACED_CLASS
 from secateur.modules.weight24 import Weight24Module
 from secateur_kernels.layouts import Canonical24, LowRank
 
 CompressedLinear = LowRankLinear | Sparse24Linear | SparseLowRankLinear
 
 PACKABLE_DTYPES = (torch.bfloat16, torch.float16)
-
-# Where a compressed layer notes the class that it stands in for.
-_REPLACED = "_replaced_class"
 
 
 def compressed_modules(model: nn.Module) -> dict[str, CompressedLinear]:
@@ -78,7 +77,7 @@ def replace_module(model: nn.Module, name: str, module: nn.Module) -> nn.Module:
             f"expected a layer {list(shape)} for {name}, got {_kind(module)} of {new_shape}"
         )
     if isinstance(module, CompressedLinear):
-        setattr(module, _REPLACED, getattr(old, _REPLACED, type(old)))
+        setattr(module, REPLACED_CLASS, getattr(old, REPLACED_CLASS, type(old)))
     setattr(parent, child_name, module.train(old.training))
     return old
 
@@ -96,10 +95,17 @@ def find_sparse24(model: nn.Module) -> list[str]:
     Raises:
         SecateurError: the model has no blocks.
     """
-    return [name for name, site in _dense_sites(model).items() if _is_sparse24(site.weight)]
+    return [name for name, site in dense_sites(model).items() if is_sparse24(site.weight)]
 
 
-def _dense_sites(model: nn.Module) -> dict[str, WeightSite]:
+def dense_sites(model: nn.Module) -> dict[str, WeightSite]:
+    """The dense linear layers of a model's blocks that may be replaced, by name.
+
+    Tied matrices, experts in one fused parameter and subclasses of `nn.Linear` do not count.
+
+    Raises:
+        SecateurError: the model has no blocks.
+    """
     return {
         site.name: site
         for site in take_inventory(model).all_sites
@@ -107,7 +113,8 @@ def _dense_sites(model: nn.Module) -> dict[str, WeightSite]:
     }
 
 
-def _is_sparse24(weight: Tensor) -> bool:
+def is_sparse24(weight: Tensor) -> bool:
+    """Whether no four consecutive weights of a row [N, K] hold more than two that are not zero."""
     rows, columns = weight.shape
     if columns % 4:
         return False
@@ -131,9 +138,9 @@ def convert_sparse24(model: nn.Module, names: Iterable[str] | None = None) -> li
         SecateurError: a name is no dense linear layer of a block, or its weight is not 2:4; nothing
             was changed.
     """
-    sites = _dense_sites(model)
+    sites = dense_sites(model)
     chosen = (
-        list(names) if names is not None else [n for n in sites if _is_sparse24(sites[n].weight)]
+        list(names) if names is not None else [n for n in sites if is_sparse24(sites[n].weight)]
     )
     for name in chosen:
         _require_sparse24(sites.get(name), name)
@@ -145,7 +152,7 @@ def convert_sparse24(model: nn.Module, names: Iterable[str] | None = None) -> li
 def _require_sparse24(site: WeightSite | None, name: str) -> None:
     if site is None:
         raise SecateurError(f"expected the name of a dense linear layer in a block, got {name!r}")
-    if not _is_sparse24(site.weight):
+    if not is_sparse24(site.weight):
         raise SecateurError(
             f"{name} {list(site.shape)} is not 2:4: somewhere more than two of four consecutive "
             "weights of a row are not zero, or its columns are not divisible by 4"
@@ -175,7 +182,7 @@ def pack_model(model: nn.Module, names: Iterable[str] | None = None) -> list[str
     found = list(names) if names is not None else find_sparse24(model)
     if not found:
         raise SecateurError(f"found no linear layer of {_kind(model)} that is 2:4")
-    sites = _dense_sites(model)
+    sites = dense_sites(model)
     for name in found:
         if name in sites and sites[name].weight.dtype not in PACKABLE_DTYPES:
             raise SecateurError(
@@ -230,32 +237,51 @@ def _layers_24(model: nn.Module) -> dict[str, Weight24Module]:
     }
 
 
-def to_dense(model: nn.Module) -> list[str]:
-    """Replace every compressed layer by the dense one that it stands for, biases shared.
+def to_dense(model: nn.Module, names: Iterable[str] | None = None) -> list[str]:
+    """Replace compressed layers by the dense ones that they stand for, biases shared.
 
     2:4 weights come back bit for bit; factors are multiplied and rounded once.
+
+    Args:
+        model: changed in place. Without `names`, layers that were fused stand alone again first.
+        names: dotted names of compressed layers; by default all of them.
 
     Returns:
         names of the layers that were replaced.
 
     Raises:
-        SecateurError: a layer multiplies gate and up, which a linear layer cannot, or the attention
-            or MLP of a block was removed; nothing was changed.
+        SecateurError: a layer multiplies gate and up, which a linear layer cannot; a name is none
+            of a compressed layer; or, without `names`, the attention or MLP of a block was
+            removed. Nothing was changed.
     """
-    layers = compressed_modules(model)
-    removed = list(removed_sublayers(model))
-    if removed:
-        raise SecateurError(f"{removed[0]} was removed: no dense layer stands for it")
+    layers = _layers_to_replace(model, names)
     for name, module in layers.items():
         if module.activation != "none":
             raise SecateurError(f"{name} multiplies gate and up: no one dense layer stands for it")
     for name, module in layers.items():
         linear = _dense_layer(module)
-        replaced = getattr(module, _REPLACED, nn.Linear)
+        replaced = getattr(module, REPLACED_CLASS, nn.Linear)
         replace_module(model, name, linear)
         if not issubclass(replaced, nn.Linear):
             replace_module(model, name, _transposed(linear, replaced))
     return list(layers)
+
+
+def _layers_to_replace(
+    model: nn.Module, names: Iterable[str] | None
+) -> dict[str, CompressedLinear]:
+    if names is None:
+        removed = list(removed_sublayers(model))
+        if removed:
+            raise SecateurError(f"{removed[0]} was removed: no dense layer stands for it")
+        unfuse(model)
+        return compressed_modules(model)
+    layers = compressed_modules(model)
+    chosen = list(names)
+    for name in chosen:
+        if name not in layers:
+            raise SecateurError(f"expected the name of a compressed layer, got {name!r}")
+    return {name: layers[name] for name in chosen}
 
 
 def dense_weight(module: Weight24Module) -> Tensor:

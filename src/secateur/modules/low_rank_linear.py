@@ -69,6 +69,10 @@ class LowRankLinear(nn.Module):
         """Of each group."""
         return self.up.shape[1]
 
+    def down_holder(self) -> "LowRankLinear":
+        """The layer that holds `down`: this one or another."""
+        return self._holder[0].down_holder() if self._holder else self
+
     def held_down(self) -> Tensor:
         """[G * r, K], this layer's own or that of the layer it shares it with."""
         if self._holder:

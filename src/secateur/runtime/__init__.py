@@ -1,0 +1,1 @@
+"""The compressed model at work: what runs faster where, and why."""

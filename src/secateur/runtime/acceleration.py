@@ -1,0 +1,136 @@
+"""What `accelerate` did to a model, layer by layer, and the way back."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from secateur.errors import SecateurError
+from secateur.report.numbers import format_bytes
+from secateur.runtime.layers import Form
+
+Fused = Literal["", "side by side", "silu_and_mul"]
+_WIDTH = 120
+
+
+@dataclass(frozen=True)
+class LayerRow:
+    """One layer of an accelerated model, or several that are multiplied together."""
+
+    names: tuple[str, ...]
+    """In the order of their rows."""
+    shape: tuple[int, int]
+    """(N, K) of all of them."""
+    form: Form
+    fused: Fused
+    kernels: tuple[tuple[int, str], ...]
+    """Number of tokens, and the backend and config that dispatch chooses for them."""
+    reason: str
+    bytes_before: int
+    bytes_after: int
+
+    def to_plain(self) -> dict[str, Any]:
+        """Values that JSON knows."""
+        plain = asdict(self)
+        plain["names"], plain["shape"] = list(self.names), list(self.shape)
+        plain["kernels"] = [{"tokens": m, "kernel": kernel} for m, kernel in self.kernels]
+        return plain
+
+
+@dataclass(eq=False)
+class Acceleration:
+    """The layers of an accelerated model: what they are now, and why."""
+
+    rows: tuple[LayerRow, ...]
+    device: str
+    """As CUDA reports it, or "cpu"."""
+    policy: str
+    note: str = ""
+    """What holds for all layers, such as that no speed-up is claimed."""
+    _undo: Callable[[], None] | None = field(default=None, repr=False)
+
+    @property
+    def bytes_before(self) -> int:
+        """Of the weights of all layers."""
+        return sum(row.bytes_before for row in self.rows)
+
+    @property
+    def bytes_after(self) -> int:
+        """Of the weights of all layers, dense copies included."""
+        return sum(row.bytes_after for row in self.rows)
+
+    def undo(self) -> None:
+        """Make the model what it was: names, tensors and logits, bit for bit.
+
+        Zeros that were -0.0 in a weight that was packed come back as 0.0.
+
+        Raises:
+            SecateurError: it was undone before.
+        """
+        if self._undo is None:
+            raise SecateurError("expected an acceleration to undo, but it was undone before")
+        undo, self._undo = self._undo, None
+        undo()
+
+    def to_plain(self) -> list[dict[str, Any]]:
+        """One dictionary a row, of values that JSON knows."""
+        return [row.to_plain() for row in self.rows]
+
+    def table(self) -> Table:
+        """For a terminal; rows that differ in their block alone stand together."""
+        total = f"{format_bytes(self.bytes_before)} -> {format_bytes(self.bytes_after)}"
+        title = f"Layers on {self.device}, policy {self.policy}: {total}"
+        if self.note:
+            title += f" ({self.note})"
+        table = Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+        for header in ("layers", "shape", "form", "fused", "kernel", "bytes", "why"):
+            table.add_column(header, overflow="fold")
+        for alike in _alike(self.rows):
+            table.add_row(*(Text(cell) for cell in _cells(alike)))
+        return table
+
+    def __rich__(self) -> Table:
+        """So that rich prints the table."""
+        return self.table()
+
+    def __str__(self) -> str:
+        console = Console(width=_WIDTH, color_system=None)
+        with console.capture() as capture:
+            console.print(self.table())
+        return "\n".join(line.rstrip() for line in capture.get().splitlines())
+
+
+def _alike(rows: Sequence[LayerRow]) -> list[list[LayerRow]]:
+    """Rows that say the same, but for their blocks."""
+    found: dict[object, list[LayerRow]] = {}
+    for row in rows:
+        names = tuple(_without_numbers(name) for name in row.names)
+        key = (names, row.shape, row.form, row.fused, row.kernels, row.reason)
+        found.setdefault(key, []).append(row)
+    return list(found.values())
+
+
+def _without_numbers(name: str) -> str:
+    return ".".join("*" if part.isdecimal() else part for part in name.split("."))
+
+
+def _cells(alike: Sequence[LayerRow]) -> tuple[str, ...]:
+    row = alike[0]
+    names = [_without_numbers(name) if len(alike) > 1 else name for name in row.names]
+    before, after = sum(r.bytes_before for r in alike), sum(r.bytes_after for r in alike)
+    size = format_bytes(before)
+    if after != before:
+        size += f" -> {format_bytes(after)}"
+    return (
+        "\n".join(names) + (f"\n({len(alike)} times)" if len(alike) > 1 else ""),
+        f"{row.shape[0]} x {row.shape[1]}",
+        row.form,
+        row.fused,
+        "\n".join(f"{m}: {kernel}" for m, kernel in row.kernels),
+        size,
+        row.reason,
+    )

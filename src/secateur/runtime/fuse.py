@@ -1,0 +1,106 @@
+"""Fuses the layers of a model where that was tried and gave the same results."""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from secateur.errors import SecateurError
+from secateur.models.fuse import fuse_gated_mlp, fuse_side_by_side, unfuse, why_not_fused
+from secateur.modules.gated_mlp import GatedMlp
+from secateur.modules.stack import SILU
+from secateur.runtime.acceleration import Fused
+from secateur.runtime.layers import LayerFacts, has_hooks
+from secateur.runtime.probe import Call, nearly_equal
+from secateur.runtime.units import gated_mlp_candidates
+
+__all__ = ["fuse_units", "unfuse"]
+
+# Where SiLU differs most from other gates: at inputs of about this size.
+_GATE_SPREAD = 2.0
+
+
+def fuse_units(
+    model: nn.Module, units: Sequence[tuple[LayerFacts, ...]], calls: Sequence[Call]
+) -> dict[str, Fused]:
+    """Fuse what can be: MLPs that gate with SiLU as a whole, other layers of one input by product.
+
+    Whether an MLP is down(silu(gate(x)) * up(x)) is found by running it, not by its name: on
+    random inputs that spread the gate, where other activations differ.
+
+    Args:
+        model: changed in place, in the final form of its layers.
+        units: layers that may be multiplied together.
+        calls: of a probe of the model as it was before.
+
+    Returns:
+        by name of each layer that is fused now, the way: `silu_and_mul` or `side by side`.
+    """
+    inputs = {call.name: call.x for call in calls}
+    fused: dict[str, Fused] = {}
+    called = [call.name for call in calls]
+    for name, first, down in gated_mlp_candidates(model, units, called):
+        if _fuse_mlp(model, name, first, down, inputs[f"{name}.{first[0]}"]):
+            for child in first:
+                fused[f"{name}.{child}"] = "silu_and_mul"
+    for unit in units:
+        names = [layer.name for layer in unit]
+        if len(unit) == 1 or names[0] in fused or why_not_fused(model, names):
+            continue
+        if _fuse_unit(model, names, inputs[names[0]]):
+            for layer_name in names:
+                fused[layer_name] = "side by side"
+    return fused
+
+
+def _fuse_mlp(
+    model: nn.Module, name: str, first: tuple[str, ...], down: str, example: Tensor
+) -> bool:
+    mlp = model.get_submodule(name)
+    names = [f"{name}.{child}" for child in first]
+    if has_hooks(mlp) or why_not_fused(model, names, SILU):
+        return False
+    x = _spreading_input(mlp.get_submodule(first[0]), example)
+    try:
+        with torch.no_grad():
+            expected = mlp(x)
+    except (RuntimeError, TypeError, ValueError):  # called with more than one tensor
+        return False
+    if not isinstance(expected, Tensor):
+        return False
+    for order in _orders(first):
+        fused = GatedMlp(mlp, order, down)
+        with torch.no_grad():
+            found = fused(x)
+        if nearly_equal(found, expected):
+            fuse_gated_mlp(model, name, fused)
+            return True
+    return False
+
+
+def _orders(first: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+    yield first
+    if len(first) == 2:
+        yield first[::-1]
+
+
+@torch.no_grad()
+def _spreading_input(gate: nn.Module, example: Tensor) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(example.shape, generator=generator).to(example)
+    spread = float(gate(x).float().std())
+    return x * (_GATE_SPREAD / spread) if spread > 0 else x
+
+
+@torch.no_grad()
+def _fuse_unit(model: nn.Module, names: Sequence[str], x: Tensor) -> bool:
+    layers = [model.get_submodule(name) for name in names]
+    expected = [layer(x) for layer in layers]
+    fuse_side_by_side(model, names)
+    found = [model.get_submodule(name)(x) for name in names]
+    if all(nearly_equal(left, right) for left, right in zip(found, expected, strict=True)):
+        return True
+    raise SecateurError(
+        f"{', '.join(names)} give other results side by side than one by one; fuse=False leaves "
+        "them alone"
+    )
