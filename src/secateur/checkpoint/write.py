@@ -145,8 +145,8 @@ def write_checkpoint(
         VerificationError: what was written does not load as the model that was to be written.
     """
     output = check_output(output, overwrite)
-    with _space_errors(output), _temporary_folder(output) as partial:
-        with _space_errors(output):
+    with space_errors(output), _temporary_folder(output) as partial:
+        with space_errors(output):
             model.save_pretrained(partial, max_shard_size=max_shard_size)
             if tokenizer is not None:
                 tokenizer.save_pretrained(partial)
@@ -157,10 +157,10 @@ def write_checkpoint(
                 model_card(recipe, report, needs_own_format(model)), encoding="utf-8"
             )
             write_manifest(partial)
-            _make_readable(partial)
-            _flush(partial)
+            make_readable(partial)
+            flush_folder(partial)
         require_same_model(model, partial, report.verification, trust_remote_code)
-        _put_in_place(partial, output)
+        put_in_place(partial, output)
     return report
 
 
@@ -183,7 +183,7 @@ def _temporary_folder(output: Path) -> Iterator[Path]:
                     parent.rmdir()
 
 
-def _flush(folder: Path) -> None:
+def flush_folder(folder: Path) -> None:
     """Have everything on the disk before names change."""
     for path in [*folder.rglob("*"), folder]:
         handle = os.open(path, os.O_RDONLY)
@@ -197,7 +197,8 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager
-def _space_errors(output: Path) -> Iterator[None]:
+def space_errors(output: Path) -> Iterator[None]:
+    """Raise a full disk as OutOfSpaceError, and other faults of writing as SecateurError."""
     try:
         yield
     except (OSError, SafetensorError, ValueError) as error:
@@ -212,14 +213,15 @@ def _space_errors(output: Path) -> Iterator[None]:
         raise SecateurError(f"{output} cannot be written: {error}") from error
 
 
-def _make_readable(folder: Path) -> None:
+def make_readable(folder: Path) -> None:
     """Give weight files the mode of every other file; safetensors makes them for the owner only."""
     for path in folder.rglob("*"):
         if path.is_file():
             path.chmod(path.stat().st_mode | (folder.stat().st_mode & 0o444))
 
 
-def _put_in_place(partial: Path, output: Path) -> None:
+def put_in_place(partial: Path, output: Path) -> None:
+    """Rename a complete folder to what it is to be called; an old one there goes afterwards."""
     old = partial.with_suffix(".old")
     if output.exists():
         output.rename(old)

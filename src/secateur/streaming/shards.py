@@ -1,0 +1,130 @@
+"""Weight files of a checkpoint, written one by one and read back at once."""
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers.core_model_loading import revert_weight_conversion
+
+from secateur.checkpoint.files import INDEX_FILE
+from secateur.checkpoint.write import space_errors
+from secateur.errors import VerificationError
+from secateur.models.blocks import BlockList
+from secateur.streaming.skeleton import outside_blocks
+from secateur.streaming.source import parameter_bytes
+
+
+class ShardPlan:
+    """Which file holds what: first what belongs to no block, then a file a block."""
+
+    def __init__(self, model: nn.Module, blocks: BlockList) -> None:
+        """From shapes alone; parameters may be on the meta device."""
+        largest = max(parameter_bytes(block.parameters()) for block in blocks.modules)
+        self.rest = tuple(_groups(outside_blocks(model, blocks), largest))
+        self._total = len(self.rest) + len(blocks)
+
+    def rest_file(self, group: int) -> str:
+        """Name of the file of one group of `rest`."""
+        return self._name(group + 1)
+
+    def block_file(self, index: int) -> str:
+        """Name of the file of one block."""
+        return self._name(len(self.rest) + index + 1)
+
+    def _name(self, number: int) -> str:
+        return f"model-{number:05d}-of-{self._total:05d}.safetensors"
+
+
+def _groups(parameters: dict[str, nn.Parameter], most_bytes: int) -> Iterator[tuple[str, ...]]:
+    """Names in groups of at most so many bytes, but at least one name."""
+    group: list[str] = []
+    size = 0
+    for name, parameter in parameters.items():
+        more = parameter_bytes([parameter])
+        if group and size + more > most_bytes:
+            yield tuple(group)
+            group, size = [], 0
+        group.append(name)
+        size += more
+    if group:
+        yield tuple(group)
+
+
+def saved_form(model: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of a model under the names and in the shapes that its checkpoints use.
+
+    Args:
+        model: whose tensors they are, after they were read from a checkpoint.
+        tensors: by name in the model.
+
+    Returns:
+        contiguous tensors on the CPU, each with memory of its own.
+    """
+    ignored = set(getattr(model, "_keys_to_ignore_on_save", None) or ())
+    kept = {name: tensor.detach() for name, tensor in tensors.items() if name not in ignored}
+    saved = revert_weight_conversion(model, kept)
+    return {name: tensor.cpu().contiguous() for name, tensor in saved.items()}
+
+
+def write_shard(folder: Path, file_name: str, tensors: dict[str, Tensor]) -> None:
+    """Write a weight file so that it is there whole or not at all, and read it back.
+
+    Args:
+        folder: of the checkpoint.
+        file_name: in it.
+        tensors: from `saved_form`.
+
+    Raises:
+        OutOfSpaceError: the disk is full.
+        VerificationError: the file does not hold what was to be written.
+    """
+    aside = folder / f"{file_name}.partial"
+    with space_errors(folder):
+        # Tensors that share memory (slices of a fused one) are refused by safetensors.
+        save_file(_apart(tensors), aside, metadata={"format": "pt"})
+        with aside.open("rb") as file:
+            os.fsync(file.fileno())
+    with safe_open(aside, framework="pt") as file:
+        for name, tensor in tensors.items():
+            if not torch.equal(_bits(file.get_tensor(name)), _bits(tensor)):
+                raise VerificationError(f"{name} is not the same after it was written")
+    os.replace(aside, folder / file_name)
+
+
+def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    seen: set[int] = set()
+    apart = {}
+    for name, tensor in tensors.items():
+        place = tensor.untyped_storage().data_ptr()
+        apart[name] = tensor.clone() if place in seen else tensor
+        seen.add(place)
+    return apart
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    """As bytes: NaN equals itself, and -0.0 is not 0.0."""
+    return tensor.reshape(-1).view(torch.uint8)
+
+
+def read_shard(path: Path) -> dict[str, Tensor]:
+    """All tensors of a weight file, copied."""
+    with safe_open(path, framework="pt") as file:
+        return {name: file.get_tensor(name).clone() for name in file.keys()}
+
+
+def write_index(folder: Path, file_names: Sequence[str]) -> None:
+    """List which tensor is in which file, as transformers reads it."""
+    weight_map: dict[str, str] = {}
+    total = 0
+    for file_name in file_names:
+        with safe_open(folder / file_name, framework="pt") as file:
+            weight_map |= dict.fromkeys(file.keys(), file_name)
+        total += (folder / file_name).stat().st_size
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    (folder / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,168 @@
+"""Weights of one block at a time, from safetensors slices into a model on the meta device."""
+
+import re
+from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+from torch import Tensor, nn
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import convert_and_load_state_dict_in_model
+from transformers.modeling_utils import LoadStateDictConfig
+
+from secateur.checkpoint.files import INDEX_FILE, SINGLE_FILE, read_json
+from secateur.errors import SecateurError
+from secateur.models.blocks import BlockList
+from secateur.models.measure import require_finite_weights
+
+Tensors = dict[str, Tensor]
+
+
+class BlockSource:
+    """Reads the blocks of a checkpoint folder, the next one while the last one is in use."""
+
+    def __init__(self, folder: Path, model: Any, blocks: BlockList) -> None:
+        """Find out which tensors belong to which block.
+
+        Args:
+            folder: with safetensors files.
+            model: built from the folder's configuration, parameters on the meta device.
+            blocks: of the model.
+
+        Raises:
+            SecateurError: a block has no tensors in the folder.
+        """
+        self._model = model
+        self._blocks = blocks
+        self._files = _files_of(folder)
+        self._mapping = get_model_conversion_mapping(model)
+        self._names = _by_block(self._files, blocks)
+        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="read")
+        self._ahead: dict[int, Future[Tensors]] = {}
+
+    @property
+    def conversions(self) -> Any:
+        """What transformers changed in the tensors read last, to be undone when they are saved."""
+        return self._model._weight_conversions
+
+    def load_block(self, index: int, then: int | None = None) -> None:
+        """Fill one block.
+
+        Args:
+            index: of the block.
+            then: the block that will be asked for next; it is read while this one is in use.
+
+        Raises:
+            SecateurError: the checkpoint does not fill the block, or not with finite weights.
+        """
+        waiting = self._ahead.pop(index, None)
+        tensors = waiting.result() if waiting else self._read(self._names[index])
+        if then is not None and then not in self._ahead:
+            self._ahead[then] = self._pool.submit(self._read, self._names[then])
+        self._fill(tensors)
+        block, name = self._blocks.modules[index], self._blocks.block_name(index)
+        _require_filled(block, name)
+        require_finite_weights(block)
+
+    def fill_block(self, index: int, tensors: Tensors) -> None:
+        """Fill one block with tensors that are named as in a checkpoint."""
+        self._fill(tensors)
+        _require_filled(self._blocks.modules[index], self._blocks.block_name(index))
+
+    def load_rest(self) -> None:
+        """Fill what belongs to no block: embedding, final norm, head.
+
+        Raises:
+            SecateurError: the checkpoint lacks some of it, or its weights are not finite.
+        """
+        self._fill(self._read(self._names[None]))
+        self._model.tie_weights()
+        for name, module in self._model.named_modules():
+            if not _is_within(name, self._blocks.name):
+                for own, parameter in module.named_parameters(recurse=False):
+                    _require_one(f"{name}.{own}", parameter)
+
+    def close(self) -> None:
+        """Stop reading ahead."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def _read(self, names: Iterable[str]) -> Tensors:
+        """Tensors as they are on disk, copied so that no page of the files stays mapped."""
+        by_file: dict[Path, list[str]] = {}
+        for name in names:
+            by_file.setdefault(self._files[name], []).append(name)
+        tensors: Tensors = {}
+        for path, wanted in by_file.items():
+            with safe_open(path, framework="pt") as file:
+                for name in wanted:
+                    tensors[name] = file.get_tensor(name).clone()
+        return tensors
+
+    def _fill(self, tensors: Tensors) -> None:
+        """Put tensors into the model, renamed and fused as transformers does it."""
+        dtype = next(self._model.parameters()).dtype
+        config = LoadStateDictConfig(
+            dtype=dtype,
+            dtype_plan=self._model._get_dtype_plan(dtype),
+            weight_mapping=self._mapping,
+        )
+        info, _ = convert_and_load_state_dict_in_model(self._model, tensors, config)
+        faults = [*info.unexpected_keys, *info.mismatched_keys, *info.conversion_errors]
+        if faults:
+            raise SecateurError(
+                "the checkpoint holds what its config does not ask for: "
+                f"{len(faults)} tensors, such as {faults[0]}"
+            )
+
+
+def _files_of(folder: Path) -> dict[str, Path]:
+    """Tensor name -> file."""
+    # The single file counts where there is one, as for transformers.
+    if (folder / SINGLE_FILE).is_file():
+        with safe_open(folder / SINGLE_FILE, framework="pt") as file:
+            return dict.fromkeys(file.keys(), folder / SINGLE_FILE)
+    weight_map = read_json(folder / INDEX_FILE)["weight_map"]
+    return {name: folder / file_name for name, file_name in weight_map.items()}
+
+
+def _by_block(files: Iterable[str], blocks: BlockList) -> dict[int | None, list[str]]:
+    """Names of tensors by block; None holds those of no block."""
+    list_name = blocks.name.rpartition(".")[2]
+    place = re.compile(rf"(?:^|\.){re.escape(list_name)}\.(\d+)\.")
+    names: dict[int | None, list[str]] = {None: []} | {index: [] for index in range(len(blocks))}
+    for name in files:
+        found = place.search(name)
+        index = int(found.group(1)) if found else None
+        names[index if index in names else None].append(name)
+    empty = [index for index, listed in names.items() if index is not None and not listed]
+    if empty:
+        raise SecateurError(
+            f"expected tensors named ...{list_name}.{empty[0]}... for "
+            f"{blocks.block_name(empty[0])}, but the checkpoint has none; it cannot be read block "
+            "by block: compress it without streaming"
+        )
+    return names
+
+
+def _require_filled(block: nn.Module, name: str) -> None:
+    for own, parameter in block.named_parameters():
+        _require_one(f"{name}.{own}", parameter)
+
+
+def _require_one(name: str, parameter: Tensor) -> None:
+    if parameter.is_meta:
+        raise SecateurError(
+            f"{name} cannot be read from the checkpoint block by block; if the model loads as a "
+            "whole, compress it without streaming"
+        )
+
+
+def _is_within(name: str, outer: str) -> bool:
+    return name == outer or name.startswith(f"{outer}.")
+
+
+def parameter_bytes(parameters: Iterable[Tensor]) -> int:
+    """Bytes that these take or, on the meta device, would take."""
+    return sum(item.numel() * item.element_size() for item in parameters)

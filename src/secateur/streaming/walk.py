@@ -1,0 +1,98 @@
+"""Open the blocks of a streaming job one at a time, and run a whole model so."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from secateur.calibration.inputs import BlockInputs
+from secateur.models.inventory import Inventory
+from secateur.models.replay import Trace, shared_inputs_of
+from secateur.streaming.finished import BlockJournal
+from secateur.streaming.skeleton import Skeleton, release
+from secateur.streaming.source import BlockSource
+
+
+class BlockWalk:
+    """Opens blocks where they run: finished ones from the job, others from the checkpoint."""
+
+    def __init__(
+        self,
+        skeleton: Skeleton,
+        inventory: Inventory,
+        source: BlockSource,
+        journal: BlockJournal,
+        device: torch.device,
+    ) -> None:
+        """`inventory` is that of the skeleton."""
+        self._skeleton = skeleton
+        self._inventory = inventory
+        self._source = source
+        self._journal = journal
+        self._device = device
+        self._inputs: BlockInputs | None = None
+        self._trace: Trace | None = None
+
+    def watch(self, inputs: BlockInputs, trace: Trace) -> None:
+        """From now on, note in the trace which linears of an opened block share inputs."""
+        self._inputs, self._trace = inputs, trace
+
+    @contextmanager
+    def opened(self, index: int) -> Iterator[None]:
+        """While this is open, a block has its weights on the device; then they are forgotten."""
+        block = self._skeleton.blocks.modules[index]
+        try:
+            if self._journal.is_finished(index):
+                self._source.fill_block(index, self._journal.tensors(index))
+                block.to(self._device)
+            else:
+                following = index + 1 if index + 1 < len(self._skeleton.blocks) else None
+                self._source.load_block(index, following)
+                block.to(self._device)
+                self._note_shared_inputs(index)
+            yield
+        finally:
+            release(block.modules())
+
+    def _note_shared_inputs(self, index: int) -> None:
+        if self._inputs is None or self._trace is None:
+            return
+        linears = {s.name: s.module for s in self._inventory.sites[index] if s.expert is None}
+        call = self._inputs.calls[0][index].to(self._device)
+        hidden = self._inputs.hidden[0].to(self._device)
+        block = self._skeleton.blocks.modules[index]
+        self._trace.shared_inputs.update(shared_inputs_of(block, call, hidden, linears))
+
+
+@contextmanager
+def blocks_on_demand(skeleton: Skeleton, source: BlockSource) -> Iterator[None]:
+    """While this is open the model can be run on the CPU: each block is read when it is called.
+
+    What belongs to no block must have its weights.
+    """
+    count = len(skeleton.blocks)
+
+    def entering(index: int) -> Callable[..., None]:
+        def hook(*_: Any) -> None:
+            source.load_block(index, index + 1 if index + 1 < count else None)
+
+        return hook
+
+    def leaving(block: nn.Module, *_: Any) -> None:
+        release(block.modules())
+
+    hooks = [
+        hook
+        for index, block in enumerate(skeleton.blocks.modules)
+        for hook in (
+            block.register_forward_pre_hook(entering(index)),
+            block.register_forward_hook(leaving),
+        )
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
