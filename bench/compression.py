@@ -23,7 +23,7 @@ import torch
 import typer
 
 from bench.records import append_record
-from secateur.calibration.inputs import BlockInputs, capture_inputs
+from secateur.calibration.inputs import TOKENS_PER_BATCH, BlockInputs, capture_inputs
 from secateur.calibration.tokens import tokens_from_tensor
 from secateur.checkpoint.load import load_model, silence_transformers
 from secateur.compress import compress
@@ -31,7 +31,6 @@ from secateur.models.inventory import Inventory, take_inventory
 from secateur.models.measure import num_bytes
 from secateur.models.replay import trace_blocks
 from secateur.progress import SilentProgress
-from secateur.run_stages import TOKENS_PER_BATCH
 
 NUM_SAMPLES, LENGTH = 128, 512
 WANDA = {"stages": [{"stage": "prune", "method": "wanda", "pattern": "2:4"}]}

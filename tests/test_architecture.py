@@ -83,9 +83,22 @@ MAY_IMPORT = {
     "compress": FOUNDATION
     | {"calibration", "checkpoint", "evaluate", "models", "prepare", "prepare_training", "report"}
     | {"run_stages"},
+    "streaming": {"calibration", "checkpoint", "errors", "models", "plain", "recipe", "report"},
+    "compress_streaming": FOUNDATION
+    | {"calibration", "checkpoint", "compress", "models", "prepare", "report", "stages"}
+    | {"streaming"},
     "demo": FOUNDATION | {"checkpoint", "compress", "evaluate", "prepare", "report"},
     "cli": FOUNDATION
-    | {"checkpoint", "compress", "demo", "evaluate", "lazy_attention", "models", "prepare"}
+    | {
+        "checkpoint",
+        "compress",
+        "compress_streaming",
+        "demo",
+        "evaluate",
+        "lazy_attention",
+        "models",
+        "prepare",
+    }
     | {"report", "search"},
     "__init__": {"compress", "errors", "recipe", "runtime"},
     "__main__": {"cli"},
@@ -94,6 +107,7 @@ MAY_IMPORT = {
 # Module -> the only files that may import it.
 ONLY_IN = {
     "transformers": {"checkpoint/load.py", "integrations/transformers_quantizer.py"}
+    | {f"streaming/{name}.py" for name in ("skeleton", "source", "shards")}
     | {f"training/{name}.py" for name in ("trainer", "callbacks", "checkpoints", "run")},
     "peft": {"training/adapters.py"},
     "huggingface_hub": {"checkpoint/load.py"},

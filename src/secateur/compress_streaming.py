@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from secateur.calibration.data import CalibrationSource
-from secateur.calibration.inputs import BlockInputs, capture_inputs
+from secateur.calibration.inputs import TOKENS_PER_BATCH, BlockInputs, capture_inputs
 from secateur.calibration.tokens import CalibrationTokens
 from secateur.checkpoint.card import model_card
 from secateur.checkpoint.fingerprint import fingerprint
@@ -51,7 +51,6 @@ from secateur.report.record import (
     SizeRecord,
     VerificationRecord,
 )
-from secateur.run_stages import TOKENS_PER_BATCH
 from secateur.stages.prune import BlockPruner
 from secateur.stages.prune_plan import PlannedSite, plan_stage
 from secateur.streaming.activations import Home, buffer_maker, choose_home

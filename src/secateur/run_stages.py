@@ -6,7 +6,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from secateur.calibration.inputs import BlockInputs, capture_inputs
+from secateur.calibration.inputs import TOKENS_PER_BATCH, BlockInputs, capture_inputs
 from secateur.calibration.tokens import CalibrationTokens
 from secateur.checkpoint.fingerprint import probe_tokens
 from secateur.clock import StepClock
@@ -37,8 +37,6 @@ from secateur.stages.prune import BlockPruner
 from secateur.stages.prune_plan import plan_stage
 from secateur.stages.recover import run_recover
 
-# Enough tokens at once to keep the processor busy, few enough to keep activations small.
-TOKENS_PER_BATCH = 1024
 _TRACE_TOKENS = 8
 
 StageRecord = PruneRecord | FactorRecord | DropRecord | RecoverRecord | InheritRecord

@@ -11,6 +11,9 @@ from secateur.errors import SecateurError
 from secateur.models.blocks import BlockList
 from secateur.models.replay import BlockCall, CapturedBatch, Trace, capture_batch
 
+TOKENS_PER_BATCH = 1024
+"""Enough tokens at once to keep the processor busy, few enough to keep activations small."""
+
 NewBuffer = Callable[[int, torch.dtype], Tensor]
 """Makes a flat tensor of so many elements and this dtype, contents undefined."""
 

@@ -6,6 +6,7 @@ from time import perf_counter
 
 import torch
 
+from secateur.calibration.inputs import TOKENS_PER_BATCH
 from secateur.calibration.tokens import CalibrationTokens
 from secateur.checkpoint.write import check_space
 from secateur.errors import SecateurError
@@ -13,7 +14,6 @@ from secateur.models.inventory import Inventory
 from secateur.models.measure import num_bytes
 from secateur.recipe import PruneStage
 from secateur.recipe.reconstruction import Reconstruction
-from secateur.run_stages import TOKENS_PER_BATCH
 from secateur.streaming.activations import Home, available_host_bytes, choose_home
 from secateur.streaming.skeleton import Skeleton, outside_blocks
 from secateur.streaming.source import parameter_bytes
