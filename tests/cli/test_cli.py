@@ -352,7 +352,10 @@ def test_compress_removes_attention_and_inspect_says_so(cli: Cli, tmp_path: Path
         ),
         (["--sparsity", "0.5", "--drop-blocks", "1"], "need --method"),
         (["--method", "wanda", "--budget", "0.2"], "--strict are for laser, svd"),
-        (["--method", "svd", "--pattern", "2:4"], "--sparsity and --published are for magnitude"),
+        (
+            ["--method", "svd", "--pattern", "2:4"],
+            "--published and --calibrate-all-experts are for magnitude",
+        ),
         (["--method", "svd"], "svd needs either `budget` or `rank`"),
         (["--method", "svd", "--rank", "4", "--cut", "q:0:0.5"], "--cut is for laser, not for svd"),
         (["--method", "laser"], "name them by --cut TYPE:BLOCK:FRACTION"),

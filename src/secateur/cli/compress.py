@@ -21,6 +21,7 @@ from secateur.recipe import (
     recipe_from_dict,
 )
 from secateur.report.table import report_table
+from secateur.settings import read_settings
 
 _PRUNERS = ", ".join(get_args(Method))
 _FACTORERS = ", ".join(get_args(FactorMethod))
@@ -108,6 +109,14 @@ def compress_command(
         typer.Option(help="Tokens in a window. Default: 2048, or the model's context."),
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the windows' places.")] = 0,
+    calibrate_all_experts: Annotated[
+        bool,
+        typer.Option(
+            "--calibrate-all-experts",
+            help="Statistics of every expert are those of all tokens; the router still decides "
+            "what the model gives.",
+        ),
+    ] = False,
     ignore: Annotated[
         list[str] | None,
         typer.Option(help="Leave these matrices dense: name, class, or re:regex. Repeatable."),
@@ -153,6 +162,7 @@ def compress_command(
                 joint=joint,
                 strict=strict,
                 published=published,
+                calibrate_all_experts=calibrate_all_experts,
                 ignore=ignore or [],
             ),
         ),
@@ -169,6 +179,8 @@ def compress_command(
         checkpoint_format=cast(CheckpointFormat, checkpoint_format),
         evaluation_text=text,
     )
+    if read_settings().rank != 0:
+        return
     console = Console(emoji=False)
     console.print(report_table(report))
     console.print(f"wrote {output}", highlight=False, soft_wrap=True, markup=False)
@@ -187,11 +199,13 @@ class _Options:
     joint: bool
     strict: bool
     published: bool
+    calibrate_all_experts: bool
     ignore: list[str]
 
     @property
     def of_pruning(self) -> bool:
-        return self.pattern is not None or self.sparsity is not None or self.published
+        sized = self.pattern is not None or self.sparsity is not None
+        return sized or self.published or self.calibrate_all_experts
 
     @property
     def of_factoring(self) -> bool:
@@ -228,8 +242,8 @@ def _recipe(path: Path | None, drop: _DropOptions, options: _Options) -> Recipe:
         if by_options:
             raise SecateurError(
                 "give either --recipe or the options of one stage (--method, --pattern, "
-                "--sparsity, --published, --budget, --rank, --cut, --joint, --strict, --ignore) "
-                "and --drop-blocks with its own (--criterion, --granularity, --protect-first, "
+                "--sparsity, --published, --calibrate-all-experts, --budget, --rank, --cut, "
+                "--joint, --strict, --ignore) and --drop-blocks with its own (--criterion, --granularity, --protect-first, "
                 "--protect-last, --remeasure), not both"
             )
         return load_recipe(path)
@@ -264,10 +278,12 @@ def _stage(options: _Options) -> dict[str, Any]:
             "sparsity": options.sparsity,
             "ignore": options.ignore,
             "reconstruct": {"preset": "published"} if options.published else None,
+            "calibrate_all_experts": options.calibrate_all_experts,
         }
     if options.of_pruning:
         raise SecateurError(
-            f"--pattern, --sparsity and --published are for {_PRUNERS}, not for {options.method}"
+            "--pattern, --sparsity, --published and --calibrate-all-experts are for "
+            f"{_PRUNERS}, not for {options.method}"
         )
     if options.method == "laser":
         return _laser_stage(options)
@@ -329,5 +345,6 @@ _NONE = _Options(
     joint=False,
     strict=False,
     published=False,
+    calibrate_all_experts=False,
     ignore=[],
 )

@@ -23,6 +23,7 @@ from secateur.report.record import (
     FactorRecord,
     Report,
 )
+from secateur.report.routing_words import routing_rows
 from secateur.report.training_plots import inherit_svg, recover_svg
 from secateur.report.training_record import InheritRecord, RecoverRecord
 from secateur.report.training_words import training_facts, training_title, training_words
@@ -333,6 +334,7 @@ def _template() -> Template:
     environment.globals.update(
         show=table, words=drop_words, removal_picture=_removal_picture, colour=plots.family_colour
     )
+    environment.globals.update(routing_rows=routing_rows)
     environment.globals.update(training_facts=training_facts, training_title=training_title)
     source = files("secateur.report").joinpath("page.html.j2").read_text(encoding="utf-8")
     return environment.from_string(source)

@@ -36,6 +36,7 @@ from secateur.report.record import (
     PruneRecord,
     Report,
 )
+from secateur.report.routing_words import routing_notes
 from secateur.report.training_record import InheritRecord, RecoverRecord
 from secateur.report.training_words import training_notes, training_table
 
@@ -213,7 +214,8 @@ def _stage_notes(stage: AnyStage) -> list[str]:
     if isinstance(stage, FactorRecord):
         return [*stage.warnings, *_by_note([(layer.note, layer.name) for layer in stage.layers])]
     notes = [(_layer_note(layer, stage.method), layer.name) for layer in stage.layers]
-    return [*_by_note(notes), *(block.note for block in stage.blocks if block.note)]
+    of_blocks = [block.note for block in stage.blocks if block.note]
+    return [*_by_note(notes), *of_blocks, *routing_notes(stage)]
 
 
 def _by_note(notes: Sequence[tuple[str, str]]) -> list[str]:
