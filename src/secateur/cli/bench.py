@@ -1,0 +1,151 @@
+"""`secateur bench`: how fast are models, side by side?"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from secateur.checkpoint.load import DTYPES, usable_device
+from secateur.cli.options import Device, Dtype, TrustRemoteCode
+from secateur.cli.waiting import waiting_for
+from secateur.errors import SecateurError
+from secateur.progress import default_progress
+from secateur.report import throughput_words
+from secateur.report.throughput_page import render_throughput
+from secateur.report.throughput_record import ThroughputRecord, append_throughput
+from secateur.throughput.candidates import Candidate, load_candidates, random_candidates
+from secateur.throughput.shapes import SHAPES
+from secateur.throughput.suite import ThroughputOptions, run_throughput
+from secateur.throughput.turn import Workload
+
+_DEFAULT_FORMS = "dense,2:4,low-rank,depth"
+
+
+def bench_command(
+    models: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[MODEL]...", help="Folders or Hub ids. Or give --shape."),
+    ] = None,
+    shape: Annotated[
+        str | None, typer.Option(help=f"Random weights of a shape: {', '.join(SHAPES)}.")
+    ] = None,
+    forms: Annotated[
+        str | None,
+        typer.Option(
+            help="With --shape: what is made of it, separated by commas; 2:4, low-rank and depth "
+            f"may be joined by +. Default: {_DEFAULT_FORMS}."
+        ),
+    ] = None,
+    rank_fraction: Annotated[
+        float, typer.Option(help="Of low-rank forms: rank of MLP factors, of the smaller side.")
+    ] = 0.25,
+    depth_kept: Annotated[
+        float, typer.Option(help="Of depth forms: part of the blocks that stay.")
+    ] = 0.75,
+    batch_sizes: Annotated[str, typer.Option(help="Sequences at once, by commas.")] = "1,16",
+    prompt_lengths: Annotated[str, typer.Option(help="Tokens, by commas.")] = "128,1024",
+    new_tokens: Annotated[int, typer.Option(help="Of every sequence.")] = 64,
+    rounds: Annotated[int, typer.Option(help="Timed turns of every model.")] = 5,
+    baseline: Annotated[
+        str | None, typer.Option(help="What others are compared with. Default: the first.")
+    ] = None,
+    against: Annotated[
+        str | None,
+        typer.Option(help="transformers: also the baseline's own generate, eager and static."),
+    ] = None,
+    json_lines: Annotated[
+        Path | None, typer.Option("--json", help="Append a JSON line for each measurement.")
+    ] = None,
+    page: Annotated[Path | None, typer.Option(help="Write an HTML page with pictures.")] = None,
+    note: Annotated[
+        list[str] | None, typer.Option(help="Keep this sentence with the figures. Repeatable.")
+    ] = None,
+    device: Device = None,
+    dtype: Dtype = "auto",
+    trust_remote_code: TrustRemoteCode = False,
+) -> None:
+    """Prefill and decode of several models, which take turns in one process."""
+    if dtype not in DTYPES:
+        raise SecateurError(f"expected dtype {', '.join(DTYPES)}, got {dtype!r}")
+    if against not in (None, "transformers"):
+        raise SecateurError(f"expected --against transformers, got {against!r}")
+    if bool(models) == (shape is not None) or (forms is not None and shape is None):
+        raise SecateurError("expected either models or --shape, and --forms with --shape only")
+    options = ThroughputOptions(
+        workloads=tuple(
+            Workload(rows, length, new_tokens)
+            for rows in _counts("--batch-sizes", batch_sizes)
+            for length in _counts("--prompt-lengths", prompt_lengths)
+        ),
+        rounds=rounds,
+        against_transformers=against is not None,
+        baseline=baseline,
+        notes=tuple(note or ()),
+    )
+    for path in filter(None, (json_lines, page)):
+        _require_writable(path)
+    where = usable_device(device)
+    with waiting_for("load the models"):
+        if shape is None:
+            candidates = load_candidates(models or [], dtype, where, trust_remote_code)
+        else:
+            wanted = [part.strip() for part in (forms or _DEFAULT_FORMS).split(",")]
+            candidates = random_candidates(
+                shape, wanted, dtype, where, rank_fraction=rank_fraction, depth_kept=depth_kept
+            )
+    record = _measured(candidates, options)
+    if json_lines is not None:
+        append_throughput(record, json_lines)
+    if page is not None:
+        page.write_text(render_throughput(record), encoding="utf-8")
+    _print(record)
+
+
+def _measured(candidates: list[Candidate], options: ThroughputOptions) -> ThroughputRecord:
+    progress = default_progress()
+    try:
+        return run_throughput(candidates, options, progress)
+    finally:
+        progress.close()
+
+
+def _counts(name: str, text: str) -> list[int]:
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise SecateurError(f"expected {name} as numbers such as 1,16, got {text!r}")
+    return list(dict.fromkeys(map(int, parts)))
+
+
+def _require_writable(path: Path) -> None:
+    """Found out before hours are spent."""
+    if path.is_dir() or not path.resolve().parent.is_dir():
+        raise SecateurError(f"expected a file in a folder that exists, got {path}")
+
+
+def _print(record: ThroughputRecord) -> None:
+    console = Console(emoji=False)
+    console.print(_table(record))
+    console.print(throughput_words.headline(record), markup=False, highlight=False)
+    for sentence in throughput_words.cautions(record):
+        console.print(f"! {sentence}", style="yellow", markup=False, highlight=False)
+
+
+def _table(record: ThroughputRecord) -> Table:
+    """The figures; a line between workloads."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    kept = [place for place, name in enumerate(throughput_words.HEADER) if name != "Peak memory"]
+    for place in kept:
+        title = throughput_words.HEADER[place]
+        table.add_column(title, justify="left" if place < 2 else "right")
+    rows = throughput_words.rows(record)
+    for row, following in zip(rows, [*rows[1:], None], strict=True):
+        same = following is not None and (row.batch, row.prompt) == (
+            following.batch,
+            following.prompt,
+        )
+        table.add_row(*(Text(row[place]) for place in kept), end_section=not same)
+    return table

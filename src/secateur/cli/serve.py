@@ -1,0 +1,103 @@
+"""`secateur serve`: an OpenAI-compatible server for a compressed model."""
+
+from typing import Annotated
+
+import typer
+
+from secateur.cli.options import Device, Dtype, ModelArgument, Revision, TrustRemoteCode
+from secateur.cli.waiting import waiting_for
+from secateur.errors import SecateurError
+from secateur.serve.server import run_server
+from secateur.serve.start import (
+    ServeOptions,
+    choose_backend,
+    make_service,
+    verified_folder,
+)
+from secateur.serve.vllm import VllmOptions, run_vllm
+
+
+def serve_command(
+    model: ModelArgument,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="0: any that is free.")] = 8000,
+    max_batch_size: Annotated[
+        int, typer.Option(help="Sequences that are generated at the same time.")
+    ] = 16,
+    max_length: Annotated[
+        int | None,
+        typer.Option(help="Tokens of a prompt and its answer. Default: the model's context."),
+    ] = None,
+    max_waiting: Annotated[
+        int, typer.Option(help="Sequences that may wait for a place; more get status 429.")
+    ] = 1024,
+    backend: Annotated[
+        str, typer.Option(help="vllm, engine, or auto: vLLM where it is installed.")
+    ] = "auto",
+    served_name: Annotated[
+        str | None, typer.Option(help="What clients call the model. Default: MODEL.")
+    ] = None,
+    drain_seconds: Annotated[
+        float, typer.Option(help="For requests under way when the server is told to stop.")
+    ] = 30.0,
+    device: Device = None,
+    dtype: Dtype = "auto",
+    revision: Revision = None,
+    trust_remote_code: TrustRemoteCode = False,
+) -> None:
+    """Serve MODEL under /v1/completions and /v1/chat/completions, after verifying it."""
+    _check(max_batch_size, max_length, max_waiting, drain_seconds, port)
+    options = ServeOptions(
+        model=model,
+        served_name=served_name or model,
+        device=device,
+        dtype=dtype,
+        revision=revision,
+        trust_remote_code=trust_remote_code,
+        max_batch_size=max_batch_size,
+        max_length=max_length,
+        max_waiting=max_waiting,
+    )
+    chosen = choose_backend(backend)
+    with waiting_for(f"verify {model}"):
+        folder, verified = verified_folder(options)
+    typer.echo("verified" if verified else "not verified: Secateur did not write this folder")
+    if chosen == "vllm":
+        run_vllm(_for_vllm(options, str(folder), host, port))
+        return
+    with waiting_for(f"load {model}"):
+        service = make_service(options, folder)
+    run_server(service, host, port, drain_seconds, _ready)
+
+
+def _ready(address: str) -> None:
+    # Whoever starts the server in a pipe waits for this line.
+    typer.echo(f"listening on {address}")
+
+
+def _check(
+    max_batch_size: int, max_length: int | None, max_waiting: int, drain: float, port: int
+) -> None:
+    counts = {"--max-batch-size": max_batch_size, "--max-waiting": max_waiting}
+    counts |= {} if max_length is None else {"--max-length": max_length}
+    for name, value in counts.items():
+        if value < 1:
+            raise SecateurError(f"expected {name} of at least 1, got {value}")
+    if not 0 <= drain < 86400:
+        raise SecateurError(f"expected --drain-seconds from 0 to a day, got {drain}")
+    if not 0 <= port < 65536:
+        raise SecateurError(f"expected --port from 0 to 65535, got {port}")
+
+
+def _for_vllm(options: ServeOptions, folder: str, host: str, port: int) -> VllmOptions:
+    return VllmOptions(
+        model=folder,
+        served_name=options.served_name,
+        host=host,
+        port=port,
+        max_batch_size=options.max_batch_size,
+        max_length=options.max_length,
+        dtype=options.dtype,
+        revision=None,
+        trust_remote_code=options.trust_remote_code,
+    )

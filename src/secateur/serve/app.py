@@ -1,0 +1,206 @@
+"""The HTTP side: OpenAI's endpoints over a `Service`."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+from secateur.serve import bodies
+from secateur.serve.bodies import Choice, Envelope
+from secateur.serve.faults import RequestFault, shutting_down
+from secateur.serve.requests import ChatRequest, CompletionRequest, parse_body
+from secateur.serve.requests import chat_request as checked_chat
+from secateur.serve.requests import completion_request as checked_completion
+from secateur.serve.service import Answer, Service
+
+MOST_BYTES = 8 << 20
+"""Of the body of a request."""
+
+_PATHS = ("/v1/models", "/v1/completions", "/v1/chat/completions", "/health", "/metrics")
+
+
+def build_app(service: Service) -> Any:
+    """The ASGI application: a FastAPI app whose answers are counted.
+
+    Args:
+        service: is to be started by whoever runs the application.
+    """
+    from fastapi import FastAPI
+    from fastapi.exceptions import HTTPException
+
+    app = FastAPI(title="Secateur", openapi_url=None)
+    app.add_exception_handler(RequestFault, _told)
+    app.add_exception_handler(HTTPException, _told)
+    app.add_exception_handler(404, _told)
+    app.add_exception_handler(405, _told)
+    app.add_exception_handler(Exception, _told)
+    _add_facts(app, service)
+    _add_generation(app, service)
+    return _Counted(app, service)
+
+
+def _add_facts(app: Any, service: Service) -> None:
+    from fastapi import Response
+    from fastapi.responses import JSONResponse, PlainTextResponse
+
+    @app.get("/v1/models")
+    async def models() -> Any:
+        return JSONResponse({"object": "list", "data": [_card(service)]})
+
+    @app.get("/v1/models/{name:path}")
+    async def model(name: str) -> Any:
+        if name != service.name:
+            raise RequestFault(
+                f"there is no model {name!a} here, but {service.name}",
+                status=404,
+                code="model_not_found",
+            )
+        return JSONResponse(_card(service))
+
+    @app.get("/health")
+    async def health() -> Response:
+        if service.draining:
+            raise shutting_down()
+        if service.worker.failure is not None:
+            raise RequestFault(f"the engine failed: {service.worker.failure}", status=503)
+        return JSONResponse({"status": "ok"})
+
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        engine = service.worker.engine
+        text = service.metrics.text(engine.num_running, engine.num_waiting)
+        return PlainTextResponse(text, media_type="text/plain; version=0.0.4")
+
+
+def _card(service: Service) -> dict[str, Any]:
+    limit = service.worker.engine.max_length
+    card = {"id": service.name, "object": "model", "created": service.created}
+    return {**card, "owned_by": "secateur", "max_model_len": limit}
+
+
+def _add_generation(app: Any, service: Service) -> None:
+    from fastapi import Request, Response
+
+    @app.post("/v1/completions")
+    async def completions(request: Request) -> Response:
+        wanted = checked_completion(parse_body(await _read(request)))
+        return await _answered(request, service, wanted, Envelope("completion", service.name))
+
+    @app.post("/v1/chat/completions")
+    async def chat_completions(request: Request) -> Response:
+        wanted = checked_chat(parse_body(await _read(request)))
+        return await _answered(request, service, wanted, Envelope("chat", service.name))
+
+
+async def _read(request: Any) -> bytes:
+    """The body, given up as soon as it is too large."""
+    parts, size = [], 0
+    async for part in request.stream():
+        size += len(part)
+        if size > MOST_BYTES:
+            raise RequestFault(
+                f"expected a body of at most {MOST_BYTES} bytes", status=413, code="too_large"
+            )
+        parts.append(part)
+    return b"".join(parts)
+
+
+async def _answered(
+    request: Any, service: Service, wanted: CompletionRequest | ChatRequest, envelope: Envelope
+) -> Any:
+    from fastapi import Response
+    from fastapi.responses import JSONResponse, StreamingResponse
+    from starlette.background import BackgroundTask
+
+    answer = await service.begin(wanted)
+    if wanted.stream:
+        # The task runs however the stream ends, also where it was never read from.
+        return StreamingResponse(
+            _events(answer, envelope, wanted.include_usage),
+            media_type="text/event-stream",
+            headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"},
+            background=BackgroundTask(_close, answer),
+        )
+    try:
+        choices = await _unless_gone(request, answer)
+    finally:
+        answer.close()
+    # A client that has gone reads no answer.
+    return Response(status_code=499) if choices is None else JSONResponse(envelope.whole(choices))
+
+
+async def _close(answer: Answer) -> None:
+    answer.close()
+
+
+async def _events(answer: Answer, envelope: Envelope, include_usage: bool) -> AsyncIterator[str]:
+    """The pieces of an answer as server-sent events; a fault on the way is the last of them."""
+    finished: list[Choice] = []
+    begun: set[int] = set()
+    try:
+        async for delta in answer.deltas():
+            if envelope.kind == "chat" and delta.index not in begun:
+                begun.add(delta.index)
+                yield bodies.event(envelope.start(delta.index))
+            reason = None
+            if delta.choice is not None:
+                finished.append(delta.choice)
+                reason = delta.choice.finish_reason
+            yield bodies.event(envelope.piece(delta.index, delta.text, reason))
+        if include_usage:
+            yield bodies.event(envelope.counts(finished))
+        yield bodies.DONE
+    except RequestFault as fault:
+        yield bodies.event(fault.body())
+    finally:
+        answer.close()
+
+
+async def _unless_gone(request: Any, answer: Answer) -> list[Choice] | None:
+    """The finished sequences; None if the client went away first."""
+    work = asyncio.ensure_future(answer.choices())
+    gone = asyncio.ensure_future(_disconnect(request))
+    try:
+        await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
+        return work.result() if work.done() else None
+    finally:
+        work.cancel()
+        gone.cancel()
+
+
+async def _disconnect(request: Any) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _told(_: Any, error: Exception) -> Any:
+    """Any error in OpenAI's shape."""
+    from fastapi.responses import JSONResponse
+
+    if not isinstance(error, RequestFault):
+        status = getattr(error, "status_code", 500)
+        text = str(getattr(error, "detail", "")) or "internal error"
+        error = RequestFault(text, status=status, code="internal" if status >= 500 else None)
+    return JSONResponse(error.body(), status_code=error.status)
+
+
+Receive = Callable[[], Awaitable[dict[str, Any]]]
+Send = Callable[[dict[str, Any]], Awaitable[None]]
+
+
+class _Counted:
+    """Counts answers by path and status."""
+
+    def __init__(self, app: Any, service: Service) -> None:
+        self._app = app
+        self._service = service
+
+    async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
+        path = scope.get("path", "")
+        known = path if path in _PATHS else "other"
+
+        async def counting(message: dict[str, Any]) -> None:
+            if message["type"] == "http.response.start":
+                self._service.metrics.requests[(known, message["status"])] += 1
+            await send(message)
+
+        await self._app(scope, receive, counting)

@@ -1,0 +1,140 @@
+"""Bodies of responses, as OpenAI's API shapes them: whole ones and the pieces of a stream."""
+
+import json
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Kind = Literal["completion", "chat"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenLogprob:
+    """One token with its log-probability, natural, before temperature."""
+
+    token: str
+    logprob: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """One finished sequence."""
+
+    index: int
+    text: str
+    finish_reason: str
+    prompt_tokens: int
+    completion_tokens: int
+    logprobs: tuple[TokenLogprob, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Envelope:
+    """What all bodies of one response share."""
+
+    kind: Kind
+    model: str
+    id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    def _outer(self, streamed: bool) -> dict[str, Any]:
+        chat = self.kind == "chat"
+        name = "chat.completion" if chat else "text_completion"
+        return {
+            "id": f"{'chatcmpl' if chat else 'cmpl'}-{self.id}",
+            "object": name + (".chunk" if chat and streamed else ""),
+            "created": self.created,
+            "model": self.model,
+        }
+
+    def whole(self, choices: Sequence[Choice]) -> dict[str, Any]:
+        """The body of a response that is not streamed."""
+        shown = [self._whole_choice(choice) for choice in choices]
+        return {**self._outer(False), "choices": shown, "usage": usage(choices)}
+
+    def _whole_choice(self, choice: Choice) -> dict[str, Any]:
+        chat = self.kind == "chat"
+        text: dict[str, Any] = (
+            {"message": {"role": "assistant", "content": choice.text}}
+            if chat
+            else {"text": choice.text}
+        )
+        shown = None if choice.logprobs is None else self._logprobs(choice.logprobs)
+        return {
+            "index": choice.index,
+            **text,
+            "logprobs": shown,
+            "finish_reason": choice.finish_reason,
+        }
+
+    def start(self, index: int) -> dict[str, Any]:
+        """The first piece of a chat stream, which says whose turn it is."""
+        return self._piece(index, {"delta": {"role": "assistant", "content": ""}}, None)
+
+    def piece(
+        self,
+        index: int,
+        text: str,
+        finish_reason: str | None = None,
+    ) -> dict[str, Any]:
+        """One piece of a stream; the last one of a sequence has a finish reason."""
+        if self.kind == "chat":
+            content: dict[str, Any] = {"delta": {"content": text} if text else {}}
+        else:
+            content = {"text": text}
+        return self._piece(index, content, finish_reason)
+
+    def _piece(
+        self,
+        index: int,
+        content: dict[str, Any],
+        finish_reason: str | None,
+    ) -> dict[str, Any]:
+        choice = {"index": index, **content, "logprobs": None, "finish_reason": finish_reason}
+        return {**self._outer(True), "choices": [choice]}
+
+    def counts(self, choices: Sequence[Choice]) -> dict[str, Any]:
+        """The last piece of a stream whose client asked for a count of tokens."""
+        return {**self._outer(True), "choices": [], "usage": usage(choices)}
+
+    def _logprobs(self, tokens: Sequence[TokenLogprob]) -> dict[str, Any]:
+        if self.kind == "chat":
+            return {"content": [_chat_logprob(token) for token in tokens]}
+        return {
+            "tokens": [token.token for token in tokens],
+            "token_logprobs": [token.logprob for token in tokens],
+            "top_logprobs": None,
+        }
+
+
+def _chat_logprob(token: TokenLogprob) -> dict[str, Any]:
+    # A token may be a part of a character, whose bytes its text does not tell.
+    whole = "\ufffd" not in token.token
+    return {
+        "token": token.token,
+        "logprob": token.logprob,
+        "bytes": list(token.token.encode("utf-8")) if whole else None,
+        "top_logprobs": [],
+    }
+
+
+def usage(choices: Sequence[Choice]) -> dict[str, int]:
+    """Tokens that were read and written."""
+    prompt = sum(choice.prompt_tokens for choice in choices)
+    written = sum(choice.completion_tokens for choice in choices)
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": written,
+        "total_tokens": prompt + written,
+    }
+
+
+def event(body: dict[str, Any]) -> str:
+    """One server-sent event. Its JSON is ASCII, so that no piece can be cut inside a character."""
+    return f"data: {json.dumps(body)}\n\n"
+
+
+DONE = "data: [DONE]\n\n"
+"""Ends every stream that was answered to the end."""

@@ -1,0 +1,42 @@
+"""What a client is told when a request cannot be served, as OpenAI's clients read it."""
+
+from typing import Any
+
+from secateur.errors import SecateurError
+
+
+class RequestFault(SecateurError):
+    """A request that is answered with an error. Its text is for the client."""
+
+    def __init__(
+        self, message: str, *, status: int = 400, param: str | None = None, code: str | None = None
+    ) -> None:
+        """Say what is wrong.
+
+        Args:
+            message: what was expected and what came.
+            status: of the HTTP response.
+            param: the field of the request that is wrong.
+            code: a word that programs can go by.
+        """
+        super().__init__(message)
+        self.status = status
+        self.param = param
+        self.code = code
+
+    def body(self) -> dict[str, Any]:
+        """The JSON body of the response."""
+        kind = "server_error" if self.status >= 500 else "invalid_request_error"
+        return {
+            "error": {
+                "message": str(self),
+                "type": kind,
+                "param": self.param,
+                "code": self.code,
+            }
+        }
+
+
+def shutting_down() -> RequestFault:
+    """The server was told to stop."""
+    return RequestFault("the server is shutting down", status=503, code="shutting_down")

@@ -1,0 +1,72 @@
+"""Prompts as token ids, in a thread of their own, so that long ones hold up nobody's stream."""
+
+import asyncio
+import copy
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from secateur.serve.faults import RequestFault
+from secateur.serve.requests import Prompt
+
+
+class PromptEncoder:
+    """Encodes with its own copy of a tokenizer.
+
+    Fast tokenizers may not be used by two threads at once; the engine decodes with the original.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        """Copy a tokenizer, with its chat template if it has one."""
+        self._tokenizer = copy.deepcopy(tokenizer)
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="secateur-prompts")
+
+    def close(self) -> None:
+        """End the thread; nothing can be encoded afterwards."""
+        self._executor.shutdown(wait=False, cancel_futures=True)
+
+    async def text(self, prompt: Prompt) -> list[int]:
+        """Token ids of a prompt, special tokens added; given ones as they are.
+
+        Raises:
+            RequestFault: there is none.
+        """
+        if isinstance(prompt, tuple):
+            return list(prompt)
+        token_ids = await self._in_thread(self._encode, prompt, True)
+        if not token_ids:
+            raise RequestFault("expected a prompt with at least one token", param="prompt")
+        return token_ids
+
+    async def chat(self, messages: tuple[dict[str, str], ...]) -> list[int]:
+        """Token ids of a conversation up to where the answer begins.
+
+        Raises:
+            RequestFault: the model has no chat template, or the template refuses the messages.
+        """
+        return await self._in_thread(self._encode_chat, messages)
+
+    async def _in_thread(self, function: Any, *arguments: Any) -> list[int]:
+        loop = asyncio.get_running_loop()
+        token_ids: list[int] = await loop.run_in_executor(self._executor, function, *arguments)
+        return token_ids
+
+    def _encode(self, text: str, special: bool) -> list[int]:
+        return list(self._tokenizer.encode(text, add_special_tokens=special, verbose=False))
+
+    def _encode_chat(self, messages: tuple[dict[str, str], ...]) -> list[int]:
+        if not getattr(self._tokenizer, "chat_template", None):
+            raise RequestFault(
+                "this model has no chat template: use /v1/completions",
+                param="messages",
+                code="no_chat_template",
+            )
+        try:
+            text = self._tokenizer.apply_chat_template(
+                list(messages), tokenize=False, add_generation_prompt=True
+            )
+        except Exception as error:  # templates are programs that come with the model
+            raise RequestFault(
+                f"the chat template refuses these messages: {error}", param="messages"
+            ) from None
+        # A template writes the special tokens itself.
+        return self._encode(text, False)

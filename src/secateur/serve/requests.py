@@ -1,0 +1,284 @@
+"""Bodies of requests, checked: what OpenAI's API calls completions and chat completions.
+
+Fields that would change the answer and are not supported are refused, not ignored. Others that are
+unknown (`user`, `metadata`) are ignored, as clients of newer versions send them.
+"""
+
+import json
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from secateur.serve.faults import RequestFault
+
+Prompt = str | tuple[int, ...]
+
+MOST_STOPS = 16
+MOST_PROMPTS = 64
+_SEED_BITS = 31
+_LARGEST_SEED = 2**63 - 1
+
+# Field -> the values that ask for nothing beyond what this server does.
+_FIXED: dict[str, tuple[object, ...]] = {
+    "n": (None, 1),
+    "best_of": (None, 1),
+    "echo": (None, False),
+    "suffix": (None, ""),
+    "presence_penalty": (None, 0),
+    "frequency_penalty": (None, 0),
+    "logit_bias": (None, {}),
+    "tools": (None, []),
+    "tool_choice": (None, "none", "auto"),
+    "functions": (None, []),
+    "response_format": (None, {"type": "text"}),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationRequest:
+    """What both kinds of requests ask for."""
+
+    model: str
+    max_tokens: int | None
+    """None: as many as the model has room for."""
+    temperature: float
+    top_p: float
+    stop: tuple[str, ...]
+    seed: int
+    """The client's, or drawn."""
+    stream: bool
+    include_usage: bool
+    """Whether a stream ends with a count of tokens."""
+    logprobs: bool
+    """Whether the log-probability of each token is wanted."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompletionRequest(GenerationRequest):
+    """A request to continue text, or several texts."""
+
+    prompts: tuple[Prompt, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChatRequest(GenerationRequest):
+    """A request for the next message of a conversation."""
+
+    messages: tuple[dict[str, str], ...]
+    """Each with a role and a text."""
+
+
+def parse_body(raw: bytes) -> dict[str, Any]:
+    """The JSON object of a request.
+
+    Raises:
+        RequestFault: it is not one.
+    """
+    try:
+        body = json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        raise RequestFault(f"the body is not valid JSON: {error}", code="invalid_json") from None
+    if not isinstance(body, dict):
+        raise RequestFault(f"expected a JSON object, got {_kind(body)}", code="invalid_json")
+    return body
+
+
+def completion_request(body: Mapping[str, Any]) -> CompletionRequest:
+    """Check the body of `/v1/completions`.
+
+    Raises:
+        RequestFault: a field is missing, wrong, or asks for what is not supported.
+    """
+    shared = _shared(body, ("max_tokens",), default_max_tokens=16)
+    # 0 asks for the chosen tokens alone, without alternatives.
+    wanted = _whole(body, "logprobs", 0, 0) is not None
+    _no_stream(wanted and shared["stream"])
+    return CompletionRequest(**shared, logprobs=wanted, prompts=_prompts(body))
+
+
+def chat_request(body: Mapping[str, Any]) -> ChatRequest:
+    """Check the body of `/v1/chat/completions`.
+
+    Raises:
+        RequestFault: as `completion_request`.
+    """
+    shared = _shared(body, ("max_completion_tokens", "max_tokens"), default_max_tokens=None)
+    wanted = _flag(body, "logprobs")
+    _whole(body, "top_logprobs", 0, 0)
+    _no_stream(wanted and shared["stream"])
+    return ChatRequest(**shared, logprobs=wanted, messages=tuple(_messages(body)))
+
+
+def _no_stream(asked: bool) -> None:
+    if asked:
+        raise RequestFault("expected logprobs without stream: they come at the end", param="stream")
+
+
+def _shared(
+    body: Mapping[str, Any], limits: tuple[str, ...], default_max_tokens: int | None
+) -> dict[str, Any]:
+    for name, allowed in _FIXED.items():
+        value = body.get(name)
+        if isinstance(value, bool) != (name == "echo") and value is not None:
+            raise _wrong(name, "a supported value", value)
+        if value not in allowed:
+            raise RequestFault(f"{name} is not supported, got {shown(value)}", param=name)
+    asked = [_whole(body, name, 1, 2**31) for name in limits]
+    given = [value for value in asked if value is not None]
+    seed = _whole(body, "seed", -_LARGEST_SEED, _LARGEST_SEED)
+    return {
+        "model": _model(body),
+        "max_tokens": given[0] if given else default_max_tokens,
+        "temperature": _number(body, "temperature", 1.0, 0.0, 2.0),
+        "top_p": _top_p(body),
+        "stop": _stops(body),
+        "seed": secrets.randbits(_SEED_BITS) if seed is None else seed & _LARGEST_SEED,
+        "stream": _flag(body, "stream"),
+        "include_usage": _include_usage(body),
+    }
+
+
+def _model(body: Mapping[str, Any]) -> str:
+    value = body.get("model")
+    if not isinstance(value, str) or not value:
+        raise _wrong("model", "the name of a model", value)
+    return value
+
+
+def _top_p(body: Mapping[str, Any]) -> float:
+    value = _number(body, "top_p", 1.0, 0.0, 1.0)
+    if value == 0:
+        raise _wrong("top_p", "a number above 0 and at most 1", value)
+    return value
+
+
+def _include_usage(body: Mapping[str, Any]) -> bool:
+    options = body.get("stream_options")
+    if options is None:
+        return False
+    if not isinstance(options, dict):
+        raise _wrong("stream_options", "an object", options)
+    return _flag(options, "include_usage")
+
+
+def _stops(body: Mapping[str, Any]) -> tuple[str, ...]:
+    value = body.get("stop")
+    stops = [] if value is None else [value] if isinstance(value, str) else value
+    if not isinstance(stops, list) or not all(isinstance(s, str) and s for s in stops):
+        raise _wrong("stop", "a text or a list of texts, none empty", value)
+    if len(stops) > MOST_STOPS:
+        raise RequestFault(f"expected at most {MOST_STOPS} stops, got {len(stops)}", param="stop")
+    return tuple(_text(stop, "stop") for stop in stops)
+
+
+def _prompts(body: Mapping[str, Any]) -> tuple[Prompt, ...]:
+    value = body.get("prompt")
+    if isinstance(value, str) or _are_tokens(value):
+        return (_prompt(value),)
+    if (
+        isinstance(value, list)
+        and value
+        and all(isinstance(p, str) or _are_tokens(p) for p in value)
+    ):
+        if len(value) > MOST_PROMPTS:
+            raise RequestFault(
+                f"expected at most {MOST_PROMPTS} prompts, got {len(value)}", param="prompt"
+            )
+        return tuple(_prompt(item) for item in value)
+    raise _wrong("prompt", "a text, a list of token ids, or a list of either", value)
+
+
+def _prompt(value: str | list[int]) -> Prompt:
+    if isinstance(value, str):
+        return _text(value, "prompt")
+    return tuple(value)
+
+
+def _are_tokens(value: object) -> bool:
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(isinstance(item, int) and not isinstance(item, bool) for item in value)
+    )
+
+
+def _text(value: str, param: str) -> str:
+    """Text that can be encoded: JSON may hold half of a surrogate pair."""
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise RequestFault(f"expected valid unicode, got {error.reason}", param=param) from None
+    return value
+
+
+def _messages(body: Mapping[str, Any]) -> list[dict[str, str]]:
+    value = body.get("messages")
+    if not isinstance(value, list) or not value:
+        raise _wrong("messages", "a list of messages", value)
+    return [_message(item, f"messages.{place}") for place, item in enumerate(value)]
+
+
+def _message(value: object, param: str) -> dict[str, str]:
+    if not isinstance(value, dict) or not isinstance(value.get("role"), str):
+        raise _wrong(param, "an object with a role and content", value)
+    content = value.get("content")
+    if isinstance(content, list):
+        content = "".join(_part(part, f"{param}.content") for part in content)
+    if not isinstance(content, str):
+        raise _wrong(f"{param}.content", "a text, or parts of type text", content)
+    return {"role": value["role"], "content": _text(content, f"{param}.content")}
+
+
+def _part(value: object, param: str) -> str:
+    if isinstance(value, dict) and value.get("type") == "text":
+        text = value.get("text")
+        if isinstance(text, str):
+            return text
+    raise _wrong(param, "parts of type text", value)
+
+
+def _flag(body: Mapping[str, Any], name: str) -> bool:
+    value = body.get(name)
+    if value is not None and not isinstance(value, bool):
+        raise _wrong(name, "true or false", value)
+    return bool(value)
+
+
+def _whole(body: Mapping[str, Any], name: str, lowest: int, highest: int) -> int | None:
+    value = body.get(name)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int) or not lowest <= value <= highest:
+        raise _wrong(name, f"a whole number from {lowest} to {highest}", value)
+    return value
+
+
+def _number(
+    body: Mapping[str, Any], name: str, default: float, lowest: float, highest: float
+) -> float:
+    value = body.get(name)
+    if value is None:
+        return default
+    # Also NaN, which Python reads from JSON, is in no range.
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, int | float)
+        or not lowest <= value <= highest
+    ):
+        raise _wrong(name, f"a number from {lowest:g} to {highest:g}", value)
+    return float(value)
+
+
+def _wrong(name: str, expected: str, value: object) -> RequestFault:
+    return RequestFault(f"{name}: expected {expected}, got {shown(value)}", param=name)
+
+
+def shown(value: object) -> str:
+    """A value of a client as short text that can be sent back."""
+    text = ascii(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _kind(value: object) -> str:
+    return {list: "a list", str: "a text", type(None): "null"}.get(type(value), "a number or flag")

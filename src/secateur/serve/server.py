@@ -1,0 +1,111 @@
+"""Runs a service until it is told to stop, and stops cleanly."""
+
+import asyncio
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from secateur.errors import SecateurError
+from secateur.serve.app import build_app
+from secateur.serve.service import Service
+
+_LOOK_EVERY = 0.05
+# After everything was told to end: for the last bytes to leave.
+_GRACE = 5.0
+_BACKLOG = 2048
+
+
+def run_server(
+    service: Service,
+    host: str,
+    port: int,
+    drain_seconds: float,
+    on_ready: Callable[[str], None],
+) -> None:
+    """Serve until SIGTERM or SIGINT, then return.
+
+    On a signal no new request is taken; those under way have `drain_seconds` to finish, then they
+    end with an error event. A second SIGINT stops at once.
+
+    Args:
+        service: not yet started.
+        host: address to listen on.
+        port: 0 for any that is free.
+        drain_seconds: for requests under way.
+        on_ready: is told the address once connections are accepted.
+
+    Raises:
+        SecateurError: nothing can listen there, or uvicorn and FastAPI are not installed.
+    """
+    uvicorn = _uvicorn()
+    listening = _listen(host, port)
+    shown = f"[{host}]" if ":" in host else host
+    address = f"http://{shown}:{listening.getsockname()[1]}"
+    config = uvicorn.Config(
+        build_app(service),
+        log_level="warning",
+        access_log=False,
+        lifespan="off",
+        timeout_graceful_shutdown=round(drain_seconds + _GRACE),
+    )
+    with _signals_not_fatal():
+        asyncio.run(
+            _serve(uvicorn.Server(config), service, listening, drain_seconds, on_ready, address)
+        )
+
+
+def _uvicorn() -> Any:
+    try:
+        import fastapi  # noqa: F401
+        import uvicorn
+    except ImportError:
+        raise SecateurError(
+            "expected FastAPI and uvicorn, which are not installed: pip install 'secateur[serve]'"
+        ) from None
+    return uvicorn
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=_BACKLOG)
+    except (OSError, OverflowError) as error:
+        raise SecateurError(f"cannot listen on {host} port {port}: {error}") from None
+
+
+@contextmanager
+def _signals_not_fatal() -> Iterator[None]:
+    """Uvicorn raises the signals that stopped it once more when it is done: let them do nothing."""
+    signals = (signal.SIGTERM, signal.SIGINT)
+    before = {number: signal.signal(number, lambda *_: None) for number in signals}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+async def _serve(
+    server: Any,
+    service: Service,
+    listening: socket.socket,
+    drain_seconds: float,
+    on_ready: Callable[[str], None],
+    address: str,
+) -> None:
+    service.start()
+    serving = asyncio.ensure_future(server.serve(sockets=[listening]))
+    told = False
+    while not server.should_exit and not serving.done():
+        if server.started and not told:
+            on_ready(address)
+            told = True
+        await asyncio.sleep(_LOOK_EVERY)
+    service.begin_drain()
+    _, still = await asyncio.wait({serving}, timeout=drain_seconds)
+    if still:
+        service.abort_all()
+    await serving
+    service.stop()

@@ -1,0 +1,243 @@
+"""What the server does between a checked request and the pieces of its answer."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from secateur.engine import GenerationOptions, Piece, Result
+from secateur.errors import SecateurError
+from secateur.serve.bodies import Choice, TokenLogprob
+from secateur.serve.faults import RequestFault, shutting_down
+from secateur.serve.metrics import Metrics
+from secateur.serve.prompts import PromptEncoder
+from secateur.serve.requests import ChatRequest, CompletionRequest, GenerationRequest, shown
+from secateur.serve.worker import Broken, EngineWorker, Update, engine_failed
+
+_REASONS = {"eos": "stop", "stop": "stop", "length": "length"}
+
+
+@dataclass(frozen=True)
+class Delta:
+    """New text of one sequence of an answer."""
+
+    index: int
+    text: str
+    choice: Choice | None
+    """The whole sequence, once it is finished."""
+
+
+class Answer:
+    """The sequences of one request while they are generated.
+
+    Closing it, at any time, frees their slots.
+    """
+
+    def __init__(self, service: "Service") -> None:
+        """Wait for sequences; `Service.start` adds them."""
+        self._service = service
+        self._updates: asyncio.Queue[tuple[int, Update] | RequestFault] = asyncio.Queue()
+        self._open: dict[int, int] = {}
+        self._texts: list[list[str]] = []
+        self._started: dict[int, float] = {}
+        self._wants_logprobs = False
+
+    def add(self, token_ids: Sequence[int], options: GenerationOptions) -> None:
+        """Submit one more sequence.
+
+        Raises:
+            SecateurError: the engine refuses it.
+        """
+        index = len(self._texts)
+        self._texts.append([])
+        self._wants_logprobs = options.logprobs
+
+        def sink(update: Update) -> None:
+            self._updates.put_nowait((index, update))
+
+        # Pieces come on this very loop, so none can come before these lines are done.
+        request_id = self._service.worker.submit(token_ids, options, sink)
+        self._open[index] = request_id
+        self._started[index] = time.perf_counter()
+        self._service.metrics.prompt_tokens += len(token_ids)
+
+    def abort(self, fault: RequestFault) -> None:
+        """Have whoever reads the answer meet `fault` next."""
+        self._updates.put_nowait(fault)
+
+    def close(self) -> None:
+        """Cancel what is not finished."""
+        for request_id in self._open.values():
+            self._service.worker.cancel(request_id)
+            self._service.metrics.sequences["cancelled"] += 1
+        self._open.clear()
+        self._service.forget(self)
+
+    async def deltas(self) -> AsyncIterator[Delta]:
+        """Text as it comes, of all sequences, until all are finished.
+
+        Raises:
+            RequestFault: the engine failed, or the server shuts down.
+        """
+        while self._open:
+            update = await self._updates.get()
+            if isinstance(update, RequestFault):
+                raise update
+            index, piece = update
+            if isinstance(piece, Broken):
+                self._open.clear()
+                raise engine_failed(piece.reason)
+            delta = self._delta(index, piece)
+            if delta.text or delta.choice is not None:
+                yield delta
+
+    async def choices(self) -> list[Choice]:
+        """All sequences, once they are finished.
+
+        Raises:
+            RequestFault: as `deltas`.
+        """
+        found = [delta.choice async for delta in self.deltas() if delta.choice is not None]
+        return sorted(found, key=lambda choice: choice.index)
+
+    def _delta(self, index: int, piece: Piece) -> Delta:
+        metrics = self._service.metrics
+        if piece.token_ids and (started := self._started.pop(index, None)) is not None:
+            metrics.first_tokens += 1
+            metrics.first_token_seconds += time.perf_counter() - started
+        metrics.generated_tokens += len(piece.token_ids)
+        self._texts[index].append(piece.text)
+        if piece.result is None:
+            return Delta(index, piece.text, None)
+        del self._open[index]
+        reason = _REASONS.get(piece.result.finish_reason)
+        metrics.sequences[reason or piece.result.finish_reason] += 1
+        if reason is None:
+            raise RequestFault("the request was cancelled", status=500, code="cancelled")
+        choice = self._choice(index, piece.result, reason)
+        return Delta(index, piece.text, choice)
+
+    def _choice(self, index: int, result: Result, reason: str) -> Choice:
+        logprobs = None
+        if self._wants_logprobs and result.logprobs is not None:
+            texts = self._service.token_texts(result.token_ids)
+            logprobs = tuple(
+                TokenLogprob(token=text, logprob=value)
+                for text, value in zip(texts, result.logprobs, strict=True)
+            )
+        return Choice(
+            index=index,
+            text="".join(self._texts[index]),
+            finish_reason=reason,
+            prompt_tokens=result.prompt_tokens,
+            completion_tokens=len(result.token_ids),
+            logprobs=logprobs,
+        )
+
+
+class Service:
+    """One model behind the server: names, limits, the engine's worker, and all open answers."""
+
+    def __init__(self, name: str, worker: EngineWorker, tokenizer: Any) -> None:
+        """Serve one model.
+
+        Args:
+            name: what clients call it.
+            worker: not yet started.
+            tokenizer: of the model.
+        """
+        self.name = name
+        self.created = int(time.time())
+        self.worker = worker
+        self.metrics = Metrics()
+        self.draining = False
+        self._encoder = PromptEncoder(tokenizer)
+        self._tokenizer = tokenizer
+        self._answers: set[Answer] = set()
+
+    def start(self) -> None:
+        """Start the engine's thread; to be called on the event loop."""
+        self.worker.start()
+
+    def stop(self, seconds: float = 10.0) -> bool:
+        """End the threads; whether the engine's ended in time."""
+        self._encoder.close()
+        return self.worker.stop(seconds)
+
+    def begin_drain(self) -> None:
+        """Refuse new requests from now on."""
+        self.draining = True
+
+    def abort_all(self) -> None:
+        """End every open answer with an error."""
+        for answer in list(self._answers):
+            answer.abort(shutting_down())
+
+    @property
+    def num_open(self) -> int:
+        """Answers that are not finished."""
+        return len(self._answers)
+
+    def forget(self, answer: Answer) -> None:
+        """An answer was closed."""
+        self._answers.discard(answer)
+
+    def token_texts(self, token_ids: Sequence[int]) -> list[str]:
+        """Each token alone as text."""
+        return [self._tokenizer.decode([token_id]) for token_id in token_ids]
+
+    async def begin(self, request: CompletionRequest | ChatRequest) -> Answer:
+        """Check a request against the model, and queue it.
+
+        Raises:
+            RequestFault: it asks for another model, is too long, or cannot be taken now.
+        """
+        self._check(request)
+        if isinstance(request, ChatRequest):
+            prompts = [await self._encoder.chat(request.messages)]
+        else:
+            prompts = [await self._encoder.text(prompt) for prompt in request.prompts]
+        all_options = [self._options(request, len(token_ids)) for token_ids in prompts]
+        # Encoding took time, in which the server may have been told to stop.
+        if self.draining:
+            raise shutting_down()
+        answer = Answer(self)
+        self._answers.add(answer)
+        try:
+            for token_ids, options in zip(prompts, all_options, strict=True):
+                answer.add(token_ids, options)
+        except SecateurError as error:
+            answer.close()
+            raise error if isinstance(error, RequestFault) else RequestFault(str(error)) from None
+        return answer
+
+    def _check(self, request: GenerationRequest) -> None:
+        if self.draining:
+            raise shutting_down()
+        if request.model != self.name:
+            raise RequestFault(
+                f"there is no model {shown(request.model)} here, but {self.name}",
+                status=404,
+                param="model",
+                code="model_not_found",
+            )
+
+    def _options(self, request: GenerationRequest, length: int) -> GenerationOptions:
+        limit = self.worker.engine.max_length
+        wanted = limit - length if request.max_tokens is None else request.max_tokens
+        if length + max(wanted, 1) > limit:
+            raise RequestFault(
+                f"expected at most {limit} tokens, prompt and answer together, but the prompt has "
+                f"{length} and {max(wanted, 1)} are to follow",
+                param="max_tokens" if length < limit else "prompt",
+                code="context_length_exceeded",
+            )
+        return GenerationOptions(
+            max_new_tokens=wanted,
+            temperature=request.temperature,
+            top_p=request.top_p,
+            seed=request.seed,
+            stop=request.stop,
+            logprobs=request.logprobs,
+        )

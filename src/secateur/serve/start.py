@@ -1,0 +1,116 @@
+"""From a model's folder to a service: verified, loaded, accelerated, warmed up."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from secateur.checkpoint.load import load_with_tokenizer, resolve_folder
+from secateur.checkpoint.manifest import MANIFEST_FILE
+from secateur.checkpoint.verify import verify_checkpoint
+from secateur.engine import Engine
+from secateur.errors import SecateurError, VerificationError
+from secateur.report.record import REPORT_FILE
+from secateur.runtime import accelerate
+from secateur.serve.service import Service
+from secateur.serve.vllm import vllm_version
+from secateur.serve.worker import EngineWorker
+
+Backend = Literal["vllm", "engine"]
+BACKENDS = ("auto", "vllm", "engine")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeOptions:
+    """What of a model is served, and how."""
+
+    model: str
+    served_name: str
+    device: str | None = None
+    dtype: str = "auto"
+    revision: str | None = None
+    trust_remote_code: bool = False
+    max_batch_size: int = 16
+    max_length: int | None = None
+    max_waiting: int = 1024
+
+
+def choose_backend(wanted: str) -> Backend:
+    """`auto` is vLLM where it is installed, else the engine.
+
+    Raises:
+        SecateurError: there is no such backend, or it is not installed.
+    """
+    if wanted not in BACKENDS:
+        raise SecateurError(f"expected --backend {', '.join(BACKENDS)}, got {wanted!r}")
+    if wanted == "vllm" and vllm_version() is None:
+        raise SecateurError("expected vLLM for --backend vllm, but it is not installed here")
+    if wanted == "auto":
+        return "engine" if vllm_version() is None else "vllm"
+    return "vllm" if wanted == "vllm" else "engine"
+
+
+def require_verified(folder: Path, trust_remote_code: bool = False) -> bool:
+    """Refuse a checkpoint that is not what Secateur wrote.
+
+    Returns:
+        whether there was something to verify: other folders are served as they are.
+
+    Raises:
+        VerificationError: files, weights, pattern or logits are not those that were recorded.
+        SecateurError: a folder that Secateur wrote has lost its report or manifest.
+    """
+    ours = (folder / MANIFEST_FILE).exists() or (folder / REPORT_FILE).exists()
+    if not ours and not _is_compact(folder):
+        return False
+    failed = [check for check in verify_checkpoint(folder, trust_remote_code) if not check.passed]
+    if failed:
+        said = "; ".join(f"{check.name}: {check.detail}" for check in failed)
+        raise VerificationError(f"{folder} is not served, as it does not verify: {said}")
+    return True
+
+
+def _is_compact(folder: Path) -> bool:
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    quantization = config.get("quantization_config") if isinstance(config, dict) else None
+    return isinstance(quantization, dict) and quantization.get("quant_method") == "secateur"
+
+
+def verified_folder(options: ServeOptions) -> tuple[Path, bool]:
+    """The local folder of the model, and whether it was verified; see `require_verified`."""
+    folder = resolve_folder(options.model, options.revision, options.trust_remote_code)
+    return folder, require_verified(folder, options.trust_remote_code)
+
+
+def make_service(options: ServeOptions, folder: Path) -> Service:
+    """Load a model into an engine that is ready to serve.
+
+    Args:
+        options: as given to `secateur serve`.
+        folder: of the model, verified.
+
+    Raises:
+        SecateurError: it cannot be loaded or served.
+    """
+    loaded = load_with_tokenizer(
+        folder, None, options.dtype, options.trust_remote_code, options.device
+    )
+    accelerate(loaded.model, batch_sizes=_batch_sizes(options.max_batch_size))
+    engine = Engine(
+        loaded.model,
+        loaded.tokenizer,
+        max_batch_size=options.max_batch_size,
+        max_length=options.max_length,
+    )
+    engine.warm_up()
+    worker = EngineWorker(engine, options.max_waiting)
+    return Service(options.served_name, worker, loaded.tokenizer)
+
+
+def _batch_sizes(most: int) -> tuple[int, ...]:
+    """1, 2, 4 and so on, and the most."""
+    powers = [1 << power for power in range(most.bit_length()) if 1 << power < most]
+    return (*powers, most)

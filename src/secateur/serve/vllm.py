@@ -1,0 +1,80 @@
+"""Hand a model over to vLLM's own server, where vLLM is installed."""
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, entry_points, version
+
+from secateur.errors import SecateurError
+
+PLUGIN_GROUP = "vllm.general_plugins"
+PLUGIN_NAME = "secateur"
+
+
+def vllm_version() -> str | None:
+    """The version of vLLM that is installed beside this package; None without one."""
+    try:
+        return version("vllm")
+    except PackageNotFoundError:
+        return None
+
+
+def has_plugin() -> bool:
+    """Whether vLLM will find Secateur's plugin, and so compact checkpoints."""
+    return any(point.name == PLUGIN_NAME for point in entry_points(group=PLUGIN_GROUP))
+
+
+@dataclass(frozen=True, kw_only=True)
+class VllmOptions:
+    """What is passed on to `vllm serve`."""
+
+    model: str
+    served_name: str
+    host: str
+    port: int
+    max_batch_size: int | None
+    max_length: int | None
+    dtype: str
+    revision: str | None
+    trust_remote_code: bool
+
+
+def vllm_arguments(options: VllmOptions, extra: Sequence[str] = ()) -> list[str]:
+    """The command line that starts vLLM's server in this Python.
+
+    Args:
+        options: as given to `secateur serve`; those that are None are left to vLLM.
+        extra: arguments of vLLM's own, appended as they are.
+    """
+    given = {
+        "--served-model-name": options.served_name,
+        "--host": options.host,
+        "--port": options.port,
+        "--dtype": options.dtype,
+        "--max-num-seqs": options.max_batch_size,
+        "--max-model-len": options.max_length,
+        "--revision": options.revision,
+    }
+    pairs = [(name, str(value)) for name, value in given.items() if value is not None]
+    flags = ["--trust-remote-code"] if options.trust_remote_code else []
+    command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", options.model]
+    return [*command, *(part for pair in pairs for part in pair), *flags, *extra]
+
+
+def run_vllm(options: VllmOptions, extra: Sequence[str] = ()) -> None:
+    """Become vLLM's server: this process is replaced and signals reach vLLM itself.
+
+    Raises:
+        SecateurError: vLLM is not installed, or would not see the plugin.
+    """
+    if vllm_version() is None:
+        raise SecateurError("expected vLLM for --backend vllm, but it is not installed here")
+    if not has_plugin():
+        raise SecateurError(
+            f"expected the entry point {PLUGIN_NAME} in {PLUGIN_GROUP}, without which vLLM cannot "
+            "read compact checkpoints: install secateur anew beside vLLM"
+        )
+    command = vllm_arguments(options, extra)
+    sys.stdout.flush()
+    os.execv(command[0], command)

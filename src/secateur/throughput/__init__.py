@@ -1,0 +1,1 @@
+"""Speed of whole models: prefill and decode of several models in turns, on one machine."""
