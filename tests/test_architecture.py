@@ -79,6 +79,9 @@ MAY_IMPORT = {
     }
     | {"report", "stages"},
     "search": {"errors", "evaluate", "lowrank", "models", "plain", "progress", "recipe", "report"},
+    "throughput": {"checkpoint", "depth", "engine", "errors", "mask", "models", "modules"}
+    | {"progress", "report", "runtime"},
+    "serve": {"checkpoint", "engine", "errors", "report", "runtime"},
     "lazy_attention": {"calibration", "depth", "errors", "models", "progress", "report"},
     "compress": FOUNDATION
     | {"calibration", "checkpoint", "evaluate", "models", "prepare", "prepare_training", "report"}
@@ -87,6 +90,7 @@ MAY_IMPORT = {
     "compress_streaming": FOUNDATION
     | {"calibration", "checkpoint", "compress", "models", "prepare", "report", "stages"}
     | {"streaming"},
+    "engine": {"errors", "models", "modules"},
     "demo": FOUNDATION | {"checkpoint", "compress", "evaluate", "prepare", "report"},
     "cli": FOUNDATION
     | {
@@ -99,7 +103,7 @@ MAY_IMPORT = {
         "models",
         "prepare",
     }
-    | {"report", "search"},
+    | {"report", "search", "streaming", "serve", "throughput"},
     "__init__": {"compress", "errors", "recipe", "runtime"},
     "__main__": {"cli"},
 }
@@ -107,15 +111,20 @@ MAY_IMPORT = {
 # Module -> the only files that may import it.
 ONLY_IN = {
     "transformers": {"checkpoint/load.py", "integrations/transformers_quantizer.py"}
+    | {"throughput/random_model.py"}
     | {f"streaming/{name}.py" for name in ("skeleton", "source", "shards")}
-    | {f"training/{name}.py" for name in ("trainer", "callbacks", "checkpoints", "run")},
+    | {f"training/{name}.py" for name in ("trainer", "callbacks", "checkpoints", "run")}
+    | {"engine/attention.py", "engine/slot_cache.py"},
     "peft": {"training/adapters.py"},
     "huggingface_hub": {"checkpoint/load.py"},
     "datasets": {"texts/dataset_rows.py"},
     "lm_eval": {"evaluate/lm_eval_tasks.py"},
     "matplotlib": {"report/plots.py", "report/search_plots.py", "report/attention_plots.py"}
-    | {"report/depth_plots.py", "report/training_plots.py"},
-    "jinja2": {"report/page.py", "report/search_page.py", "report/attention_page.py"},
+    | {"report/depth_plots.py", "report/training_plots.py", "report/throughput_plots.py"},
+    "jinja2": {"report/page.py", "report/search_page.py", "report/attention_page.py"}
+    | {"report/throughput_page.py"},
+    "fastapi": {"serve/app.py", "serve/server.py"},
+    "uvicorn": {"serve/server.py"},
     "typer": {"cli/"},
 }
 
@@ -190,7 +199,7 @@ def test_outside_libraries_come_in_by_one_door(module: str) -> None:
 
 def test_no_import_inside_functions_but_for_optional_libraries() -> None:
     # Triton is a base requirement on Linux only.
-    optional = {"datasets", "lm_eval", "peft", "triton"}
+    optional = {"datasets", "lm_eval", "peft", "triton", "fastapi", "starlette", "uvicorn"}
     for path in files():
         for node in ast.walk(parsed(path)):
             if isinstance(node, ast.FunctionDef):

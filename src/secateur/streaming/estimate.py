@@ -38,6 +38,7 @@ class Estimate:
     """Where hidden states will be kept."""
     activation_bytes: int
     """Both buffers of hidden states together."""
+    model_bytes: int
     largest_block_bytes: int
     device_bytes: int
     """On the GPU; 0 where blocks run on the CPU."""
@@ -81,6 +82,7 @@ def estimate_job(
     return Estimate(
         activations=home,
         activation_bytes=hidden,
+        model_bytes=model_bytes,
         largest_block_bytes=block_bytes,
         device_bytes=(block_bytes + work + (hidden if home == "device" else 0)) if on_gpu else 0,
         host_bytes=max(reading, rest_bytes + block_bytes) + in_host + (0 if on_gpu else work),

@@ -1,0 +1,191 @@
+"""From the options of `secateur compress` to a recipe."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+from secateur.errors import SecateurError
+from secateur.recipe import (
+    UNSTRUCTURED,
+    FactorMethod,
+    Method,
+    Recipe,
+    load_recipe,
+    recipe_from_dict,
+)
+
+PRUNERS = ", ".join(get_args(Method))
+FACTORERS = ", ".join(get_args(FactorMethod))
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageOptions:
+    """The options that stand for one stage of a recipe."""
+
+    method: str | None
+    pattern: str | None
+    sparsity: float | None
+    budget: float | None
+    rank: int | None
+    cuts: list[str]
+    joint: bool
+    strict: bool
+    published: bool
+    calibrate_all_experts: bool
+    ignore: list[str]
+
+    @property
+    def of_pruning(self) -> bool:
+        """Whether one was given that only a prune stage has."""
+        sized = self.pattern is not None or self.sparsity is not None
+        return sized or self.published or self.calibrate_all_experts
+
+    @property
+    def of_factoring(self) -> bool:
+        """Whether one was given that only a factor stage has."""
+        sized = self.budget is not None or self.rank is not None
+        return sized or self.joint or self.strict or bool(self.cuts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DropOptions:
+    """The options that stand for a drop_blocks stage before that of `StageOptions`."""
+
+    count: int | None = None
+    criterion: str | None = None
+    granularity: str | None = None
+    protect_first: int = 0
+    protect_last: int = 0
+    remeasure: bool = False
+
+    def stage(self) -> dict[str, Any]:
+        """As plain values."""
+        named = {"criterion": self.criterion, "granularity": self.granularity}
+        return {
+            "stage": "drop_blocks",
+            "count": self.count,
+            "protect_first": self.protect_first,
+            "protect_last": self.protect_last,
+            "remeasure": self.remeasure,
+            **{name: value for name, value in named.items() if value is not None},
+        }
+
+
+def recipe_of(path: Path | None, drop: DropOptions, options: StageOptions) -> Recipe:
+    """The recipe of a file, or of a drop stage, another stage, or both, from options.
+
+    Raises:
+        SecateurError: options of a stage that is not named, of another kind of stage, or beside a
+            file.
+    """
+    by_options = drop != DropOptions() or options != _NONE
+    if path is not None:
+        if by_options:
+            raise SecateurError(
+                "give either --recipe or the options of one stage (--method, --pattern, "
+                "--sparsity, --published, --calibrate-all-experts, --budget, --rank, --cut, "
+                "--joint, --strict, --ignore) and --drop-blocks with its own (--criterion, "
+                "--granularity, --protect-first, --protect-last, --remeasure), not both"
+            )
+        return load_recipe(path)
+    stages: list[dict[str, Any]] = []
+    if drop.count is not None:
+        stages.append(drop.stage())
+    elif drop != DropOptions():
+        raise SecateurError(
+            "--criterion, --granularity, --protect-first, --protect-last and --remeasure need "
+            "--drop-blocks"
+        )
+    if options.method is not None:
+        stages.append(_stage(options))
+    elif options != _NONE:
+        raise SecateurError("--pattern, --sparsity, --budget, --rank and --ignore need --method")
+    if not stages:
+        raise SecateurError("say what to do: --recipe FILE, --method NAME or --drop-blocks N")
+    return recipe_from_dict({"stages": stages}, "the command line")
+
+
+def _stage(options: StageOptions) -> dict[str, Any]:
+    if options.method not in get_args(FactorMethod):
+        if options.of_factoring:
+            raise SecateurError(
+                f"--budget, --rank, --joint and --strict are for {FACTORERS}, "
+                f"not for {options.method}"
+            )
+        return {
+            "stage": "prune",
+            "method": options.method,
+            "pattern": options.pattern or _pattern_of(options),
+            "sparsity": options.sparsity,
+            "ignore": options.ignore,
+            "reconstruct": {"preset": "published"} if options.published else None,
+            "calibrate_all_experts": options.calibrate_all_experts,
+        }
+    if options.of_pruning:
+        raise SecateurError(
+            "--pattern, --sparsity, --published and --calibrate-all-experts are for "
+            f"{PRUNERS}, not for {options.method}"
+        )
+    if options.method == "laser":
+        return _laser_stage(options)
+    if options.cuts:
+        raise SecateurError(f"--cut is for laser, not for {options.method}")
+    return {
+        "stage": "factor",
+        "method": options.method,
+        "budget": options.budget,
+        "rank": options.rank,
+        "joint": options.joint,
+        "strict": options.strict,
+        "ignore": options.ignore,
+    }
+
+
+def _pattern_of(options: StageOptions) -> str:
+    """The pattern where none is named: that of the method's name, if it has one."""
+    return "2:4" if options.method == "best-2:4" and options.sparsity is None else UNSTRUCTURED
+
+
+def _laser_stage(options: StageOptions) -> dict[str, Any]:
+    if not options.cuts:
+        raise SecateurError(
+            "laser cuts single matrices: name them by --cut TYPE:BLOCK:FRACTION, such as "
+            "--cut mlp_in:7:0.1, or let `secateur search` find them and write a recipe"
+        )
+    if options.joint or options.strict or options.ignore:
+        raise SecateurError("--joint, --strict and --ignore are not for laser")
+    return {
+        "stage": "factor",
+        "method": "laser",
+        "budget": options.budget,
+        "rank": options.rank,
+        "interventions": [_intervention(text) for text in options.cuts],
+    }
+
+
+def _intervention(text: str) -> dict[str, Any]:
+    matrix, block, fraction = [*text.split(":"), "", ""][:3]
+    try:
+        values = {"matrix": matrix, "block": int(block), "fraction": float(fraction)}
+    except ValueError:
+        values = {}
+    if not values or text.count(":") != 2:
+        raise SecateurError(
+            f"expected --cut TYPE:BLOCK:FRACTION such as mlp_in:7:0.1, got {text!r}"
+        )
+    return values
+
+
+_NONE = StageOptions(
+    method=None,
+    pattern=None,
+    sparsity=None,
+    budget=None,
+    rank=None,
+    cuts=[],
+    joint=False,
+    strict=False,
+    published=False,
+    calibrate_all_experts=False,
+    ignore=[],
+)

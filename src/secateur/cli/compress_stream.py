@@ -1,0 +1,115 @@
+"""`secateur compress --stream` and `--dry-run`: from disk to disk, and what that will need."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.table import Table
+
+from secateur.compress_streaming import (
+    compress_streaming,
+    estimate_streaming,
+    prepare_streaming,
+)
+from secateur.errors import SecateurError
+from secateur.prepare import CalibrationChoice
+from secateur.recipe import Recipe
+from secateur.report.record import Report
+from secateur.streaming.activations import Home
+from secateur.streaming.estimate import Estimate
+
+
+@dataclass(frozen=True)
+class StreamedRun:
+    """What `compress_streaming` is called with."""
+
+    model: str
+    recipe: Recipe
+    tokens: CalibrationChoice
+    output: Path
+    device: str | None
+    dtype: str
+    revision: str | None
+    overwrite: bool
+    activations: Home
+
+    def run(self, resume: bool) -> Report:
+        """Prune, and write the output."""
+        return compress_streaming(
+            self.model,
+            self.recipe,
+            calibration=self.tokens.source,
+            output=self.output,
+            num_calibration_samples=self.tokens.num_samples,
+            max_seq_length=self.tokens.max_seq_length,
+            seed=self.tokens.seed,
+            device=self.device,
+            dtype=self.dtype,
+            revision=self.revision,
+            overwrite=self.overwrite,
+            activations=self.activations,
+            resume=resume,
+        )
+
+    def estimate(self) -> Estimate:
+        """What that will need; nothing is written."""
+        return estimate_streaming(
+            prepare_streaming(
+                self.model,
+                self.recipe,
+                self.tokens,
+                output=self.output,
+                device=self.device,
+                dtype=self.dtype,
+                revision=self.revision,
+                overwrite=self.overwrite,
+                activations=self.activations,
+            )
+        )
+
+
+def require_streamable(
+    text: Path | None, checkpoint_format: str, trust_remote_code: bool, resumes_nothing: bool
+) -> None:
+    """Refuse options that go with a model that is whole in memory.
+
+    Raises:
+        SecateurError: one of them was given.
+    """
+    if text is not None:
+        raise SecateurError(
+            "--text measures the whole model; leave it out with --stream, and run `secateur "
+            "evaluate` on the output"
+        )
+    if checkpoint_format not in ("auto", "dense"):
+        raise SecateurError(f"--stream writes the dense format, not {checkpoint_format}")
+    if trust_remote_code:
+        raise SecateurError("--stream takes models that transformers has itself, without own code")
+    if resumes_nothing:
+        raise SecateurError("--dry-run does nothing, so that there is nothing to --resume")
+
+
+def require_no_streaming(activations: str) -> None:
+    """Raise SecateurError if an option of --stream was given without it."""
+    if activations != "auto":
+        raise SecateurError("--activations is for --stream")
+
+
+def estimate_table(estimate: Estimate) -> Table:
+    """One row a need."""
+    table = Table("streaming needs", "at most")
+    rows = {
+        "hidden states": f"{_size(estimate.activation_bytes)}, kept in: {estimate.activations}",
+        "largest block": _size(estimate.largest_block_bytes),
+        "memory of the device": _size(estimate.device_bytes),
+        "memory of the host": _size(estimate.host_bytes),
+        "disk": _size(estimate.disk_bytes),
+        "time": f"about {estimate.seconds:,.0f} s of products, reading and writing apart",
+        "(the whole model)": f"({_size(estimate.model_bytes)})",
+    }
+    for name, value in rows.items():
+        table.add_row(name, value)
+    return table
+
+
+def _size(num_bytes: int) -> str:
+    return f"{num_bytes / 2**30:.2f} GiB" if num_bytes >= 2**30 else f"{num_bytes / 2**20:.1f} MiB"
