@@ -104,7 +104,7 @@ MAY_IMPORT = {
         "prepare",
     }
     | {"report", "search", "streaming", "serve", "throughput"},
-    "__init__": {"compress", "errors", "recipe", "runtime"},
+    "__init__": {"compress", "engine", "errors", "recipe", "runtime"},
     "__main__": {"cli"},
 }
 

@@ -1,6 +1,7 @@
 """Secateur: prune transformer language models block by block, and say what it cost and bought."""
 
 from secateur.compress import compress, compress_with_report
+from secateur.engine import Engine, GenerationOptions
 from secateur.errors import OutOfSpaceError, QualityDropError, SecateurError, VerificationError
 from secateur.recipe import (
     DropBlocksStage,
@@ -17,7 +18,9 @@ from secateur_kernels.version import __version__
 
 __all__ = [
     "DropBlocksStage",
+    "Engine",
     "FactorStage",
+    "GenerationOptions",
     "Intervention",
     "LayerOverride",
     "OutOfSpaceError",

@@ -1,0 +1,7 @@
+"""Runs a model for many requests at a time: static cache, continuous batching, streaming."""
+
+from secateur.engine.engine import Engine, Prompt
+from secateur.engine.options import GenerationOptions
+from secateur.engine.result import FinishReason, Piece, Result, Timing
+
+__all__ = ["Engine", "FinishReason", "GenerationOptions", "Piece", "Prompt", "Result", "Timing"]

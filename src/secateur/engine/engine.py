@@ -1,0 +1,323 @@
+"""Text from a model on one device, for one caller or for many at the same time."""
+
+import itertools
+import math
+from collections import deque
+from collections.abc import Iterable, Iterator
+from collections.abc import Sequence as SequenceOf
+from typing import Any
+
+import torch
+from torch import nn
+
+from secateur.engine.decode import DecodeSteps
+from secateur.engine.device_rows import DeviceRows
+from secateur.engine.family import check_agrees, row_model
+from secateur.engine.options import GenerationOptions
+from secateur.engine.result import Piece, Result
+from secateur.engine.sampling import SamplingKind
+from secateur.engine.scheduler import Scheduler
+from secateur.engine.sequence import Sequence
+from secateur.errors import SecateurError
+from secateur.models.blocks import context_length, text_config
+from secateur.models.device import input_embedding
+
+Prompt = str | SequenceOf[int]
+"""Text, which the tokenizer turns into tokens, or token ids as they are."""
+
+_GRANULE = 64
+_USUAL_LENGTH = 4096
+_GREEDY = GenerationOptions()
+
+
+class Engine:
+    """Generates with a static cache, in batches whose members come and go.
+
+    The model may be dense or hold compressed layers, whole or with blocks and sub-layers removed.
+    It runs unchanged; only while a step runs is its attention replaced by one with the same
+    result (torch's scaled dot-product attention).
+
+    Threads: `submit` and `cancel` may be called from any thread. `step`, `generate`, `stream` and
+    `warm_up` belong to one thread at a time. If `step` fails, the engine is not to be used again.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Any | None = None,
+        *,
+        max_batch_size: int = 8,
+        max_length: int | None = None,
+        device: torch.device | str | None = None,
+        compile: bool | None = None,
+        prefill_chunk: int = 2048,
+        cuda_graphs: bool | None = None,
+    ) -> None:
+        """Take memory for keys and values, and try the model on a few tokens.
+
+        Args:
+            model: a causal language model of transformers; put in evaluation mode.
+            tokenizer: without one prompts are token ids, and results have no text.
+            max_batch_size: requests that decode at the same time; more wait.
+            max_length: tokens of a request, prompt and continuation; by default the model's
+                context, at most 4096. Memory for keys and values grows with both.
+            device: where the model is moved; by default it stays where it is.
+            compile: compile decode steps with `torch.compile`, by default on a GPU. The first
+                step of a shape then takes long; see `warm_up`.
+            prefill_chunk: tokens of prompts that are computed at a time, which bounds memory.
+            cuda_graphs: replay decode steps from CUDA graphs, by default on a GPU.
+
+        Raises:
+            SecateurError: a number is out of range, CUDA graphs are asked for elsewhere than on
+                a GPU, or the model's family cannot work like this.
+        """
+        if device is not None:
+            model.to(device)
+        model.eval()
+        self._device = input_embedding(model).device
+        self._tokenizer = tokenizer
+        self._vocabulary = len(input_embedding(model))
+        self.max_batch_size = _at_least_one("max_batch_size", max_batch_size)
+        self.max_length = _length(model, max_length)
+        rows_of_model = row_model(model)
+        # One more position, for what is not to be kept.
+        length = _GRANULE * math.ceil((self.max_length + 1) / _GRANULE)
+        self._store = rows_of_model.store(max_batch_size, length)
+        check_agrees(rows_of_model, self._store)
+        rows = DeviceRows(max_batch_size, length, self._device)
+        self._decode = DecodeSteps(
+            rows_of_model,
+            self._store,
+            rows,
+            compiled=self._on_gpu if compile is None else compile,
+            graphs=_graphs(cuda_graphs, self._device),
+        )
+        self._scheduler = Scheduler(
+            rows_of_model,
+            self._store,
+            rows,
+            self._decode,
+            _at_least_one("prefill_chunk", prefill_chunk),
+        )
+        self._eos = _eos(model, tokenizer)
+        self._ids = itertools.count()
+        self._boxes: dict[int, deque[Piece]] = {}
+        self._unread: list[Piece] = []
+
+    @property
+    def _on_gpu(self) -> bool:
+        return self._device.type == "cuda"
+
+    @property
+    def cache_bytes(self) -> int:
+        """Memory of keys and values of all rows."""
+        return self._store.nbytes
+
+    @property
+    def has_work(self) -> bool:
+        """Whether `step` has anything to do or to hand out."""
+        return bool(self._unread) or self._scheduler.has_work
+
+    @property
+    def num_running(self) -> int:
+        """Requests that are being computed."""
+        return self._scheduler.num_running
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests that wait for one of those to end."""
+        return self._scheduler.num_waiting
+
+    def submit(self, prompt: Prompt, options: GenerationOptions = _GREEDY) -> int:
+        """Queue a request; its pieces come out of `step`, marked with the number returned.
+
+        Raises:
+            SecateurError: the prompt is empty or does not fit with `max_new_tokens`, its tokens
+                are none of the model's, or it or a stop string needs a tokenizer that is not there.
+        """
+        sequence = self._sequence(prompt, options)
+        self._scheduler.submit(sequence)
+        return sequence.request_id
+
+    def cancel(self, request_id: int) -> None:
+        """End a request; its last piece says `cancelled`. Without effect if it has ended."""
+        self._scheduler.cancel(request_id)
+
+    def step(self) -> list[Piece]:
+        """Compute a chunk of prompts and a token for every running request.
+
+        Returns:
+            What has reached the host: on a GPU the tokens of the step before. A request's pieces
+            come in order, and exactly one of them, the last, has a result.
+        """
+        self._pump()
+        pieces, self._unread = self._unread, []
+        return pieces
+
+    def generate(
+        self,
+        prompts: SequenceOf[Prompt],
+        options: GenerationOptions | SequenceOf[GenerationOptions] = _GREEDY,
+    ) -> list[Result]:
+        """Continue prompts, as many at a time as the engine has rows.
+
+        Args:
+            options: of all prompts, or one a prompt.
+
+        Returns:
+            One result a prompt, in their order.
+
+        Raises:
+            SecateurError: as `submit`, before anything runs; or there are not as many options as
+                prompts.
+        """
+        each = [options] * len(prompts) if isinstance(options, GenerationOptions) else list(options)
+        if len(each) != len(prompts):
+            raise SecateurError(f"expected options for {len(prompts)} prompts, got {len(each)}")
+        if isinstance(prompts, str):
+            raise SecateurError("expected a list of prompts, got a string")
+        sequences = [self._sequence(*pair) for pair in zip(prompts, each, strict=True)]
+        self._run([sequence.request_id for sequence in sequences], sequences)
+        return [sequence.result for sequence in sequences if sequence.result is not None]
+
+    def stream(self, prompt: Prompt, options: GenerationOptions = _GREEDY) -> Iterator[Piece]:
+        """Continue one prompt, piece by piece. Closing the iterator cancels the request.
+
+        Raises:
+            SecateurError: as `submit`, at once.
+        """
+        sequence = self._sequence(prompt, options)
+        box = self._boxes[sequence.request_id] = deque()
+        self._scheduler.submit(sequence)
+        return self._pieces(sequence, box)
+
+    def warm_up(
+        self,
+        batch_sizes: Iterable[int] | None = None,
+        lengths: Iterable[int] | None = None,
+        options: Iterable[GenerationOptions] = (_GREEDY,),
+    ) -> None:
+        """Compile and capture decode steps beforehand, so that no request waits for it.
+
+        Args:
+            batch_sizes: by default all up to `max_batch_size`.
+            lengths: of the longest request in a batch; by default `max_length`, and shorter.
+            options: a step is made for each kind of sampling among them.
+
+        Raises:
+            SecateurError: a number is out of range, or a step cannot be captured.
+        """
+        sizes = range(1, self.max_batch_size + 1) if batch_sizes is None else batch_sizes
+        reach = range(1, self.max_length + 1) if lengths is None else lengths
+        kinds = {self._kind(each) for each in options}
+        shapes = {
+            self._decode.shape(
+                _within("batch size", size, self.max_batch_size),
+                _within("length", length, self.max_length),
+                kind,
+            )
+            for size, length, kind in itertools.product(sizes, reach, kinds)
+        }
+        for shape in sorted(shapes, key=repr):
+            self._decode.prepare(shape)
+
+    def _kind(self, options: GenerationOptions) -> SamplingKind:
+        return Sequence(-1, (0,), options, None, self._eos).kind
+
+    def _sequence(self, prompt: Prompt, options: GenerationOptions) -> Sequence:
+        token_ids = self._token_ids(prompt)
+        if options.stop and self._tokenizer is None:
+            raise SecateurError("stop strings need a tokenizer, and the engine has none")
+        total = len(token_ids) + options.max_new_tokens
+        if total > self.max_length:
+            raise SecateurError(
+                f"expected at most {self.max_length} tokens, the engine's max_length, but the "
+                f"prompt has {len(token_ids)} and {options.max_new_tokens} are to follow"
+            )
+        return Sequence(next(self._ids), token_ids, options, self._tokenizer, self._eos)
+
+    def _token_ids(self, prompt: Prompt) -> tuple[int, ...]:
+        if isinstance(prompt, str):
+            if self._tokenizer is None:
+                raise SecateurError("expected token ids, as the engine has no tokenizer, got text")
+            prompt = self._tokenizer.encode(prompt) if prompt else []
+        token_ids = tuple(int(token) for token in prompt)
+        if not token_ids:
+            raise SecateurError("expected a prompt to continue, but got an empty one")
+        wrong = [token for token in token_ids if not 0 <= token < self._vocabulary]
+        if wrong:
+            raise SecateurError(
+                f"expected token ids from 0 to {self._vocabulary - 1}, but got {wrong[0]}"
+            )
+        return token_ids
+
+    def _run(self, request_ids: list[int], sequences: list[Sequence]) -> None:
+        for request_id, sequence in zip(request_ids, sequences, strict=True):
+            self._boxes[request_id] = deque()
+            self._scheduler.submit(sequence)
+        try:
+            while any(sequence.result is None for sequence in sequences):
+                self._pump()
+        finally:
+            for sequence in sequences:
+                self._leave(sequence)
+
+    def _pieces(self, sequence: Sequence, box: deque[Piece]) -> Iterator[Piece]:
+        try:
+            while sequence.result is None or box:
+                if not box:
+                    self._pump()
+                while box:
+                    yield box.popleft()
+        finally:
+            self._leave(sequence)
+
+    def _leave(self, sequence: Sequence) -> None:
+        """Nobody reads a request's pieces any more."""
+        if sequence.result is None:
+            self.cancel(sequence.request_id)
+        else:
+            self._boxes.pop(sequence.request_id, None)
+
+    def _pump(self) -> None:
+        for piece in self._scheduler.step():
+            box = self._boxes.get(piece.request_id)
+            (self._unread if box is None else box).append(piece)
+
+
+def _at_least_one(name: str, value: int) -> int:
+    if value < 1:
+        raise SecateurError(f"expected {name} of at least 1, but got {value}")
+    return value
+
+
+def _within(name: str, value: int, most: int) -> int:
+    if not 1 <= value <= most:
+        raise SecateurError(f"expected a {name} from 1 to {most}, but got {value}")
+    return value
+
+
+def _length(model: nn.Module, wanted: int | None) -> int:
+    context = context_length(model)
+    if wanted is None:
+        return min(context or _USUAL_LENGTH, _USUAL_LENGTH)
+    if wanted < 2 or (context is not None and wanted > context):
+        most = "" if context is None else f" and at most {context}, the model's context"
+        raise SecateurError(f"expected max_length of at least 2{most}, but got {wanted}")
+    return wanted
+
+
+def _graphs(wanted: bool | None, device: torch.device) -> bool:
+    on_gpu = device.type == "cuda"
+    if wanted and not on_gpu:
+        raise SecateurError(f"CUDA graphs need a model on a GPU, but it is on {device}")
+    return on_gpu if wanted is None else wanted
+
+
+def _eos(model: nn.Module, tokenizer: Any | None) -> frozenset[int]:
+    """Tokens that end a text: as the model's generation settings say, else its config."""
+    for source in (getattr(model, "generation_config", None), text_config(model), tokenizer):
+        found = getattr(source, "eos_token_id", None)
+        if found is not None:
+            return frozenset([found] if isinstance(found, int) else found)
+    return frozenset()

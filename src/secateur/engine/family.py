@@ -1,0 +1,170 @@
+"""Whether a model can work with rows of different lengths, and what it wants for that."""
+
+import inspect
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from secateur.engine.attention import ATTENTION, MaskPlan, attention_set_to
+from secateur.engine.slot_cache import KeyValueStore, WindowCache
+from secateur.errors import SecateurError
+from secateur.models.blocks import text_config
+from secateur.models.device import input_embedding
+from secateur.modules.removed_sublayer import RemovedSublayer
+
+_LAYER_KINDS = ("full_attention", "sliding_attention")
+# Their frequencies depend on the longest sequence of the batch.
+_ROPE_OF_THE_WHOLE_BATCH = frozenset({"dynamic", "longrope"})
+
+
+@dataclass(frozen=True)
+class RowModel:
+    """A causal language model called with positions and masks of its rows."""
+
+    model: nn.Module
+    plan: MaskPlan
+    configs: tuple[Any, ...]
+    keeps_logits: bool
+    """Whether it can leave out the logits of all positions but the last."""
+    num_layers: int
+    without_attention: frozenset[int]
+
+    def store(self, rows: int, length: int) -> KeyValueStore:
+        """Keys and values for so many rows."""
+        return KeyValueStore(self.num_layers, rows, length, self.without_attention)
+
+    def last_logits(
+        self, token_ids: Tensor, window: WindowCache, masks: Tensor | dict[str, Tensor]
+    ) -> Tensor:
+        """Logits [B, vocabulary] behind the last of tokens int64 [B, T]; within `attending`."""
+        more = {"logits_to_keep": 1} if self.keeps_logits else {}
+        output = self.model(
+            input_ids=token_ids,
+            position_ids=window.positions,
+            attention_mask=masks,
+            past_key_values=window,
+            use_cache=True,
+            **more,
+        )
+        logits: Tensor = output.logits[:, -1]
+        return logits
+
+    def attending(self) -> AbstractContextManager[None]:
+        """While this is open, the model's attention is the one that the masks are made for."""
+        return attention_set_to(self.configs, "eager" if self.plan.additive else ATTENTION)
+
+    @property
+    def mask_dtype(self) -> torch.dtype:
+        """Of masks that are added to scores."""
+        return input_embedding(self.model).dtype
+
+
+def row_model(model: nn.Module) -> RowModel:
+    """Describe a model, or refuse it.
+
+    Raises:
+        SecateurError: it is no causal language model of transformers, or its family keeps what
+            a cache of keys and values by position cannot hold; says what.
+    """
+    config = text_config(model)
+    input_embedding(model)
+    parameters = inspect.signature(model.forward).parameters
+    missing = [
+        name
+        for name in ("input_ids", "attention_mask", "position_ids", "past_key_values")
+        if name not in parameters
+    ]
+    if missing:
+        raise _refusal(model, f"its forward takes no {', '.join(missing)}")
+    own = getattr(model, "config", config)
+    return RowModel(
+        model=model,
+        plan=MaskPlan(_windows(model, config), not getattr(model, "_supports_sdpa", False)),
+        configs=(own,) if own is config else (own, config),
+        keeps_logits="logits_to_keep" in parameters,
+        num_layers=int(getattr(config, "num_hidden_layers", 0)),
+        without_attention=frozenset(
+            module.layer_idx
+            for module in model.modules()
+            if isinstance(module, RemovedSublayer) and module.layer_idx is not None
+        ),
+    )
+
+
+def _windows(model: nn.Module, config: Any) -> dict[str, int | None]:
+    if found := _ropes(config) & _ROPE_OF_THE_WHOLE_BATCH:
+        reason = f"its rotary positions ({min(found)}) depend on the longest sequence"
+        raise _refusal(model, reason)
+    if getattr(config, "attention_chunk_size", None) is not None:
+        raise _refusal(model, "it attends to chunks of the text")
+    window = getattr(config, "sliding_window", None)
+    kinds = getattr(config, "layer_types", None)
+    if kinds is None:
+        return {"full_attention" if window is None else "sliding_attention": window}
+    if other := sorted(set(kinds) - set(_LAYER_KINDS)):
+        raise _refusal(model, f"it has layers of the kind {other[0]}")
+    windows = {"full_attention": None, "sliding_attention": window}
+    return {kind: windows[kind] for kind in _LAYER_KINDS if kind in kinds}
+
+
+def _ropes(config: Any) -> set[str]:
+    """Kinds of rotary positions, also where every kind of layer has its own."""
+    parameters = getattr(config, "rope_parameters", None) or {}
+    nested = [inner for inner in parameters.values() if isinstance(inner, dict)]
+    return {str(one.get("rope_type")) for one in (parameters, *nested)}
+
+
+def _refusal(model: nn.Module, reason: str) -> SecateurError:
+    return SecateurError(
+        f"expected a model whose layers keep keys and values by position, but "
+        f"{type(model).__name__} cannot be served by the engine: {reason}"
+    )
+
+
+@torch.no_grad()
+def check_agrees(rows: RowModel, store: KeyValueStore) -> None:
+    """Run a few tokens as the engine does, and compare with the model's own forward pass.
+
+    Takes the memory of `store`, which a model that passes has written in every layer.
+
+    Raises:
+        SecateurError: the model fails, leaves a layer of the cache unused, or answers otherwise.
+    """
+    device = input_embedding(rows.model).device
+    vocabulary = len(input_embedding(rows.model))
+    tokens = torch.arange(3, 9, device=device).unsqueeze(0) % vocabulary
+    try:
+        # Twice several tokens and once a single one: every way in which a chunk is computed.
+        for first, last in ((0, 3), (3, 5), (5, 6)):
+            logits = _chunk(rows, store, tokens, first, last)
+        expected = rows.model(input_ids=tokens, use_cache=False).logits[:, -1]
+    except SecateurError:
+        raise
+    except Exception as error:
+        first_line = str(error).strip().partition("\n")[0]
+        raise _refusal(rows.model, f"{type(error).__name__}: {first_line}") from error
+    unused = [
+        index
+        for index, keys in enumerate(store.keys)
+        if keys is None and index not in rows.without_attention
+    ]
+    if unused:
+        raise _refusal(rows.model, f"layer {unused[0]} writes nothing to the cache")
+    agreement = torch.cosine_similarity(logits.double(), expected.double()).item()
+    # 16-bit values and other kernels leave it above 0.99; a wrong position or mask does not.
+    if not agreement > 0.98:
+        raise _refusal(
+            rows.model,
+            f"with a cache its logits are not those without (cosine {agreement:.3f})",
+        )
+
+
+def _chunk(rows: RowModel, store: KeyValueStore, tokens: Tensor, first: int, last: int) -> Tensor:
+    positions = torch.arange(first, last, device=tokens.device).unsqueeze(0)
+    window = store.window(0, positions, last)
+    masks = rows.plan.causal_masks(positions, last, rows.mask_dtype)
+    with rows.attending():
+        return rows.last_logits(tokens[:, first:last], window, masks)

@@ -1,0 +1,47 @@
+"""How a request is to be continued."""
+
+from dataclasses import dataclass
+
+from secateur.errors import SecateurError
+
+
+@dataclass(frozen=True)
+class GenerationOptions:
+    """What a request asks for; checked when made.
+
+    Raises:
+        SecateurError: a value is out of range.
+    """
+
+    max_new_tokens: int = 128
+    temperature: float = 0.0
+    """0 takes the likeliest token each time; above, tokens are sampled."""
+    top_p: float = 1.0
+    """Sample from the likeliest tokens that have this much probability together; tokens as likely
+    as the last of them are kept too."""
+    top_k: int = 0
+    """Sample from this many likeliest tokens, and what is as likely as the last; 0: from all."""
+    seed: int = 0
+    """The same request with the same seed gets the same tokens, whatever else is running."""
+    stop: tuple[str, ...] = ()
+    """Strings that end the text, and are not part of it."""
+    ignore_eos: bool = False
+    """Go on after the tokens that end a text (to measure speed)."""
+    logprobs: bool = False
+    """Report the log-probability of every chosen token (natural logarithm, at temperature 1)."""
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise SecateurError(f"expected at least 1 new token, but got {self.max_new_tokens}")
+        if not 0 <= self.temperature < float("inf"):
+            raise SecateurError(f"expected a temperature of 0 or more, but got {self.temperature}")
+        if not 0 < self.top_p <= 1:
+            raise SecateurError(f"expected top_p above 0 and at most 1, but got {self.top_p}")
+        if self.top_k < 0:
+            raise SecateurError(f"expected top_k of 0 (all tokens) or more, but got {self.top_k}")
+        if not 0 <= self.seed < 2**63:
+            raise SecateurError(f"expected a seed from 0 to 2**63 - 1, but got {self.seed}")
+        if isinstance(self.stop, str) or not all(self.stop):
+            raise SecateurError(
+                f"expected a tuple of stop strings, none of them empty, but got {self.stop!r}"
+            )

@@ -1,0 +1,105 @@
+"""Prompts into the cache, a chunk at a time."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from secateur.engine.device_rows import DeviceRows
+from secateur.engine.family import RowModel
+from secateur.engine.sequence import Sequence
+from secateur.engine.slot_cache import KeyValueStore
+
+_GRANULE = 64
+_MOST_ROWS = 16
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """The next tokens of the prompts of some consecutive rows."""
+
+    members: tuple[Sequence, ...]
+    width: int
+    """Tokens of the longest part; shorter ones are padded in front."""
+
+    @property
+    def first_row(self) -> int:
+        """Row of the first member."""
+        row = self.members[0].row
+        assert row is not None
+        return row
+
+    def share(self, member: Sequence) -> int:
+        """Tokens of one member."""
+        return min(len(member.prompt) - member.computed, self.width)
+
+
+def next_chunk(prefilling: Mapping[int, Sequence], budget: int) -> Chunk:
+    """The oldest request's chunk, with neighbours that fit.
+
+    Args:
+        prefilling: by row; at least one.
+        budget: tokens of a chunk, padding included. A neighbour joins if no member is padded to
+            more than twice its length.
+    """
+    oldest = min(prefilling.values(), key=lambda member: member.request_id)
+    assert oldest.row is not None
+    members = [oldest]
+    narrowest = width = min(_remaining(oldest), budget)
+    while len(members) < _MOST_ROWS:
+        neighbour = prefilling.get(oldest.row + len(members))
+        if neighbour is None:
+            break
+        share = min(_remaining(neighbour), budget)
+        new_width, new_narrowest = max(width, share), min(narrowest, share)
+        if (len(members) + 1) * new_width > budget or 2 * new_narrowest < new_width:
+            break
+        members.append(neighbour)
+        width, narrowest = new_width, new_narrowest
+    return Chunk(tuple(members), width)
+
+
+def _remaining(sequence: Sequence) -> int:
+    return len(sequence.prompt) - sequence.computed
+
+
+@torch.no_grad()
+def compute_chunk(
+    chunk: Chunk, model: RowModel, store: KeyValueStore, rows: DeviceRows
+) -> tuple[Tensor, Tensor]:
+    """Write a chunk's keys and values.
+
+    Returns:
+        Logits [R, vocabulary] behind the last token of every member, and where these tokens
+        stand, int64 [R].
+    """
+    token_ids, positions = _inputs(chunk, rows.idle_position)
+    last = max(member.computed + chunk.share(member) for member in chunk.members)
+    device = rows.tokens.device
+    token_ids, positions = token_ids.to(device), positions.to(device)
+    if len(chunk.members) == 1:
+        length = last
+        masks = model.plan.causal_masks(positions, length, model.mask_dtype)
+    else:
+        # Kernels with a mask want its rows aligned.
+        length = min(-(-last // _GRANULE) * _GRANULE, store.length)
+        masks = model.plan.masks(positions, length, model.mask_dtype)
+    window = store.window(chunk.first_row, positions, length)
+    with model.attending():
+        logits = model.last_logits(token_ids, window, masks)
+    for member in chunk.members:
+        member.computed += chunk.share(member)
+    return logits, positions[:, -1]
+
+
+def _inputs(chunk: Chunk, idle_position: int) -> tuple[Tensor, Tensor]:
+    """Tokens and positions int64 [R, width]; padding stands where nothing is read."""
+    token_ids = torch.zeros(len(chunk.members), chunk.width, dtype=torch.int64)
+    positions = torch.full_like(token_ids, idle_position)
+    for index, member in enumerate(chunk.members):
+        share = chunk.share(member)
+        first = member.computed
+        token_ids[index, -share:] = torch.tensor(member.prompt[first : first + share])
+        positions[index, -share:] = torch.arange(first, first + share)
+    return token_ids, positions

@@ -1,0 +1,89 @@
+"""The next token of every row, in torch operations that neither wait for the host nor branch.
+
+A row's token depends on its own logits, options and random number alone. A sampled row takes the
+first token at which the cumulated probability, in the order of the vocabulary, passes the number.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class SamplingKind:
+    """What some row of a batch needs; leaving the rest out changes no row's token."""
+
+    sampled: bool = False
+    filtered: bool = False
+    """By top-k or top-p, which needs the logits sorted."""
+    logprobs: bool = False
+
+    def __or__(self, other: "SamplingKind") -> "SamplingKind":
+        return SamplingKind(
+            self.sampled or other.sampled,
+            self.filtered or other.filtered,
+            self.logprobs or other.logprobs,
+        )
+
+
+@dataclass(frozen=True)
+class SamplingRows:
+    """Options of B rows, on the device."""
+
+    temperature: Tensor
+    """fp32 [B]; 0 for greedy rows."""
+    top_p: Tensor
+    """fp32 [B]."""
+    top_k: Tensor
+    """int64 [B]; 0 for all tokens."""
+    uniform: Tensor
+    """fp32 [B], at least 0 and below 1: this step's random numbers."""
+
+
+def next_tokens(
+    logits: Tensor, rows: SamplingRows, kind: SamplingKind
+) -> tuple[Tensor, Tensor | None]:
+    """Choose a token for every row of logits [B, vocabulary].
+
+    Returns:
+        int64 [B], and with `kind.logprobs` their log-probabilities fp32 [B] at temperature 1.
+    """
+    logits = logits.float()
+    tokens = logits.argmax(-1)
+    if kind.sampled:
+        sampled = _sample(logits, rows, kind.filtered)
+        tokens = torch.where(rows.temperature > 0, sampled, tokens)
+    if not kind.logprobs:
+        return tokens, None
+    chosen = logits.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+    return tokens, chosen - logits.logsumexp(-1)
+
+
+def _sample(logits: Tensor, rows: SamplingRows, filtered: bool) -> Tensor:
+    # Greedy rows are computed too, at any temperature that is not 0, and thrown away.
+    temperature = torch.where(rows.temperature > 0, rows.temperature, 1.0)
+    probabilities = torch.softmax(logits / temperature.unsqueeze(-1), -1)
+    if filtered:
+        least = _least_kept(probabilities, rows.top_p, rows.top_k)
+        probabilities = torch.where(probabilities >= least, probabilities, 0.0)
+    # In fp64 the sum of a large vocabulary does not run backwards however it is cut up.
+    cumulated = probabilities.double().cumsum(-1)
+    total = cumulated[..., -1:]
+    passed = (cumulated > rows.uniform.double().unsqueeze(-1) * total) & (probabilities > 0)
+    return passed.to(torch.uint8).argmax(-1)
+
+
+def _least_kept(probabilities: Tensor, top_p: Tensor, top_k: Tensor) -> Tensor:
+    """The lowest probability that is kept, [B, 1]. Top-p is of what top-k leaves."""
+    ordered = probabilities.sort(-1, descending=True).values
+    places = torch.arange(ordered.shape[-1], device=ordered.device)
+    limit = torch.where(top_k > 0, top_k, ordered.shape[-1]).unsqueeze(-1)
+    ordered = torch.where(places < limit, ordered, 0.0)
+    cumulated = ordered.double().cumsum(-1)
+    wanted = top_p.double().unsqueeze(-1) * cumulated[..., -1:]
+    # A token is kept while those before it do not have enough together. At 1 all are.
+    kept = ((cumulated - ordered) < wanted) | (top_p.unsqueeze(-1) >= 1)
+    kept &= places < limit
+    last = kept.sum(-1, keepdim=True).clamp_min(1) - 1
+    return ordered.gather(-1, last)

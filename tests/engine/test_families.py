@@ -1,0 +1,94 @@
+"""Greedy tokens of the engine are those of transformers' own generate."""
+
+import pytest
+import torch
+from families import FAMILIES, model_from, tiny_model
+from transformers import Gemma2Config, PreTrainedModel
+
+from secateur.engine import Engine, GenerationOptions
+from secateur.modules.removed_sublayer import RemovedSublayer
+
+PROMPT_LENGTHS = (3, 21, 1, 12)
+
+
+def prompts(seed: int = 0) -> list[list[int]]:
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        torch.randint(3, 128, (length,), generator=generator).tolist() for length in PROMPT_LENGTHS
+    ]
+
+
+def generated(model: PreTrainedModel, prompt: list[int], count: int) -> list[int]:
+    output = model.generate(
+        torch.tensor([prompt]),
+        attention_mask=torch.ones(1, len(prompt), dtype=torch.int64),
+        max_new_tokens=count,
+        do_sample=False,
+        pad_token_id=0,
+    )
+    return output[0, len(prompt) :].tolist()
+
+
+def gemma2() -> PreTrainedModel:
+    """Caps its scores, which torch's attention cannot, and alternates two kinds of layers."""
+    return model_from(
+        Gemma2Config(
+            vocab_size=128,
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            head_dim=8,
+            sliding_window=8,
+            attn_logit_softcapping=5.0,
+            final_logit_softcapping=5.0,
+            max_position_embeddings=128,
+            pad_token_id=0,
+            bos_token_id=1,
+            eos_token_id=2,
+        )
+    )
+
+
+@pytest.mark.parametrize("family", [*sorted(FAMILIES), "gemma2"])
+def test_batches_of_different_lengths_are_what_transformers_generates(family: str) -> None:
+    # The sixth block of gemma3 is the first to see everything.
+    num_blocks = 7 if family == "gemma3" else 3
+    model = gemma2() if family == "gemma2" else tiny_model(family, num_blocks)
+    engine = Engine(model, max_batch_size=3, max_length=64, prefill_chunk=8)
+    expected = [generated(model, prompt, 14) for prompt in prompts()]
+    results = engine.generate(prompts(), GenerationOptions(max_new_tokens=14))
+    assert [list(result.token_ids) for result in results] == expected
+    assert len({tuple(tokens) for tokens in expected}) > 1
+
+
+def test_the_model_keeps_its_own_attention() -> None:
+    model = tiny_model("llama")
+    before = model.config._attn_implementation
+    Engine(model, max_length=32).generate([[5, 6]], GenerationOptions(max_new_tokens=2))
+    assert model.config._attn_implementation == before
+
+
+def test_models_with_removed_attention_keep_nothing_for_it() -> None:
+    model = tiny_model("llama", num_blocks=4)
+    whole = Engine(model, max_batch_size=3, max_length=64).cache_bytes
+    for index in (0, 2):
+        model.model.layers[index].self_attn = RemovedSublayer(32, 2, layer_idx=index)
+    model.model.layers[3].mlp = RemovedSublayer(32)
+    engine = Engine(model, max_batch_size=3, max_length=64, prefill_chunk=8)
+    expected = [generated(model, prompt, 9) for prompt in prompts()]
+    results = engine.generate(prompts(), GenerationOptions(max_new_tokens=9))
+    assert [list(result.token_ids) for result in results] == expected
+    # Four heads of keys and values in fp32, three rows, 64 positions and one, rounded up.
+    assert engine.cache_bytes == whole // 2 == 2 * 2 * (3 * 128 * 2 * 8) * 4
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+def test_compiled_steps_give_the_same_tokens(family: str) -> None:
+    model = tiny_model(family, num_blocks=1)
+    options = GenerationOptions(max_new_tokens=6)
+    expected = Engine(model, max_batch_size=2, max_length=64).generate(prompts()[:2], options)
+    engine = Engine(model, max_batch_size=2, max_length=64, compile=True)
+    results = engine.generate(prompts()[:2], options)
+    assert [result.token_ids for result in results] == [one.token_ids for one in expected]
