@@ -83,7 +83,7 @@ def accelerate(
         changes.undo()
         raise
     rows = tuple(row for unit in plan for row in _rows(model, unit, fused, now))
-    note = "" if facts.is_gpu else NO_CLAIM
+    note = "" if facts.is_gpu or times is not None else NO_CLAIM
     return Acceleration(rows, facts.name, policy, note, changes.undo)
 
 

@@ -14,6 +14,7 @@ from secateur_kernels.dispatch import (
 )
 
 NO_CLAIM = "reference backend, no speed-up claimed"
+_NO_CLAIM_FOR_FACTORS = "nothing measured on this CPU, no speed-up claimed"
 # Dense has to be faster by this factor before a packed layer gives way to it.
 _DENSE_GAIN = 1.03
 
@@ -71,9 +72,9 @@ def judge(layers: Sequence[LayerFacts], now: Circumstances) -> Verdict:
         return _judge_dense(layers, now)
     measured = _measure(layers, first.form, now)
     if now.policy == "memory" or now.force:
-        return Verdict(first.form, f"stays compressed; {_claim(measured, now)}")
+        return Verdict(first.form, f"stays compressed; {_claim(first.form, measured, now)}")
     if not measured.gains:
-        return Verdict(first.form, f"stays compressed; {measured.words}")
+        return Verdict(first.form, f"stays compressed; {_claim(first.form, measured, now)}")
     slower = [m for m, gain in measured.gains.items() if gain * _DENSE_GAIN < 1]
     everywhere = len(slower) == len(measured.gains)
     if everywhere or (first.form != "2:4" and measured.mean < 1):
@@ -90,7 +91,7 @@ def _judge_dense(layers: Sequence[LayerFacts], now: Circumstances) -> Verdict:
         return Verdict("dense", f"2:4, but {dtype} cannot be packed")
     measured = _measure(layers, "2:4", now)
     if now.force:
-        return Verdict("2:4", f"forced; {_claim(measured, now)}")
+        return Verdict("2:4", f"forced; {_claim('2:4', measured, now)}")
     if measured.gains and measured.mean > 1:
         return _packed(layers, "2:4", measured, now)
     if measured.gains:
@@ -113,10 +114,12 @@ def _packed(
     return Verdict(form, f"{reason}; {why}" if wanted else reason, wanted)
 
 
-def _claim(measured: _Measured, now: Circumstances) -> str:
+def _claim(form: Form, measured: _Measured, now: Circumstances) -> str:
     if measured.gains:
         return f"{measured.mean:.2f} times as fast as dense ({measured.words})"
-    return measured.words if now.device.is_gpu else NO_CLAIM
+    if now.device.is_gpu:
+        return measured.words
+    return _NO_CLAIM_FOR_FACTORS if form == "low-rank" else NO_CLAIM
 
 
 def _measure(layers: Sequence[LayerFacts], form: Form, now: Circumstances) -> _Measured:
