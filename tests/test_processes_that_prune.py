@@ -1,0 +1,115 @@
+"""Two processes that calibrate together end with the model that one makes."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from families import tiny_model
+from prune_worker import prune, samples
+
+TESTS = Path(__file__).parent
+CASES = [
+    *[f"llama:{name}" for name in ("wanda", "sparsegpt", "rgs", "wanda++", "published", "halves")],
+    *[f"mixtral:{name}" for name in ("wanda", "sparsegpt", "rgs", "wanda++", "all experts")],
+]
+
+
+def run_two(*command: str) -> "subprocess.CompletedProcess[str]":
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    return subprocess.run(
+        [*launcher, *command],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS)},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Everything that two processes made."""
+    path = tmp_path_factory.mktemp("processes")
+    done = run_two(str(TESTS / "prune_worker.py"), str(path), *CASES, "llama:best")
+    assert done.returncode == 0, done.stderr[-4000:]
+    return path
+
+
+def made(folder: Path, case: str, rank: int) -> tuple[dict[str, torch.Tensor], dict[str, object]]:
+    stem = f"{case.replace(':', '-')}-{rank}"
+    record = json.loads((folder / f"{stem}.json").read_text())
+    return torch.load(folder / f"{stem}.pt", weights_only=True), record
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
+def test_two_processes_make_the_very_weights_of_one(folder: Path, case: str) -> None:
+    weights, record = made(folder, case, 0)
+    others, other_record = made(folder, case, 1)
+    alone, alone_record = prune(*case.split(":"))
+    for name, value in alone.items():
+        # One sample is a step here, so that no sum of gradients depends on its order.
+        assert torch.equal(weights[name], value), name
+        assert torch.equal(others[name], value), name
+    assert record == other_record
+    for ours, theirs in zip(record["blocks"], alone_record["blocks"], strict=True):
+        assert ours["output_error"] == pytest.approx(theirs["output_error"], rel=1e-12)
+        assert ours["expert_tokens"] == theirs["expert_tokens"]
+    for ours, theirs in zip(record["layers"], alone_record["layers"], strict=True):
+        assert ours["num_tokens"] == theirs["num_tokens"]
+        if "experts" not in ours["name"]:
+            assert ours["output_error"] == theirs["output_error"]
+
+
+@pytest.mark.slow
+def test_several_samples_a_step_differ_by_rounding_alone(folder: Path) -> None:
+    weights, _ = made(folder, "llama:best", 0)
+    others, _ = made(folder, "llama:best", 1)
+    alone, _ = prune("llama", "best")
+    dense = tiny_model("llama").state_dict()
+    for name, value in alone.items():
+        assert torch.equal(weights[name], others[name]), name
+        assert torch.equal(weights[name] == 0, value == 0), name
+    apart = sum(float((weights[name] - value).abs().sum()) for name, value in alone.items())
+    moved = sum(float((dense[name] - value).abs().sum()) for name, value in alone.items())
+    assert apart < 1e-3 * moved
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("model")
+    tiny_model("llama").save_pretrained(path)
+    return path
+
+
+PRUNE = """
+import sys
+from prune_worker import samples
+from secateur.compress import compress
+from secateur.errors import SecateurError
+try:
+    compress(sys.argv[1], {"stages": [{"stage": "prune", "method": "wanda", "pattern": "2:4"}]},
+        calibration=samples(int(sys.argv[3])), output=sys.argv[2])
+except SecateurError as error:
+    sys.exit(f"refused: {error}")
+"""
+
+
+@pytest.mark.slow
+def test_the_first_process_writes(model_folder: Path, tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(PRUNE)
+    output = tmp_path / "out"
+    done = run_two(str(script), str(model_folder), str(output), "3")
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert (output / "secateur_report.json").is_file()
+    done = run_two(str(script), str(model_folder), str(tmp_path / "none"), "1")
+    assert done.returncode != 0
+    assert "refused: expected at least one calibration sample for each of 2 processes, got 1" in (
+        done.stderr
+    )
+    assert not (tmp_path / "none").exists()
+    assert samples(1).shape == (1, 128)
