@@ -9,6 +9,7 @@ from rich.markup import escape
 
 from secateur.checkpoint.load import silence_transformers
 from secateur.cli.attention import attention_command
+from secateur.cli.bench import bench_command
 from secateur.cli.compress import compress_command
 from secateur.cli.demo import demo_command
 from secateur.cli.doctor import doctor_command
@@ -19,6 +20,7 @@ from secateur.cli.inspect import inspect_command
 from secateur.cli.recover import recover_command
 from secateur.cli.report import report_command
 from secateur.cli.search import search_command
+from secateur.cli.serve import serve_command
 from secateur.cli.tune import tune_command
 from secateur.cli.verify import verify_command
 from secateur.errors import SecateurError
@@ -50,6 +52,8 @@ for _command in (
     search_command,
     attention_command,
     tune_command,
+    bench_command,
+    serve_command,
     doctor_command,
     demo_command,
 ):
