@@ -1,7 +1,7 @@
 """The hidden states that enter a block, batch by batch, and how they move to the next block."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -43,24 +43,92 @@ class BlockInputs:
     def stream(self, block: nn.Module, index: int) -> Iterator[Tensor]:
         """Run block `index` on every batch, one at a time, without gradients.
 
+        Where a batch does not fit in the device's memory, its samples are run in smaller parts.
+
         Yields:
             its outputs [batch, length, width] on the device where it runs.
+
+        Raises:
+            SecateurError: a sample alone does not fit, or the block changes shape or dtype.
         """
         for hidden, calls in zip(self.hidden, self.calls, strict=True):
-            with torch.no_grad():
-                output = calls[index].to(self.device)(block, hidden.to(self.device))
-            if output.dtype != hidden.dtype or output.shape != hidden.shape:
-                raise SecateurError(
-                    f"expected block {index} to give hidden states as it takes them, "
-                    f"{hidden.dtype} {list(hidden.shape)}, but got {output.dtype} "
-                    f"{list(output.shape)}; where only the dtype differs, load with dtype float32"
-                )
+            output = self._in_parts(block, calls[index], hidden, len(hidden))
+            _require_alike(index, output, hidden)
             yield output
 
+    def _in_parts(
+        self, block: nn.Module, call: BlockCall, hidden: Tensor, samples_at_once: int
+    ) -> Tensor:
+        size = len(hidden)
+        try:
+            parts = [
+                _run(block, call.rows(first, first + samples_at_once, size), part, self.device)
+                for first, part in zip(
+                    range(0, size, samples_at_once),
+                    torch.split(hidden, samples_at_once),
+                    strict=True,
+                )
+            ]
+            return parts[0] if len(parts) == 1 else torch.cat(parts)
+        except torch.OutOfMemoryError:
+            if samples_at_once == 1:
+                raise SecateurError(_too_long(hidden.shape[1], self.device)) from None
+        # Outside of the handler, whose traceback keeps the tensors of the failed run alive.
+        return self._in_parts(block, call, hidden, (samples_at_once + 1) // 2)
+
     def run_block(self, block: nn.Module, index: int) -> None:
-        """Run block `index` on every batch and keep what comes out in `outputs`."""
-        for kept, output in zip(self.outputs, self.stream(block, index), strict=True):
+        """Run block `index` on every batch and keep what comes out in `outputs`.
+
+        Raises:
+            torch.OutOfMemoryError: a batch does not fit; nothing that watches the block may count
+                a batch twice, so that the caller has to start over with `halved` batches.
+        """
+        for kept, hidden, calls in zip(self.outputs, self.hidden, self.calls, strict=True):
+            output = _run(block, calls[index], hidden, self.device)
+            _require_alike(index, output, hidden)
             kept.copy_(output)
+
+    def halved(self) -> "BlockInputs":
+        """The same samples in the same memory, in batches of half the size.
+
+        Raises:
+            SecateurError: every batch is a single sample.
+        """
+        if all(len(hidden) == 1 for hidden in self.hidden):
+            longest = max(hidden.shape[1] for hidden in self.hidden)
+            raise SecateurError(_too_long(longest, self.device))
+        hidden, outputs, calls = [], [], []
+        for states, kept, by_block in zip(self.hidden, self.outputs, self.calls, strict=True):
+            size = len(states)
+            half = (size + 1) // 2
+            hidden += torch.split(states, half)
+            outputs += torch.split(kept, half)
+            calls += [
+                tuple(call.rows(first, first + half, size) for call in by_block)
+                for first in range(0, size, half)
+            ]
+        return replace(self, hidden=tuple(hidden), outputs=tuple(outputs), calls=tuple(calls))
+
+
+def _run(block: nn.Module, call: BlockCall, hidden: Tensor, device: torch.device) -> Tensor:
+    with torch.no_grad():
+        return call.to(device)(block, hidden.to(device))
+
+
+def _require_alike(index: int, output: Tensor, hidden: Tensor) -> None:
+    if output.dtype != hidden.dtype or output.shape != hidden.shape:
+        raise SecateurError(
+            f"expected block {index} to give hidden states as it takes them, "
+            f"{hidden.dtype} {list(hidden.shape)}, but got {output.dtype} "
+            f"{list(output.shape)}; where only the dtype differs, load with dtype float32"
+        )
+
+
+def _too_long(length: int, device: torch.device) -> str:
+    return (
+        f"{device} has no memory to run one block on one calibration sample of {length} tokens; "
+        "give a smaller max_seq_length"
+    )
 
 
 def capture_inputs(

@@ -35,6 +35,18 @@ class BlockCall:
             output = block(*self.args, **{self.hidden_keyword: hidden}, **self.kwargs)
         return _hidden_of(output)
 
+    def rows(self, first: int, end: int, size: int) -> "BlockCall":
+        """The same call for samples `first` to `end` of a batch of `size`.
+
+        Tensors with more than one dimension whose first is the batch's size are taken apart with
+        it; everything else holds for all samples.
+        """
+        return replace(
+            self,
+            args=_rows(self.args, first, end, size),
+            kwargs=_rows(self.kwargs, first, end, size),
+        )
+
     def to(self, device: torch.device) -> "BlockCall":
         """The same call with its tensors on `device`."""
         return replace(
@@ -363,6 +375,16 @@ def _share(new: Any, old: Any) -> Any:
     if isinstance(new, dict) and isinstance(old, dict):
         return {key: _share(value, old.get(key)) for key, value in new.items()}
     return new
+
+
+def _rows(value: Any, first: int, end: int, size: int) -> Any:
+    if isinstance(value, Tensor) and value.ndim > 1 and len(value) == size > 1:
+        return value[first:end]
+    if isinstance(value, tuple):
+        return tuple(_rows(item, first, end, size) for item in value)
+    if isinstance(value, dict):
+        return {key: _rows(item, first, end, size) for key, item in value.items()}
+    return value
 
 
 def _to_device(value: Any, device: torch.device) -> Any:

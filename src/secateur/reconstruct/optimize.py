@@ -119,6 +119,7 @@ class _Optimization:
         steps_per_round = -(-self.per_round // settings.samples_per_step)
         self.num_steps = settings.rounds * steps_per_round
         self.steps_done = 0
+        self.tokens_at_once = settings.tokens_per_micro_batch
         self.optimizer = _optimizer([self.parameters[name] for name in self.trained], settings)
 
     def run(
@@ -157,14 +158,8 @@ class _Optimization:
 
     def _step(self, chosen: Sequence[int]) -> list[Tensor]:
         """One step of the optimizer; what `_loss` gave for each micro-batch before it."""
-        self.optimizer.zero_grad(set_to_none=True)
-        totals = []
-        for batch in self._micro_batches(chosen):
-            with torch.enable_grad():
-                loss = self._loss(batch)
-                loss[0].backward()
-            # Left on the device: to read a number there would wait for it.
-            totals.append(loss.detach())
+        while (totals := self._gradients(chosen)) is None:
+            self._halve_micro_batches()
         sum_gradients([self.parameters[name] for name in self.trained], self.parallel)
         for group in self.optimizer.param_groups:
             group["lr"] = group["full_rate"] * self._rate_share()
@@ -173,6 +168,30 @@ class _Optimization:
         if self.settings.frozen_mask:
             self._apply_masks()
         return totals
+
+    def _gradients(self, chosen: Sequence[int]) -> list[Tensor] | None:
+        """Gradients of a step, and its losses; None where the device has no memory for it."""
+        self.optimizer.zero_grad(set_to_none=True)
+        totals = []
+        try:
+            for batch in self._micro_batches(chosen):
+                with torch.enable_grad():
+                    loss = self._loss(batch)
+                    loss[0].backward()
+                # Left on the device: to read a number there would wait for it.
+                totals.append(loss.detach())
+        except torch.OutOfMemoryError:
+            return None
+        return totals
+
+    def _halve_micro_batches(self) -> None:
+        longest = max(self.samples.length(sample) for sample in range(self.samples.num_samples))
+        if self.tokens_at_once < longest:
+            raise SecateurError(
+                f"the device has no memory to tune a block on one sample of {longest} tokens; give "
+                "a smaller max_seq_length"
+            )
+        self.tokens_at_once //= 2
 
     def _loss(self, batch: Sequence[int]) -> Tensor:
         """[2]: the loss, and what it is relative to."""
@@ -208,8 +227,7 @@ class _Optimization:
 
     def _micro_batches(self, chosen: Sequence[int]) -> Iterator[list[int]]:
         """The samples of this process among those chosen, as they are run together."""
-        most = self.settings.tokens_per_micro_batch
-        return self.samples.micro_batches(self.share.own(chosen), most)
+        return self.samples.micro_batches(self.share.own(chosen), self.tokens_at_once)
 
     def _error(self, totals: Sequence[Tensor]) -> float:
         """Root of loss over reference, summed over `_loss`'s pairs of all processes."""

@@ -87,6 +87,7 @@ class BlockPruner:
         self._plan = plan
         self._device = device
         self._progress = progress
+        self._halvings = 0
         self._seconds = {"calibrating": 0.0, "pruning": 0.0, "tuning": 0.0, "propagating": 0.0}
 
     def run(self, inputs: BlockInputs | None, trace: Trace | None) -> PruneRecord:
@@ -152,7 +153,7 @@ class BlockPruner:
             return [site.record for site in pruned], BlockRecord(
                 block=index, output_error=None, seconds=perf_counter() - started
             )
-        found = self._calibrate(block, index, inputs, trace)
+        inputs, found, short_of_memory = self._calibrate(block, index, inputs, trace)
         facts = found.sites
         if self._tuning is not None and planned:
             layers, tuned = self._prune_and_tune(block, index, inputs, facts)
@@ -175,23 +176,37 @@ class BlockPruner:
                 rounds=result.rounds,
                 note=result.note or _raised(index, before, error),
             )
-        return layers, record
+        notes = [note for note in (short_of_memory, record.note) if note]
+        return layers, replace(record, note="; ".join(notes))
 
     def _calibrate(
         self, block: nn.Module, index: int, inputs: BlockInputs, trace: Trace
-    ) -> BlockFacts:
-        with self._timed("calibrating"):
-            return calibrate_block(
-                block,
-                index,
-                self._plan[index],
-                self._stage,
-                inputs,
-                trace,
-                self._device,
-                self._parallel,
-                self._model_gradients,
-            )
+    ) -> tuple[BlockInputs, BlockFacts, str]:
+        """What calibration says, from smaller batches where memory is short, and a note on that."""
+        for _ in range(self._halvings):
+            inputs = inputs.halved()
+        note = ""
+        while True:
+            try:
+                with self._timed("calibrating"):
+                    found = calibrate_block(
+                        block,
+                        index,
+                        self._plan[index],
+                        self._stage,
+                        inputs,
+                        trace,
+                        self._device,
+                        self._parallel,
+                        self._model_gradients,
+                    )
+                return inputs, found, note
+            except torch.OutOfMemoryError:
+                pass
+            inputs = inputs.halved()
+            self._halvings += 1
+            samples = max(len(hidden) for hidden in inputs.hidden)
+            note = f"block {index}: memory was short, from here on {samples} samples run together"
 
     def _prune_sites(
         self,

@@ -1,0 +1,148 @@
+"""A device that runs out of memory: smaller batches, the same masks, or a clear refusal."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from tests.families import tiny_model
+from torch import Tensor, nn
+
+from secateur import SecateurError, compress_with_report
+from secateur.calibration.inputs import BlockInputs
+from secateur.models.replay import BlockCall
+from secateur.report.record import PruneRecord
+
+# Not that of the short runs by which a model is looked at before it is changed.
+LENGTH = 9
+
+
+def tokens() -> Tensor:
+    return torch.randint(0, 90, (6, LENGTH), generator=torch.Generator().manual_seed(0))
+
+
+@contextmanager
+def room_for(samples: int, model: nn.Module, while_training: bool = False) -> Iterator[list[int]]:
+    """Blocks of `model` find no memory for more samples than that; batches that were run."""
+    ran: list[int] = []
+
+    def refuse(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        hidden = args[0] if args else kwargs["hidden_states"]
+        is_calibration = hidden.shape[1] == LENGTH
+        if is_calibration and len(hidden) > samples and torch.is_grad_enabled() == while_training:
+            raise torch.OutOfMemoryError("no memory, as the test wants it")
+        if is_calibration:
+            ran.append(len(hidden))
+
+    # After the matrices of the block were watched: what they saw must not be counted twice.
+    hooks = [
+        block.mlp.register_forward_pre_hook(refuse, with_kwargs=True)
+        for block in model.model.layers
+    ]
+    try:
+        yield ran
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def pruned(model: nn.Module, method: str) -> tuple[dict[str, Tensor], PruneRecord]:
+    recipe = {"stages": [{"stage": "prune", "method": method, "pattern": "2:4"}]}
+    _, report = compress_with_report(model, recipe, calibration=tokens())
+    record = report.stages[0]
+    assert isinstance(record, PruneRecord)
+    return {name: value.clone() for name, value in model.state_dict().items()}, record
+
+
+@pytest.mark.parametrize("samples", [1, 2, 4])
+def test_smaller_batches_count_every_token_once(samples: int) -> None:
+    roomy, _ = pruned(tiny_model("llama"), "wanda")
+    model = tiny_model("llama")
+    with room_for(samples, model) as ran:
+        tight, record = pruned(model, "wanda")
+    assert max(ran) <= samples
+    assert {layer.num_tokens for layer in record.layers} == {54}
+    for name, weight in roomy.items():
+        assert torch.equal(weight == 0, tight[name] == 0), name
+
+
+def test_the_report_says_that_memory_was_short() -> None:
+    model = tiny_model("llama")
+    with room_for(2, model):
+        _, record = pruned(model, "wanda")
+    assert record.blocks[0].note == "block 0: memory was short, from here on 2 samples run together"
+    assert record.blocks[1].note == ""
+
+
+def test_one_sample_that_does_not_fit_is_an_error() -> None:
+    model = tiny_model("llama")
+    with (
+        room_for(0, model),
+        pytest.raises(
+            SecateurError,
+            match=r"cpu has no memory to run one block on one calibration sample of 9 tokens",
+        ),
+    ):
+        pruned(model, "wanda")
+
+
+def test_tuning_goes_on_in_smaller_micro_batches() -> None:
+    model = tiny_model("llama")
+    with room_for(1, model, while_training=True):
+        _, record = pruned(model, "best-2:4")
+    assert all(block.rounds for block in record.blocks)
+
+
+def test_tuning_one_sample_that_does_not_fit_is_an_error() -> None:
+    model = tiny_model("llama")
+    with (
+        room_for(0, model, while_training=True),
+        pytest.raises(SecateurError, match="no memory to tune a block on one sample of 9 tokens"),
+    ):
+        pruned(model, "best-2:4")
+
+
+def inputs_of(
+    sizes: list[int], block: Callable[[Tensor], Tensor] | None = None
+) -> tuple[BlockInputs, nn.Module]:
+    hidden = tuple(torch.randn(size, 3, 4) for size in sizes)
+    masks = [torch.arange(size * 3.0).reshape(size, 1, 3) for size in sizes]
+    calls = tuple((BlockCall((), {"mask": mask, "theta": torch.ones(1)}, None),) for mask in masks)
+    outputs = tuple(torch.empty_like(states) for states in hidden)
+
+    class Block(nn.Module):
+        def forward(self, states: Tensor, mask: Tensor, theta: Tensor) -> Tensor:
+            assert len(mask) == len(states)
+            assert len(theta) == 1
+            if block is not None:
+                return block(states)
+            return states * theta + mask.sum(-1, keepdim=True)
+
+    return BlockInputs(hidden, outputs, calls, sum(sizes), torch.device("cpu")), Block()
+
+
+def test_halved_batches_are_the_same_samples_in_the_same_memory() -> None:
+    inputs, block = inputs_of([3, 1, 2])
+    inputs.run_block(block, 0)
+    whole = [output.clone() for output in inputs.outputs]
+    halved = inputs.halved()
+    assert [len(batch) for batch in halved.hidden] == [2, 1, 1, 1, 1]
+    halved.run_block(block, 0)
+    assert all(torch.equal(a, b) for a, b in zip(whole, inputs.outputs, strict=True))
+    assert torch.equal(torch.cat(list(halved.stream(block, 0))), torch.cat(whole))
+    with pytest.raises(SecateurError, match="no memory to run one block on one calibration sample"):
+        halved.halved().halved()
+
+
+def test_a_stream_splits_a_batch_that_does_not_fit() -> None:
+    def small_only(states: Tensor) -> Tensor:
+        if len(states) > 1:
+            raise torch.OutOfMemoryError("no memory, as the test wants it")
+        return states + 1
+
+    inputs, block = inputs_of([5, 1], small_only)
+    for hidden, output in zip(inputs.hidden, inputs.stream(block, 0), strict=True):
+        assert torch.equal(output, hidden + 1)
+    with pytest.raises(torch.OutOfMemoryError):
+        inputs.run_block(block, 0)
