@@ -52,6 +52,15 @@ def steps(out: Path, results: Path, tables: Path) -> list[Step]:
         *_sanitize(),
         *_tune(tables),
         *_benchmarks(results),
+        *_large_models(),
+    ]
+
+
+def _large_models() -> list[Step]:
+    command = (PYTHON, "-m", "bench.large_models", "--device", "cuda")
+    return [
+        Step("large-8b", (*command, "--shape", "llama-3-8b")),
+        Step("large-70b", (*command, "--shape", "llama-3-70b-block", "--blocks", "4")),
     ]
 
 
