@@ -17,6 +17,7 @@ from secateur.cli.evaluate import evaluate_command
 from secateur.cli.generate import generate_command
 from secateur.cli.inherit import inherit_command
 from secateur.cli.inspect import inspect_command
+from secateur.cli.plan import plan_command
 from secateur.cli.recover import recover_command
 from secateur.cli.report import report_command
 from secateur.cli.search import search_command
@@ -50,6 +51,7 @@ for _command in (
     report_command,
     verify_command,
     search_command,
+    plan_command,
     attention_command,
     tune_command,
     bench_command,

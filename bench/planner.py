@@ -1,0 +1,95 @@
+"""What a plan costs and buys beside each single method at the same speed, on this machine.
+
+    python -m bench.planner --model FOLDER --calibration FILE --text FILE
+
+Times and losses of all choices are measured once. For each target the plan is built, and the best
+plan of low rank alone and of dropping alone; all are measured in turns with the dense model. One
+record a target.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+
+from bench.records import append_record
+from secateur.calibration.data import load_calibration
+from secateur.checkpoint.load import load_with_tokenizer, silence_transformers
+from secateur.cli.plan_table import plan_table
+from secateur.errors import SecateurError
+from secateur.evaluate.forward import evaluating
+from secateur.evaluate.perplexity import encode_text
+from secateur.plain import to_plain
+from secateur.plan.build import Bench
+from secateur.plan.make import Target, plan_from
+from secateur.plan.measure import measure_table
+from secateur.plan.options import PlanOptions
+from secateur.plan.workload import Workload
+from secateur.progress import SilentProgress
+
+EXAMPLE = Path("examples/books-8m")
+
+
+def planner(
+    model: Annotated[str, typer.Option(help="Model folder.")] = str(EXAMPLE),
+    calibration: Annotated[Path, typer.Option(help="Text to calibrate on.")] = EXAMPLE
+    / "calibration.txt",
+    text: Annotated[Path, typer.Option(help="Text to measure on.")] = EXAMPLE / "evaluation.txt",
+    targets: Annotated[str, typer.Option(help="Speed-ups, separated by commas.")] = "1.2,1.3,1.4",
+    batch: Annotated[int, typer.Option(help="Sequences.")] = 2,
+    length: Annotated[int, typer.Option(help="Tokens in each; 0 to decode.")] = 256,
+    windows: Annotated[int | None, typer.Option(help="Only the first windows of the text.")] = None,
+    num_samples: Annotated[int, typer.Option(help="Calibration windows.")] = 48,
+    rounds: Annotated[int, typer.Option(help="Timed turns.")] = 25,
+    dtype: Annotated[str, typer.Option(help="To compute in.")] = "float32",
+    device: Annotated[str | None, typer.Option(help="Default: the CPU.")] = None,
+    shared: Annotated[
+        bool, typer.Option("--shared", help="The machine has other work: say so in the records.")
+    ] = False,
+) -> None:
+    silence_transformers()
+    loaded = load_with_tokenizer(model, None, dtype, False, device)
+    tokens = load_calibration(
+        calibration, loaded.tokenizer, num_samples=num_samples, max_seq_length=256, seed=0
+    )
+    token_ids = encode_text(loaded.tokenizer, text.read_text(encoding="utf-8"))
+    token_ids = token_ids[: windows * 256] if windows else token_ids
+    options = PlanOptions(rounds=rounds)
+    workload = Workload(batch, length or None)
+    bench = Bench(loaded.model, tokens, workload, rounds, options.damping, token_ids, 256)
+    console = Console(emoji=False, width=160)
+    with evaluating(loaded.model):
+        measured = measure_table(loaded.model, tokens, workload, options, SilentProgress())
+        for target in targets.split(","):
+            asked = Target(speedup=float(target))
+            try:
+                plan = plan_from(measured, bench, asked, options, source=Path(model).name)
+            except SecateurError as error:
+                console.print(f"{target}: {error}")
+                continue
+            console.print(plan_table(plan))
+            values: dict[str, Any] = to_plain(plan)
+            append_record(
+                "planner",
+                {
+                    "kind": "plan",
+                    "target_speedup": asked.speedup,
+                    "calibration": calibration.name,
+                    "num_samples": num_samples,
+                    "text": f"{text.parent.name}/{text.name}",
+                    "max_seq_length": 256,
+                    "num_tokens": len(token_ids) // 256 * 255,
+                    "dtype": dtype,
+                    "rounds": rounds,
+                    "threads": torch.get_num_threads(),
+                    "machine_shared": shared,
+                    "dense_loss": measured.dense_loss,
+                    **values,
+                },
+            )
+
+
+if __name__ == "__main__":
+    typer.run(planner)

@@ -1,0 +1,245 @@
+"""A plan from beginning to end: measure, select, build, measure again."""
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from secateur.calibration.data import CalibrationSource, load_calibration
+from secateur.errors import SecateurError
+from secateur.evaluate.forward import evaluating
+from secateur.evaluate.perplexity import encode_text
+from secateur.evaluate.suite import read_text, window_length
+from secateur.models.blocks import find_blocks
+from secateur.plan.build import Bench, Built, build_within, measure_built, restricted
+from secateur.plan.measure import Measured, measure_table
+from secateur.plan.options import PlanOptions
+from secateur.plan.recipe import plan_recipe
+from secateur.plan.result import Measurement, Plan, PlannedLayer, PlanRow, Prediction
+from secateur.plan.solve import solve
+from secateur.plan.table import DENSE, Limit, Selection, Table, select
+from secateur.plan.workload import Workload
+from secateur.progress import Progress, SilentProgress
+from secateur.recipe import Recipe
+
+DEFAULT_SAMPLES = 32
+REMOVED = "removed"
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is asked of a plan; exactly one is given."""
+
+    speedup: float | None = None
+    """Over the dense model, above 1."""
+    milliseconds: float | None = None
+    """Of the workload."""
+    num_bytes: int | None = None
+    """Of weights in memory."""
+
+    def __post_init__(self) -> None:
+        given = [v for v in (self.speedup, self.milliseconds, self.num_bytes) if v is not None]
+        if len(given) != 1:
+            raise SecateurError(
+                "expected exactly one of target speed-up, latency and memory, got "
+                f"{self.speedup}, {self.milliseconds} and {self.num_bytes}"
+            )
+        if self.speedup is not None and not 1 < self.speedup < float("inf"):
+            raise SecateurError(f"expected a target speed-up above 1, got {self.speedup:g}")
+        if self.speedup is None:
+            self.limit(1.0)
+
+    def limit(self, dense_milliseconds: float) -> Limit:
+        """The limit for a model that takes so long."""
+        if self.speedup is not None:
+            return Limit(milliseconds=dense_milliseconds / self.speedup)
+        return Limit(self.milliseconds, self.num_bytes)
+
+    @property
+    def words(self) -> str:
+        """Such as `1.5 times as fast as dense`."""
+        if self.speedup is not None:
+            return f"{self.speedup:g} times as fast as dense"
+        if self.milliseconds is not None:
+            return f"at most {self.milliseconds:g} ms"
+        return f"at most {self.num_bytes:,} bytes of weights"
+
+
+def make_plan(
+    model: nn.Module,
+    calibration: CalibrationSource,
+    target: Target,
+    *,
+    workload: Workload | None = None,
+    options: PlanOptions | None = None,
+    tokenizer: Any | None = None,
+    num_calibration_samples: int = DEFAULT_SAMPLES,
+    max_seq_length: int | None = None,
+    seed: int = 0,
+    evaluation_text: str | Path | None = None,
+    build: bool = True,
+    compare: bool = True,
+    source: str = "in memory",
+    progress: Progress | None = None,
+) -> Plan:
+    """Choose for every layer of a model whether it stays dense, is compressed or goes.
+
+    Args:
+        model: a dense causal language model on the device where it is to be fast; not changed.
+        calibration: as of `compress`. Three quarters of the samples fit factors, on the others
+            losses are measured.
+        target: what the plan must reach.
+        workload: whose time counts; by default one step of decoding at batch 1.
+        options: what is offered, and how carefully times are measured.
+        tokenizer: needed for texts.
+        num_calibration_samples: windows to draw from text.
+        max_seq_length: tokens in a window; by default 2048, or the model's context if shorter.
+        seed: of the draw.
+        evaluation_text: a text file to measure perplexity on.
+        build: also build the plan and measure it; where it is slower than predicted, select
+            again. It takes a copy of the model for each model built.
+        compare: with `build`: also the best plan of each single method at the same limit.
+        source: name of the model, for the result.
+        progress: told how far it is; its owner closes it.
+
+    Raises:
+        SecateurError: bad input, or a target that cannot be reached, with the best that can.
+    """
+    workload, options = workload or Workload(), options or PlanOptions()
+    progress = progress or SilentProgress()
+    tokens = load_calibration(
+        calibration,
+        tokenizer,
+        num_samples=num_calibration_samples,
+        max_seq_length=window_length(model, max_seq_length),
+        seed=seed,
+    )
+    bench = Bench(
+        model,
+        tokens,
+        workload,
+        options.rounds,
+        options.damping,
+        _evaluation(tokenizer, evaluation_text),
+        window_length(model, max_seq_length),
+    )
+    with evaluating(model):
+        measured = measure_table(model, tokens, workload, options, progress)
+        return plan_from(measured, bench, target, options, build, compare, source, progress)
+
+
+def _evaluation(tokenizer: Any | None, text: str | Path | None) -> Tensor | None:
+    if text is None:
+        return None
+    if tokenizer is None:
+        raise SecateurError("an evaluation text needs the model's tokenizer; give `tokenizer`")
+    return encode_text(tokenizer, read_text(Path(text)))
+
+
+def plan_from(
+    measured: Measured,
+    bench: Bench,
+    target: Target,
+    options: PlanOptions,
+    build: bool = True,
+    compare: bool = True,
+    source: str = "in memory",
+    progress: Progress | None = None,
+) -> Plan:
+    """The plan for one target, out of what was measured before; arguments as of `make_plan`.
+
+    Raises:
+        SecateurError: the target cannot be reached, with the best that can.
+    """
+    progress = progress or SilentProgress()
+    table, methods = measured.table, options.resolved_methods(bench.device)
+    limit = target.limit(table.dense_milliseconds)
+    if build:
+        rows, selection, recipe = _built_rows(measured, bench, limit, methods, compare, progress)
+    else:
+        selection = solve(table, limit)
+        recipe = plan_recipe(selection, find_blocks(bench.model), bench.damping)
+        rows = [_dense_row(measured, None), _row("plan", measured, selection, None)]
+    return Plan(
+        model=source,
+        device=str(bench.device),
+        workload=bench.workload.name,
+        methods=methods,
+        limit=target.words,
+        rows=tuple(rows),
+        layers=_layers(table, selection),
+        removed=tuple(removal.name for removal in selection.removals),
+        recipe=recipe.to_dict() if recipe else None,
+        time_scale=measured.time_scale,
+        notes=measured.notes,
+    )
+
+
+def _built_rows(
+    measured: Measured,
+    bench: Bench,
+    limit: Limit,
+    methods: tuple[str, ...],
+    compare: bool,
+    progress: Progress,
+) -> tuple[list[PlanRow], Selection, Recipe | None]:
+    table = measured.table
+    single = [name for name in methods if name != DENSE]
+    wanted = {"plan": table}
+    if compare and len(single) > 1:
+        wanted |= {f"{name} only": restricted(table, name) for name in single}
+    progress.begin("build and measure", len(wanted) + 1)
+    built: dict[str, Built] = {}
+    missed: dict[str, str] = {}
+    for name, offered in wanted.items():
+        try:
+            built[name] = build_within(bench, offered, limit)
+        except SecateurError as error:
+            if name == "plan":
+                raise
+            missed[name] = str(error)
+        progress.advance(name)
+    found = measure_built(bench, {name: entry.model for name, entry in built.items()})
+    progress.advance("all in turns")
+    rows = [_dense_row(measured, found[DENSE])]
+    for name in wanted:
+        if name in missed:
+            rows.append(PlanRow(name, note=missed[name]))
+        else:
+            rows.append(_row(name, measured, built[name].selection, found[name]))
+    return rows, built["plan"].selection, built["plan"].recipe
+
+
+def _dense_row(measured: Measured, found: Measurement | None) -> PlanRow:
+    return _row(DENSE, measured, select(measured.table, {}), found)
+
+
+def _row(name: str, measured: Measured, selection: Selection, found: Measurement | None) -> PlanRow:
+    predicted = Prediction(
+        selection.milliseconds, selection.num_bytes, measured.dense_loss + selection.loss
+    )
+    return PlanRow(
+        name,
+        predicted,
+        found,
+        tuple(removal.name for removal in selection.removals),
+        dict(Counter(choice.form for choice in selection.forms.values())),
+    )
+
+
+def _layers(table: Table, selection: Selection) -> tuple[PlannedLayer, ...]:
+    layers = []
+    for unit in table.units:
+        choice = selection.forms.get(unit.name)
+        layers.append(
+            PlannedLayer(
+                name=unit.name,
+                form=choice.form if choice else REMOVED,
+                dense_milliseconds=unit.dense.milliseconds,
+                milliseconds=choice.milliseconds if choice else 0.0,
+                loss=choice.loss if choice else 0.0,
+            )
+        )
+    return tuple(layers)

@@ -1,0 +1,207 @@
+"""The table of choices of a model, measured here."""
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from secateur.calibration.tokens import CalibrationTokens
+from secateur.checkpoint.fingerprint import probe_tokens
+from secateur.errors import SecateurError
+from secateur.models.device import full_precision_products
+from secateur.models.inventory import Inventory, take_inventory
+from secateur.models.measure import num_bytes
+from secateur.models.replay import trace_blocks
+from secateur.models.sites import WeightSite
+from secateur.models.sublayers import Sublayers
+from secateur.plan.layer_times import form_name
+from secateur.plan.losses import Asked, Losses, measure_losses
+from secateur.plan.options import PlanOptions, check_sparse24, offered_ranks
+from secateur.plan.table import DENSE, SPARSE24, Choice, Part, Removal, Table, Unit
+from secateur.plan.times import Setup, Times, measure_times
+from secateur.plan.workload import Workload
+from secateur.progress import Progress
+from secateur.recipe import DropBlocksStage
+from secateur.stages.drop_plan import check_sublayers
+
+# Of a weight in 16 bits: half the values, and an eighth for their places.
+_SPARSE24_BYTES = 0.5625
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A table, and what it was made of."""
+
+    table: Table
+    dense_loss: float
+    """Nats a token, on the held-out samples."""
+    time_scale: float
+    """What a layer takes inside the model over what it takes alone."""
+    notes: tuple[str, ...]
+
+
+def measure_table(
+    model: nn.Module,
+    tokens: CalibrationTokens,
+    workload: Workload,
+    options: PlanOptions,
+    progress: Progress,
+) -> Measured:
+    """Measure times and losses of all choices.
+
+    Args:
+        model: a causal language model, dense, in evaluation mode, where it is to be timed; left as
+            it was.
+        tokens: to fit factors to and to measure losses on.
+        workload: whose time counts.
+        options: what is offered.
+        progress: told how far it is.
+
+    Raises:
+        SecateurError: the model has no layer to choose for, cannot do the workload, or 2:4 is
+            offered in another dtype than bf16 and fp16.
+    """
+    device = next(model.parameters()).device
+    workload.check(model)
+    methods = options.resolved_methods(device)
+    inventory = take_inventory(model)
+    sites = _units(inventory)
+    check_sparse24(methods, sites[0].parameter.dtype)
+    sublayers, notes = _sublayers(model, inventory, options, methods)
+    asked = Asked(
+        ranks={site.name: _ranks(site, options, methods) for site in sites},
+        with_sparse24="2:4" in methods,
+        removals="drop" in methods,
+        sublayers=sublayers,
+    )
+    with full_precision_products():
+        losses = measure_losses(model, inventory, asked, tokens, options.damping, device, progress)
+    forms = trace_blocks(model, inventory.blocks, {}, probe_tokens(model)).output_forms
+    setup = Setup(
+        model,
+        inventory.blocks,
+        forms,
+        sites,
+        asked.ranks,
+        asked.with_sparse24,
+        sublayers,
+        workload,
+        device,
+        options.rounds,
+    )
+    times = measure_times(setup, progress)
+    table = build_table(model, inventory, sites, asked, losses, times)
+    return Measured(table, losses.dense, times.scale, notes)
+
+
+def _units(inventory: Inventory) -> list[WeightSite]:
+    """Every matrix that all tokens pass through; how many reach an expert is not known."""
+    sites = [site for site in inventory.all_sites if not site.is_expert]
+    if not sites:
+        raise SecateurError("expected matrices that all tokens pass through, found experts alone")
+    return sites
+
+
+def _ranks(site: WeightSite, options: PlanOptions, methods: tuple[str, ...]) -> tuple[int, ...]:
+    return offered_ranks(site.shape, options.rank_fractions) if "low-rank" in methods else ()
+
+
+def _sublayers(
+    model: nn.Module, inventory: Inventory, options: PlanOptions, methods: tuple[str, ...]
+) -> tuple[tuple[Sublayers, ...], tuple[str, ...]]:
+    """By block; empty where parts are not offered, with a note where the family forbids it."""
+    if "drop" not in methods or not options.parts:
+        return (), ()
+    found: tuple[Sublayers, ...] = ()
+    try:
+        for part in ("attention", "mlp"):
+            stage = DropBlocksStage(blocks=(0,), granularity=part)
+            found = check_sublayers(model, inventory.blocks, stage, probe_tokens(model))
+    except SecateurError as error:
+        return (), (f"attention and MLP are not offered to go by themselves: {error}",)
+    return found, ()
+
+
+def build_table(
+    model: nn.Module,
+    inventory: Inventory,
+    sites: list[WeightSite],
+    asked: Asked,
+    losses: Losses,
+    times: Times,
+) -> Table:
+    """Put what was measured together.
+
+    The rest is what the dense model takes beside its units, and a removal what its part takes
+    beside its own, so that dense and removals come out as measured.
+    """
+    block_of = {site.name: index for index, found in enumerate(inventory.sites) for site in found}
+    units = tuple(
+        Unit(site.name, block_of[site.name], site.shape, _choices(site, asked, losses, times))
+        for site in sites
+    )
+    removals = tuple(
+        _removal(inventory, index, part, units, asked, loss=losses.rise(loss), times=times)
+        for (index, part), loss in losses.removals.items()
+    )
+    return Table(
+        units,
+        removals,
+        len(inventory.blocks),
+        times.dense - sum(unit.dense.milliseconds for unit in units),
+        num_bytes(model) - sum(unit.dense.num_bytes for unit in units),
+    )
+
+
+def _choices(site: WeightSite, asked: Asked, losses: Losses, times: Times) -> tuple[Choice, ...]:
+    rows, columns = site.shape
+    size = site.parameter.element_size()
+    found = times.forms[site.name]
+    choices = [Choice(DENSE, found[DENSE], rows * columns * size, 0.0)]
+    if SPARSE24 in found:
+        num = int(_SPARSE24_BYTES * rows * columns * size)
+        loss = losses.rise(losses.forms[site.name, SPARSE24])
+        choices.append(Choice(SPARSE24, found[SPARSE24], num, loss))
+    # A larger rank holds the smaller one: where it measures worse, that is chance.
+    most = 0.0
+    factors: list[Choice] = []
+    for rank in reversed(asked.ranks[site.name]):
+        form = form_name(rank)
+        most = max(most, losses.rise(losses.forms[site.name, form]))
+        factors.append(Choice(form, found[form], rank * (rows + columns) * size, most, rank))
+    return (*choices, *factors)
+
+
+def _removal(
+    inventory: Inventory,
+    index: int,
+    part: Part,
+    units: tuple[Unit, ...],
+    asked: Asked,
+    *,
+    loss: float,
+    times: Times,
+) -> Removal:
+    block = inventory.blocks.modules[index]
+    children = _children(block, index, part, asked)
+    prefix = inventory.blocks.block_name(index) + "."
+    own = [
+        unit
+        for unit in units
+        if unit.block == index and unit.name.removeprefix(prefix).split(".")[0] in children
+    ]
+    held = sum(num_bytes(block.get_submodule(name)) for name in children)
+    return Removal(
+        block=index,
+        part=part,
+        units=tuple(unit.name for unit in own),
+        milliseconds=times.parts[index, part] - sum(unit.dense.milliseconds for unit in own),
+        num_bytes=held - sum(unit.dense.num_bytes for unit in own),
+        loss=loss,
+    )
+
+
+def _children(block: nn.Module, index: int, part: Part, asked: Asked) -> tuple[str, ...]:
+    """Names of the block's children that go."""
+    if part == "block":
+        return tuple(name for name, _ in block.named_children())
+    return asked.sublayers[index].names(part)

@@ -1,0 +1,73 @@
+"""A selection as a recipe that `compress` runs."""
+
+from collections.abc import Iterable
+
+from secateur.models.blocks import BlockList
+from secateur.plan.table import DENSE, SPARSE24, Part, Selection
+from secateur.recipe import DropBlocksStage, FactorStage, PruneStage, Recipe
+from secateur.recipe.recipe import Stage
+
+
+def plan_recipe(selection: Selection, blocks: BlockList, damping: float) -> Recipe | None:
+    """Stages that do what was selected: what goes, then 2:4, then factors, rank by rank.
+
+    What goes, goes first: what is left is then fitted to the inputs that it will see. Blocks are
+    numbered anew once some are gone, and the names in later stages are those of the blocks then.
+
+    Args:
+        selection: what is done.
+        blocks: of the dense model.
+        damping: of Hessians.
+
+    Returns:
+        None where nothing is done.
+    """
+    stages: list[Stage] = []
+    for part in ("attention", "mlp", "block"):
+        gone = _gone(selection, part)
+        if gone:
+            stages.append(DropBlocksStage(blocks=gone, granularity=part))
+    names = _later_names(selection, blocks)
+    by_form: dict[str, list[str]] = {}
+    for unit, choice in selection.forms.items():
+        by_form.setdefault(choice.form, []).append(names[unit])
+    if SPARSE24 in by_form:
+        stages.append(
+            PruneStage(
+                method="sparsegpt",
+                pattern=SPARSE24,
+                targets=tuple(by_form[SPARSE24]),
+                damping=damping,
+            )
+        )
+    for form, rank in _ranks(selection):
+        stages.append(FactorStage(rank=rank, targets=tuple(by_form[form]), damping=damping))
+    return Recipe(stages=tuple(stages)) if stages else None
+
+
+def _gone(selection: Selection, part: Part) -> tuple[int, ...]:
+    return tuple(sorted(entry.block for entry in selection.removals if entry.part == part))
+
+
+def _ranks(selection: Selection) -> list[tuple[str, int]]:
+    found = {
+        (choice.form, choice.rank)
+        for choice in selection.forms.values()
+        if choice.form != DENSE and choice.rank is not None
+    }
+    return sorted(found, key=lambda entry: -entry[1])
+
+
+def _later_names(selection: Selection, blocks: BlockList) -> dict[str, str]:
+    """By name in the dense model: once whole blocks are gone."""
+    gone = set(_gone(selection, "block"))
+    kept = [index for index in range(len(blocks)) if index not in gone]
+    renamed: dict[str, str] = {}
+    for new, old in enumerate(kept):
+        renamed |= _under(blocks.block_name(old), blocks.block_name(new), selection.forms)
+    return renamed
+
+
+def _under(old: str, new: str, names: Iterable[str]) -> dict[str, str]:
+    found = [name for name in names if name.startswith(f"{old}.")]
+    return {name: new + name.removeprefix(old) for name in found}

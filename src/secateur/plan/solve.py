@@ -1,0 +1,188 @@
+"""The best choices for a limit: a multiple-choice knapsack, solved exactly by HiGHS.
+
+One binary variable for each form of each unit and for each removal. The forms of a unit and the
+removals that take it away sum to one; a block has at most one removal; at least one block stays.
+What the choices take stays within the limit, and the loss is the smallest possible.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from secateur.errors import SecateurError
+from secateur.plan.table import (
+    DENSE,
+    LEAST_GAIN,
+    Choice,
+    Limit,
+    Removal,
+    Selection,
+    Table,
+    Unit,
+    select,
+)
+
+Floats = NDArray[np.float64]
+
+# Of all losses together: among equal losses the fewest changes win.
+_TIE = 1e-9
+
+
+@dataclass(frozen=True)
+class _Variables:
+    """What each variable of the program stands for."""
+
+    forms: tuple[tuple[Unit, Choice], ...]
+    removals: tuple[Removal, ...]
+
+    def __len__(self) -> int:
+        return len(self.forms) + len(self.removals)
+
+
+def worthwhile(table: Table, limit: Limit) -> Table:
+    """The table without forms that save less than a twentieth of what their dense layer takes."""
+    units = tuple(
+        replace(
+            unit,
+            choices=tuple(
+                choice
+                for choice in unit.choices
+                if choice.form == DENSE
+                or limit.of(choice) <= (1.0 - LEAST_GAIN) * limit.of(unit.dense)
+            ),
+        )
+        for unit in table.units
+    )
+    return replace(table, units=units)
+
+
+def solve(table: Table, limit: Limit) -> Selection:
+    """The selection of smallest loss within a limit.
+
+    Raises:
+        SecateurError: no selection keeps to it, with the least that can be reached; scipy is
+            not installed.
+    """
+    offered = worthwhile(table, limit)
+    variables = _variables(offered)
+    takes = _takes(variables, limit)
+    losses = np.array(
+        [choice.loss + _TIE * (choice.form != DENSE) for _, choice in variables.forms]
+        + [removal.loss + _TIE for removal in variables.removals]
+    )
+    room = limit.value - offered.rest(limit)
+    found = _minimise(offered, variables, losses, takes, room)
+    if found is None:
+        raise _unreachable(offered, limit)
+    return found
+
+
+def least(table: Table, limit: Limit) -> Selection:
+    """The selection that takes least of what is limited, whatever it loses.
+
+    Raises:
+        SecateurError: scipy is not installed.
+    """
+    offered = worthwhile(table, limit)
+    variables = _variables(offered)
+    takes = _takes(variables, limit)
+    found = _minimise(offered, variables, takes, None, 0.0)
+    assert found is not None
+    return found
+
+
+def _unreachable(table: Table, limit: Limit) -> SecateurError:
+    best = least(table, limit)
+    if limit.num_bytes is not None:
+        return SecateurError(
+            f"expected a limit that can be reached, but {limit.num_bytes:,} bytes are less than "
+            f"the smallest plan's {best.num_bytes:,} (dense: {table.dense_bytes:,})"
+        )
+    speedup = table.dense_milliseconds / best.milliseconds
+    return SecateurError(
+        f"expected a limit that can be reached, but {limit.milliseconds:.4g} ms are less than the "
+        f"fastest plan's {best.milliseconds:.4g} ms, {speedup:.2f} times as fast as dense "
+        f"({table.dense_milliseconds:.4g} ms)"
+    )
+
+
+def _variables(table: Table) -> _Variables:
+    forms = tuple((unit, choice) for unit in table.units for choice in unit.choices)
+    return _Variables(forms, table.removals)
+
+
+def _takes(variables: _Variables, limit: Limit) -> Floats:
+    """What each variable adds to what the rest takes."""
+    return np.array(
+        [limit.of(choice) for _, choice in variables.forms]
+        + [-limit.of(removal) for removal in variables.removals],
+        dtype=np.float64,
+    )
+
+
+def _rows(table: Table, variables: _Variables) -> tuple[Floats, Floats, Floats]:
+    """Constraints `low <= rows @ x <= high` that do not depend on the limit."""
+    units = {unit.name: place for place, unit in enumerate(table.units)}
+    blocks = sorted({removal.block for removal in variables.removals})
+    rows = np.zeros((len(units) + len(blocks) + 1, len(variables)))
+    for column, (unit, _) in enumerate(variables.forms):
+        rows[units[unit.name], column] = 1.0
+    for column, removal in enumerate(variables.removals, start=len(variables.forms)):
+        for name in removal.units:
+            rows[units[name], column] = 1.0
+        rows[len(units) + blocks.index(removal.block), column] = 1.0
+        rows[-1, column] = 1.0 if removal.part == "block" else 0.0
+    low = np.concatenate([np.ones(len(units)), np.zeros(len(blocks) + 1)])
+    high = np.concatenate([np.ones(len(units) + len(blocks)), [max(0, table.num_blocks - 1)]])
+    return rows, low, high
+
+
+def _minimise(
+    table: Table, variables: _Variables, objective: Floats, takes: Floats | None, room: float
+) -> Selection | None:
+    """None where no choice keeps to the limit."""
+    if not len(variables):
+        return select(table, {}) if takes is None or room >= 0 else None
+    optimize = _optimize()
+    rows, low, high = _rows(table, variables)
+    constraints = [optimize.LinearConstraint(rows, low, high)]
+    if takes is not None:
+        # In parts of the largest, so that the solver's tolerance means the same in every unit.
+        unit = float(np.abs(takes).max()) or 1.0
+        constraints.append(optimize.LinearConstraint(takes / unit, -np.inf, room / unit))
+    scale = float(np.abs(objective).max()) or 1.0
+    result = optimize.milp(
+        objective / scale,
+        constraints=constraints,
+        integrality=np.ones(len(variables)),
+        bounds=optimize.Bounds(0, 1),
+        options={"mip_rel_gap": 0.0},
+    )
+    if result.x is None:
+        return None
+    return _read(table, variables, np.asarray(result.x) > 0.5)
+
+
+def _read(table: Table, variables: _Variables, taken: NDArray[np.bool_]) -> Selection:
+    forms = {
+        unit.name: choice.form
+        for (unit, choice), is_taken in zip(variables.forms, taken, strict=False)
+        if is_taken
+    }
+    first = len(variables.forms)
+    removals = [
+        removal
+        for removal, is_taken in zip(variables.removals, taken[first:], strict=True)
+        if is_taken
+    ]
+    return select(table, forms, removals)
+
+
+def _optimize() -> Any:
+    try:
+        from scipy import optimize
+    except ImportError:
+        raise SecateurError("a plan needs scipy: pip install 'secateur[plan]'") from None
+    return optimize

@@ -1,0 +1,109 @@
+"""The knapsack against every selection that there is."""
+
+import builtins
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.plan.random_tables import brute_force, random_table
+
+from secateur.errors import SecateurError
+from secateur.plan.solve import least, solve
+from secateur.plan.table import Choice, Limit, Removal, Table, Unit
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    num_blocks=st.integers(1, 3),
+    units_each=st.integers(1, 2),
+    parts=st.booleans(),
+    share=st.floats(0.2, 1.1),
+    in_bytes=st.booleans(),
+)
+def test_no_selection_is_better(
+    seed: int, num_blocks: int, units_each: int, parts: bool, share: float, in_bytes: bool
+) -> None:
+    table = random_table(seed, num_blocks, units_each, parts)
+    limit = (
+        Limit(num_bytes=int(share * table.dense_bytes))
+        if in_bytes
+        else Limit(milliseconds=share * table.dense_milliseconds)
+    )
+    expected = brute_force(table, limit)
+    if expected is None:
+        with pytest.raises(SecateurError, match="expected a limit that can be reached"):
+            solve(table, limit)
+        return
+    found = solve(table, limit)
+    taken = found.num_bytes if in_bytes else found.milliseconds
+    assert taken <= limit.value * (1 + 1e-6)
+    # The solver's integrality tolerance and the tie-breaker, both far below any difference drawn.
+    assert found.loss == pytest.approx(expected.loss, abs=1e-6)
+
+
+def table_of(*choices: Choice, removals: tuple[Removal, ...] = (), rest: float = 2.0) -> Table:
+    unit = Unit("u", 0, (64, 48), (Choice("dense", 10.0, 100, 0.0), *choices))
+    return Table((unit,), removals, 2, rest, 50)
+
+
+def test_a_gain_below_a_twentieth_stays_dense() -> None:
+    table = table_of(Choice("rank 16", 9.6, 96, 0.0, 16), rest=0.0)
+    assert solve(table, Limit(milliseconds=10.0)).is_dense
+    with pytest.raises(SecateurError, match=r"fastest plan's 10 ms, 1\.00 times"):
+        solve(table, Limit(milliseconds=9.7))
+    just = table_of(Choice("rank 16", 9.5, 95, 0.0, 16), rest=0.0)
+    assert solve(just, Limit(milliseconds=9.7)).forms["u"].form == "rank 16"
+
+
+def test_without_need_nothing_is_changed_even_where_it_would_cost_nothing() -> None:
+    table = table_of(Choice("rank 16", 5.0, 50, 0.0, 16), rest=0.0)
+    assert solve(table, Limit(milliseconds=10.0)).is_dense
+
+
+def test_what_is_removed_has_no_form() -> None:
+    removal = Removal(0, "block", ("u",), 1.0, 5, 0.1)
+    table = table_of(Choice("rank 16", 6.0, 60, 0.5, 16), removals=(removal,))
+    found = solve(table, Limit(milliseconds=8.0))
+    assert found.removals == (removal,)
+    assert found.forms == {}
+    assert (found.milliseconds, found.num_bytes, found.loss) == (1.0, 45, 0.1)
+
+
+def test_the_last_block_stays() -> None:
+    removal = Removal(0, "block", ("u",), 1.0, 5, 0.0)
+    unit = Unit("u", 0, (64, 48), (Choice("dense", 10.0, 100, 0.0),))
+    table = Table((unit,), (removal,), 1, 2.0, 50)
+    assert least(table, Limit(milliseconds=1.0)).is_dense
+
+
+def test_unreachable_limits_say_what_can_be_reached() -> None:
+    table = table_of(Choice("rank 16", 4.0, 40, 0.5, 16))
+    message = r"but 3 ms are less than the fastest plan's 6 ms, 2\.00 times as fast as dense"
+    with pytest.raises(SecateurError, match=message):
+        solve(table, Limit(milliseconds=3.0))
+    with pytest.raises(
+        SecateurError, match=r"80 bytes are less than the smallest plan's 90 \(dens"
+    ):
+        solve(table, Limit(num_bytes=80))
+
+
+def test_a_table_without_choices() -> None:
+    table = Table((), (), 2, 5.0, 50)
+    assert solve(table, Limit(milliseconds=5.0)).is_dense
+    with pytest.raises(SecateurError, match="can be reached"):
+        solve(table, Limit(milliseconds=4.0))
+
+
+def test_scipy_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    genuine = builtins.__import__
+
+    def without(name: str, *rest: Any, **more: Any) -> Any:
+        if name == "scipy":
+            raise ImportError(name)
+        return genuine(name, *rest, **more)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(SecateurError, match=r"pip install 'secateur\[plan\]'"):
+        solve(table_of(), Limit(milliseconds=20.0))
