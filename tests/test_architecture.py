@@ -108,7 +108,7 @@ MAY_IMPORT = {
         "prepare",
     }
     | {"plan", "report", "search", "streaming", "serve", "throughput"},
-    "__init__": {"compress", "engine", "errors", "recipe", "runtime"},
+    "__init__": {"compress", "compress_streaming", "engine", "errors", "recipe", "runtime"},
     "__main__": {"cli"},
 }
 
@@ -131,6 +131,7 @@ ONLY_IN = {
     "uvicorn": {"serve/server.py"},
     "scipy": {"plan/solve.py"},
     "typer": {"cli/"},
+    "vllm": {"integrations/vllm/"},
 }
 
 KERNELS_MAY_IMPORT = {"torch", "triton", "numpy", "safetensors", "secateur_kernels"}

@@ -1,6 +1,7 @@
 """Secateur: prune transformer language models block by block, and say what it cost and bought."""
 
 from secateur.compress import compress, compress_with_report
+from secateur.compress_streaming import compress_streaming
 from secateur.engine import Engine, GenerationOptions
 from secateur.errors import OutOfSpaceError, QualityDropError, SecateurError, VerificationError
 from secateur.recipe import (
@@ -33,6 +34,7 @@ __all__ = [
     "__version__",
     "accelerate",
     "compress",
+    "compress_streaming",
     "compress_with_report",
     "load_recipe",
 ]

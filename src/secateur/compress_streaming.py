@@ -4,6 +4,7 @@ It runs the prune stage that `compress.py` runs, on the same inputs in the same 
 that it writes are the same, bit for bit.
 """
 
+import os
 import shutil
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -50,14 +51,23 @@ from secateur.report.record import (
     Report,
     SizeRecord,
     VerificationRecord,
+    load_report,
 )
+from secateur.settings import read_settings
 from secateur.stages.prune import BlockPruner
 from secateur.stages.prune_plan import PlannedSite, plan_stage
 from secateur.streaming.activations import Home, buffer_maker, choose_home
 from secateur.streaming.estimate import Estimate, check_room, estimate_job
 from secateur.streaming.facts import job_facts
 from secateur.streaming.finished import BlockJournal
-from secateur.streaming.job import WEIGHTS_FOLDER, check_job, close_job, open_job
+from secateur.streaming.job import (
+    WEIGHTS_FOLDER,
+    bytes_in_job,
+    check_job,
+    close_job,
+    has_ended,
+    open_job,
+)
 from secateur.streaming.shards import ShardPlan, saved_form, write_index, write_shard
 from secateur.streaming.skeleton import Skeleton, build_skeleton, modules_outside, release
 from secateur.streaming.source import BlockSource
@@ -138,7 +148,10 @@ def compress_streaming(
     with ExitStack() as in_use:
         in_use.callback(clock.progress.close)
         with clock.step("check"):
-            check_job(Path(output), resume)
+            place = Path(os.path.realpath(output))
+            check_job(place, resume)
+            # Killed after its weights became the output, a job is checked like any other.
+            ended = has_ended(place)
             job = prepare_streaming(
                 model,
                 recipe,
@@ -147,13 +160,17 @@ def compress_streaming(
                 device=device,
                 dtype=dtype,
                 revision=revision,
-                overwrite=overwrite,
+                overwrite=overwrite or ended,
                 activations=activations,
             )
-            check_room(estimate_streaming(job), job.output)
+            if not ended:
+                check_room(estimate_streaming(job), job.output, bytes_in_job(job.output))
         with clock.step("read the model for its fingerprint"):
             facts = job_facts(job.skeleton.folder, job.recipe, job.tokens, job.device, dtype)
         folder = in_use.enter_context(open_job(job.output, facts))
+        if ended:
+            close_job(folder)
+            return load_report(job.output)
         return _run(job, folder, clock)
 
 
@@ -180,6 +197,16 @@ def prepare_streaming(
         raise SecateurError(
             "only a recipe of one prune stage can be streamed: other stages need the whole model; "
             "compress without streaming"
+        )
+    if stage.needs_model_gradient:
+        raise SecateurError(
+            f"{stage.method} needs the gradient of the whole model, which is never whole while it "
+            "is streamed; compress without streaming"
+        )
+    if read_settings().world_size > 1:
+        raise SecateurError(
+            "streaming is done by one process; several share the calibration of a model that is "
+            "in memory: leave out streaming, or torchrun"
         )
     if activations not in ("auto", "device", "host", "file"):
         raise SecateurError(f"expected activations auto, device, host or file, got {activations!r}")
@@ -369,5 +396,5 @@ def _complete(job: StreamingJob, weights: Path, report: Report) -> None:
         write_manifest(weights)
         make_readable(weights)
         flush_folder(weights)
-    check_output(job.output, job.overwrite)
-    put_in_place(weights, job.output)
+        check_output(job.output, job.overwrite)
+        put_in_place(weights, job.output)

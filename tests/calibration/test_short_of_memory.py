@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.families import tiny_model
+from families import tiny_model
 from torch import Tensor, nn
 
 from secateur import SecateurError, compress_with_report
