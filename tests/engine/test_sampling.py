@@ -1,0 +1,121 @@
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from secateur.engine.sampling import SamplingKind, SamplingRows, next_tokens
+
+VOCABULARY = 7
+ALL = SamplingKind(sampled=True, filtered=True, logprobs=True)
+
+
+def rows(
+    temperature: list[float],
+    uniform: list[float],
+    top_p: list[float] | None = None,
+    top_k: list[int] | None = None,
+) -> SamplingRows:
+    count = len(temperature)
+    return SamplingRows(
+        torch.tensor(temperature),
+        torch.tensor(top_p or [1.0] * count),
+        torch.tensor(top_k or [0] * count),
+        torch.tensor(uniform),
+    )
+
+
+def reference(
+    logits: list[float], temperature: float, top_p: float, top_k: int, u: float
+) -> set[int]:
+    """Tokens that may be drawn: more than one where `u` is within rounding of a border."""
+    weights = [math.exp((value - max(logits)) / temperature) for value in logits]
+    order = sorted(range(len(logits)), key=lambda index: -weights[index])
+    kept = order[:top_k] if top_k else order
+    total, nucleus = sum(weights[index] for index in kept), []
+    before = 0.0
+    for index in kept:
+        if before < top_p * total:
+            nucleus.append(index)
+        before += weights[index]
+    total = sum(weights[index] for index in nucleus)
+    allowed, cumulated = set(), 0.0
+    # Probabilities are fp32: each is off by a few units in its last place.
+    slack = 8 * len(logits) * torch.finfo(torch.float32).eps
+    for index in sorted(nucleus):
+        low, cumulated = cumulated, cumulated + weights[index] / total
+        if low - slack <= u < cumulated + slack:
+            allowed.add(index)
+    return allowed
+
+
+@settings(max_examples=60)
+@given(
+    st.integers(0, 10_000),
+    st.floats(0.25, 3.0),
+    st.sampled_from([0.3, 0.5, 0.77, 0.95, 1.0]),
+    st.integers(0, VOCABULARY + 2),
+    st.floats(0.0, 1.0, exclude_max=True, width=32),
+)
+def test_tokens_are_those_of_a_reference_in_fp64(
+    seed: int, temperature: float, top_p: float, top_k: int, u: float
+) -> None:
+    logits = torch.randn(1, VOCABULARY, generator=torch.Generator().manual_seed(seed)) * 2
+    tokens, _ = next_tokens(logits, rows([temperature], [u], [top_p], [top_k]), ALL)
+    values = logits[0].double().tolist()
+    assert int(tokens) in reference(values, float(torch.tensor(temperature)), top_p, top_k, u)
+
+
+def test_draws_have_the_probabilities_of_the_softmax() -> None:
+    count = 20_000
+    logits = torch.tensor([[0.0, 1.0, -1.0, 2.0]]).expand(count, -1)
+    uniform = ((torch.arange(count) + 0.5) / count).tolist()
+    tokens, _ = next_tokens(logits, rows([0.7] * count, uniform), SamplingKind(sampled=True))
+    frequencies = torch.bincount(tokens, minlength=4).double() / count
+    # Evenly spaced numbers: each frequency is off by a border at either end, plus fp32.
+    expected = torch.softmax(torch.tensor([0.0, 1.0, -1.0, 2.0]).double() / 0.7, 0)
+    assert (frequencies - expected).abs().max() <= 2.5 / count
+
+
+def test_rows_do_not_depend_on_each_other_nor_on_what_others_need() -> None:
+    generator = torch.Generator().manual_seed(3)
+    logits = torch.randn(5, 300, generator=generator)
+    options = rows(
+        [0.0, 1.0, 1.3, 0.6, 0.9],
+        [0.5, 0.1, 0.999, 0.3, 0.7],
+        [1.0, 1.0, 1.0, 0.5, 0.9],
+        [0, 0, 0, 0, 4],
+    )
+    together, logprobs = next_tokens(logits, options, ALL)
+    assert logprobs is not None
+    kinds = [SamplingKind(), *[SamplingKind(sampled=True)] * 2, *[ALL] * 2]
+    for row, kind in enumerate(kinds):
+        alone = SamplingRows(*(getattr(options, name)[row : row + 1] for name in vars(options)))
+        token, _ = next_tokens(logits[row : row + 1], alone, kind)
+        assert token.item() == together[row].item()
+
+
+def test_ties_go_to_the_lowest_token() -> None:
+    tokens, _ = next_tokens(torch.tensor([[1.0, 3.0, 3.0]]), rows([0.0], [0.9]), ALL)
+    assert tokens.tolist() == [1]
+
+
+def test_the_largest_random_number_draws_a_token_that_has_a_probability() -> None:
+    largest = 1 - 2**-24
+    logits = torch.cat((torch.zeros(1, 50_000), torch.full((1, 500), -torch.inf)), 1)
+    tokens, _ = next_tokens(logits, rows([1.0], [largest]), ALL)
+    assert tokens.item() == 49_999
+
+
+def test_logprobs_are_those_at_temperature_one() -> None:
+    logits = torch.randn(3, 50, generator=torch.Generator().manual_seed(1), dtype=torch.float32)
+    tokens, logprobs = next_tokens(logits, rows([0.0, 0.3, 2.0], [0.2, 0.4, 0.6]), ALL)
+    expected = torch.log_softmax(logits.double(), -1).gather(1, tokens.unsqueeze(1)).squeeze(1)
+    assert logprobs is not None
+    torch.testing.assert_close(logprobs.double(), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", [SamplingKind(), SamplingKind(sampled=True)])
+def test_logprobs_are_left_out_where_nobody_asks(kind: SamplingKind) -> None:
+    assert next_tokens(torch.zeros(1, 3), rows([1.0], [0.0]), kind)[1] is None
