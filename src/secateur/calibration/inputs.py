@@ -97,7 +97,9 @@ class BlockInputs:
         if all(len(hidden) == 1 for hidden in self.hidden):
             longest = max(hidden.shape[1] for hidden in self.hidden)
             raise SecateurError(_too_long(longest, self.device))
-        hidden, outputs, calls = [], [], []
+        hidden: list[Tensor] = []
+        outputs: list[Tensor] = []
+        calls: list[tuple[BlockCall, ...]] = []
         for states, kept, by_block in zip(self.hidden, self.outputs, self.calls, strict=True):
             size = len(states)
             half = (size + 1) // 2
