@@ -20,12 +20,17 @@ def require_finite_weights(model: nn.Module) -> None:
     for name, parameter in model.named_parameters():
         if parameter.is_meta:
             raise SecateurError(f"{name} is on the meta device: it has no values to compress")
-        num_bad = parameter.numel() - int(parameter.isfinite().sum())
-        if num_bad:
-            raise SecateurError(
-                f"expected finite weights, but {name} holds NaN or Inf in {num_bad} of "
-                f"{parameter.numel()} places"
-            )
+        require_finite(name, parameter)
+
+
+def require_finite(name: str, parameter: Tensor) -> None:
+    """Raise SecateurError, with the tensor's name, if it is not finite."""
+    num_bad = parameter.numel() - int(parameter.isfinite().sum())
+    if num_bad:
+        raise SecateurError(
+            f"expected finite weights, but {name} holds NaN or Inf in {num_bad} of "
+            f"{parameter.numel()} places"
+        )
 
 
 def require_finite_outputs(model: nn.Module, input_ids: Tensor) -> None:

@@ -91,14 +91,19 @@ def estimate_job(
     )
 
 
-def check_room(estimate: Estimate, output: Path) -> None:
+def check_room(estimate: Estimate, output: Path, already: int = 0) -> None:
     """Refuse a job that cannot end well.
+
+    Args:
+        estimate: of the whole job.
+        output: what it will write.
+        already: bytes of it that an interrupted run has on the disk.
 
     Raises:
         OutOfSpaceError: the disk has no room for it.
         SecateurError: the host's memory has not.
     """
-    check_space(output, estimate.disk_bytes)
+    check_space(output, max(0, estimate.disk_bytes - already))
     # A file's pages go back to the disk where memory is short.
     needed = estimate.host_bytes
     if estimate.activations == "file":

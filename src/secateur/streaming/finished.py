@@ -38,7 +38,7 @@ class BlockJournal:
 
     def is_finished(self, index: int) -> bool:
         """Whether a block is there."""
-        return self._entry(index).is_file()
+        return self._entry(index).is_file() and self._shard(index).is_file()
 
     def read(self, index: int) -> tuple[list[LayerRecord], BlockRecord] | None:
         """What was done to a block; None if it is not pruned yet."""
@@ -49,7 +49,7 @@ class BlockJournal:
 
     def tensors(self, index: int) -> dict[str, Tensor]:
         """Weights of a finished block, named as in a checkpoint."""
-        return read_shard(self._job / WEIGHTS_FOLDER / self._shards.block_file(index))
+        return read_shard(self._shard(index))
 
     def save(self, index: int, layers: Sequence[LayerRecord], block: BlockRecord) -> None:
         """Write the block as it is in the model now."""
@@ -65,6 +65,9 @@ class BlockJournal:
     def num_zeros(self) -> int:
         """In the parameters of all blocks, which are finished."""
         return sum(self._read(index).num_zeros for index in range(len(self._blocks)))
+
+    def _shard(self, index: int) -> Path:
+        return self._job / WEIGHTS_FOLDER / self._shards.block_file(index)
 
     def _entry(self, index: int) -> Path:
         return self._job / f"block-{index:05d}.json"

@@ -5,11 +5,12 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from secateur.checkpoint.files import read_json
+from secateur.checkpoint.write import space_errors
 from secateur.errors import SecateurError
 
 _JOB_FILE = "job.json"
@@ -28,10 +29,18 @@ def job_folder(output: Path) -> Path:
 def check_job(output: Path, resume: bool) -> None:
     """Accept a place for a job, without a look at what an interrupted one worked on.
 
+    Args:
+        output: what the job will write, without links.
+        resume: go on with an interrupted job.
+
     Raises:
-        SecateurError: an interrupted job is there and is not to be resumed, or the other way round.
+        SecateurError: an interrupted job is there and is not to be resumed, or the other way round;
+            or another process works on it.
     """
     is_there = (job_folder(output) / _JOB_FILE).is_file()
+    if is_there:
+        with (job_folder(output) / _LOCK_FILE).open("w") as lock:
+            _take(lock, output)
     if is_there and not resume:
         raise SecateurError(
             f"an interrupted run left finished blocks in {job_folder(output)}; go on with it by "
@@ -42,6 +51,17 @@ def check_job(output: Path, resume: bool) -> None:
             f"there is nothing to resume: no interrupted streaming run of {output} "
             f"(it would have left {job_folder(output)})"
         )
+
+
+def has_ended(output: Path) -> bool:
+    """Whether a job's weights became the output, and it was killed before it could tidy up."""
+    folder = job_folder(output)
+    return (folder / _JOB_FILE).is_file() and not (folder / WEIGHTS_FOLDER).exists()
+
+
+def bytes_in_job(output: Path) -> int:
+    """What an interrupted job takes on the disk."""
+    return sum(path.stat().st_size for path in job_folder(output).rglob("*") if path.is_file())
 
 
 @contextmanager
@@ -59,39 +79,88 @@ def open_job(output: Path, facts: Facts) -> Iterator[Path]:
         SecateurError: another process works on it, or the facts differ; says which.
     """
     folder = job_folder(output)
-    folder.mkdir(parents=True, exist_ok=True)
+    made = [parent for parent in folder.parents if not parent.exists()]
+    with space_errors(output):
+        folder.mkdir(parents=True, exist_ok=True)
     with (folder / _LOCK_FILE).open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise SecateurError(f"another process is working on {output}") from None
+        _take(lock, output)
         begun = folder / _JOB_FILE
         if begun.is_file():
             _require_same(read_json(begun), facts, output)
-        else:
-            (folder / WEIGHTS_FOLDER).mkdir(exist_ok=True)
-            write_aside(begun, json.dumps(facts, indent=2))
         try:
+            if not begun.is_file():
+                _begin(folder, facts)
             yield folder
         except BaseException:
             if not any(folder.glob("block-*.json")):
-                shutil.rmtree(folder, ignore_errors=True)
+                _remove(folder, made)
             raise
+
+
+def _take(lock: IO[str], output: Path) -> None:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        raise SecateurError(f"another process is working on {output}") from None
+
+
+def _begin(folder: Path, facts: Facts) -> None:
+    # What a job left that was killed while it tidied up must not count.
+    _empty(folder, {_LOCK_FILE})
+    # The facts come last: where they are, there are weights, or these became the output.
+    with space_errors(folder):
+        (folder / WEIGHTS_FOLDER).mkdir()
+    write_aside(folder / _JOB_FILE, json.dumps(facts, indent=2))
 
 
 def close_job(folder: Path) -> None:
     """Remove a job whose output is in place."""
+    # Killed on the way, it can still be told from a job that has not begun.
+    _empty(folder, {_LOCK_FILE, _JOB_FILE})
+    _remove(folder, [])
+
+
+def _empty(folder: Path, kept: set[str]) -> None:
+    for path in folder.iterdir():
+        if path.name in kept:
+            continue
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink()
+
+
+def _remove(folder: Path, made: list[Path]) -> None:
+    """Remove a job's folder, and the folders that were made for it if nothing else is there."""
     shutil.rmtree(folder, ignore_errors=True)
+    for parent in made:
+        with suppress(OSError):
+            parent.rmdir()
 
 
 def write_aside(path: Path, text: str) -> None:
-    """Write a text file so that it is there whole or not at all, also after a power cut."""
+    """Write a text file so that it is there whole or not at all, also after a power cut.
+
+    Raises:
+        OutOfSpaceError: the disk is full.
+    """
     aside = path.with_name(f"{path.name}.partial")
-    with aside.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)
+    with space_errors(path):
+        with aside.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+        flush_names(path.parent)
+
+
+def flush_names(folder: Path) -> None:
+    """Have what was renamed in a folder on the disk before anything that comes later."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _require_same(before: Facts, now: Facts, output: Path) -> None:

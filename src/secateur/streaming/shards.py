@@ -16,6 +16,7 @@ from secateur.checkpoint.files import INDEX_FILE
 from secateur.checkpoint.write import space_errors
 from secateur.errors import VerificationError
 from secateur.models.blocks import BlockList
+from secateur.streaming.job import flush_names
 from secateur.streaming.skeleton import outside_blocks
 from secateur.streaming.source import parameter_bytes
 
@@ -94,7 +95,9 @@ def write_shard(folder: Path, file_name: str, tensors: dict[str, Tensor]) -> Non
         for name, tensor in tensors.items():
             if not torch.equal(_bits(file.get_tensor(name)), _bits(tensor)):
                 raise VerificationError(f"{name} is not the same after it was written")
-    os.replace(aside, folder / file_name)
+    with space_errors(folder):
+        os.replace(aside, folder / file_name)
+        flush_names(folder)
 
 
 def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

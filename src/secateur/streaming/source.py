@@ -15,7 +15,8 @@ from transformers.modeling_utils import LoadStateDictConfig
 from secateur.checkpoint.files import INDEX_FILE, SINGLE_FILE, read_json
 from secateur.errors import SecateurError
 from secateur.models.blocks import BlockList
-from secateur.models.measure import require_finite_weights
+from secateur.models.measure import require_finite, require_finite_weights
+from secateur.streaming.skeleton import outside_blocks
 
 Tensors = dict[str, Tensor]
 
@@ -79,10 +80,9 @@ class BlockSource:
         """
         self._fill(self._read(self._names[None]))
         self._model.tie_weights()
-        for name, module in self._model.named_modules():
-            if not _is_within(name, self._blocks.name):
-                for own, parameter in module.named_parameters(recurse=False):
-                    _require_one(f"{name}.{own}", parameter)
+        for name, parameter in outside_blocks(self._model, self._blocks).items():
+            _require_one(name, parameter)
+            require_finite(name, parameter)
 
     def close(self) -> None:
         """Stop reading ahead."""
@@ -109,6 +109,8 @@ class BlockSource:
             weight_mapping=self._mapping,
         )
         info, _ = convert_and_load_state_dict_in_model(self._model, tensors, config)
+        # Buffers of old checkpoints that models compute today are forgiven, as by transformers.
+        self._model._adjust_missing_and_unexpected_keys(info)
         faults = [*info.unexpected_keys, *info.mismatched_keys, *info.conversion_errors]
         if faults:
             raise SecateurError(
@@ -157,10 +159,6 @@ def _require_one(name: str, parameter: Tensor) -> None:
             f"{name} cannot be read from the checkpoint block by block; if the model loads as a "
             "whole, compress it without streaming"
         )
-
-
-def _is_within(name: str, outer: str) -> bool:
-    return name == outer or name.startswith(f"{outer}.")
 
 
 def parameter_bytes(parameters: Iterable[Tensor]) -> int:
