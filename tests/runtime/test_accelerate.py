@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 import secateur
+from secateur.compress import compress_with_report
 from secateur.errors import SecateurError
 from secateur.integrations.transformers_quantizer import mark_compressed
 from secateur.models.fuse import fused_modules, unfuse
@@ -438,6 +439,27 @@ def test_layers_with_hooks_are_left_alone() -> None:
     assert found[("q_proj", "v_proj")] == "side by side"
     assert found[GATE_UP] == "side by side"
     assert not any("k_proj" in names for names in found)
+
+
+def test_layers_without_finite_results_are_not_fused() -> None:
+    model = pruned("llama")
+    norm = model.get_parameter("model.layers.0.input_layernorm.weight")
+    nn.init.constant_(norm, float("inf"))
+    found = ways(secateur.accelerate(model, force=True))
+    assert {found[(name,)] for name in QKV} == {""}
+
+
+@pytest.mark.parametrize("part", ["attention", "mlp"])
+def test_a_model_without_some_parts(part: str) -> None:
+    model = in_dtype(tiny_model("llama", 3), BF16)
+    stage = {"stage": "drop_blocks", "granularity": part, "blocks": [0]}
+    compress_with_report(model, {"stages": [stage]}, checkpoint_format="compact")
+    before, logits = state_of(model), logits_of(model)
+    done = secateur.accelerate(model, force=True)
+    assert len(done.rows) == 3 * 4 - 2
+    assert_near(logits_of(model), logits)
+    done.undo()
+    assert_as_before(model, before, logits)
 
 
 def test_another_quantization_is_refused() -> None:

@@ -46,19 +46,22 @@ def why_not_fused(model: nn.Module, names: Sequence[str], activation: str = "non
 
 
 @torch.no_grad()
-def fuse_side_by_side(model: nn.Module, names: Sequence[str]) -> None:
+def fuse_side_by_side(
+    model: nn.Module, names: Sequence[str], together: SideBySide | None = None
+) -> None:
     """Multiply layers of one input together; their parent calls them as before.
 
     Args:
         model: changed in place.
         names: of the layers, in the order in which they are called.
+        together: the layers stacked, where that was done before.
 
     Raises:
         SecateurError: they cannot be fused; nothing was changed.
     """
     _require(model, names, why_not_fused(model, names))
     layers = [model.get_submodule(name) for name in names]
-    together = SideBySide(layers)
+    together = together or SideBySide(layers)
     for index, (name, layer) in enumerate(zip(names, layers, strict=True)):
         columns = layer.in_features
         assert isinstance(columns, int)

@@ -1,6 +1,6 @@
 """`secateur.accelerate`: compressed layers where they are faster, fused where they share inputs."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import get_args
 
@@ -116,6 +116,18 @@ class _Planned:
     def names(self) -> list[str]:
         return [layer.name for layer in self.layers]
 
+    @property
+    def is_to_be_packed(self) -> bool:
+        return self.layers[0].form == "dense" and self.verdict.form == "2:4"
+
+    @property
+    def is_to_be_dense(self) -> bool:
+        return self.layers[0].form != "dense" and self.verdict.form == "dense"
+
+
+def _names(units: Iterable[_Planned]) -> list[str]:
+    return [name for unit in units for name in unit.names]
+
 
 def _plan(
     layers: Mapping[str, nn.Module], calls: Sequence[Call], now: Circumstances
@@ -130,12 +142,8 @@ def _apply(
     """Change forms, then fuse; by name of each fused layer, how."""
     if active:
         changes.pack_compressed()
-    for unit in plan:
-        first = unit.layers[0]
-        if first.form == "dense" and unit.verdict.form == "2:4":
-            changes.pack(unit.names)
-        elif first.form != "dense" and unit.verdict.form == "dense":
-            changes.make_dense(unit.names)
+    changes.pack(_names(unit for unit in plan if unit.is_to_be_packed))
+    changes.make_dense(_names(unit for unit in plan if unit.is_to_be_dense))
     fused: dict[str, Fused] = {}
     if calls:
         fused = fuse_units(changes.model, [unit.layers for unit in plan], calls)
