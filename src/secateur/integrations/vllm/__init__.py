@@ -1,0 +1,1 @@
+"""Compact checkpoints in vLLM: the quantization method `secateur`, found by its entry point."""

@@ -1,0 +1,119 @@
+"""The configuration: what is read, renamed, dispatched and refused."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+pytest.importorskip("vllm", reason="vLLM is not installed here: make test-vllm")
+
+from importlib.metadata import entry_points
+
+from torch import nn
+from vllm.model_executor.layers.quantization import get_quantization_config
+from vllm.model_executor.models.utils import WeightsMapper
+from vllm_plugin.served import BLOCK, build, config_of, finish, load, ranks
+from vllm_plugin.stored import stored
+
+from secateur.errors import SecateurError
+from secateur.integrations.vllm.config import SecateurVllmConfig
+from secateur.integrations.vllm.methods import (
+    SecateurDenseMethod,
+    SecateurLinearMethod,
+    SecateurRemovedMethod,
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_rank(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with ranks(tmp_path_factory.mktemp("ranks") / "file"):
+        yield
+
+
+def test_vllm_finds_the_method_by_its_entry_point() -> None:
+    (entry,) = entry_points(group="vllm.general_plugins", name="secateur")
+    register = entry.load()
+    register()
+    register()
+    assert get_quantization_config("secateur") is SecateurVllmConfig
+    assert SecateurVllmConfig.get_min_capability() == 80
+    assert SecateurVllmConfig.get_config_filenames() == []
+
+
+def test_layers_are_served_in_their_form() -> None:
+    removed = [{"width": 16, "modules": ["model.layers.1.mlp"]}]
+    config = config_of({f"{BLOCK}.mlp.up_proj": stored("sparse24", 24, 16)}, removed=removed)
+    methods = {
+        "mlp.gate_up_proj": SecateurLinearMethod,
+        "mlp.down_proj": SecateurDenseMethod,
+        "self_attn.qkv_proj": SecateurDenseMethod,
+    }
+    for name, method in methods.items():
+        layer = build(name, 16, (24, 24), config)
+        assert type(layer.quant_method) is method
+    layer = build(
+        "mlp.gate_up_proj", 16, (24, 24), config, prefix="model.layers.1.mlp.gate_up_proj"
+    )
+    assert type(layer.quant_method) is SecateurRemovedMethod
+    assert config.get_quant_method(nn.Embedding(4, 4), "model.embed_tokens") is None
+    config.require_complete()
+
+
+@pytest.mark.parametrize("more", [{}, {"layers": []}])
+def test_a_configuration_without_layers_is_refused(more: dict[str, Any]) -> None:
+    with pytest.raises(SecateurError, match="layers"):
+        SecateurVllmConfig.from_config({"quant_method": "secateur", "format_version": 1, **more})
+
+
+def test_layers_that_vllm_did_not_build_are_an_error() -> None:
+    layers = {
+        f"{BLOCK}.mlp.fc1": stored("sparse24", 8, 8),
+        "model.layers.1.mlp.fc1": stored("sparse24", 8, 8),
+    }
+    layer = build("mlp.fc1", 8, (8,), config_of(layers))
+    load(layer, "mlp.fc1", layers)
+    with pytest.raises(SecateurError, match=r"lists 1 layers .* such as model.layers.1.mlp.fc1"):
+        finish(layer)
+
+
+def test_fused_layers_whose_names_vllm_does_not_tell_are_an_error() -> None:
+    config = config_of({f"{BLOCK}.mlp.up_proj": stored("sparse24", 24, 16)})
+    config.packed_modules_mapping = {}
+    layer = build("mlp.gate_up_proj", 16, (24, 24), config)
+    with pytest.raises(SecateurError, match=r"mlp.up_proj: they would be left out"):
+        finish(layer)
+
+
+def test_removed_parts_that_vllm_did_not_build_are_an_error() -> None:
+    removed = [{"width": 8, "modules": ["model.layers.1.mlp"]}]
+    layers = {f"{BLOCK}.mlp.fc1": stored("sparse24", 8, 8)}
+    layer = build("mlp.fc1", 8, (8,), config_of(layers, removed=removed))
+    load(layer, "mlp.fc1", layers)
+    with pytest.raises(SecateurError, match=r"such as model.layers.1.mlp"):
+        finish(layer)
+
+
+class FusedMoE(nn.Module):
+    """Stands for vLLM's, which needs a GPU to be built."""
+
+
+@pytest.mark.parametrize("removed", [False, True])
+def test_experts_are_refused(removed: bool) -> None:
+    layers = {f"{BLOCK}.mlp.experts.0.up_proj": stored("sparse24", 8, 8)}
+    gone: dict[str, Any] = {"removed": [{"width": 8, "modules": ["model.layers.1.mlp"]}]}
+    config = config_of(layers, **(gone if removed else {}))
+    prefix = "model.layers.1.mlp.experts" if removed else f"{BLOCK}.mlp.experts"
+    with pytest.raises(SecateurError, match=f"FusedMoE {prefix} of vLLM is no linear layer"):
+        config.get_quant_method(FusedMoE(), prefix)
+
+
+def test_names_follow_vllms_model() -> None:
+    layers = {name: stored("low_rank", 8, 8) for name in ("model.a", "model.b")}
+    removed = [{"width": 8, "modules": ["model.layers.1.mlp"]}]
+    config = config_of(layers, shared_down={"model.b": "model.a"}, removed=removed)
+    config.apply_vllm_mapper(WeightsMapper(orig_to_new_prefix={"model.": "language_model."}))
+    assert list(config.layers.specs) == ["language_model.a", "language_model.b"]
+    assert config.layers.shared_down == {"language_model.b": "language_model.a"}
+    assert list(config.layers.removed.specs) == ["language_model.layers.1.mlp"]
+    with pytest.raises(SecateurError, match="leaves out layers"):
+        config.apply_vllm_mapper(WeightsMapper(orig_to_new_prefix={"language_model.a": None}))
