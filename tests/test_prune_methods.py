@@ -24,7 +24,7 @@ from secateur.report.table import report_table
 
 FAMILIES = ("llama", "gpt2", "mixtral", "gptj")
 """Plain; stored as [K, N]; experts in one parameter; attention and MLP side by side."""
-METHODS = ("ria", "rgs", "wanda++", "admm", "best-2:4")
+METHODS = ("ria", "gblm", "rgs", "wanda++", "admm", "best-2:4")
 BOOKS = Path(__file__).parents[1] / "examples" / "books-8m"
 
 QUICK = {"rounds": 2, "samples_per_round": 16, "rate": 0.2}
@@ -89,7 +89,7 @@ def test_every_group_keeps_two(method: str, family: str) -> None:
     assert record.sparsity == 0.5
     for name, weight in weights_of(model).items():
         assert bool((kept(weight) == 2).all()), name
-        if method in ("ria", "rgs"):
+        if method in ("ria", "gblm", "rgs"):
             assert torch.equal(weight, dense[name] * (weight != 0)), name
     idle = {layer.name for layer in record.layers if layer.num_tokens == 0}
     for layer in record.layers:

@@ -71,8 +71,9 @@ def prune_stages(draw: st.DrawFn) -> PruneStage:
         st.lists(st.tuples(st.lists(NAMES, min_size=1, max_size=2), patterns()), max_size=2)
     )
     method = draw(st.sampled_from(get_args(Method)))
-    if method in ("rgs", "wanda++"):
+    if method in ("rgs", "wanda++", "gblm"):
         values["alpha"] = draw(DAMPINGS)
+    if method in ("rgs", "wanda++"):
         values["norm"] = draw(st.sampled_from(["summed", "averaged"]))
     return PruneStage(
         method=method,
@@ -84,6 +85,7 @@ def prune_stages(draw: st.DrawFn) -> PruneStage:
         block_size=draw(st.integers(1, 10**6)),
         damping=draw(DAMPINGS),
         min_expert_tokens=draw(st.integers(1, 10**6)),
+        calibrate_all_experts=draw(st.booleans()),
         **values,
     )
 
@@ -361,8 +363,8 @@ def test_pattern_needs_no_quotes(pattern: str) -> None:
         ),
         (
             with_stage(method="obs"),
-            "stages.0.method: expected one of magnitude, wanda, sparsegpt, ria, rgs, wanda++, "
-            "admm, best-2:4, got 'obs'",
+            "stages.0.method: expected one of magnitude, wanda, sparsegpt, ria, gblm, rgs, "
+            "wanda++, admm, best-2:4, got 'obs'",
         ),
         (with_stage(method=None), "stages.0.method: expected one of magnitude, wanda, sparsegpt, "),
         (with_stage(targets="Linear"), "stages.0.targets: expected a list, got 'Linear'"),
@@ -381,8 +383,12 @@ def test_pattern_needs_no_quotes(pattern: str) -> None:
             with_stage(min_expert_tokens=0),
             "stages.0: expected min_expert_tokens of at least 1, got 0",
         ),
-        (with_stage(alpha=1.0), "stages.0: alpha and norm are of the regional gradient score"),
-        (with_stage(norm="averaged"), "stages.0: alpha and norm are of the regional gradient"),
+        (with_stage(alpha=1.0), "stages.0: alpha is of scores by gradients (rgs, wanda++, gblm)"),
+        (with_stage(norm="averaged"), "stages.0: norm is of the regional gradient score (rgs, "),
+        (
+            with_stage(method="gblm", norm="averaged"),
+            "stages.0: norm is of the regional gradient score (rgs, wanda++), not of gblm",
+        ),
         (
             with_stage(method="rgs", alpha=-1.0),
             "stages.0: expected alpha of at least 0, got -1.0",
@@ -409,8 +415,8 @@ def test_pattern_needs_no_quotes(pattern: str) -> None:
             (
                 with_stage(**chain, reconstruct={"preset": "published"}),
                 "stages.0: reconstruct: frozen_mask false (as in the preset published) chooses "
-                "masks anew by score alone: it goes with magnitude, wanda, ria, rgs and wanda++, "
-                f"without swaps and update, not with {words}",
+                "masks anew by score alone: it goes with magnitude, wanda, ria, gblm, rgs and "
+                f"wanda++, without swaps and update, not with {words}",
             )
             for chain, words in (
                 ({"method": "best-2:4"}, "best-2:4"),

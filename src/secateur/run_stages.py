@@ -2,11 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from time import perf_counter
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from secateur.calibration.inputs import TOKENS_PER_BATCH, BlockInputs, capture_inputs
+from secateur.calibration.model_gradients import model_gradients
 from secateur.calibration.tokens import CalibrationTokens
 from secateur.checkpoint.fingerprint import probe_tokens
 from secateur.clock import StepClock
@@ -142,9 +144,26 @@ def _prune(
     """Prune, each process on its share of the samples."""
     plan = plan_stage(stage, inventory)
     parallel, device = join_processes(device)
+    started = perf_counter()
+    gradients: dict[str, Tensor] = {}
+    if stage.needs_model_gradient and tokens is not None:
+        sites = [entry.site for block in plan for entry in block]
+        own = tokens.share(parallel.rank, parallel.size, TOKENS_PER_BATCH)
+        progress.begin("gradients of the loss", len(own.samples))
+        gradients = model_gradients(model, sites, own, device, parallel, progress.advance)
+    seconds = perf_counter() - started
     inputs, trace = _enter_blocks(model, inventory, tokens, device, parallel)
-    pruner = BlockPruner(inventory.blocks, stage, plan, device, progress, parallel=parallel)
-    return pruner.run(inputs, trace)
+    pruner = BlockPruner(
+        inventory.blocks,
+        stage,
+        plan,
+        device,
+        progress,
+        parallel=parallel,
+        model_gradients=gradients,
+    )
+    record = pruner.run(inputs, trace)
+    return replace(record, seconds_calibrating=record.seconds_calibrating + seconds)
 
 
 def _enter_blocks(

@@ -40,8 +40,11 @@ class WeightSite:
     @property
     def weight(self) -> Tensor:
         """The matrix [N, K] as a view: writing to it changes the model."""
-        data = self.parameter.data
-        matrix = data if self.expert is None else data[self.expert]
+        return self.part_of(self.parameter.data)
+
+    def part_of(self, value: Tensor) -> Tensor:
+        """The matrix's part [N, K], a view, of a tensor in the shape of its parameter."""
+        matrix = value if self.expert is None else value[self.expert]
         return matrix.T if self.stored_transposed else matrix
 
     @property

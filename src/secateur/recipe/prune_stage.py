@@ -7,8 +7,10 @@ from secateur.recipe.reconstruction import Preset, Reconstruction
 from secateur.recipe.require import require
 from secateur.recipe.sparsity import UNSTRUCTURED, parse_sparsity
 
-Method = Literal["magnitude", "wanda", "sparsegpt", "ria", "rgs", "wanda++", "admm", "best-2:4"]
-Score = Literal["magnitude", "wanda", "ria", "rgs"]
+Method = Literal[
+    "magnitude", "wanda", "sparsegpt", "ria", "gblm", "rgs", "wanda++", "admm", "best-2:4"
+]
+Score = Literal["magnitude", "wanda", "ria", "gblm", "rgs"]
 Update = Literal["none", "least_squares", "conjugate_gradient", "admm", "sparsegpt"]
 InputNorm = Literal["summed", "averaged"]
 ComparisonGroup = Literal["row", "matrix", "block"]
@@ -19,6 +21,7 @@ PUBLISHED_COMPARISON_GROUP: dict[Method, ComparisonGroup] = {
     "wanda": "row",
     "sparsegpt": "block",
     "ria": "row",
+    "gblm": "row",
     "rgs": "row",
     "wanda++": "row",
     "admm": "matrix",
@@ -30,6 +33,7 @@ _SCORES: dict[Method, Score] = {
     "magnitude": "magnitude",
     "wanda": "wanda",
     "ria": "ria",
+    "gblm": "gblm",
     "rgs": "rgs",
     "wanda++": "rgs",
 }
@@ -55,9 +59,10 @@ class PruneStage:
     """Remove weights from the linear layers of every block: score -> mask -> swaps -> update ->
     regional optimizer.
 
-    `method` names the whole chain. `magnitude`, `wanda`, `ria` and `rgs` (Wanda++'s regional
-    gradient score) score weights and keep them as they are. `sparsegpt` and `admm` settle mask and
-    weights together. `wanda++` is `rgs`, and `best-2:4` is `admm`, with the regional optimizer.
+    `method` names the whole chain. `magnitude`, `wanda`, `ria`, `gblm` (the gradient of the
+    whole model's loss) and `rgs` (Wanda++'s regional gradient score) score weights and keep them
+    as they are. `sparsegpt` and `admm` settle mask and weights together. `wanda++` is `rgs`, and
+    `best-2:4` is `admm`, with the regional optimizer.
     The fields `swaps`, `update` and `reconstruct` add to a method, or change what it does.
 
     `targets` and `ignore` hold full module names, class names (`Linear` stands for every matrix
@@ -79,7 +84,7 @@ class PruneStage:
     damping: float = 0.01
     """SparseGPT, least squares: added to the Hessian's diagonal, as a fraction of its mean."""
     alpha: float = 100.0
-    """Weight of the regional gradient in the score of `rgs` and `wanda++`."""
+    """Weight of the gradient in the score of `rgs`, `wanda++` and `gblm`."""
     norm: InputNorm = "summed"
     """The input norm beside it: over all tokens, as published, or averaged over samples."""
     swaps: int = 0
@@ -124,9 +129,12 @@ class PruneStage:
             f"expected update one of {', '.join(updates)}, got {self.update!r}",
         )
         require(
-            self.score == "rgs" or (self.alpha == 100.0 and self.norm == "summed"),
-            f"alpha and norm are of the regional gradient score (rgs, wanda++), not of "
-            f"{self.method}",
+            self.score in ("rgs", "gblm") or self.alpha == 100.0,
+            f"alpha is of scores by gradients (rgs, wanda++, gblm), not of {self.method}",
+        )
+        require(
+            self.score == "rgs" or self.norm == "summed",
+            f"norm is of the regional gradient score (rgs, wanda++), not of {self.method}",
         )
         require(self.swaps >= 0, f"expected swaps of at least 0, got {self.swaps}")
         unstructured = {self.pattern, *(entry.pattern for entry in self.overrides)} & {UNSTRUCTURED}
@@ -140,8 +148,8 @@ class PruneStage:
             require(
                 self.score is not None and not self.swaps and self.resolved_update() == "none",
                 "reconstruct: frozen_mask false (as in the preset published) chooses masks anew by "
-                "score alone: it goes with magnitude, wanda, ria, rgs and wanda++, without swaps "
-                f"and update, not with {self._chain_words()}",
+                "score alone: it goes with magnitude, wanda, ria, gblm, rgs and wanda++, without "
+                f"swaps and update, not with {self._chain_words()}",
             )
 
     def _chain_words(self) -> str:
@@ -178,6 +186,11 @@ class PruneStage:
     def needs_hessian(self) -> bool:
         """Whether more than the norm of inputs is asked for."""
         return self.swaps > 0 or self.own_update() != "none" or self.resolved_update() != "none"
+
+    @property
+    def needs_model_gradient(self) -> bool:
+        """Whether the whole model is differentiated before anything is pruned."""
+        return self.score == "gblm"
 
     @property
     def needs_calibration(self) -> bool:

@@ -202,7 +202,9 @@ class BlockPruner:
                     )
                 return inputs, found, note
             except torch.OutOfMemoryError:
-                pass
+                # One process that starts again would not meet the others any more.
+                if self._parallel.size > 1:
+                    raise
             inputs = inputs.halved()
             self._halvings += 1
             samples = max(len(hidden) for hidden in inputs.hidden)

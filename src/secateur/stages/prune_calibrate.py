@@ -75,7 +75,11 @@ def calibrate_block(
         inputs.run_block(block, index)
     for seen in leaders.values():
         seen.sum_over(parallel)
-    gradients = model_gradients
+    gradients: Mapping[str, Tensor] = {
+        site.name: model_gradients[site.name].to(device)
+        for site in sites
+        if site.name in model_gradients
+    }
     if stage.score == "rgs" and planned:
         gradients = site_gradients(block, sites, block_samples(inputs, index), parallel)
     found = {

@@ -13,12 +13,6 @@ from secateur.reconstruct import BlockSamples
 from secateur.score import regional_gradients
 
 
-def matrix_of(site: WeightSite, value: Tensor) -> Tensor:
-    """A site's part [N, K], a view, of a tensor in the shape of the site's parameter."""
-    part = value if site.expert is None else value[site.expert]
-    return part.T if site.stored_transposed else part
-
-
 def parameter_names(block: nn.Module, sites: Iterable[WeightSite]) -> dict[str, nn.Parameter]:
     """The parameters that hold the sites, by their names within the block."""
     wanted = {id(site.parameter) for site in sites}
@@ -42,7 +36,7 @@ def parameter_masks(
         name = names[id(parameter)]
         if name not in result:
             result[name] = torch.ones_like(parameter, dtype=torch.bool)
-        matrix_of(site, result[name]).copy_(mask)
+        site.part_of(result[name]).copy_(mask)
     return result
 
 
@@ -65,4 +59,4 @@ def site_gradients(
         sum_over=parallel.sum_,
     )
     by_id = {id(parameters[name]): gradient for name, gradient in gradients.items()}
-    return {site.name: matrix_of(site, by_id[id(site.parameter)]) for site in sites}
+    return {site.name: site.part_of(by_id[id(site.parameter)]) for site in sites}

@@ -13,6 +13,7 @@ from secateur.recipe import PruneStage, Sparsity
 from secateur.recipe.prune_stage import Score
 from secateur.score import (
     norm_divisor,
+    score_gblm,
     score_magnitude,
     score_regional_gradient,
     score_ria,
@@ -30,7 +31,7 @@ class SiteFacts:
     statistics: InputStatistics | None
     """Of its inputs; None without calibration."""
     gradient: Tensor | None
-    """[N, K], of the block's output; None where no score asks for it."""
+    """[N, K], of the block's output or of the model's loss; None where no score asks for it."""
     num_samples: int
 
     @property
@@ -57,6 +58,9 @@ def score_site(weight: Tensor, score: Score, stage: PruneStage, facts: SiteFacts
         norm = facts.statistics.input_norm(divisor)
         return score_regional_gradient(weight, facts.gradient, norm, stage.alpha)
     norm = facts.statistics.input_norm(facts.num_samples)
+    if score == "gblm":
+        assert facts.gradient is not None
+        return score_gblm(weight, facts.gradient, norm, stage.alpha)
     return score_wanda(weight, norm) if score == "wanda" else score_ria(weight, norm)
 
 
