@@ -21,14 +21,18 @@ from secateur.report.record import (
     CalibrationRecord,
     DropRecord,
     FactorRecord,
+    PruneRecord,
     Report,
 )
 from secateur.report.routing_words import routing_rows
 from secateur.report.training_plots import inherit_svg, recover_svg
 from secateur.report.training_record import InheritRecord, RecoverRecord
 from secateur.report.training_words import training_facts, training_title, training_words
+from secateur.report.tuning_plots import tuning_svg
 
 _PUBLISHED_ORDER = {"sparsegpt": "SparseGPT", "wanda": "Wanda", "magnitude": "magnitude"}
+_PRUNES_BY = {"wanda++": "RGS", "best-2:4": "ADMM"}
+"""What these do before the regional optimizer."""
 _SAME_SIZE = 1e-3  # Two files of as many weights differ by a few bytes of header.
 _ZEROS_ALONE = (
     "Zeros in a dense file bring neither size nor speed by themselves; packed weights and kernels "
@@ -296,6 +300,12 @@ def _removal_picture(stage: Any) -> Markup | None:
     return _picture(depth_plots.removal_svg(values, stage.order, what))
 
 
+def _tuning_picture(stage: PruneRecord) -> Markup | None:
+    blocks = table.tuned_blocks(stage)
+    name = _PRUNES_BY.get(stage.method, stage.method)
+    return _picture(tuning_svg(blocks, f"pruning by {name}")) if blocks else None
+
+
 def _influence_picture(influence: Sequence[float], dropped: Sequence[int]) -> Markup | None:
     return _picture(plots.block_influence_svg(influence, dropped)) if influence else None
 
@@ -334,7 +344,7 @@ def _template() -> Template:
     environment.globals.update(
         show=table, words=drop_words, removal_picture=_removal_picture, colour=plots.family_colour
     )
-    environment.globals.update(routing_rows=routing_rows)
+    environment.globals.update(routing_rows=routing_rows, tuning_picture=_tuning_picture)
     environment.globals.update(training_facts=training_facts, training_title=training_title)
     source = files("secateur.report").joinpath("page.html.j2").read_text(encoding="utf-8")
     return environment.from_string(source)
