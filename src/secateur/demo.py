@@ -53,7 +53,7 @@ class Entry:
 
 
 def entries(num_blocks: int) -> tuple[Entry, ...]:
-    """Every method at 2:4 and at 50%, factors at two sizes, and a quarter of the blocks dropped."""
+    """Every method at 2:4, plain ones at 50%, factors at two sizes, a quarter of blocks dropped."""
     pruned = [
         Entry(
             f"{title} {setting}",
@@ -68,12 +68,23 @@ def entries(num_blocks: int) -> tuple[Entry, ...]:
             ("sparsegpt", "SparseGPT"),
         )
     ]
+    pruned[3:3] = _tuned()
     count = max(1, num_blocks // 4)
     setting = f"{num_blocks - count} of {num_blocks} blocks"
     dropped = Entry(
         f"ShortGPT {setting}", "depth", setting, {"stage": "drop_blocks", "count": count}
     )
     return (*pruned, *_factored(), dropped)
+
+
+def _tuned() -> tuple[Entry, ...]:
+    """With the regional optimizer; two rounds of five, for time's sake, where all samples go in."""
+    plain = {"stage": "prune", "pattern": "2:4"}
+    few = {"reconstruct": {"rounds": 2}}
+    return (
+        Entry("Wanda++ 2:4", "wanda++", "2:4", {**plain, "method": "wanda++"}),
+        Entry("best-2:4, 2 rounds 2:4", "best-2:4", "2:4", {**plain, "method": "best-2:4", **few}),
+    )
 
 
 def _factored() -> tuple[Entry, ...]:

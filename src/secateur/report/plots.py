@@ -36,6 +36,8 @@ FAMILY_COLOURS = {
     "magnitude": "#e0a13b",
     "wanda": "#6db6de",
     "sparsegpt": "#1f6fad",
+    "wanda++": "#3a9d7c",
+    "best-2:4": "#0c5f4a",
     "depth": "#c27ba0",
     "svd": "#8a7a9e",
     "svd-whitened": "#6a3d9a",
