@@ -52,12 +52,12 @@ def steps(out: Path, results: Path, tables: Path) -> list[Step]:
         *_sanitize(),
         *_tune(tables),
         *_benchmarks(results),
-        *_large_models(),
+        *_large_models(results),
     ]
 
 
-def _large_models() -> list[Step]:
-    command = (PYTHON, "-m", "bench.large_models", "--device", "cuda")
+def _large_models(results: Path) -> list[Step]:
+    command = (PYTHON, "-m", "bench.large_models", "--device", "cuda", "--results", str(results))
     return [
         Step("large-8b", (*command, "--shape", "llama-3-8b")),
         Step("large-70b", (*command, "--shape", "llama-3-70b-block", "--blocks", "4")),

@@ -18,7 +18,7 @@ from accelerate import init_empty_weights
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from bench.records import append_record
+from bench.records import RESULTS, append_record
 from secateur.compress_streaming import compress_streaming
 from secateur.models.blocks import find_blocks
 from secateur.progress import SilentProgress
@@ -95,6 +95,7 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=2048)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--activations", default="auto")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder for the record")
     parser.add_argument("--folder", type=Path, help="for the model; by default a temporary one")
     arguments = parser.parse_args()
     shape = shape_named(arguments.shape)
@@ -135,7 +136,7 @@ def _measure_one(
         "seconds_propagating": stage.seconds_propagating,
         "device_peak_bytes": torch.cuda.max_memory_allocated() if on_gpu else None,
     }
-    append_record("large_models", values)
+    append_record("large_models", values, arguments.results)
     peak = f", device peak {values['device_peak_bytes'] / 2**30:.1f} GiB" if on_gpu else ""
     print(f"{arguments.shape} {method}: {seconds:.1f} s{peak}", flush=True)
 

@@ -10,14 +10,14 @@ from secateur.report.facts import machine_facts, package_versions
 RESULTS = Path(__file__).parent / "results"
 
 
-def append_record(name: str, values: dict[str, Any]) -> None:
-    """Add one line to `bench/results/<name>.jsonl`."""
+def append_record(name: str, values: dict[str, Any], folder: Path = RESULTS) -> None:
+    """Add one line to `<name>.jsonl` in `bench/results` or another folder."""
     record = {
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "machine": machine_facts(),
         "versions": package_versions(),
         **values,
     }
-    RESULTS.mkdir(exist_ok=True)
-    with (RESULTS / f"{name}.jsonl").open("a", encoding="utf-8") as file:
+    folder.mkdir(exist_ok=True)
+    with (folder / f"{name}.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps(record) + "\n")
