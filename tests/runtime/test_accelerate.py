@@ -33,7 +33,7 @@ from secateur.modules import LowRankLinear, Sparse24Linear
 from secateur.modules.gated_mlp import GatedMlp
 from secateur.modules.side_by_side import OneOfSeveral
 from secateur.runtime import accelerate as accelerate_module
-from secateur.runtime.acceleration import Acceleration
+from secateur.runtime.acceleration import Acceleration, LayerRow
 from secateur_kernels.dispatch import CPU, Entry, Measurement, Problem, Table
 from secateur_kernels.layouts import LowRank
 
@@ -370,9 +370,20 @@ def test_rows_and_table() -> None:
     assert row.shape == (64, 32)
     text = str(done)
     assert text.splitlines()[0].startswith("Layers on cpu, policy memory: 36.9 kB -> 46.1 kB (ref")
-    assert "(2 times)" in text
-    assert "silu_and_mul" in text
+    cells = [" ".join(str(cell) for cell in column.cells) for column in done.table().columns]
+    assert "model.layers.*.self_attn: q_proj, k_proj, v_proj (2 times)" in cells[0]
+    assert cells[4] == " ".join(["reference"] * 4), "once for both numbers of tokens"
     assert done.__rich__().row_count == 4, "blocks that are alike stand together"
+
+
+def test_kernels_that_differ_by_tokens_are_listed() -> None:
+    row = LayerRow(("a.b",), (4, 8), "2:4", "", ((1, "cuda"), (64, "unpack")), "why", 64, 64)
+    done = Acceleration((row,), "cpu", "strict")
+    text = str(done)
+    assert text.startswith("Layers on cpu, policy strict: 64 B -> 64 B\n")
+    assert " a: b " in text
+    assert "1 tokens: cuda" in text
+    assert "64 tokens: unpack" in text
 
 
 def test_bytes_of_factors_add_up() -> None:

@@ -88,7 +88,7 @@ class Acceleration:
             title += f" ({self.note})"
         table = Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
         for header in ("layers", "shape", "form", "fused", "kernel", "bytes", "why"):
-            table.add_column(header, overflow="fold")
+            table.add_column(header, overflow="fold", no_wrap=header in ("shape", "form", "bytes"))
         for alike in _alike(self.rows):
             table.add_row(*(Text(cell) for cell in _cells(alike)))
         return table
@@ -120,17 +120,31 @@ def _without_numbers(name: str) -> str:
 
 def _cells(alike: Sequence[LayerRow]) -> tuple[str, ...]:
     row = alike[0]
-    names = [_without_numbers(name) if len(alike) > 1 else name for name in row.names]
     before, after = sum(r.bytes_before for r in alike), sum(r.bytes_after for r in alike)
     size = format_bytes(before)
     if after != before:
         size += f" -> {format_bytes(after)}"
     return (
-        "\n".join(names) + (f"\n({len(alike)} times)" if len(alike) > 1 else ""),
+        _place(row.names, len(alike)),
         f"{row.shape[0]} x {row.shape[1]}",
         row.form,
         row.fused,
-        "\n".join(f"{m}: {kernel}" for m, kernel in row.kernels),
+        _kernels(row.kernels),
         size,
         row.reason,
     )
+
+
+def _place(names: Sequence[str], times: int) -> str:
+    """Children by their parent, which all of them have in common."""
+    parent, _, first = names[0].rpartition(".")
+    children = [first, *(name.rpartition(".")[2] for name in names[1:])]
+    where = _without_numbers(parent) if times > 1 else parent
+    return f"{where}: {', '.join(children)}" + (f" ({times} times)" if times > 1 else "")
+
+
+def _kernels(kernels: Sequence[tuple[int, str]]) -> str:
+    """Once where it is the same for all numbers of tokens."""
+    if len({kernel for _, kernel in kernels}) == 1:
+        return kernels[0][1]
+    return "\n".join(f"{m} tokens: {kernel}" for m, kernel in kernels)
