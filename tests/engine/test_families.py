@@ -1,11 +1,15 @@
 """Greedy tokens of the engine are those of transformers' own generate."""
 
+from functools import partial
+
 import pytest
 import torch
 from families import FAMILIES, model_from, tiny_model
 from transformers import Gemma2Config, PreTrainedModel
 
 from secateur.engine import Engine, GenerationOptions
+from secateur.models.swap import convert_sparse24
+from secateur.modules import LowRankLinear
 from secateur.modules.removed_sublayer import RemovedSublayer
 
 PROMPT_LENGTHS = (3, 21, 1, 12)
@@ -84,11 +88,59 @@ def test_models_with_removed_attention_keep_nothing_for_it() -> None:
     assert engine.cache_bytes == whole // 2 == 2 * 2 * (3 * 128 * 2 * 8) * 4
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma3"])
-def test_compiled_steps_give_the_same_tokens(family: str) -> None:
-    model = tiny_model(family, num_blocks=1)
-    options = GenerationOptions(max_new_tokens=6)
+def compressed(num_blocks: int) -> PreTrainedModel:
+    """Queries of rank 20, an MLP that is 2:4 and packed."""
+    model = tiny_model("llama", num_blocks)
+    for block in model.model.layers:
+        block.self_attn.q_proj = LowRankLinear.from_linear(block.self_attn.q_proj, 20)
+        for linear in (block.mlp.gate_proj, block.mlp.up_proj, block.mlp.down_proj):
+            groups = linear.weight.data.view(-1, 4)
+            groups.scatter_(1, groups.abs().topk(2, largest=False).indices, 0.0)
+    assert len(convert_sparse24(model)) == 3 * num_blocks
+    return model
+
+
+def test_compressed_layers_run_as_they_are() -> None:
+    model = compressed(3)
+    expected = [generated(model, prompt, 9) for prompt in prompts()]
+    engine = Engine(model, max_batch_size=3, max_length=64, prefill_chunk=8)
+    results = engine.generate(prompts(), GenerationOptions(max_new_tokens=9))
+    assert [list(result.token_ids) for result in results] == expected
+
+
+def same_when_compiled(model: PreTrainedModel) -> None:
+    options = [
+        GenerationOptions(6, logprobs=True),
+        GenerationOptions(5, temperature=0.7, top_p=0.8, seed=1),
+    ]
     expected = Engine(model, max_batch_size=2, max_length=64).generate(prompts()[:2], options)
     engine = Engine(model, max_batch_size=2, max_length=64, compile=True)
     results = engine.generate(prompts()[:2], options)
     assert [result.token_ids for result in results] == [one.token_ids for one in expected]
+
+
+@pytest.mark.parametrize(
+    "family",
+    ["llama", *(pytest.param(one, marks=pytest.mark.slow) for one in FAMILIES if one != "llama")],
+)
+def test_steps_are_one_graph_that_writes_in_place(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # All of torch.compile but the generated code, which takes a minute on a busy machine.
+    compiled = partial(torch.compile, backend="aot_eager")
+    monkeypatch.setattr("secateur.engine.decode.torch.compile", compiled)
+    torch.compiler.reset()
+    same_when_compiled(tiny_model(family, num_blocks=1))
+
+
+def test_steps_of_compressed_layers_are_one_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled = partial(torch.compile, backend="aot_eager")
+    monkeypatch.setattr("secateur.engine.decode.torch.compile", compiled)
+    torch.compiler.reset()
+    same_when_compiled(compressed(1))
+
+
+@pytest.mark.slow
+def test_compiled_steps_give_the_same_tokens() -> None:
+    torch.compiler.reset()
+    same_when_compiled(tiny_model("llama", num_blocks=1))

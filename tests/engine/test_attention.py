@@ -1,0 +1,92 @@
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from secateur.engine.attention import MaskPlan, attention_of_rows, attention_set_to
+
+GENERATOR = torch.Generator().manual_seed(0)
+
+
+def states(heads: int, length: int, batch: int = 2, head_dim: int = 5) -> Tensor:
+    return torch.randn(batch, heads, length, head_dim, generator=GENERATOR)
+
+
+def reference(query: Tensor, key: Tensor, value: Tensor, seen: Tensor, scaling: float) -> Tensor:
+    """In fp64, a head at a time."""
+    groups = query.shape[1] // key.shape[1]
+    outputs = []
+    for head in range(query.shape[1]):
+        keys, values = key[:, head // groups].double(), value[:, head // groups].double()
+        scores = query[:, head].double() @ keys.transpose(1, 2) * scaling
+        scores = scores.masked_fill(~seen[:, 0], -math.inf)
+        outputs.append(scores.softmax(-1) @ values)
+    return torch.stack(outputs, 2)
+
+
+@pytest.mark.parametrize("heads", [2, 6])
+@pytest.mark.parametrize(("length", "keys"), [(1, 7), (3, 7), (7, 7), (1, 1)])
+@pytest.mark.parametrize("plain", [True, False])
+def test_attention_is_that_of_a_reference(heads: int, length: int, keys: int, plain: bool) -> None:
+    query, key, value = states(heads, length), states(2, keys), states(2, keys)
+    causal = torch.arange(keys) <= torch.arange(keys - length, keys)[:, None]
+    seen = causal.expand(2, 1, length, keys)
+    if not plain:
+        # Some keys are hidden, never a query's own.
+        seen = seen & ((torch.arange(keys) % 3 != 1) | (torch.arange(keys) >= keys - length))
+    mask = torch.ones(1, 1, 1, 1, dtype=torch.bool) if plain else seen
+    output, _ = attention_of_rows(nn.Module(), query, key, value, mask, scaling=0.3)
+    expected = reference(query, key, value, seen, 0.3)
+    assert output.shape == (2, length, heads, 5)
+    torch.testing.assert_close(output.double(), expected, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("window", [None, 3])
+@pytest.mark.parametrize("additive", [False, True])
+def test_masks_show_each_token_what_is_before_it(window: int | None, additive: bool) -> None:
+    positions = torch.tensor([[0, 1], [4, 6]])
+    mask = MaskPlan({"any": window}, additive).masks(positions, 8, torch.float32)
+    assert isinstance(mask, Tensor)
+    for row in range(2):
+        for token in range(2):
+            at = int(positions[row, token])
+            first = 0 if window is None else max(0, at - window + 1)
+            expected = [first <= key <= at for key in range(8)]
+            seen = mask[row, 0, token]
+            if additive:
+                assert seen.tolist() == [
+                    0.0 if one else torch.finfo(torch.float32).min for one in expected
+                ]
+            else:
+                assert seen.tolist() == expected
+
+
+def test_only_windows_shorter_than_the_text_need_a_mask_for_a_lone_row() -> None:
+    plan = MaskPlan({"full_attention": None, "sliding_attention": 4}, additive=False)
+    positions = torch.arange(2, 5).unsqueeze(0)
+    masks = plan.causal_masks(positions, 5, torch.float32)
+    assert isinstance(masks, dict)
+    assert masks["full_attention"].numel() == 1
+    full = plan.masks(positions, 5, torch.float32)
+    assert isinstance(full, dict)
+    assert torch.equal(masks["sliding_attention"], full["sliding_attention"])
+    short = plan.causal_masks(positions[:, :2], 4, torch.float32)
+    assert isinstance(short, dict)
+    assert short["sliding_attention"].numel() == 1
+
+
+def test_a_model_gets_its_attention_back_also_after_an_error() -> None:
+    class Config:
+        _attn_implementation = "sdpa"
+
+    config: Any = Config()
+
+    def fail() -> None:
+        assert config._attn_implementation == "other"
+        raise ValueError("stop")
+
+    with pytest.raises(ValueError, match="stop"), attention_set_to((config,), "other"):
+        fail()
+    assert config._attn_implementation == "sdpa"
