@@ -95,10 +95,13 @@ MAY_IMPORT = {
     "plan": ALGORITHMS
     | {"calibration", "checkpoint", "compress", "errors", "evaluate", "models", "modules", "plain"}
     | {"progress", "recipe", "search", "stages"},
+    "convert": {"checkpoint", "clock", "errors", "models", "prepare", "prepare_training"}
+    | {"progress", "recipe", "report", "run_stages"},
     "cli": FOUNDATION
     | {
         "checkpoint",
         "compress",
+        "convert",
         "compress_streaming",
         "demo",
         "evaluate",

@@ -11,6 +11,7 @@ from secateur.checkpoint.load import silence_transformers
 from secateur.cli.attention import attention_command
 from secateur.cli.bench import bench_command
 from secateur.cli.compress import compress_command
+from secateur.cli.convert import convert_command
 from secateur.cli.demo import demo_command
 from secateur.cli.doctor import doctor_command
 from secateur.cli.evaluate import evaluate_command
@@ -50,6 +51,7 @@ for _command in (
     generate_command,
     report_command,
     verify_command,
+    convert_command,
     search_command,
     plan_command,
     attention_command,

@@ -1,0 +1,33 @@
+"""`secateur convert`: a checkpoint of another format as a compact one."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from secateur.cli.options import TrustRemoteCode
+from secateur.convert import convert
+from secateur.report.table import report_table
+
+
+def convert_command(
+    source: Annotated[
+        Path, typer.Argument(help="A folder in compressed-tensors' format sparse-24-bitmask.")
+    ],
+    output: Annotated[Path, typer.Argument(help="The folder to make.")],
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the output once the new one is complete.")
+    ] = False,
+    max_shard_size: Annotated[str, typer.Option(help="Of the weight files.")] = "5GB",
+    trust_remote_code: TrustRemoteCode = False,
+) -> None:
+    """Make a compact checkpoint of a 2:4 model that other software can no longer load."""
+    report = convert(
+        source,
+        output,
+        overwrite=overwrite,
+        max_shard_size=max_shard_size,
+        trust_remote_code=trust_remote_code,
+    )
+    Console(emoji=False).print(report_table(report))
