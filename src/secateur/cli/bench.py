@@ -135,17 +135,20 @@ def _print(record: ThroughputRecord) -> None:
 
 
 def _table(record: ThroughputRecord) -> Table:
-    """The figures; a line between workloads."""
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    kept = [place for place, name in enumerate(throughput_words.HEADER) if name != "Peak memory"]
-    for place in kept:
-        title = throughput_words.HEADER[place]
-        table.add_column(title, justify="left" if place < 2 else "right")
+    """The figures for a terminal of 80 columns or more; a line between workloads."""
+    table = Table(
+        caption="Milliseconds. Decode, Prefill: against the baseline.",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+    )
+    for title in ("Model", "Batch", "Prompt", "TTFT p50/p99", "TPOT p50/p99", "Decode", "Prefill"):
+        table.add_column(title, justify="left" if title == "Model" else "right")
     rows = throughput_words.rows(record)
     for row, following in zip(rows, [*rows[1:], None], strict=True):
-        same = following is not None and (row.batch, row.prompt) == (
-            following.batch,
-            following.prompt,
-        )
-        table.add_row(*(Text(row[place]) for place in kept), end_section=not same)
+        name = row.model if row.runner == "engine" else f"{row.model}, {row.runner}"
+        times = [cell.removesuffix(" ms") for cell in (row.first_token, row.per_token)]
+        cells = (name, row.batch, row.prompt, *times, row.decode_ratio, row.prefill_ratio)
+        last = following is None or (row.batch, row.prompt) != (following.batch, following.prompt)
+        table.add_row(*map(Text, cells), end_section=last)
     return table

@@ -54,7 +54,8 @@ class ThroughputMeasurement:
     """Of every sequence."""
     rounds: int
     time_to_first_token: Spread
-    """From the start of the batch to a sequence's first token, over sequences and rounds."""
+    """From the start of the batch to a sequence's first token, over sequences and rounds. The
+    engine hands it out with the second one: one decode step is in it."""
     time_per_output_token: Spread | None
     """Between two tokens of a sequence, once all have their first one; None where none are."""
     prefill_tokens_per_second: float

@@ -11,7 +11,7 @@ from secateur.checkpoint.verify import verify_checkpoint
 from secateur.engine import Engine
 from secateur.errors import SecateurError, VerificationError
 from secateur.report.record import REPORT_FILE
-from secateur.runtime import accelerate
+from secateur.runtime.accelerate import accelerate
 from secateur.serve.service import Service
 from secateur.serve.vllm import vllm_version
 from secateur.serve.worker import EngineWorker

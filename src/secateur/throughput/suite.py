@@ -13,7 +13,7 @@ from secateur.models.blocks import find_blocks
 from secateur.progress import Progress
 from secateur.report.facts import machine_facts, package_versions
 from secateur.report.throughput_record import ThroughputRecord
-from secateur.runtime import accelerate
+from secateur.runtime.accelerate import accelerate
 from secateur.throughput.bandwidth import copy_bandwidth
 from secateur.throughput.candidates import Candidate, described
 from secateur.throughput.runners import EngineRunner, Prompts, Runner, TransformersRunner

@@ -44,13 +44,17 @@ class Turn:
         return max(times[-1] for times in self.arrivals)
 
     def gaps(self) -> list[float]:
-        """Between two tokens of a sequence, both after the last prompt was done."""
+        """Between two tokens of a sequence, once the last prompt was done.
+
+        Not those that came with the last first token: the engine hands out what a step computed in
+        one piece, and its first step after a prompt is one of prefill and of decode.
+        """
         begun = self.prefill_seconds
         return [
             later - earlier
             for times in self.arrivals
             for earlier, later in pairwise(times)
-            if earlier >= begun
+            if earlier >= begun and later > begun
         ]
 
     def decode_tokens_per_second(self) -> float | None:

@@ -1,0 +1,88 @@
+"""Bodies of responses, events and counters."""
+
+import json
+
+import pytest
+
+from secateur.serve.bodies import Choice, Envelope, TokenLogprob, event
+from secateur.serve.faults import RequestFault, shutting_down
+from secateur.serve.metrics import Metrics
+
+LOGPROBS = (TokenLogprob(token="é", logprob=-0.5), TokenLogprob(token="\ufffd", logprob=-1.0))
+
+
+def choice(index: int, text: str) -> Choice:
+    return Choice(
+        index=index,
+        text=text,
+        finish_reason="stop",
+        prompt_tokens=3 + index,
+        completion_tokens=5,
+        logprobs=LOGPROBS if index else None,
+    )
+
+
+def test_whole_completions_have_the_apis_shape() -> None:
+    body = Envelope("completion", "m", "1", 7).whole([choice(0, "a"), choice(1, "b")])
+    assert (body["id"], body["object"], body["created"]) == ("cmpl-1", "text_completion", 7)
+    first, second = body["choices"]
+    assert first == {"index": 0, "text": "a", "logprobs": None, "finish_reason": "stop"}
+    assert second["logprobs"]["tokens"] == ["é", "\ufffd"]
+    assert second["logprobs"]["token_logprobs"] == [-0.5, -1.0]
+    assert body["usage"] == {"prompt_tokens": 7, "completion_tokens": 10, "total_tokens": 17}
+
+
+def test_whole_messages_have_the_apis_shape() -> None:
+    body = Envelope("chat", "m", "1", 7).whole([choice(1, "b")])
+    assert (body["id"], body["object"]) == ("chatcmpl-1", "chat.completion")
+    assert body["choices"][0]["message"] == {"role": "assistant", "content": "b"}
+    whole, part = body["choices"][0]["logprobs"]["content"]
+    assert whole["bytes"] == [0xC3, 0xA9]
+    # A token that is a part of a character has bytes that nobody here knows.
+    assert part["bytes"] is None
+
+
+def test_pieces_say_which_sequence_and_when_it_ends() -> None:
+    chat = Envelope("chat", "m", "1", 7)
+    assert chat.start(0)["choices"][0]["delta"]["role"] == "assistant"
+    piece = chat.piece(2, "t")
+    assert piece["object"] == "chat.completion.chunk"
+    assert piece["choices"][0]["index"] == 2
+    assert piece["choices"][0]["delta"] == {"content": "t"}
+    assert piece["choices"][0]["finish_reason"] is None
+    last = chat.piece(0, "", "length")["choices"][0]
+    assert (last["delta"], last["finish_reason"]) == ({}, "length")
+    assert Envelope("completion", "m").piece(0, "x")["choices"][0]["text"] == "x"
+
+
+def test_events_are_one_line_of_ascii() -> None:
+    text = event({"text": "é\n\u2028"})
+    assert text.isascii()
+    assert text.startswith("data: ")
+    assert text.count("\n") == 2
+    assert json.loads(text[6:])["text"] == "é\n\u2028"
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"), [(404, "invalid_request_error"), (503, "server_error")]
+)
+def test_faults_say_whose_fault_it_is(status: int, kind: str) -> None:
+    error = RequestFault("why", status=status, param="p", code="c").body()["error"]
+    assert error == {"message": "why", "type": kind, "param": "p", "code": "c"}
+    assert shutting_down().status == 503
+
+
+def test_counters_are_in_prometheus_text() -> None:
+    metrics = Metrics(prompt_tokens=4, generated_tokens=9, first_tokens=2, first_token_seconds=0.5)
+    metrics.requests["/health", 200] = 3
+    metrics.sequences["stop"] = 1
+    lines = metrics.text(running=5, waiting=6).splitlines()
+    assert 'secateur_requests_total{path="/health",status="200"} 3' in lines
+    assert "secateur_generated_tokens_total 9" in lines
+    assert "secateur_time_to_first_token_seconds_sum 0.500000" in lines
+    assert "secateur_running 5" in lines
+    assert "secateur_waiting 6" in lines
+    names = [line.split()[2] for line in lines if line.startswith("# TYPE")]
+    assert len(names) == len(set(names)) == 7
+    for line in lines:
+        assert line.startswith("#") or float(line.split()[-1]) >= 0

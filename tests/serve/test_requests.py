@@ -1,0 +1,155 @@
+"""Bodies of requests: what is read, what is refused and in which words."""
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from secateur.serve.faults import RequestFault
+from secateur.serve.requests import (
+    MOST_PROMPTS,
+    MOST_STOPS,
+    chat_request,
+    completion_request,
+    parse_body,
+)
+
+LEAST = {"model": "m", "prompt": "a"}
+TALK = {"model": "m", "messages": [{"role": "user", "content": "a"}]}
+
+
+def test_defaults_are_those_of_the_api() -> None:
+    request = completion_request(LEAST)
+    assert request.prompts == ("a",)
+    assert (request.max_tokens, request.temperature, request.top_p) == (16, 1.0, 1.0)
+    assert (request.stop, request.stream, request.logprobs) == ((), False, False)
+    assert chat_request(TALK).max_tokens is None
+
+
+def test_what_is_given_is_read() -> None:
+    more = {"max_tokens": 3, "temperature": 0, "top_p": 0.5, "stop": ["x", "y"], "seed": 7}
+    request = completion_request(LEAST | more | {"logprobs": 0, "user": "u", "n": 1})
+    assert (request.max_tokens, request.temperature, request.top_p) == (3, 0.0, 0.5)
+    assert (request.stop, request.seed, request.logprobs) == (("x", "y"), 7, True)
+    assert completion_request(LEAST | {"stop": "x"}).stop == ("x",)
+    talk = chat_request(TALK | {"max_tokens": 3, "max_completion_tokens": 4})
+    assert talk.max_tokens == 4
+
+
+def test_seeds_are_drawn_where_none_is_given() -> None:
+    assert len({completion_request(LEAST).seed for _ in range(20)}) > 1
+    assert 0 <= completion_request(LEAST | {"seed": -1}).seed < 2**63
+
+
+@pytest.mark.parametrize(
+    ("prompt", "read"),
+    [
+        ([1, 2], ((1, 2),)),
+        (["a", "b"], ("a", "b")),
+        ([[1], [2, 3]], ((1,), (2, 3))),
+        ("", ("",)),
+    ],
+)
+def test_prompts_may_be_texts_or_tokens_one_or_many(prompt: Any, read: Any) -> None:
+    assert completion_request(LEAST | {"prompt": prompt}).prompts == read
+
+
+BAD = {
+    "model": ({"model": ""}, "model: expected the name of a model, got ''"),
+    "prompt": ({"prompt": None}, "prompt: expected a text, a list of token ids"),
+    "no prompts": ({"prompt": []}, "prompt: expected a text"),
+    "flags": ({"prompt": [True]}, "prompt: expected a text"),
+    "mixed": ({"prompt": ["a", 1]}, "prompt: expected a text"),
+    "prompts": ({"prompt": ["a"] * (MOST_PROMPTS + 1)}, "at most 64 prompts, got 65"),
+    "surrogate": ({"prompt": "\ud800"}, "expected valid unicode, got surrogates not allowed"),
+    "stop surrogate": ({"stop": "\ud800"}, "expected valid unicode"),
+    "no tokens": ({"max_tokens": 0}, "max_tokens: expected a whole number from 1 to"),
+    "half": ({"max_tokens": 1.5}, "max_tokens: expected a whole number from 1 to"),
+    "flag": ({"max_tokens": True}, "max_tokens: expected a whole number from 1 to"),
+    "hot": ({"temperature": 2.1}, "temperature: expected a number from 0 to 2, got 2.1"),
+    "NaN": ({"temperature": float("nan")}, "temperature: expected a number from 0 to 2, got nan"),
+    "text": ({"temperature": "1"}, "temperature: expected a number from 0 to 2, got '1'"),
+    "top_p": ({"top_p": 0}, "top_p: expected a number above 0 and at most 1"),
+    "stop": ({"stop": [""]}, "stop: expected a text or a list of texts, none empty"),
+    "stop kind": ({"stop": 1}, "stop: expected a text or a list of texts"),
+    "stops": ({"stop": ["a"] * (MOST_STOPS + 1)}, "expected at most 16 stops, got 17"),
+    "seed": ({"seed": "a"}, "seed: expected a whole number"),
+    "stream": ({"stream": 1}, "stream: expected true or false, got 1"),
+    "options": ({"stream_options": 1}, "stream_options: expected an object, got 1"),
+    "usage": ({"stream_options": {"include_usage": 1}}, "include_usage: expected true or false"),
+    "n": ({"n": 2}, "n is not supported, got 2"),
+    "n flag": ({"n": True}, "n: expected a supported value, got True"),
+    "echo": ({"echo": True}, "echo is not supported, got True"),
+    "penalty": ({"presence_penalty": 0.1}, "presence_penalty is not supported, got 0.1"),
+    "bias": ({"logit_bias": {"1": 5}}, "logit_bias is not supported"),
+    "format": ({"response_format": {"type": "json_object"}}, "response_format is not supported"),
+    "logprobs": ({"logprobs": 2}, "logprobs: expected a whole number from 0 to 0, got 2"),
+    "both": ({"logprobs": 0, "stream": True}, "expected logprobs without stream"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_what_is_refused_is_said(name: str) -> None:
+    change, message = BAD[name]
+    with pytest.raises(RequestFault) as caught:
+        completion_request(LEAST | change)
+    assert message in str(caught.value)
+    assert caught.value.status == 400
+    # What is sent back can be encoded.
+    json.dumps(caught.value.body()).encode("utf-8")
+
+
+BAD_TALK = {
+    "none": ({"messages": []}, "messages: expected a list of messages"),
+    "no role": ({"messages": [{"content": "a"}]}, "messages.0: expected an object with a role"),
+    "null": ({"messages": [{"role": "u", "content": None}]}, "messages.0.content: expected a text"),
+    "picture": (
+        {"messages": [{"role": "u", "content": [{"type": "image_url"}]}]},
+        "messages.0.content: expected parts of type text",
+    ),
+    "no text": ({"messages": [{"role": "u", "content": [{"type": "text"}]}]}, "parts of type text"),
+    "tools": ({"tools": [{"type": "function"}]}, "tools is not supported"),
+    "top": ({"logprobs": True, "top_logprobs": 3}, "top_logprobs: expected a whole number"),
+    "both": ({"logprobs": True, "stream": True}, "expected logprobs without stream"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_TALK)
+def test_what_is_refused_of_a_conversation_is_said(name: str) -> None:
+    change, message = BAD_TALK[name]
+    with pytest.raises(RequestFault) as caught:
+        chat_request(TALK | change)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("raw", [b"", b"{", b"\xff", b"[" * 100_000])
+def test_what_is_no_json_is_refused(raw: bytes) -> None:
+    with pytest.raises(RequestFault, match="not valid JSON"):
+        parse_body(raw)
+
+
+@pytest.mark.parametrize(
+    ("raw", "kind"), [(b"[]", "a list"), (b'"a"', "a text"), (b"1", "a number"), (b"null", "null")]
+)
+def test_what_is_no_object_is_refused(raw: bytes, kind: str) -> None:
+    with pytest.raises(RequestFault, match=f"expected a JSON object, got {kind}"):
+        parse_body(raw)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=6,
+)
+FIELDS = ["model", "prompt", "messages", "max_tokens", "stop", "seed", "n", "stream", "logprobs"]
+
+
+@given(st.dictionaries(st.sampled_from([*FIELDS, "temperature", "top_p", "tools"]), JSON))
+def test_no_json_ends_in_anything_but_a_request_or_a_fault(body: dict[str, Any]) -> None:
+    for read in (completion_request, chat_request):
+        try:
+            read(body)
+        except RequestFault as fault:
+            json.dumps(fault.body()).encode("utf-8")

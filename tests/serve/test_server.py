@@ -1,0 +1,234 @@
+"""A real server process: many streams at once, clients that leave, bad requests, its end."""
+
+import json
+import signal
+import socket
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from served import LENGTH, NAME, Server, events, tokenizer
+
+from secateur.checkpoint.load import load_with_tokenizer
+from secateur.engine import Engine, GenerationOptions, Result
+
+NUM_STREAMS = 200
+
+
+@pytest.fixture(scope="session")
+def engine(folder: Path) -> Engine:
+    loaded = load_with_tokenizer(folder)
+    return Engine(loaded.model, loaded.tokenizer, max_batch_size=1, max_length=LENGTH)
+
+
+def alone(engine: Engine, prompt: str, **options: Any) -> Result:
+    return engine.generate([prompt], GenerationOptions(**options))[0]
+
+
+def eventually(check: Callable[[], bool], seconds: float = 20.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not check():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def body(prompt: str = "Rose", **more: Any) -> dict[str, Any]:
+    return {"model": NAME, "prompt": prompt, "temperature": 0, **more}
+
+
+def test_200_streams_at_once_each_get_their_own_answer(server: Server, engine: Engine) -> None:
+    prompts = [f"{'é' * (number % 7)}{number} ash" for number in range(NUM_STREAMS)]
+    counts = [3 + number % 11 for number in range(NUM_STREAMS)]
+
+    def one(number: int) -> list[Any]:
+        asked = body(prompts[number], max_tokens=counts[number], stream=True)
+        status, text = server.ask("POST", "/v1/completions", asked)
+        assert status == 200
+        return events(text)
+
+    with ThreadPoolExecutor(NUM_STREAMS) as pool:
+        answers = list(pool.map(one, range(NUM_STREAMS)))
+    seen_ids, seen_texts = set(), set()
+    for number, answer in enumerate(answers):
+        *pieces, done = answer
+        assert done == "[DONE]"
+        expected = alone(engine, prompts[number], max_new_tokens=counts[number])
+        text = "".join(piece["choices"][0]["text"] for piece in pieces)
+        assert text == expected.text
+        reasons = [piece["choices"][0]["finish_reason"] for piece in pieces]
+        assert reasons[:-1] == [None] * (len(pieces) - 1)
+        assert reasons[-1] == {"length": "length", "eos": "stop"}[expected.finish_reason]
+        assert len({piece["id"] for piece in pieces}) == 1
+        seen_ids.add(pieces[0]["id"])
+        seen_texts.add(text)
+    assert len(seen_ids) == NUM_STREAMS
+    # Answers that are all alike could be mixed up unseen.
+    assert len(seen_texts) > NUM_STREAMS / 2
+    assert server.metric("secateur_running") == 0
+
+
+def test_an_answer_in_one_piece_is_the_stream_joined(server: Server, engine: Engine) -> None:
+    status, whole = server.post("/v1/completions", body(max_tokens=9))
+    expected = alone(engine, "Rose", max_new_tokens=9)
+    assert status == 200
+    assert whole["object"] == "text_completion"
+    assert whole["choices"][0]["text"] == expected.text
+    used = whole["usage"]
+    assert (used["prompt_tokens"], used["completion_tokens"]) == (4, len(expected.token_ids))
+    assert used["total_tokens"] == 4 + len(expected.token_ids)
+
+
+def test_token_ids_and_several_prompts_are_answered_in_order(
+    server: Server, engine: Engine
+) -> None:
+    ids = tokenizer().encode("Elm")
+    status, answer = server.post("/v1/completions", body(max_tokens=4) | {"prompt": ["Oak", "Ivy"]})
+    assert status == 200
+    assert [choice["index"] for choice in answer["choices"]] == [0, 1]
+    for choice, prompt in zip(answer["choices"], ("Oak", "Ivy"), strict=True):
+        assert choice["text"] == alone(engine, prompt, max_new_tokens=4).text
+    _, by_ids = server.post("/v1/completions", body(max_tokens=4) | {"prompt": ids})
+    assert by_ids["choices"][0]["text"] == alone(engine, "Elm", max_new_tokens=4).text
+
+
+def test_seeds_stops_and_log_probabilities_reach_the_engine(server: Server, engine: Engine) -> None:
+    sampled = body(max_tokens=8, temperature=1.5, top_p=0.9, seed=11, logprobs=0)
+    _, answer = server.post("/v1/completions", sampled)
+    settings: dict[str, Any] = {"temperature": 1.5, "top_p": 0.9, "seed": 11, "logprobs": True}
+    expected = alone(engine, "Rose", max_new_tokens=8, **settings)
+    assert answer["choices"][0]["text"] == expected.text
+    shown = answer["choices"][0]["logprobs"]["token_logprobs"]
+    assert shown == pytest.approx(expected.logprobs, rel=1e-4)
+    other = server.post("/v1/completions", sampled | {"seed": 12})[1]
+    assert other["choices"][0]["text"] != expected.text
+    full = alone(engine, "Rose", max_new_tokens=12).text
+    stop = full[3:5]
+    _, stopped = server.post("/v1/completions", body(max_tokens=12, stop=[stop, "never"]))
+    assert stopped["choices"][0]["text"] == full[: full.index(stop)]
+    assert stopped["choices"][0]["finish_reason"] == "stop"
+
+
+def test_a_conversation_goes_through_the_models_template(server: Server, engine: Engine) -> None:
+    parts = [{"type": "text", "text": "Hi"}, {"type": "text", "text": "!"}]
+    messages = [{"role": "system", "content": "S"}, {"role": "user", "content": parts}]
+    asked = {"model": NAME, "messages": messages, "max_tokens": 6, "temperature": 0}
+    expected = alone(engine, "<system>S<user>Hi!<answer>", max_new_tokens=6)
+    status, whole = server.post("/v1/chat/completions", asked)
+    assert status == 200
+    assert whole["choices"][0]["message"] == {"role": "assistant", "content": expected.text}
+    streamed = {**asked, "stream": True, "stream_options": {"include_usage": True}}
+    first, *pieces, counts, done = events(server.ask("POST", "/v1/chat/completions", streamed)[1])
+    assert first["choices"][0]["delta"] == {"role": "assistant", "content": ""}
+    texts = [piece["choices"][0]["delta"].get("content", "") for piece in pieces]
+    assert "".join(texts) == expected.text
+    assert counts["choices"] == []
+    assert counts["usage"] == whole["usage"]
+    assert done == "[DONE]"
+
+
+def test_without_a_limit_a_conversation_may_fill_the_context(server: Server) -> None:
+    messages = [{"role": "user", "content": "Hi"}]
+    asked = {"model": NAME, "messages": messages, "temperature": 0}
+    status, whole = server.post("/v1/chat/completions", asked)
+    assert status == 200
+    used = whole["usage"]["total_tokens"]
+    reason = whole["choices"][0]["finish_reason"]
+    assert reason == "stop" or used == LENGTH
+
+
+BAD: dict[str, tuple[str, Any, int, str]] = {
+    "no JSON": ("/v1/completions", b"{", 400, "not valid JSON"),
+    "no UTF-8": ("/v1/completions", b'{"model": "\xff"}', 400, "not valid JSON"),
+    "no object": ("/v1/completions", [], 400, "expected a JSON object, got a list"),
+    "no model": ("/v1/completions", {"prompt": "a"}, 400, "model: expected the name of a model"),
+    "other model": ("/v1/completions", body() | {"model": "x"}, 404, "no model 'x' here, but tiny"),
+    "empty prompt": ("/v1/completions", body(""), 400, "a prompt with at least one token"),
+    "too long": ("/v1/completions", body("a" * LENGTH, max_tokens=1), 400, "at most 96 tokens"),
+    "too many": ("/v1/completions", body("a", max_tokens=LENGTH), 400, "at most 96 tokens"),
+    "bad token": ("/v1/completions", body() | {"prompt": [4, 259]}, 400, "259"),
+    "refused template": (
+        "/v1/chat/completions",
+        {"model": NAME, "messages": [{"role": "tool", "content": "a"}]},
+        400,
+        "the chat template refuses these messages: no tools",
+    ),
+    "no path": ("/v1/nothing", {}, 404, "Not Found"),
+    "other method": ("/v1/models", {}, 405, "Method Not Allowed"),
+    "other card": ("/v1/completions", body(stream=True) | {"model": "x"}, 404, "no model 'x'"),
+    "large": ("/v1/completions", b" " * ((8 << 20) + 1), 413, "at most 8388608 bytes"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_requests_get_a_4xx_in_openais_shape(server: Server, name: str) -> None:
+    path, asked, expected, text = BAD[name]
+    status, answer = server.post(path, asked)
+    assert status == expected
+    assert set(answer) == {"error"}
+    assert set(answer["error"]) == {"message", "type", "param", "code"}
+    assert answer["error"]["type"] == "invalid_request_error"
+    assert text in answer["error"]["message"]
+
+
+def test_facts_are_there_to_be_asked_for(server: Server) -> None:
+    assert server.ask("GET", "/health") == (200, '{"status":"ok"}')
+    status, text = server.ask("GET", "/v1/models")
+    assert status == 200
+    (card,) = json.loads(text)["data"]
+    assert (card["id"], card["max_model_len"]) == (NAME, LENGTH)
+    assert json.loads(server.ask("GET", f"/v1/models/{NAME}")[1]) == card
+    assert server.ask("GET", "/v1/models/x")[0] == 404
+    before = server.metric("secateur_generated_tokens_total")
+    used = server.post("/v1/completions", body(max_tokens=5))[1]["usage"]
+    after = server.metric("secateur_generated_tokens_total")
+    assert after - before == used["completion_tokens"]
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_leaves_frees_its_slot(server: Server, stream: bool) -> None:
+    """The eight slots are taken by clients that leave early; others are served afterwards."""
+    cancelled = 'secateur_sequences_total{reason="cancelled"}'
+    before = server.metric(cancelled)
+    raw = json.dumps(body("a", max_tokens=LENGTH - 1, stream=stream, temperature=2, seed=5))
+    request = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(raw)}\r\n\r\n{raw}"
+    host, port = server.address.split(":")
+    clients = [socket.create_connection((host, int(port))) for _ in range(40)]
+    for client in clients:
+        client.sendall(request.encode())
+    eventually(lambda: server.metric("secateur_waiting") > 0)
+    for client in clients:
+        client.close()
+    eventually(lambda: server.metric("secateur_running") == 0)
+    assert server.metric("secateur_waiting") == 0
+    assert server.metric(cancelled) > before
+    assert server.post("/v1/completions", body(max_tokens=3))[0] == 200
+
+
+@pytest.mark.parametrize("drain", ["30", "0"])
+def test_told_to_stop_in_mid_flight_it_ends_every_answer(folder: Path, drain: str) -> None:
+    """With time to drain all streams finish; without, they end with an error. Exit code 0."""
+    server = Server(folder, "--max-batch-size", "2", "--drain-seconds", drain)
+    asked = body("a", max_tokens=LENGTH - 1, stream=True, temperature=2, seed=3)
+
+    def one(_: int) -> Any:
+        return events(server.ask("POST", "/v1/completions", asked)[1])[-1]
+
+    with ThreadPoolExecutor(12) as pool:
+        streams = [pool.submit(one, number) for number in range(12)]
+        eventually(
+            lambda: server.metric("secateur_running") + server.metric("secateur_waiting") > 8
+        )
+        server.process.send_signal(signal.SIGTERM)
+        last = [stream.result() for stream in streams]
+    assert server.process.wait(30) == 0
+    server.stop()
+    if drain == "30":
+        assert last == ["[DONE]"] * 12
+    else:
+        faults = [entry for entry in last if entry != "[DONE]"]
+        assert faults
+        assert {fault["error"]["code"] for fault in faults} == {"shutting_down"}
+        assert {fault["error"]["type"] for fault in faults} == {"server_error"}

@@ -1,0 +1,183 @@
+"""The worker and the service over an engine whose every step the test decides."""
+
+import asyncio
+import math
+import threading
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+import pytest
+from served import tokenizer
+
+from secateur.engine import GenerationOptions, Piece, Result, Timing
+from secateur.errors import SecateurError
+from secateur.serve.faults import RequestFault
+from secateur.serve.requests import completion_request
+from secateur.serve.service import Service
+from secateur.serve.worker import EngineWorker
+
+
+class Scripted:
+    """One letter a step for every request, once the test opens the gate."""
+
+    max_length = 20
+
+    def __init__(self) -> None:
+        self.open = threading.Event()
+        self.left: dict[int, int] = {}
+        self.cancelled: list[int] = []
+        self.refusal = ""
+        self.failure = ""
+        self._next = 0
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self.left)
+
+    @property
+    def num_running(self) -> int:
+        return 0
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self.left)
+
+    def submit(self, prompt: Sequence[int], options: GenerationOptions) -> int:
+        if self.refusal:
+            raise SecateurError(self.refusal)
+        self._next += 1
+        self.left[self._next] = options.max_new_tokens
+        return self._next
+
+    def cancel(self, request_id: int) -> None:
+        self.cancelled.append(request_id)
+        self.left.pop(request_id, None)
+
+    def step(self) -> list[Piece]:
+        self.open.wait()
+        if self.failure:
+            raise RuntimeError(self.failure)
+        return [self._piece(request_id) for request_id in list(self.left)]
+
+    def _piece(self, request_id: int) -> Piece:
+        self.left[request_id] -= 1
+        letter = chr(ord("a") + request_id)
+        if self.left[request_id] > 0:
+            return Piece(request_id, letter, (5,))
+        del self.left[request_id]
+        timing = Timing(math.nan, ())
+        return Piece(request_id, letter, (5,), Result("", (5,), "length", 2, timing, None))
+
+
+def serve(test: Callable[[Service, Scripted], Awaitable[None]], max_waiting: int = 3) -> None:
+    async def run() -> None:
+        engine = Scripted()
+        service = Service("m", EngineWorker(engine, max_waiting), tokenizer())
+        service.start()
+        try:
+            await asyncio.wait_for(test(service, engine), 20)
+        finally:
+            engine.open.set()
+            assert service.stop()
+
+    asyncio.run(run())
+
+
+def wanted(**more: Any) -> Any:
+    return completion_request({"model": "m", "prompt": "ab", "max_tokens": 3, **more})
+
+
+def test_texts_of_several_prompts_stay_apart() -> None:
+    async def test(service: Service, engine: Scripted) -> None:
+        answer = await service.begin(wanted(prompt=["ab", "cd"]))
+        engine.open.set()
+        choices = await answer.choices()
+        assert [(c.index, c.text, c.finish_reason) for c in choices] == [
+            (0, "bbb", "length"),
+            (1, "ccc", "length"),
+        ]
+        answer.close()
+        assert engine.cancelled == []
+        assert service.num_open == 0
+        assert service.metrics.generated_tokens == 6
+
+    serve(test)
+
+
+def test_closing_frees_every_slot_of_an_answer() -> None:
+    async def test(service: Service, engine: Scripted) -> None:
+        answer = await service.begin(wanted(prompt=["ab", "cd"]))
+        answer.close()
+        answer.close()
+        assert engine.cancelled == [1, 2]
+        assert service.worker.num_open == 0
+        assert service.metrics.sequences["cancelled"] == 2
+
+    serve(test)
+
+
+def test_more_than_may_wait_are_refused_and_leave_nothing_behind() -> None:
+    async def test(service: Service, engine: Scripted) -> None:
+        await service.begin(wanted(prompt=["ab", "cd"]))
+        with pytest.raises(RequestFault, match="3 requests wait already") as caught:
+            await service.begin(wanted(prompt=["ab", "cd"]))
+        assert (caught.value.status, caught.value.code) == (429, "overloaded")
+        assert engine.cancelled == [3]
+        assert service.num_open == 1
+
+    serve(test)
+
+
+def test_what_the_engine_refuses_is_the_clients_fault() -> None:
+    async def test(service: Service, engine: Scripted) -> None:
+        engine.refusal = "token 7 is not of this model"
+        with pytest.raises(RequestFault, match="token 7 is not of this model") as caught:
+            await service.begin(wanted())
+        assert caught.value.status == 400
+
+    serve(test)
+
+
+def test_a_failing_engine_ends_what_is_open_and_takes_nothing_more() -> None:
+    async def test(service: Service, engine: Scripted) -> None:
+        answer = await service.begin(wanted())
+        engine.failure = "out of memory"
+        engine.open.set()
+        with pytest.raises(RequestFault, match="the engine failed: RuntimeError: out of memory"):
+            await answer.choices()
+        with pytest.raises(RequestFault, match="out of memory") as caught:
+            await service.begin(wanted())
+        assert caught.value.status == 500
+
+    serve(test)
+
+
+def test_draining_refuses_new_requests_and_can_end_open_ones() -> None:
+    async def test(service: Service, engine: Scripted) -> None:
+        answer = await service.begin(wanted())
+        service.begin_drain()
+        with pytest.raises(RequestFault, match="shutting down") as caught:
+            await service.begin(wanted())
+        assert caught.value.status == 503
+        service.abort_all()
+        with pytest.raises(RequestFault, match="shutting down"):
+            await answer.choices()
+        answer.close()
+        assert engine.cancelled == [1]
+
+    serve(test)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "tokens", "param"), [("a" * 20, 1, "prompt"), ("a" * 18, 3, "max_tokens")]
+)
+def test_what_is_too_long_is_refused_by_the_field_at_fault(
+    prompt: str, tokens: int, param: str
+) -> None:
+    async def test(service: Service, engine: Scripted) -> None:
+        with pytest.raises(RequestFault, match="at most 20 tokens") as caught:
+            await service.begin(wanted(prompt=prompt, max_tokens=tokens))
+        assert (caught.value.param, caught.value.code) == (param, "context_length_exceeded")
+        await service.begin(wanted(prompt="a" * 18, max_tokens=2))
+
+    serve(test)

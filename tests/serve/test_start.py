@@ -1,0 +1,144 @@
+"""Which backend serves, what is refused before anything listens, and what vLLM is told."""
+
+import json
+import shutil
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import typer
+from served import write_model
+from typer.testing import CliRunner
+
+from secateur.cli.serve import serve_command
+from secateur.compress import compress
+from secateur.errors import SecateurError, VerificationError
+from secateur.serve import start, vllm
+from secateur.serve.server import _listen
+from secateur.serve.start import choose_backend, require_verified
+from secateur.serve.vllm import VllmOptions, run_vllm, vllm_arguments
+
+APP = typer.Typer()
+APP.command(name="serve")(serve_command)
+OPTIONS = VllmOptions(
+    model="folder",
+    served_name="m",
+    host="0.0.0.0",
+    port=80,
+    max_batch_size=4,
+    max_length=None,
+    dtype="auto",
+    revision=None,
+    trust_remote_code=True,
+)
+
+
+def test_vllm_serves_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(start, "vllm_version", lambda: None)
+    assert (choose_backend("auto"), choose_backend("engine")) == ("engine", "engine")
+    with pytest.raises(SecateurError, match="expected vLLM for --backend vllm"):
+        choose_backend("vllm")
+    with pytest.raises(SecateurError, match="expected --backend auto, vllm, engine, got 'x'"):
+        choose_backend("x")
+    monkeypatch.setattr(start, "vllm_version", lambda: "0.23")
+    assert [choose_backend(name) for name in ("auto", "vllm", "engine")] == [
+        "vllm",
+        "vllm",
+        "engine",
+    ]
+
+
+def test_vllm_is_told_what_was_asked_for() -> None:
+    command = vllm_arguments(OPTIONS, ["--seed", "1"])
+    assert command[0] == sys.executable
+    assert command[3:5] == ["serve", "folder"]
+    pairs = dict(pairwise(command))
+    assert pairs["--served-model-name"] == "m"
+    assert (pairs["--host"], pairs["--port"], pairs["--max-num-seqs"]) == ("0.0.0.0", "80", "4")
+    assert "--max-model-len" not in command
+    assert "--trust-remote-code" in command
+    assert command[-2:] == ["--seed", "1"]
+
+
+def test_vllm_without_itself_or_the_plugin_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[list[str]] = []
+    monkeypatch.setattr(vllm.os, "execv", lambda _, command: started.append(command))
+    monkeypatch.setattr(vllm, "vllm_version", lambda: None)
+    with pytest.raises(SecateurError, match="not installed here"):
+        run_vllm(OPTIONS)
+    monkeypatch.setattr(vllm, "vllm_version", lambda: "0.23")
+    monkeypatch.setattr(vllm, "has_plugin", lambda: False)
+    with pytest.raises(SecateurError, match=r"entry point secateur in vllm\.general_plugins"):
+        run_vllm(OPTIONS)
+    assert started == []
+    monkeypatch.setattr(vllm, "has_plugin", lambda: True)
+    run_vllm(OPTIONS)
+    assert started == [vllm_arguments(OPTIONS)]
+
+
+@pytest.fixture(scope="module")
+def compressed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("compressed")
+    write_model(root / "dense")
+    recipe = {"stages": [{"stage": "prune", "method": "magnitude", "pattern": "2:4"}]}
+    compress(root / "dense", recipe, output=root / "out")
+    return root
+
+
+def test_what_verifies_is_served_and_plain_folders_are(compressed: Path) -> None:
+    assert require_verified(compressed / "out")
+    assert not require_verified(compressed / "dense")
+
+
+def test_what_does_not_verify_is_refused(compressed: Path, tmp_path: Path) -> None:
+    shutil.copytree(compressed / "out", tmp_path / "bad")
+    weights = tmp_path / "bad" / "model.safetensors"
+    raw = bytearray(weights.read_bytes())
+    raw[-5] ^= 0x40
+    weights.write_bytes(raw)
+    with pytest.raises(VerificationError, match=r"not served, as it does not verify: manifest"):
+        require_verified(tmp_path / "bad")
+    result = CliRunner().invoke(APP, [str(tmp_path / "bad"), "--backend", "engine"])
+    assert isinstance(result.exception, VerificationError)
+
+
+@pytest.mark.parametrize("lost", ["secateur_report.json", "secateur_manifest.json"])
+def test_a_folder_that_lost_its_proof_is_refused(
+    compressed: Path, tmp_path: Path, lost: str
+) -> None:
+    shutil.copytree(compressed / "out", tmp_path / "bad")
+    (tmp_path / "bad" / lost).unlink()
+    with pytest.raises(SecateurError, match=lost):
+        require_verified(tmp_path / "bad")
+
+
+def test_a_compact_folder_without_any_proof_is_refused(tmp_path: Path) -> None:
+    config = {"quantization_config": {"quant_method": "secateur"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(SecateurError, match="secateur_report"):
+        require_verified(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--max-batch-size", "0", "expected --max-batch-size of at least 1, got 0"),
+        ("--max-length", "0", "expected --max-length of at least 1, got 0"),
+        ("--max-waiting", "0", "expected --max-waiting of at least 1, got 0"),
+        ("--drain-seconds", "-1", "expected --drain-seconds from 0 to a day"),
+        ("--port", "65536", "expected --port from 0 to 65535, got 65536"),
+        ("--backend", "x", "expected --backend auto, vllm, engine, got 'x'"),
+    ],
+)
+def test_options_out_of_range_are_refused(option: str, value: str, message: str) -> None:
+    result = CliRunner().invoke(APP, ["nowhere", option, value])
+    assert isinstance(result.exception, SecateurError)
+    assert message in str(result.exception)
+
+
+def test_a_port_in_use_is_said() -> None:
+    with _listen("127.0.0.1", 0) as first:
+        port = first.getsockname()[1]
+        with pytest.raises(SecateurError, match=f"cannot listen on 127.0.0.1 port {port}"):
+            _listen("127.0.0.1", port)
