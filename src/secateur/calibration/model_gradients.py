@@ -86,7 +86,9 @@ def _squared(
 
     def take(parameter: Tensor) -> None:
         assert parameter.grad is not None
-        squares[id(parameter)].addcmul_(parameter.grad, parameter.grad)
+        total = squares[id(parameter)]
+        wide = parameter.grad.to(total.dtype)
+        total.addcmul_(wide, wide)
         parameter.grad = None
 
     saved = [(parameter, parameter.requires_grad) for parameter in model.parameters()]

@@ -121,7 +121,7 @@ def _add_squares(
     )
     for total, gradient in zip(squares.values(), gradients, strict=True):
         if gradient is not None:
-            total.addcmul_(gradient, gradient)
+            total.add_(gradient.to(_wide(gradient.dtype)).square())
 
 
 def _require_finite(squares: Mapping[str, Tensor]) -> None:
