@@ -1,5 +1,6 @@
 """Small models on disk, and one job on them, as the tests of streaming share them."""
 
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from secateur.progress import SilentProgress
 from secateur.report.record import Report
 
 WANDA: dict[str, Any] = {"method": "wanda"}
+CHAIN = import_module("secateur.compress_streaming")
+"""The module: as an attribute of the package, its name is that of the function."""
 
 
 def recipe_of(**options: Any) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from families import tiny_model
-from streaming_jobs import edit_weights, recipe_of, samples, save, stream, weight_bytes
+from streaming_jobs import CHAIN, edit_weights, recipe_of, samples, save, stream, weight_bytes
 
 from secateur.calibration.data import CalibrationSource
 from secateur.compress import compress
@@ -237,7 +237,7 @@ def test_killed_when_the_output_was_in_place(
     def stop(_: Path) -> None:
         raise Stop
 
-    monkeypatch.setattr("secateur.compress_streaming.close_job", stop)
+    monkeypatch.setattr(CHAIN, "close_job", stop)
     with pytest.raises(Stop):
         stream(folder, output)
     monkeypatch.undo()

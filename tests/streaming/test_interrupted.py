@@ -1,0 +1,207 @@
+"""Jobs that an error or a full disk ended, and what resuming makes of them."""
+
+import errno
+import os
+import resource
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from families import tiny_model
+from safetensors.torch import save_file
+from streaming_jobs import CHAIN, recipe_of, samples, save, stream, weight_bytes
+
+from secateur.compress import compress
+from secateur.errors import OutOfSpaceError, SecateurError
+from secateur.plain import to_plain
+from secateur.report.record import PruneRecord, Report
+from secateur.streaming import shards
+from secateur.streaming.finished import BlockJournal
+from secateur.streaming.job import job_folder
+
+METHODS: dict[str, dict[str, Any]] = {
+    "magnitude": {"method": "magnitude"},
+    "sparsegpt": {"method": "sparsegpt"},
+    "wanda++": {"method": "wanda++", "reconstruct": {"rounds": 1, "samples_per_round": 3}},
+    "best-2:4": {"method": "best-2:4", "reconstruct": {"rounds": 1}},
+}
+FULL = OSError(errno.ENOSPC, "No space left on device")
+
+
+class Stop(Exception):
+    """Where a test ends a job."""
+
+
+def old_output(folder: Path, output: Path) -> dict[str, bytes]:
+    compress(folder, recipe_of(method="magnitude"), output=output)
+    return weight_bytes(output)
+
+
+def at_call(number: int, call: Callable[..., Any], error: BaseException) -> Callable[..., Any]:
+    """`call`, which fails the `number`-th time, counted from 1."""
+    count = 0
+
+    def counted(*arguments: Any, **options: Any) -> Any:
+        nonlocal count
+        count += 1
+        if count == number:
+            raise error
+        return call(*arguments, **options)
+
+    return counted
+
+
+def records(report: Report) -> list[dict[str, Any]]:
+    """What was done to blocks and matrices, without times."""
+    (stage,) = report.stages
+    assert isinstance(stage, PruneRecord)
+    plain: list[dict[str, Any]] = [*to_plain(stage)["blocks"], *to_plain(stage)["layers"]]
+    return [{k: v for k, v in entry.items() if not k.startswith("seconds")} for entry in plain]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_is_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Interrupted before block 1, and again before block 3."""
+    folder = save(tiny_model("llama", 4), tmp_path / "in")
+    options = {"recipe": recipe_of(**METHODS[name]), "calibration": samples()}
+    if name == "magnitude":
+        options["calibration"] = None
+    expected = stream(folder, tmp_path / "expected", **options)
+    for turn, block in enumerate((1, 3)):
+        stopping = at_call(block + 1 if not turn else 3, BlockJournal.save, Stop())
+        monkeypatch.setattr(BlockJournal, "save", stopping)
+        with pytest.raises(Stop):
+            stream(folder, tmp_path / "out", resume=turn > 0, **options)
+        monkeypatch.undo()
+        finished = sorted(path.name for path in job_folder(tmp_path / "out").glob("block-*"))
+        assert finished == [f"block-{index:05d}.json" for index in range(block)]
+    report = stream(folder, tmp_path / "out", resume=True, **options)
+    assert weight_bytes(tmp_path / "out") == weight_bytes(tmp_path / "expected")
+    assert records(report) == records(expected)
+    assert (report.size, report.verification) == (expected.size, expected.verification)
+
+
+@pytest.mark.parametrize("name", ["mixtral", "gpt2", "gemma3"])
+def test_blocks_are_read_back_as_they_were(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    folder = save(tiny_model(name, 3), tmp_path / "in")
+    stream(folder, tmp_path / "expected")
+    monkeypatch.setattr(BlockJournal, "save", at_call(3, BlockJournal.save, Stop()))
+    with pytest.raises(Stop):
+        stream(folder, tmp_path / "out")
+    monkeypatch.undo()
+    stream(folder, tmp_path / "out", resume=True, activations="file")
+    assert weight_bytes(tmp_path / "out") == weight_bytes(tmp_path / "expected")
+
+
+Fault = tuple[Any, str, Callable[..., Any]]
+"""Where a function is, its name, and one that fails instead."""
+
+
+def full_at(place: Any, name: str, number: int) -> Fault:
+    return place, name, at_call(number, getattr(place, name), FULL)
+
+
+def save_file_on_a_small_disk(number: int) -> Callable[..., Any]:
+    """The system itself refuses to write the `number`-th file."""
+    count = 0
+
+    def limited(*arguments: Any, **options: Any) -> None:
+        nonlocal count
+        count += 1
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        if count == number:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+        try:
+            save_file(*arguments, **options)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+    return limited
+
+
+FULL_DISKS: dict[str, Callable[[], Fault]] = {
+    "a block, as the system says": lambda: (shards, "save_file", save_file_on_a_small_disk(2)),
+    "a block": lambda: full_at(shards, "save_file", 3),
+    "flushing": lambda: full_at(os, "fsync", 8),
+    # Before blocks the facts; of a block the weights, then the entry.
+    "an entry": lambda: full_at(os, "replace", 5),
+    "the rest": lambda: full_at(shards, "save_file", 4),
+    "the index": lambda: full_at(CHAIN, "write_index", 1),
+    "the manifest": lambda: full_at(CHAIN, "write_manifest", 1),
+    "renaming": lambda: full_at(CHAIN, "put_in_place", 1),
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save(tiny_model("llama", 3), tmp_path_factory.mktemp("model") / "in")
+
+
+@pytest.fixture(scope="module")
+def expected(folder: Path) -> dict[str, bytes]:
+    stream(folder, folder.parent / "expected")
+    return weight_bytes(folder.parent / "expected")
+
+
+@pytest.mark.parametrize("name", FULL_DISKS)
+def test_a_full_disk(
+    folder: Path,
+    expected: dict[str, bytes],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+) -> None:
+    output = tmp_path / "out"
+    before = old_output(folder, output)
+    monkeypatch.setattr(*FULL_DISKS[name]())
+    with pytest.raises(OutOfSpaceError, match=r"no space left to write .*out"):
+        stream(folder, output, overwrite=True)
+    monkeypatch.undo()
+    assert weight_bytes(output) == before
+    entries = sorted(job_folder(output).glob("block-*.json"))
+    assert entries
+    kept = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in entries}
+    looked_at: list[Path] = []
+    rewritten = BlockJournal.save
+    monkeypatch.setattr(
+        BlockJournal,
+        "save",
+        lambda self, index, *rest: (
+            looked_at.append(self._entry(index)),
+            rewritten(self, index, *rest),
+        ),
+    )
+    stream(folder, output, overwrite=True, resume=True)
+    assert not set(looked_at) & set(kept)
+    assert weight_bytes(output) == expected
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_no_room_for_hidden_states(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+
+    def refuse(*_: int) -> None:
+        raise FULL
+
+    monkeypatch.setattr("os.posix_fallocate", refuse)
+    with pytest.raises(OutOfSpaceError, match="no space left to write"):
+        stream(folder, tmp_path / "out", activations="file")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_another_fault_of_writing(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fault = OSError(errno.EIO, "I/O error")
+    monkeypatch.setattr(shards, "save_file", at_call(2, save_file, fault))
+    with pytest.raises(SecateurError, match=r"weights cannot be written: .*I/O error") as caught:
+        stream(folder, tmp_path / "out")
+    assert not isinstance(caught.value, OutOfSpaceError)
+    monkeypatch.undo()
+    stream(folder, tmp_path / "out", resume=True)
