@@ -75,6 +75,7 @@ MAY_IMPORT = {
         "evaluate",
         "models",
         "modules",
+        "parallel",
         "recipe",
     }
     | {"report", "stages"},

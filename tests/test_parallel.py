@@ -5,7 +5,7 @@ from torch import nn
 
 from secateur.calibration.tokens import tokens_from_tensor
 from secateur.errors import SecateurError
-from secateur.parallel import Parallel, join_processes
+from secateur.parallel import Parallel, join_processes, own_device
 from secateur.reconstruct.shares import SampleShare, share_samples, sum_gradients
 
 
@@ -59,6 +59,15 @@ def test_each_process_has_a_gpu_of_its_own(
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(SecateurError, match=message):
         join_processes(torch.device(device))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    chosen: list[int] = []
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    assert own_device(torch.device("cuda")) == own_device(torch.device("cuda:1"))
+    assert own_device(torch.device("cuda")) == torch.device("cuda:1")
+    assert set(chosen) == {1}
+    assert own_device(torch.device("cpu")) == torch.device("cpu")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert own_device(torch.device("cuda:0")) == torch.device("cuda:0")
 
 
 def test_a_share_knows_its_own_samples() -> None:

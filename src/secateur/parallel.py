@@ -87,6 +87,29 @@ def _through(tensor: Tensor, call: Callable[[Tensor], object]) -> None:
         tensor.copy_(dense)
 
 
+def own_device(device: torch.device) -> torch.device:
+    """The device of this process where several run: `cuda` is the GPU of its local rank.
+
+    Raises:
+        SecateurError: all are told to take the same GPU, or this machine has fewer GPUs than
+            processes.
+    """
+    settings = read_settings()
+    if settings.world_size <= 1 or device.type != "cuda":
+        return device
+    if device.index not in (None, settings.local_rank):
+        raise SecateurError(
+            f"expected device cuda without a number, as each process takes its own, got {device}"
+        )
+    if settings.local_rank >= torch.cuda.device_count():
+        raise SecateurError(
+            f"expected a GPU for each process of this machine, but process {settings.local_rank} "
+            f"finds {torch.cuda.device_count()}; start fewer"
+        )
+    torch.cuda.set_device(settings.local_rank)
+    return torch.device("cuda", settings.local_rank)
+
+
 def join_processes(device: torch.device) -> tuple[Parallel, torch.device]:
     """Meet the other processes that torchrun started, if there are any.
 
@@ -94,17 +117,15 @@ def join_processes(device: torch.device) -> tuple[Parallel, torch.device]:
         device: where blocks are to run.
 
     Returns:
-        (this process among them, its own device: on CUDA the one of its local rank).
+        (this process among them, its `own_device`).
 
     Raises:
-        SecateurError: the processes cannot find each other, or there are fewer GPUs than processes
-            on this machine.
+        SecateurError: the processes cannot find each other, or the device cannot be had.
     """
     settings = read_settings()
     if settings.world_size <= 1:
         return Parallel(), device
-    if device.type == "cuda":
-        device = _own_gpu(device, settings.local_rank)
+    device = own_device(device)
     if not dist.is_initialized():
         both = torch.cuda.is_available() and dist.is_nccl_available()
         try:
@@ -116,20 +137,6 @@ def join_processes(device: torch.device) -> tuple[Parallel, torch.device]:
             ) from None
         atexit.register(_leave)
     return Parallel(dist.get_rank(), dist.get_world_size()), device
-
-
-def _own_gpu(device: torch.device, local_rank: int) -> torch.device:
-    if device.index not in (None, local_rank):
-        raise SecateurError(
-            f"expected device cuda without a number, as each process takes its own, got {device}"
-        )
-    if local_rank >= torch.cuda.device_count():
-        raise SecateurError(
-            f"expected a GPU for each process of this machine, but process {local_rank} finds "
-            f"{torch.cuda.device_count()}; start fewer"
-        )
-    torch.cuda.set_device(local_rank)
-    return torch.device("cuda", local_rank)
 
 
 def _leave() -> None:

@@ -25,6 +25,7 @@ from secateur.models.sites import renamed
 from secateur.models.sublayers import removed_sublayers
 from secateur.models.swap import compressed_modules
 from secateur.modules.weight24 import Weight24Module
+from secateur.parallel import own_device
 from secateur.recipe import DropBlocksStage, FactorStage, InheritStage, PruneStage, Recipe
 from secateur.report.record import CalibrationRecord, ModelRecord, QualityRecord, SizeRecord
 from secateur.stages.drop_plan import check_drop_stage, check_sublayers
@@ -280,10 +281,13 @@ def calibration_record(tokens: CalibrationTokens, seed: int) -> CalibrationRecor
 def run_device(device: str | torch.device | None, model: nn.Module) -> torch.device:
     """Where blocks run: as asked, else where the model is.
 
+    Of several processes each has a GPU of its own, if `cuda` without a number is asked for.
+
     Raises:
         SecateurError: there is no such device here.
     """
     if device is not None:
-        return usable_device(device)
+        chosen = usable_device(device)
+        return own_device(chosen) if chosen.index is None else chosen
     parameter = next(model.parameters(), None)
     return torch.device("cpu") if parameter is None else parameter.device
