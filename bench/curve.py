@@ -4,9 +4,10 @@
     python -m bench.curve --model FOLDER --calibration FILE --texts FOLDER
 
 Time counts in runs of the plain reference Wanda that is kept in `bench.published`, which runs once
-before and once after every setting: on a machine with other work both are slowed alike. The model
-is in memory and the tokens are drawn; everything else, each method's own measuring of errors
-included, is counted.
+before and once after every setting. It is the process's CPU time, which on one thread
+(OMP_NUM_THREADS=1) is the time on a quiet machine, whatever else runs: with more threads, or on a
+GPU, it would not be. The model is in memory and the tokens are drawn; everything else, each
+method's own measuring of errors included, is counted.
 """
 
 from pathlib import Path
@@ -62,10 +63,10 @@ def run(bench: Bench, name: str, tokens: torch.Tensor) -> dict[str, Any]:
     return {
         **bench.facts,
         "setting": name,
-        "seconds": seconds,
-        "reference_seconds": [before, after],
+        "cpu_seconds": seconds,
+        "reference_cpu_seconds": [before, after],
         "times_reference": 2 * seconds / (before + after),
-        "seconds_of_steps": {step: getattr(stage, f"seconds_{step}") for step in steps},
+        "wall_seconds_of_steps": {step: getattr(stage, f"seconds_{step}") for step in steps},
         "perplexity": vars(quality),
         "perplexity_dense": vars(bench.dense_quality),
         "perplexity_wanda": vars(bench.wanda_quality),
@@ -86,6 +87,8 @@ def main(
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="The machine has no other work.")] = False,
 ) -> None:
+    if torch.get_num_threads() > 1:
+        raise typer.BadParameter("expected one thread, set OMP_NUM_THREADS=1")
     bench = Bench(model, calibration, texts, num_samples, windows)
     tokens = bench.tokens()
     # First use of threads and buffers.
