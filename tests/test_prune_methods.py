@@ -219,6 +219,27 @@ def test_experts_get_their_own_gradient() -> None:
             assert bool((least >= most * (1 - 1e-3)).all()), site.name
 
 
+def test_all_experts_are_calibrated_if_asked() -> None:
+    ids = some_ids(4, 16)
+    few, rare, report = compressed("wanda", "mixtral", calibration=ids, min_expert_tokens=16)
+    every, full, _ = compressed(
+        "wanda", "mixtral", calibration=ids, min_expert_tokens=16, calibrate_all_experts=True
+    )
+    assert {layer.method for layer in rare.layers} == {"wanda", "magnitude"}
+    assert {(layer.method, layer.num_tokens) for layer in full.layers} == {("wanda", 64)}
+    routed = [block.expert_tokens for block in full.blocks]
+    assert [sum(tokens) for tokens in routed] == [2 * 64, 2 * 64]
+    # Nothing is pruned before block 0, so that its router sees the same.
+    assert routed[0] == rare.blocks[0].expert_tokens
+    assert min(routed[0]) < 16
+    assert not same(few, every)
+    assert "Calibration tokens by expert, 2 blocks" in render_report(report)
+    console = Console(file=StringIO(), width=100)
+    console.print(report_table(report))
+    assert isinstance(console.file, StringIO)
+    assert "experts were sent fewer than 16" in " ".join(console.file.getvalue().split())
+
+
 @pytest.mark.parametrize("method", ["wanda++", "best-2:4"])
 def test_the_same_seed_gives_the_same_model(method: str) -> None:
     models = [compressed(method, reconstruct={**QUICK, "seed": seed})[0] for seed in (0, 0, 1)]
@@ -433,7 +454,7 @@ def test_the_report_shows_blocks_before_and_after() -> None:
 @pytest.mark.parametrize(
     ("arguments", "method", "preset"),
     [
-        (["--method", "best-2:4"], "best-2:4", None),
+        (["--method", "best-2:4", "--calibrate-all-experts"], "best-2:4", None),
         (["--method", "wanda++", "--pattern", "2:4", "--published"], "wanda++", "published"),
     ],
 )
@@ -451,6 +472,7 @@ def test_command_line(
     (stage,) = report.recipe["stages"]
     assert (stage["method"], stage["pattern"]) == (method, "2:4")
     assert (stage["reconstruct"] or {}).get("preset") == preset
+    assert stage["calibrate_all_experts"] == ("--calibrate-all-experts" in arguments)
     (record,) = report.stages
     assert isinstance(record, PruneRecord)
     assert record.sparsity == 0.5
