@@ -4,8 +4,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask
 
 from secateur.engine.attention import MaskPlan, attention_of_rows, attention_set_to
+from secateur.engine.block_masks import BLOCK, block_masks
 
 GENERATOR = torch.Generator().manual_seed(0)
 
@@ -90,3 +92,23 @@ def test_a_model_gets_its_attention_back_also_after_an_error() -> None:
     with pytest.raises(ValueError, match="stop"), attention_set_to((config,), "other"):
         fail()
     assert config._attn_implementation == "sdpa"
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("window", [None, 100, 300])
+def test_blocks_show_the_same_keys_as_masks(window: int | None) -> None:
+    positions = torch.tensor([[0], [127], [128], [300], [510], [511]])
+    plan = MaskPlan({"any": window}, additive=False)
+    blocks = block_masks(plan.windows, positions, 512)
+    query, key, value = states(4, 1, batch=6), states(2, 512, batch=6), states(2, 512, batch=6)
+    by_blocks, _ = attention_of_rows(nn.Module(), query, key, value, blocks)
+    mask = plan.masks(positions, 512, torch.float32)
+    by_mask, _ = attention_of_rows(nn.Module(), query, key, value, mask)
+    # The last position is that of idle rows.
+    torch.testing.assert_close(by_blocks[:-1], by_mask[:-1], rtol=0, atol=2e-6)
+    assert isinstance(blocks, BlockMask)
+    first = [0 if window is None else max(0, p - window + 1) // BLOCK for p in positions[:-1, 0]]
+    expected = [int(p) // BLOCK - one + 1 for p, one in zip(positions[:-1, 0], first, strict=True)]
+    assert blocks.kv_num_blocks.flatten().tolist() == [*expected, 1]
+    for row, (start, count) in enumerate(zip(first, expected, strict=True)):
+        assert blocks.kv_indices[row, 0, 0, :count].tolist() == [*range(start, start + count)]

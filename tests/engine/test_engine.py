@@ -250,14 +250,14 @@ def test_lists_of_prompts_and_options_must_match(engine: Engine) -> None:
         ({"prefill_chunk": 0}, "expected prefill_chunk of at least 1, but got 0"),
         ({"max_length": 1}, "expected max_length of at least 2 and at most 128, the model's"),
         ({"max_length": 129}, "the model's context, but got 129"),
+        ({"attention": "flash"}, "expected attention sdpa or flex, but got flash"),
+        ({"attention": "flex"}, "flex attention needs compiled steps, but compile is off"),
         ({"cuda_graphs": True}, "CUDA graphs need a model on a GPU, but it is on cpu"),
     ],
 )
 def test_engines_that_cannot_be_are_refused(
     byte_model: PreTrainedModel, changes: dict[str, Any], message: str
 ) -> None:
-    if "cuda_graphs" in changes and torch.cuda.is_available():
-        changes = {**changes, "device": "cpu"}
     with pytest.raises(SecateurError, match=message):
         Engine(byte_model, **changes)
 
@@ -293,3 +293,8 @@ def test_warming_up_out_of_range_is_refused(
 ) -> None:
     with pytest.raises(SecateurError, match=message):
         engine.warm_up(**arguments)
+
+
+def test_flex_attention_is_refused_where_a_model_has_its_own() -> None:
+    with pytest.raises(SecateurError, match="for flex attention, but GPTJForCausalLM has its own"):
+        Engine(tiny_model("gptj"), compile=True, attention="flex")

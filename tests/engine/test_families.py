@@ -1,6 +1,7 @@
 """Greedy tokens of the engine are those of transformers' own generate."""
 
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -84,7 +85,7 @@ def test_models_with_removed_attention_keep_nothing_for_it() -> None:
     expected = [generated(model, prompt, 9) for prompt in prompts()]
     results = engine.generate(prompts(), GenerationOptions(max_new_tokens=9))
     assert [list(result.token_ids) for result in results] == expected
-    # Four heads of keys and values in fp32, three rows, 64 positions and one, rounded up.
+    # Keys and values of two layers: three rows, 64 positions rounded up, two heads of 8, fp32.
     assert engine.cache_bytes == whole // 2 == 2 * 2 * (3 * 128 * 2 * 8) * 4
 
 
@@ -108,13 +109,13 @@ def test_compressed_layers_run_as_they_are() -> None:
     assert [list(result.token_ids) for result in results] == expected
 
 
-def same_when_compiled(model: PreTrainedModel) -> None:
+def same_when_compiled(model: PreTrainedModel, **more: Any) -> None:
     options = [
         GenerationOptions(6, logprobs=True),
         GenerationOptions(5, temperature=0.7, top_p=0.8, seed=1),
     ]
     expected = Engine(model, max_batch_size=2, max_length=64).generate(prompts()[:2], options)
-    engine = Engine(model, max_batch_size=2, max_length=64, compile=True)
+    engine = Engine(model, max_batch_size=2, max_length=64, compile=True, **more)
     results = engine.generate(prompts()[:2], options)
     assert [result.token_ids for result in results] == [one.token_ids for one in expected]
 
@@ -133,11 +134,23 @@ def test_steps_are_one_graph_that_writes_in_place(
     same_when_compiled(tiny_model(family, num_blocks=1))
 
 
+@pytest.mark.slow
 def test_steps_of_compressed_layers_are_one_graph(monkeypatch: pytest.MonkeyPatch) -> None:
     compiled = partial(torch.compile, backend="aot_eager")
     monkeypatch.setattr("secateur.engine.decode.torch.compile", compiled)
     torch.compiler.reset()
-    same_when_compiled(compressed(1))
+    model = compressed(2)
+    model.model.layers[0].self_attn = RemovedSublayer(32, 2, layer_idx=0)
+    same_when_compiled(model)
+
+
+@pytest.mark.slow
+def test_steps_with_flex_attention_are_one_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled = partial(torch.compile, backend="aot_eager")
+    monkeypatch.setattr("secateur.engine.decode.torch.compile", compiled)
+    torch.compiler.reset()
+    # Two kinds of layers, so that the steps get two masks.
+    same_when_compiled(tiny_model("qwen2", num_blocks=2), attention="flex")
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.attention.bias import causal_lower_right
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from torch.nn.functional import scaled_dot_product_attention
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -25,7 +26,7 @@ def attention_of_rows(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: Tensor,
+    attention_mask: Tensor | BlockMask,
     dropout: float = 0.0,
     scaling: float | None = None,
     **kwargs: Any,
@@ -36,14 +37,19 @@ def attention_of_rows(
         query: [B, heads, T, D].
         key: [B, key heads, L, D]; so is `value`. The number of heads is a multiple of theirs.
         attention_mask: bool [B or 1, 1, T, L], True where attention goes; or one element, for
-            causal attention to all L keys, the last T of which are the queries' own.
+            causal attention to all L keys, the last T of which are the queries' own; or blocks,
+            for flex attention (in compiled code only is it fast).
 
     Returns:
         [B, T, heads, D], and None for probabilities that are not kept.
     """
     groups = query.shape[1] // key.shape[1]
     length = query.shape[2]
-    if length == 1:
+    if isinstance(attention_mask, BlockMask):
+        output = flex_attention(
+            query, key, value, None, attention_mask, scaling, enable_gqa=groups > 1
+        )
+    elif length == 1:
         output = _one_query(query, key, value, attention_mask, scaling, groups)
     elif attention_mask.numel() > 1:
         key, value = (_repeated(states, groups) for states in (key, value))

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from secateur.engine.block_masks import block_masks
 from secateur.engine.device_rows import DeviceRows
 from secateur.engine.family import RowModel
 from secateur.engine.sampling import SamplingKind, next_tokens
@@ -40,10 +41,13 @@ class DecodeSteps:
         *,
         compiled: bool,
         graphs: bool,
+        flex: bool = False,
     ) -> None:
+        """`flex`: attention by torch's flex attention, for which a length needs no shape."""
         self._model, self._store, self._rows = model, store, rows
         self._few_shapes = compiled or graphs
         self._graphs = graphs
+        self._flex = flex
         self._ready: dict[DecodeShape, Callable[[], None]] = {}
         self._pool = torch.cuda.graph_pool_handle() if graphs else None
         self._logits: Callable[[WindowCache, Tensor], Tensor] = self._forward
@@ -62,7 +66,7 @@ class DecodeSteps:
             rounded = -(-length // _GRANULE) * _GRANULE
             return DecodeShape(batch, min(rounded, self._store.length), kind)
         rows = 1 << (batch - 1).bit_length()
-        longest = _SHORTEST
+        longest = self._store.length if self._flex else _SHORTEST
         while longest < length:
             longest *= _LENGTH_FACTOR
         return DecodeShape(min(rows, self._store.rows), min(longest, self._store.length), kind)
@@ -107,6 +111,9 @@ class DecodeSteps:
 
     def _forward(self, window: WindowCache, tokens: Tensor) -> Tensor:
         plan, dtype = self._model.plan, self._model.mask_dtype
+        if self._flex:
+            blocks = block_masks(plan.windows, window.positions, window.length)
+            return self._model.last_logits(tokens, window, blocks)
         masks = plan.masks(window.positions, window.length, dtype)
         return self._model.last_logits(tokens, window, masks)
 

@@ -5,14 +5,14 @@ import math
 from collections import deque
 from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as SequenceOf
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
-from secateur.engine.decode import DecodeSteps
+from secateur.engine.decode import DecodeShape, DecodeSteps
 from secateur.engine.device_rows import DeviceRows
-from secateur.engine.family import check_agrees, row_model
+from secateur.engine.family import RowModel, check_agrees, row_model
 from secateur.engine.options import GenerationOptions
 from secateur.engine.result import Piece, Result
 from secateur.engine.sampling import SamplingKind
@@ -25,7 +25,8 @@ from secateur.models.device import input_embedding
 Prompt = str | SequenceOf[int]
 """Text, which the tokenizer turns into tokens, or token ids as they are."""
 
-_GRANULE = 64
+# Blocks of flex attention, and what kernels with masks like.
+_GRANULE = 128
 _USUAL_LENGTH = 4096
 _GREEDY = GenerationOptions()
 
@@ -52,6 +53,7 @@ class Engine:
         compile: bool | None = None,
         prefill_chunk: int = 2048,
         cuda_graphs: bool | None = None,
+        attention: Literal["sdpa", "flex"] = "sdpa",
     ) -> None:
         """Take memory for keys and values, and try the model on a few tokens.
 
@@ -66,10 +68,14 @@ class Engine:
                 step of a shape then takes long; see `warm_up`.
             prefill_chunk: tokens of prompts that are computed at a time, which bounds memory.
             cuda_graphs: replay decode steps from CUDA graphs, by default on a GPU.
+            attention: how compiled decode steps attend: `sdpa` reads as many keys as the next of
+                a few lengths, each compiled anew; `flex` reads what each row has, and splits long
+                texts, in one program for every length.
 
         Raises:
             SecateurError: a number is out of range, CUDA graphs are asked for elsewhere than on
-                a GPU, or the model's family cannot work like this.
+                a GPU, flex attention without compilation or for a model with an attention of its
+                own, or the model's family cannot work like this.
         """
         if device is not None:
             model.to(device)
@@ -84,13 +90,15 @@ class Engine:
         length = _GRANULE * math.ceil((self.max_length + 1) / _GRANULE)
         self._store = rows_of_model.store(max_batch_size, length)
         check_agrees(rows_of_model, self._store)
+        compiled = self._on_gpu if compile is None else compile
         rows = DeviceRows(max_batch_size, length, self._device)
         self._decode = DecodeSteps(
             rows_of_model,
             self._store,
             rows,
-            compiled=self._on_gpu if compile is None else compile,
+            compiled=compiled,
             graphs=_graphs(cuda_graphs, self._device),
+            flex=_flex(attention, compiled, rows_of_model),
         )
         self._scheduler = Scheduler(
             rows_of_model,
@@ -193,8 +201,8 @@ class Engine:
 
     def warm_up(
         self,
-        batch_sizes: Iterable[int] | None = None,
-        lengths: Iterable[int] | None = None,
+        batch_sizes: SequenceOf[int] | None = None,
+        lengths: SequenceOf[int] | None = None,
         options: Iterable[GenerationOptions] = (_GREEDY,),
     ) -> None:
         """Compile and capture decode steps beforehand, so that no request waits for it.
@@ -209,17 +217,18 @@ class Engine:
         """
         sizes = range(1, self.max_batch_size + 1) if batch_sizes is None else batch_sizes
         reach = range(1, self.max_length + 1) if lengths is None else lengths
-        kinds = {self._kind(each) for each in options}
-        shapes = {
-            self._decode.shape(
-                _within("batch size", size, self.max_batch_size),
-                _within("length", length, self.max_length),
-                kind,
-            )
-            for size, length, kind in itertools.product(sizes, reach, kinds)
-        }
-        for shape in sorted(shapes, key=repr):
-            self._decode.prepare(shape)
+        shape = self._decode.shape
+        for kind in {self._kind(each) for each in options}:
+            batches = {
+                shape(_within("batch size", size, self.max_batch_size), 1, kind).batch
+                for size in sizes
+            }
+            longest = {
+                shape(1, _within("length", length, self.max_length), kind).length
+                for length in reach
+            }
+            for batch, length in itertools.product(sorted(batches), sorted(longest)):
+                self._decode.prepare(DecodeShape(batch, length, kind))
 
     def _kind(self, options: GenerationOptions) -> SamplingKind:
         return Sequence(-1, (0,), options, None, self._eos).kind
@@ -312,6 +321,19 @@ def _graphs(wanted: bool | None, device: torch.device) -> bool:
     if wanted and not on_gpu:
         raise SecateurError(f"CUDA graphs need a model on a GPU, but it is on {device}")
     return on_gpu if wanted is None else wanted
+
+
+def _flex(attention: str, compiled: bool, model: RowModel) -> bool:
+    if attention not in ("sdpa", "flex"):
+        raise SecateurError(f"expected attention sdpa or flex, but got {attention}")
+    if attention == "flex" and not compiled:
+        raise SecateurError("flex attention needs compiled steps, but compile is off")
+    if attention == "flex" and model.plan.additive:
+        raise SecateurError(
+            "expected a model that takes torch's attention for flex attention, but "
+            f"{type(model.model).__name__} has its own"
+        )
+    return attention == "flex"
 
 
 def _eos(model: nn.Module, tokenizer: Any | None) -> frozenset[int]:

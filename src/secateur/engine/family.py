@@ -1,12 +1,14 @@
 """Whether a model can work with rows of different lengths, and what it wants for that."""
 
 import inspect
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask
 
 from secateur.engine.attention import ATTENTION, MaskPlan, attention_set_to
 from secateur.engine.slot_cache import KeyValueStore, WindowCache
@@ -37,7 +39,10 @@ class RowModel:
         return KeyValueStore(self.num_layers, rows, length, self.without_attention)
 
     def last_logits(
-        self, token_ids: Tensor, window: WindowCache, masks: Tensor | dict[str, Tensor]
+        self,
+        token_ids: Tensor,
+        window: WindowCache,
+        masks: Tensor | BlockMask | Mapping[str, Tensor | BlockMask],
     ) -> Tensor:
         """Logits [B, vocabulary] behind the last of tokens int64 [B, T]; within `attending`."""
         more = {"logits_to_keep": 1} if self.keeps_logits else {}

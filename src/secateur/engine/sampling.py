@@ -2,6 +2,8 @@
 
 A row's token depends on its own logits, options and random number alone. A sampled row takes the
 first token at which the cumulated probability, in the order of the vocabulary, passes the number.
+
+Constants go in by `masked_fill`: `where` may copy them from the host, which a CUDA graph forbids.
 """
 
 from dataclasses import dataclass
@@ -62,24 +64,24 @@ def next_tokens(
 
 def _sample(logits: Tensor, rows: SamplingRows, filtered: bool) -> Tensor:
     # Greedy rows are computed too, at any temperature that is not 0, and thrown away.
-    temperature = torch.where(rows.temperature > 0, rows.temperature, 1.0)
+    temperature = rows.temperature.masked_fill(rows.temperature <= 0, 1.0)
     probabilities = torch.softmax(logits / temperature.unsqueeze(-1), -1)
     if filtered:
         least = _least_kept(probabilities, rows.top_p, rows.top_k)
-        probabilities = torch.where(probabilities >= least, probabilities, 0.0)
+        probabilities = probabilities.masked_fill(probabilities < least, 0.0)
     # In fp64 the sum of a large vocabulary does not run backwards however it is cut up.
     cumulated = probabilities.double().cumsum(-1)
     total = cumulated[..., -1:]
     passed = (cumulated > rows.uniform.double().unsqueeze(-1) * total) & (probabilities > 0)
-    return passed.to(torch.uint8).argmax(-1)
+    return passed.to(torch.int32).argmax(-1)
 
 
 def _least_kept(probabilities: Tensor, top_p: Tensor, top_k: Tensor) -> Tensor:
     """The lowest probability that is kept, [B, 1]. Top-p is of what top-k leaves."""
     ordered = probabilities.sort(-1, descending=True).values
     places = torch.arange(ordered.shape[-1], device=ordered.device)
-    limit = torch.where(top_k > 0, top_k, ordered.shape[-1]).unsqueeze(-1)
-    ordered = torch.where(places < limit, ordered, 0.0)
+    limit = top_k.masked_fill(top_k <= 0, ordered.shape[-1]).unsqueeze(-1)
+    ordered = ordered.masked_fill(places >= limit, 0.0)
     cumulated = ordered.double().cumsum(-1)
     wanted = top_p.double().unsqueeze(-1) * cumulated[..., -1:]
     # A token is kept while those before it do not have enough together. At 1 all are.
