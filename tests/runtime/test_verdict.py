@@ -98,7 +98,7 @@ def test_what_was_not_measured() -> None:
 
 
 def test_a_cpu_claims_nothing() -> None:
-    assert judged(ZEROS, None, device=CPU) == Verdict("dense", NO_CLAIM)
+    assert judged(ZEROS, None, device=CPU) == Verdict("dense", f"2:4, stays dense; {NO_CLAIM}")
     assert judged(ZEROS, None, device=CPU, force=True) == Verdict("2:4", f"forced; {NO_CLAIM}")
     assert judged(layer("2:4"), None, device=CPU).reason == f"stays compressed; {NO_CLAIM}"
     factors = judged(layer("low-rank"), None, "strict", device=CPU)

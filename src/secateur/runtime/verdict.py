@@ -97,7 +97,7 @@ def _judge_dense(layers: Sequence[LayerFacts], now: Circumstances) -> Verdict:
     if measured.gains:
         return Verdict("dense", f"dense is faster ({measured.words})")
     if not now.device.is_gpu:
-        return Verdict("dense", NO_CLAIM)
+        return Verdict("dense", f"2:4, stays dense; {NO_CLAIM}")
     if now.policy == "strict":
         return Verdict("dense", f"no gain known: {measured.words}")
     return Verdict("2:4", f"packed for its bytes, no speed-up claimed: {measured.words}")
