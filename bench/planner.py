@@ -24,12 +24,13 @@ from secateur.evaluate.perplexity import encode_text
 from secateur.plain import to_plain
 from secateur.plan.build import Bench
 from secateur.plan.make import Target, plan_from
-from secateur.plan.measure import measure_table
+from secateur.plan.measure import Measured, measure_table
 from secateur.plan.options import PlanOptions
 from secateur.plan.workload import Workload
 from secateur.progress import SilentProgress
 
 EXAMPLE = Path("examples/books-8m")
+LENGTH = 256
 
 
 def planner(
@@ -41,8 +42,9 @@ def planner(
     batch: Annotated[int, typer.Option(help="Sequences.")] = 2,
     length: Annotated[int, typer.Option(help="Tokens in each; 0 to decode.")] = 256,
     windows: Annotated[int | None, typer.Option(help="Only the first windows of the text.")] = None,
-    num_samples: Annotated[int, typer.Option(help="Calibration windows.")] = 48,
-    rounds: Annotated[int, typer.Option(help="Timed turns.")] = 25,
+    num_samples: Annotated[int, typer.Option(help="Calibration windows.")] = 32,
+    fractions: Annotated[str, typer.Option(help="Ranks, of break-even.")] = "0.25,0.5,0.75",
+    rounds: Annotated[int, typer.Option(help="Timed turns.")] = 15,
     dtype: Annotated[str, typer.Option(help="To compute in.")] = "float32",
     device: Annotated[str | None, typer.Option(help="Default: the CPU.")] = None,
     shared: Annotated[
@@ -52,43 +54,47 @@ def planner(
     silence_transformers()
     loaded = load_with_tokenizer(model, None, dtype, False, device)
     tokens = load_calibration(
-        calibration, loaded.tokenizer, num_samples=num_samples, max_seq_length=256, seed=0
+        calibration, loaded.tokenizer, num_samples=num_samples, max_seq_length=LENGTH, seed=0
     )
     token_ids = encode_text(loaded.tokenizer, text.read_text(encoding="utf-8"))
-    token_ids = token_ids[: windows * 256] if windows else token_ids
-    options = PlanOptions(rounds=rounds)
+    token_ids = token_ids[: windows * LENGTH] if windows else token_ids
+    options = PlanOptions(
+        rounds=rounds, rank_fractions=tuple(float(part) for part in fractions.split(","))
+    )
     workload = Workload(batch, length or None)
-    bench = Bench(loaded.model, tokens, workload, rounds, options.damping, token_ids, 256)
-    console = Console(emoji=False, width=160)
+    bench = Bench(loaded.model, tokens, workload, rounds, options.damping, token_ids, LENGTH)
+    facts = {
+        "model": Path(model).name,
+        "calibration": calibration.name,
+        "num_samples": num_samples,
+        "text": f"{text.parent.name}/{text.name}",
+        "max_seq_length": LENGTH,
+        "num_tokens": len(token_ids) // LENGTH * (LENGTH - 1),
+        "dtype": dtype,
+        "rounds": rounds,
+        "threads": torch.get_num_threads(),
+        "machine_shared": shared,
+    }
     with evaluating(loaded.model):
         measured = measure_table(loaded.model, tokens, workload, options, SilentProgress())
         for target in targets.split(","):
-            asked = Target(speedup=float(target))
-            try:
-                plan = plan_from(measured, bench, asked, options, source=Path(model).name)
-            except SecateurError as error:
-                console.print(f"{target}: {error}")
-                continue
-            console.print(plan_table(plan))
-            values: dict[str, Any] = to_plain(plan)
-            append_record(
-                "planner",
-                {
-                    "kind": "plan",
-                    "target_speedup": asked.speedup,
-                    "calibration": calibration.name,
-                    "num_samples": num_samples,
-                    "text": f"{text.parent.name}/{text.name}",
-                    "max_seq_length": 256,
-                    "num_tokens": len(token_ids) // 256 * 255,
-                    "dtype": dtype,
-                    "rounds": rounds,
-                    "threads": torch.get_num_threads(),
-                    "machine_shared": shared,
-                    "dense_loss": measured.dense_loss,
-                    **values,
-                },
-            )
+            record_plan(measured, bench, Target(speedup=float(target)), options, facts)
+
+
+def record_plan(
+    measured: Measured, bench: Bench, target: Target, options: PlanOptions, facts: dict[str, Any]
+) -> None:
+    """Build and measure for one target; one record."""
+    console = Console(emoji=False, width=160)
+    try:
+        plan = plan_from(measured, bench, target, options, source=facts["model"])
+    except SecateurError as error:
+        console.print(f"{target.words}: {error}")
+        return
+    console.print(plan_table(plan))
+    values: dict[str, Any] = to_plain(plan)
+    found = {"kind": "plan", "target_speedup": target.speedup, "dense_loss": measured.dense_loss}
+    append_record("planner", found | values | facts)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.plan.random_tables import brute_force, random_table
+from random_tables import brute_force, random_table
 
 from secateur.errors import SecateurError
 from secateur.plan.solve import least, solve

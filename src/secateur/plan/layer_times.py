@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from secateur.mask.grouped import select_grouped
 from secateur.modules import LowRankLinear, Sparse24Linear
 from secateur.plan.table import DENSE, SPARSE24
+from secateur.plan.turns import Variant, milliseconds_in_turns
 from secateur_kernels.layouts import LowRank
 from secateur_kernels.timing import copies_to_rotate, time_in_turns
 
@@ -84,12 +86,11 @@ def layer_milliseconds(
     x = torch.randn(1, tokens, kind.columns, device=device).to(dtype)
     calls = {form: _rotating(found, x) for form, found in layers.items()}
     # On a CPU one round is one call.
-    on_gpu = device.type == "cuda"
-    timed = time_in_turns(calls, device, copies, rounds if on_gpu else max(rounds, 4 * copies))
-    return {
-        form: (timing.median if on_gpu else timing.lower_quartile) / 1e3
-        for form, timing in timed.items()
-    }
+    if device.type == "cuda":
+        timed = time_in_turns(calls, device, copies, rounds)
+        return {form: timing.median / 1e3 for form, timing in timed.items()}
+    variants = {form: Variant.plain(_counting(call, copies)) for form, call in calls.items()}
+    return milliseconds_in_turns(variants, device, max(rounds, 4 * copies))
 
 
 def _dense_layer(kind: LayerKind, dtype: torch.dtype, device: torch.device) -> nn.Linear:
@@ -99,6 +100,12 @@ def _dense_layer(kind: LayerKind, dtype: torch.dtype, device: torch.device) -> n
 
 def _sparse_layer(dense: nn.Linear) -> nn.Module:
     return Sparse24Linear.from_linear(dense, select_grouped(dense.weight.abs(), 2, 4))
+
+
+def _counting(call: Callable[[int], object], copies: int) -> Callable[[], object]:
+    """The call with the index of the next copy, over and over."""
+    indices = cycle(range(copies))
+    return lambda: call(next(indices))
 
 
 def _rotating(layers: Sequence[nn.Module], x: Tensor) -> Callable[[int], object]:

@@ -65,7 +65,7 @@ def workload_call(model: nn.Module, workload: Workload, seed: int = 0) -> Callab
         seed: of the tokens.
 
     Raises:
-        SecateurError: decoding, and the model's key-value cache cannot be cut back.
+        SecateurError: decoding, and the model's key-value cache cannot be brought back.
     """
     embedding = input_embedding(model)
     generator = torch.Generator().manual_seed(seed)
@@ -81,16 +81,20 @@ def workload_call(model: nn.Module, workload: Workload, seed: int = 0) -> Callab
 def _decode_step(model: nn.Module, input_ids: torch.Tensor) -> Callable[[], object]:
     with torch.no_grad():
         cache: Any = model(input_ids=input_ids, use_cache=True).past_key_values
-    if not callable(getattr(cache, "crop", None)):
+    if not hasattr(cache, "layers"):
         raise SecateurError(
-            f"expected a key-value cache that can be cut back, got {type(cache).__name__}: give "
+            f"expected a key-value cache that is kept by layers, got {type(cache).__name__}: give "
             "a prefill length instead"
         )
-    token, length = input_ids[:, -1:].contiguous(), input_ids.shape[1]
+    token = input_ids[:, -1:].contiguous()
+    # A step makes new tensors, so that the old ones bring back the cache as it was: in every layer,
+    # whether a token was added there or its block was left out.
+    begun = [dict(vars(layer)) for layer in cache.layers]
 
     def step() -> object:
         logits = model(input_ids=token, past_key_values=cache, use_cache=True).logits
-        cache.crop(length)
+        for layer, saved in zip(cache.layers, begun, strict=True):
+            vars(layer).update(saved)
         return logits
 
     return step

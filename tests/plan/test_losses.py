@@ -1,0 +1,127 @@
+"""Losses of single changes against whole forward passes over models changed by hand."""
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+from families import tiny_model
+from torch import nn
+
+from secateur.calibration.tokens import CalibrationTokens, tokens_from_tensor
+from secateur.checkpoint.fingerprint import probe_tokens
+from secateur.depth.drop import drop_blocks
+from secateur.errors import SecateurError
+from secateur.models.blocks import find_blocks
+from secateur.models.inventory import take_inventory
+from secateur.plan.losses import Asked, Losses, measure_losses, split_tokens
+from secateur.progress import SilentProgress
+from secateur.stages.drop_plan import block_sublayers
+
+IDS = torch.randint(3, 128, (8, 20), generator=torch.Generator().manual_seed(2))
+TOKENS = tokens_from_tensor(IDS)
+CPU = torch.device("cpu")
+
+
+def whole_loss(model: nn.Module) -> float:
+    """In float64, over the last quarter of the samples."""
+    wide = copy.deepcopy(model).double()
+    ids = IDS[6:]
+    with torch.no_grad():
+        logits = wide(input_ids=ids, use_cache=False).logits
+    chosen = logits[:, :-1].log_softmax(-1).gather(2, ids[:, 1:, None])
+    return float(-chosen.mean())
+
+
+def measured(model: nn.Module, asked: Asked) -> Losses:
+    inventory = take_inventory(model)
+    return measure_losses(model, inventory, asked, TOKENS, 0.01, CPU, SilentProgress())
+
+
+def changed(model: nn.Module, change: Callable[[nn.Module], object]) -> nn.Module:
+    other = copy.deepcopy(model)
+    change(other)
+    return other
+
+
+@pytest.fixture(scope="module")
+def model() -> nn.Module:
+    return tiny_model("llama", 3)
+
+
+@pytest.fixture(scope="module")
+def losses(model: nn.Module) -> Losses:
+    saved = {name: value.clone() for name, value in model.state_dict().items()}
+    name = "model.layers.1.mlp.up_proj"
+    asked = Asked(
+        {name: (16, 8)}, True, True, block_sublayers(model, find_blocks(model), probe_tokens(model))
+    )
+    found = measured(model, asked)
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, saved[key]), key
+    assert "forward" not in vars(model.model.layers[1])
+    return found
+
+
+def test_dense_and_removals(model: nn.Module, losses: Losses) -> None:
+    assert losses.dense == pytest.approx(whole_loss(model), rel=1e-5)
+    for index in range(3):
+        without = changed(model, lambda m, i=index: drop_blocks(m, find_blocks(m), [i]))
+        assert losses.removals[index, "block"] == pytest.approx(whole_loss(without), rel=1e-5)
+        silent = changed(
+            model, lambda m, i=index: m.model.layers[i].mlp.down_proj.weight.data.zero_()
+        )
+        assert losses.removals[index, "mlp"] == pytest.approx(whole_loss(silent), rel=1e-5)
+        silent = changed(
+            model, lambda m, i=index: m.model.layers[i].self_attn.o_proj.weight.data.zero_()
+        )
+        assert losses.removals[index, "attention"] == pytest.approx(whole_loss(silent), rel=1e-5)
+
+
+def test_factors_are_those_of_the_output(model: nn.Module, losses: Losses) -> None:
+    """The reference solves min ||X W' - X W|| at the rank by float64 SVDs of the outputs."""
+    seen: list[torch.Tensor] = []
+    layer = model.model.layers[1].mlp.up_proj
+    hook = layer.register_forward_hook(lambda _, args, __: seen.append(args[0]))
+    with torch.no_grad():
+        model(input_ids=IDS[:6], use_cache=False)
+    hook.remove()
+    x = seen[0].flatten(0, 1).double()
+    gram = x.T @ x
+    gram += 0.01 * gram.diagonal().mean() * torch.eye(len(gram))
+    values, vectors = torch.linalg.eigh(gram)
+    root = vectors * values.sqrt()
+    weight = layer.weight.detach().double()
+    left = torch.linalg.svd(weight @ root).U
+    for rank in (16, 8):
+        cut = left[:, :rank] @ left[:, :rank].T @ weight
+
+        def write(other: nn.Module, cut: torch.Tensor = cut) -> None:
+            other.model.layers[1].mlp.up_proj.weight.data.copy_(cut)
+
+        expected = whole_loss(changed(model, write))
+        assert losses.forms["model.layers.1.mlp.up_proj", f"rank {rank}"] == pytest.approx(
+            expected, rel=1e-5
+        )
+
+
+def test_two_of_four_is_measured_and_differs(losses: Losses) -> None:
+    name = "model.layers.1.mlp.up_proj"
+    assert set(losses.forms) == {(name, "rank 16"), (name, "rank 8"), (name, "2:4")}
+    assert losses.forms[name, "2:4"] != losses.dense
+
+
+def test_what_falls_by_chance_is_no_gain() -> None:
+    losses = Losses(2.0)
+    assert losses.rise(1.5) == 0.0
+    assert losses.rise(2.5) == 0.5
+
+
+def test_the_last_quarter_is_measured_on() -> None:
+    fitted, kept = split_tokens(TOKENS)
+    assert (len(fitted.samples), len(kept.samples)) == (6, 2)
+    assert torch.equal(kept.samples[0], IDS[6])
+    fitted, kept = split_tokens(tokens_from_tensor(IDS[:2]))
+    assert (len(fitted.samples), len(kept.samples)) == (1, 1)
+    with pytest.raises(SecateurError, match="at least 2 calibration samples to plan by, got 1"):
+        split_tokens(CalibrationTokens(TOKENS.samples[:1], "text"))

@@ -1,0 +1,90 @@
+"""The table's arithmetic, from times and losses that were made up."""
+
+import pytest
+import torch
+from families import tiny_model
+from torch import nn
+
+from secateur.checkpoint.fingerprint import probe_tokens
+from secateur.models.blocks import find_blocks
+from secateur.models.inventory import take_inventory
+from secateur.plan.losses import Asked, Losses
+from secateur.plan.measure import build_table
+from secateur.plan.table import Part, Table, select
+from secateur.plan.times import Times
+from secateur.stages.drop_plan import block_sublayers
+
+Q = "model.layers.1.self_attn.q_proj"
+DENSE_MS = 100.0
+PARTS: dict[Part, float] = {"block": 20.0, "attention": 8.0, "mlp": 11.0}
+
+
+@pytest.fixture(scope="module")
+def model() -> nn.Module:
+    return tiny_model("llama", 3)
+
+
+@pytest.fixture(scope="module")
+def table(model: nn.Module) -> Table:
+    inventory = take_inventory(model)
+    sites = inventory.all_sites
+    ranks = {site.name: (16, 24) if site.name == Q else () for site in sites}
+    asked = Asked(ranks, True, True, block_sublayers(model, inventory.blocks, probe_tokens(model)))
+    times = Times(
+        DENSE_MS,
+        {s.name: {"dense": 2.0, "rank 16": 1.0, "rank 24": 1.5, "2:4": 3.0} for s in sites},
+        {(block, part): time for block in range(3) for part, time in PARTS.items()},
+        1.0,
+    )
+    losses = Losses(4.0)
+    for site in sites:
+        losses.forms[site.name, "2:4"] = 4.5
+    # The larger rank measures worse: by chance, so that the smaller one is no better.
+    losses.forms[Q, "rank 16"], losses.forms[Q, "rank 24"] = 4.25, 4.375
+    for block in range(3):
+        losses.removals[block, "block"] = 5.0
+        losses.removals[block, "attention"] = 4.5
+        losses.removals[block, "mlp"] = 3.5
+    return build_table(model, inventory, sites, asked, losses, times)
+
+
+def test_dense_is_what_was_measured(model: nn.Module, table: Table) -> None:
+    assert table.dense_milliseconds == DENSE_MS
+    assert table.rest_milliseconds == DENSE_MS - 2.0 * 21
+    counted = {id(p): p.numel() * 4 for p in model.parameters()}
+    assert table.dense_bytes == sum(counted.values())
+
+
+def test_removals_take_what_was_measured(model: nn.Module, table: Table) -> None:
+    for removal in table.removals:
+        found = select(table, {}, [removal])
+        assert found.milliseconds == pytest.approx(DENSE_MS - PARTS[removal.part])
+        block = find_blocks(model).modules[removal.block]
+        inside = {"block": "", "attention": "self_attn", "mlp": "mlp"}[removal.part]
+        gone = sum(p.numel() * 4 for p in block.get_submodule(inside).parameters())
+        assert table.dense_bytes - found.num_bytes == gone
+        assert found.loss == {"block": 1.0, "attention": 0.5, "mlp": 0.0}[removal.part]
+
+
+def test_forms(table: Table) -> None:
+    [unit] = [unit for unit in table.units if unit.name == Q]
+    assert unit.block == 1
+    rows, columns = unit.shape
+    found = {choice.form: choice for choice in unit.choices}
+    assert list(found) == ["dense", "2:4", "rank 24", "rank 16"]
+    assert found["rank 16"].num_bytes == 16 * (rows + columns) * 4
+    assert found["2:4"].num_bytes == 0.5625 * rows * columns * 4
+    assert (found["rank 24"].loss, found["rank 16"].loss) == (0.375, 0.375)
+    assert (found["rank 16"].milliseconds, found["rank 16"].rank) == (1.0, 16)
+    assert found["2:4"].rank is None
+
+
+def test_other_layers_have_no_ranks(table: Table) -> None:
+    [unit] = [unit for unit in table.units if unit.name.endswith("2.mlp.up_proj")]
+    assert [choice.form for choice in unit.choices] == ["dense", "2:4"]
+
+
+def test_numbers_are_plain(table: Table) -> None:
+    assert not any(
+        isinstance(choice.loss, torch.Tensor) for u in table.units for choice in u.choices
+    )
