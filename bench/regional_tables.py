@@ -62,10 +62,9 @@ def _protocol(model: str, records: Sequence[Record]) -> str:
 
 def _shared(records: Sequence[Record]) -> str:
     machine = records[-1]["machine"]
-    threads = f" {machine['processor']}, threads: {machine['threads']}."
-    if not any(record["machine_shared"] for record in records):
-        return threads
-    return f"{threads} The machine had other work; the reference ran before and after each setting."
+    where = f" CPU time on {machine['processor']}, threads: {machine['threads']}"
+    other = any(record["machine_shared"] for record in records)
+    return f"{where}; the machine had other work." if other else f"{where}."
 
 
 def ablation_table() -> str:
