@@ -8,6 +8,7 @@ import torch
 from families import FAMILIES, model_from, tiny_model
 from transformers import Gemma2Config, PreTrainedModel
 
+from secateur import accelerate
 from secateur.engine import Engine, GenerationOptions
 from secateur.models.swap import convert_sparse24
 from secateur.modules import LowRankLinear
@@ -141,6 +142,25 @@ def test_steps_of_compressed_layers_are_one_graph(monkeypatch: pytest.MonkeyPatc
     torch.compiler.reset()
     model = compressed(2)
     model.model.layers[0].self_attn = RemovedSublayer(32, 2, layer_idx=0)
+    same_when_compiled(model)
+
+
+def test_accelerated_models_give_the_same_tokens() -> None:
+    model = tiny_model("qwen3")
+    options = GenerationOptions(max_new_tokens=9)
+    expected = Engine(model, max_batch_size=3, max_length=64).generate(prompts(), options)
+    accelerate(model, force=True)
+    results = Engine(model, max_batch_size=3, max_length=64).generate(prompts(), options)
+    assert [result.token_ids for result in results] == [one.token_ids for one in expected]
+
+
+@pytest.mark.slow
+def test_steps_of_accelerated_models_are_one_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled = partial(torch.compile, backend="aot_eager")
+    monkeypatch.setattr("secateur.engine.decode.torch.compile", compiled)
+    torch.compiler.reset()
+    model = tiny_model("llama", num_blocks=1)
+    accelerate(model, force=True)
     same_when_compiled(model)
 
 

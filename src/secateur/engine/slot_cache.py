@@ -136,6 +136,9 @@ class _WindowLayer(CacheLayerMixin):  # type: ignore[misc]
     def get_max_length(self) -> int:
         return self.length
 
+    # Its name in older versions of transformers.
+    get_max_cache_shape = get_max_length
+
 
 class NothingStored(CacheLayerMixin):  # type: ignore[misc]
     """Stands for a layer whose attention was removed: it keeps nothing."""
@@ -163,3 +166,5 @@ class NothingStored(CacheLayerMixin):  # type: ignore[misc]
     def get_max_length(self) -> int:
         """No limit, in transformers' words."""
         return -1
+
+    get_max_cache_shape = get_max_length
