@@ -94,5 +94,29 @@ test-wheel test-wheel-torch211: wheel
 	cd build/$@ && bin/python -I $(CURDIR)/tests/packaging/check_installed.py compiled
 	rm -rf build/$@
 
+.PHONY: test-vllm
+
+# make test-vllm  the plugin with vLLM's own layers, on the CPU, in an environment of its own
+# vLLM comes without what it requires, CUDA's packages of several GB: here are those that it imports.
+VLLM_BIN   := .venv-vllm/bin
+VLLM_READY := .venv-vllm/.ready
+VLLM_NEEDS := aiohttp blake3 cachetools cbor2 cloudpickle diskcache einops gguf loguru msgspec \
+	openai openai-harmony prometheus-client py-cpuinfo pybase64 pydantic pyzmq requests \
+	setproctitle uvloop
+$(VLLM_READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-vllm
+	$(VLLM_BIN)/python -m pip install --quiet -c constraints.txt torch setuptools
+	$(VLLM_BIN)/python -m pip install --quiet -c constraints.txt --no-build-isolation \
+		-e ".[compress]" pytest pytest-benchmark $(VLLM_NEEDS)
+	$(VLLM_BIN)/python -m pip install --quiet --no-deps vllm==0.23.0 compressed-tensors==0.17.0
+	$(VLLM_BIN)/python -m pip install --quiet --no-deps --upgrade --target .venv-vllm/old \
+		compressed-tensors==0.14.0
+	@touch $@
+
+# The second line lets the last version that wrote sparse-24-bitmask write for `secateur convert`.
+test-vllm: $(VLLM_READY)
+	$(VLLM_BIN)/python -m pytest tests/vllm_plugin
+	PYTHONPATH=.venv-vllm/old $(VLLM_BIN)/python -m pytest tests/checkpoint/test_bitmask.py -k writer
+
 clean:
 	rm -rf build dist *.egg-info demo .pytest_cache .mypy_cache .ruff_cache .hypothesis
