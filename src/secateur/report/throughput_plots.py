@@ -1,6 +1,7 @@
 """Throughput as pictures: time of a token against its floor, and speed of prefill."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from matplotlib.axes import Axes
 
@@ -82,8 +83,10 @@ def _bars(
     for place, (one, length) in enumerate(zip(group, values, strict=True)):
         claimed = throughput_words.is_claimed(record, one)
         colour = _colour(record.model(one.model).form)
-        looks = {"color": colour} if claimed else {"color": plots.PAPER, "edgecolor": colour}
-        axes.barh(place, length or 0.0, height=0.68, hatch=None if claimed else "///", **looks)
+        looks: dict[str, Any] = {"color": colour, "height": 0.68}
+        if not claimed:
+            looks |= {"color": plots.PAPER, "edgecolor": colour, "hatch": "///"}
+        axes.barh(place, length or 0.0, **looks)
         text = (MISSING if length is None else _figure(length)) + (
             "" if claimed else " (reference)"
         )

@@ -42,11 +42,9 @@ def _add_facts(app: Any, service: Service) -> None:
     from fastapi import Response
     from fastapi.responses import JSONResponse, PlainTextResponse
 
-    @app.get("/v1/models")
     async def models() -> Any:
         return JSONResponse({"object": "list", "data": [_card(service)]})
 
-    @app.get("/v1/models/{name:path}")
     async def model(name: str) -> Any:
         if name != service.name:
             raise RequestFault(
@@ -56,7 +54,6 @@ def _add_facts(app: Any, service: Service) -> None:
             )
         return JSONResponse(_card(service))
 
-    @app.get("/health")
     async def health() -> Response:
         if service.draining:
             raise shutting_down()
@@ -64,11 +61,15 @@ def _add_facts(app: Any, service: Service) -> None:
             raise RequestFault(f"the engine failed: {service.worker.failure}", status=503)
         return JSONResponse({"status": "ok"})
 
-    @app.get("/metrics")
     async def metrics() -> Response:
         engine = service.worker.engine
         text = service.metrics.text(engine.num_running, engine.num_waiting)
         return PlainTextResponse(text, media_type="text/plain; version=0.0.4")
+
+    app.add_api_route("/v1/models", models)
+    app.add_api_route("/v1/models/{name:path}", model)
+    app.add_api_route("/health", health)
+    app.add_api_route("/metrics", metrics)
 
 
 def _card(service: Service) -> dict[str, Any]:
@@ -78,17 +79,18 @@ def _card(service: Service) -> dict[str, Any]:
 
 
 def _add_generation(app: Any, service: Service) -> None:
-    from fastapi import Request, Response
+    from fastapi import Request
 
-    @app.post("/v1/completions")
-    async def completions(request: Request) -> Response:
+    async def completions(request: Request) -> Any:
         wanted = checked_completion(parse_body(await _read(request)))
         return await _answered(request, service, wanted, Envelope("completion", service.name))
 
-    @app.post("/v1/chat/completions")
-    async def chat_completions(request: Request) -> Response:
+    async def chat_completions(request: Request) -> Any:
         wanted = checked_chat(parse_body(await _read(request)))
         return await _answered(request, service, wanted, Envelope("chat", service.name))
+
+    app.add_api_route("/v1/completions", completions, methods=["POST"])
+    app.add_api_route("/v1/chat/completions", chat_completions, methods=["POST"])
 
 
 async def _read(request: Any) -> bytes:

@@ -173,7 +173,7 @@ def _stops(body: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _prompts(body: Mapping[str, Any]) -> tuple[Prompt, ...]:
-    value = body.get("prompt")
+    value: Any = body.get("prompt")
     if isinstance(value, str) or _are_tokens(value):
         return (_prompt(value),)
     if (

@@ -38,7 +38,7 @@ def _copy_time(source: torch.Tensor, target: torch.Tensor) -> float:
     target.copy_(source)
     end.record()
     end.synchronize()
-    return begin.elapsed_time(end) / 1e3
+    return float(begin.elapsed_time(end)) / 1e3
 
 
 def streamed_bytes(model: nn.Module) -> int:
