@@ -251,7 +251,11 @@ def test_lists_of_prompts_and_options_must_match(engine: Engine) -> None:
         ({"max_length": 1}, "expected max_length of at least 2 and at most 128, the model's"),
         ({"max_length": 129}, "the model's context, but got 129"),
         ({"attention": "flash"}, "expected attention sdpa or flex, but got flash"),
-        ({"attention": "flex"}, "flex attention needs compiled steps, but compile is off"),
+        (
+            {"attention": "flex", "compile": True},
+            "compiled steps on a GPU, but the model is on cpu",
+        ),
+        ({"attention": "flex"}, "the model is on cpu and compile is False"),
         ({"cuda_graphs": True}, "CUDA graphs need a model on a GPU, but it is on cpu"),
     ],
 )
@@ -293,8 +297,3 @@ def test_warming_up_out_of_range_is_refused(
 ) -> None:
     with pytest.raises(SecateurError, match=message):
         engine.warm_up(**arguments)
-
-
-def test_flex_attention_is_refused_where_a_model_has_its_own() -> None:
-    with pytest.raises(SecateurError, match="for flex attention, but GPTJForCausalLM has its own"):
-        Engine(tiny_model("gptj"), compile=True, attention="flex")

@@ -74,8 +74,8 @@ class Engine:
 
         Raises:
             SecateurError: a number is out of range, CUDA graphs are asked for elsewhere than on
-                a GPU, flex attention without compilation or for a model with an attention of its
-                own, or the model's family cannot work like this.
+                a GPU, flex attention without compilation, off a GPU or for a model with an
+                attention of its own, or the model's family cannot work like this.
         """
         if device is not None:
             model.to(device)
@@ -326,14 +326,20 @@ def _graphs(wanted: bool | None, device: torch.device) -> bool:
 def _flex(attention: str, compiled: bool, model: RowModel) -> bool:
     if attention not in ("sdpa", "flex"):
         raise SecateurError(f"expected attention sdpa or flex, but got {attention}")
-    if attention == "flex" and not compiled:
-        raise SecateurError("flex attention needs compiled steps, but compile is off")
-    if attention == "flex" and model.plan.additive:
+    if attention == "sdpa":
+        return False
+    device = input_embedding(model.model).device
+    if not compiled or device.type != "cuda":
+        raise SecateurError(
+            "flex attention needs compiled steps on a GPU, but the model is on "
+            f"{device} and compile is {compiled}"
+        )
+    if model.plan.additive:
         raise SecateurError(
             "expected a model that takes torch's attention for flex attention, but "
             f"{type(model.model).__name__} has its own"
         )
-    return attention == "flex"
+    return True
 
 
 def _eos(model: nn.Module, tokenizer: Any | None) -> frozenset[int]:

@@ -9,6 +9,7 @@ from gpu.layers import SPARSE
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from secateur import SecateurError
 from secateur.engine import Engine, GenerationOptions, Result
 
 modules = pytest.importorskip("secateur.modules")
@@ -183,3 +184,9 @@ def test_a_step_does_not_wait_for_the_device(device: torch.device) -> None:
     assert not event.query()
     while engine.has_work:
         engine.step()
+
+
+def test_flex_attention_is_refused_where_a_model_has_its_own(device: torch.device) -> None:
+    model = tiny_model("gptj").to(device)
+    with pytest.raises(SecateurError, match="for flex attention, but GPTJForCausalLM has its own"):
+        Engine(model, compile=True, attention="flex")
