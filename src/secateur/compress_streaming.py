@@ -68,7 +68,9 @@ from secateur.streaming.job import (
     has_ended,
     open_job,
 )
-from secateur.streaming.shards import ShardPlan, saved_form, write_index, write_shard
+from secateur.streaming.memory import return_large_tensors
+from secateur.streaming.rest import write_rest
+from secateur.streaming.shards import ShardPlan
 from secateur.streaming.skeleton import Skeleton, build_skeleton, modules_outside, release
 from secateur.streaming.source import BlockSource
 from secateur.streaming.walk import BlockWalk, blocks_on_demand
@@ -144,6 +146,7 @@ def compress_streaming(
             version or machine; says which.
         OutOfSpaceError: the disk is full; the old output and finished blocks are intact.
     """
+    return_large_tensors()
     clock = StepClock(progress or default_progress())
     with ExitStack() as in_use:
         in_use.callback(clock.progress.close)
@@ -255,7 +258,9 @@ def _run(job: StreamingJob, folder: Path, clock: StepClock) -> Report:
         walk = BlockWalk(skeleton, job.inventory, source, journal, job.device)
         record = _prune(job, folder, source, walk, journal, clock)
         with clock.step("write what is outside the blocks"):
-            zeros = journal.num_zeros() + _write_rest(job, folder, source, shards)
+            zeros = journal.num_zeros() + write_rest(
+                folder / WEIGHTS_FOLDER, skeleton.model, skeleton.blocks, source, shards
+            )
     finally:
         source.close()
     weights = folder / WEIGHTS_FOLDER
@@ -336,34 +341,6 @@ def _enter(
     release(modules_outside(model, blocks))
     walk.watch(inputs, trace)
     return inputs, trace
-
-
-def _write_rest(job: StreamingJob, folder: Path, source: BlockSource, shards: ShardPlan) -> int:
-    """Write embedding, final norm, head and the index; how many zeros they hold."""
-    model, blocks = job.skeleton.model, job.skeleton.blocks
-    source.load_rest()
-    state = model.state_dict()
-    parameters = dict(model.named_parameters())
-    inside = f"{blocks.name}."
-    buffers = {
-        name: tensor
-        for name, tensor in state.items()
-        if name not in dict(model.named_parameters(remove_duplicate=False))
-        and not name.startswith(inside)
-    }
-    weights = folder / WEIGHTS_FOLDER
-    zeros = 0
-    for number, names in enumerate(shards.rest):
-        group = {name: parameters[name] for name in names}
-        zeros += sum(int((parameter == 0).sum()) for parameter in group.values())
-        tensors: dict[str, torch.Tensor] = {**group, **(buffers if number == 0 else {})}
-        write_shard(weights, shards.rest_file(number), saved_form(model, tensors))
-    release(modules_outside(model, blocks))
-    files = [shards.rest_file(number) for number in range(len(shards.rest))]
-    files += [shards.block_file(index) for index in range(len(blocks))]
-    with space_errors(weights):
-        write_index(weights, files)
-    return zeros
 
 
 def _fingerprint(skeleton: Skeleton, weights: Path) -> VerificationRecord:

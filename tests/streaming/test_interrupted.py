@@ -16,7 +16,7 @@ from secateur.compress import compress
 from secateur.errors import OutOfSpaceError, SecateurError
 from secateur.plain import to_plain
 from secateur.report.record import PruneRecord, Report
-from secateur.streaming import shards
+from secateur.streaming import rest, shards
 from secateur.streaming.finished import BlockJournal
 from secateur.streaming.job import job_folder
 
@@ -131,7 +131,7 @@ FULL_DISKS: dict[str, Callable[[], Fault]] = {
     # Before blocks the facts; of a block the weights, then the entry.
     "an entry": lambda: full_at(os, "replace", 5),
     "the rest": lambda: full_at(shards, "save_file", 4),
-    "the index": lambda: full_at(CHAIN, "write_index", 1),
+    "the index": lambda: full_at(rest, "write_index", 1),
     "the manifest": lambda: full_at(CHAIN, "write_manifest", 1),
     "renaming": lambda: full_at(CHAIN, "put_in_place", 1),
 }

@@ -1,12 +1,14 @@
 """Sizes of a model, and whether its weights and outputs are numbers."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from secateur.errors import SecateurError
+
+_ELEMENTS_AT_ONCE = 1 << 22
 
 
 def num_bytes(model: nn.Module) -> int:
@@ -25,12 +27,19 @@ def require_finite_weights(model: nn.Module) -> None:
 
 def require_finite(name: str, parameter: Tensor) -> None:
     """Raise SecateurError, with the tensor's name, if it is not finite."""
-    num_bad = parameter.numel() - int(parameter.isfinite().sum())
+    # In parts: what is computed on the way takes several times their memory.
+    parts = parameter.detach().reshape(-1).split(_ELEMENTS_AT_ONCE)
+    num_bad = sum(part.numel() - int(part.isfinite().sum()) for part in parts)
     if num_bad:
         raise SecateurError(
             f"expected finite weights, but {name} holds NaN or Inf in {num_bad} of "
             f"{parameter.numel()} places"
         )
+
+
+def num_zeros(parameters: Iterable[Tensor]) -> int:
+    """Weights that are zero; a comparison and its sum would take nine bytes for each of them."""
+    return sum(item.numel() - int(torch.count_nonzero(item)) for item in parameters)
 
 
 def require_finite_outputs(model: nn.Module, input_ids: Tensor) -> None:

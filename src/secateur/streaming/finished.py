@@ -10,6 +10,7 @@ from torch import Tensor
 
 from secateur.checkpoint.files import read_json
 from secateur.models.blocks import BlockList
+from secateur.models.measure import num_zeros
 from secateur.plain import from_plain, to_plain
 from secateur.report.record import BlockRecord, LayerRecord
 from secateur.streaming.job import WEIGHTS_FOLDER, write_aside
@@ -58,8 +59,7 @@ class BlockJournal:
         tensors = {f"{name}.{own}": tensor for own, tensor in module.state_dict().items()}
         saved = saved_form(self._model, tensors)
         write_shard(self._job / WEIGHTS_FOLDER, self._shards.block_file(index), saved)
-        zeros = sum(int((parameter == 0).sum()) for parameter in module.parameters())
-        entry = FinishedBlock(tuple(layers), block, zeros)
+        entry = FinishedBlock(tuple(layers), block, num_zeros(module.parameters()))
         write_aside(self._entry(index), json.dumps(to_plain(entry)))
 
     def num_zeros(self) -> int:

@@ -95,6 +95,20 @@ def release(parts: Iterable[nn.Module]) -> None:
             setattr(part, name, buffer.cpu())
 
 
+def release_parameters(model: nn.Module, parameters: Iterable[nn.Parameter]) -> None:
+    """Forget some of a model's weights, wherever they are used; they stay tied."""
+    empty = {
+        id(parameter): nn.Parameter(
+            torch.empty_like(parameter, device="meta"), parameter.requires_grad
+        )
+        for parameter in parameters
+    }
+    for module in model.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            if id(parameter) in empty:
+                setattr(module, name, empty[id(parameter)])
+
+
 def modules_outside(model: nn.Module, blocks: BlockList) -> list[nn.Module]:
     """The modules that belong to no block."""
     inside = {id(module) for block in blocks.modules for module in block.modules()}

@@ -20,6 +20,9 @@ from secateur.streaming.skeleton import outside_blocks
 
 Tensors = dict[str, Tensor]
 
+# Pages of a file count as resident while it is open.
+_MOST_MAPPED_BYTES = 32 << 20
+
 
 class BlockSource:
     """Reads the blocks of a checkpoint folder, the next one while the last one is in use."""
@@ -95,9 +98,13 @@ class BlockSource:
             by_file.setdefault(self._files[name], []).append(name)
         tensors: Tensors = {}
         for path, wanted in by_file.items():
-            with safe_open(path, framework="pt") as file:
-                for name in wanted:
-                    tensors[name] = file.get_tensor(name).clone()
+            while wanted:
+                mapped = 0
+                with safe_open(path, framework="pt") as file:
+                    while wanted and mapped < _MOST_MAPPED_BYTES:
+                        name = wanted.pop(0)
+                        tensors[name] = file.get_tensor(name).clone()
+                        mapped += tensors[name].nbytes
         return tensors
 
     def _fill(self, tensors: Tensors) -> None:

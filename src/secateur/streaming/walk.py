@@ -11,6 +11,7 @@ from secateur.calibration.inputs import BlockInputs
 from secateur.models.inventory import Inventory
 from secateur.models.replay import Trace, shared_inputs_of
 from secateur.streaming.finished import BlockJournal
+from secateur.streaming.memory import return_free_memory
 from secateur.streaming.skeleton import Skeleton, release
 from secateur.streaming.source import BlockSource
 
@@ -55,6 +56,7 @@ class BlockWalk:
             yield
         finally:
             release(block.modules())
+            return_free_memory()
 
     def _note_shared_inputs(self, index: int) -> None:
         if self._inputs is None or self._trace is None:
