@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from secateur.serve.faults import RequestFault
@@ -146,6 +146,7 @@ JSON = st.recursive(
 FIELDS = ["model", "prompt", "messages", "max_tokens", "stop", "seed", "n", "stream", "logprobs"]
 
 
+@settings(deadline=None)
 @given(st.dictionaries(st.sampled_from([*FIELDS, "temperature", "top_p", "tools"]), JSON))
 def test_no_json_ends_in_anything_but_a_request_or_a_fault(body: dict[str, Any]) -> None:
     for read in (completion_request, chat_request):

@@ -3,7 +3,7 @@
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from secateur.errors import SecateurError
@@ -15,6 +15,7 @@ TURN = Turn(((1.0, 3.0, 4.0, 6.0), (2.0, 4.0, 5.0, 8.0)), 500)
 LATER = Turn(((2.0, 4.0, 6.0, 8.0), (2.0, 4.0, 6.0, 8.0)), 700)
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1), st.floats(0.001, 1.0))
 def test_quantiles_leave_the_right_part_above(values: list[float], fraction: float) -> None:
     found = quantile(values, fraction)
