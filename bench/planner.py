@@ -22,15 +22,18 @@ from secateur.errors import SecateurError
 from secateur.evaluate.forward import evaluating
 from secateur.evaluate.perplexity import encode_text
 from secateur.plain import to_plain
-from secateur.plan.build import Bench
+from secateur.plan.build import Bench, build_selection, measure_built, restricted
 from secateur.plan.make import Target, plan_from
 from secateur.plan.measure import Measured, measure_table
 from secateur.plan.options import PlanOptions
+from secateur.plan.solve import solve
+from secateur.plan.table import Limit
 from secateur.plan.workload import Workload
 from secateur.progress import SilentProgress
 
 EXAMPLE = Path("examples/books-8m")
 LENGTH = 256
+METHODS = ("plan", "low-rank", "drop")
 
 
 def planner(
@@ -47,6 +50,9 @@ def planner(
     rounds: Annotated[int, typer.Option(help="Timed turns.")] = 15,
     dtype: Annotated[str, typer.Option(help="To compute in.")] = "float32",
     device: Annotated[str | None, typer.Option(help="Default: the CPU.")] = None,
+    frontier: Annotated[
+        bool, typer.Option("--frontier", help="Predicted selections alone, all in one run.")
+    ] = False,
     shared: Annotated[
         bool, typer.Option("--shared", help="The machine has other work: say so in the records.")
     ] = False,
@@ -77,8 +83,52 @@ def planner(
     }
     with evaluating(loaded.model):
         measured = measure_table(loaded.model, tokens, workload, options, SilentProgress())
-        for target in targets.split(","):
-            record_plan(measured, bench, Target(speedup=float(target)), options, facts)
+        speedups = tuple(float(target) for target in targets.split(","))
+        if frontier:
+            record_frontier(measured, bench, dict.fromkeys(METHODS, speedups), facts)
+            return
+        for speedup in speedups:
+            record_plan(measured, bench, Target(speedup=speedup), options, facts)
+
+
+def record_frontier(
+    measured: Measured, bench: Bench, targets: dict[str, tuple[float, ...]], facts: dict[str, Any]
+) -> None:
+    """Predicted selections of every method, built once each and measured in turns; one record.
+
+    Args:
+        measured: the table.
+        bench: what is measured on.
+        targets: speed-ups to select for, by `plan`, `low-rank` and `drop`.
+        facts: of the run.
+    """
+    table = measured.table
+    models, points = {}, {}
+    for method, speedups in targets.items():
+        offered = table if method == "plan" else restricted(table, method)
+        for speedup in speedups:
+            limit = Limit(milliseconds=table.dense_milliseconds / speedup)
+            selection = solve(offered, limit)
+            name = f"{method} {speedup:g}"
+            models[name], _ = build_selection(bench, selection)
+            points[name] = {
+                "method": method,
+                "target_speedup": speedup,
+                "predicted_speedup": table.dense_milliseconds / selection.milliseconds,
+                "predicted_loss": measured.dense_loss + selection.loss,
+                "removed": [removal.name for removal in selection.removals],
+            }
+    found = measure_built(bench, models)
+    for name, point in points.items():
+        result = found[name]
+        point |= {"speedup": result.speedup, **to_plain(result)}
+        typer.echo(
+            f"{name:14} {result.speedup:.3f} (predicted {point['predicted_speedup']:.3f})  "
+            f"perplexity {result.perplexity:.2f}  loss {result.loss:.4f} "
+            f"(predicted {point['predicted_loss']:.4f})"
+        )
+    values = {"kind": "frontier", "dense": to_plain(found["dense"]), "points": points}
+    append_record("planner", values | {"time_scale": measured.time_scale} | facts)
 
 
 def record_plan(
