@@ -1,0 +1,158 @@
+"""Needs that are reckoned beforehand, against a recount."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from families import tiny_model
+from safetensors.torch import load_file
+from streaming_jobs import recipe_of, samples, save, stream
+
+from secateur.compress_streaming import estimate_streaming, prepare_streaming
+from secateur.errors import OutOfSpaceError, SecateurError
+from secateur.prepare import CalibrationChoice
+from secateur.streaming.activations import available_host_bytes, buffer_maker, choose_home
+from secateur.streaming.estimate import Estimate, check_room
+
+CPU = torch.device("cpu")
+
+
+def estimate(folder: Path, output: Path, tokens: Any, **options: Any) -> Estimate:
+    recipe = recipe_of(**options.pop("stage", {"method": "wanda"}))
+    choice = CalibrationChoice(tokens, 128, None, 0)
+    return estimate_streaming(prepare_streaming(folder, recipe, choice, output=output, **options))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save(tiny_model("llama", 3), tmp_path_factory.mktemp("model") / "in")
+
+
+def test_sizes_are_those_of_the_files(folder: Path, tmp_path: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    block = sum(t.nbytes for name, t in tensors.items() if ".layers.1." in name)
+    found = estimate(folder, tmp_path / "out", samples(5, 13), activations="host")
+    assert found.model_bytes == sum(t.nbytes for t in tensors.values())
+    assert found.largest_block_bytes == block
+    # Both buffers of [5 x 13, 32] in fp32.
+    assert found.activation_bytes == 2 * 5 * 13 * 32 * 4
+    assert (found.activations, found.device_bytes) == ("host", 0)
+    assert found.disk_bytes == found.model_bytes
+    assert found.host_bytes > 2 * block + found.activation_bytes
+    assert 0 < found.seconds < math.inf
+    in_file = estimate(folder, tmp_path / "out", samples(5, 13), activations="file")
+    assert in_file.disk_bytes == found.model_bytes + found.activation_bytes
+    half = estimate(folder, tmp_path / "out", samples(5, 13), dtype="bfloat16")
+    assert 2 * half.model_bytes == found.model_bytes
+    assert 2 * half.activation_bytes == found.activation_bytes
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_methods_add_what_they_sum_up(folder: Path, tmp_path: Path) -> None:
+    def host(**stage: Any) -> int:
+        return estimate(folder, tmp_path / "out", samples(), stage=stage).host_bytes
+
+    wanda = host(method="wanda")
+    # A float64 Hessian for each width that a matrix reads, and four fp32 copies of the widest.
+    assert host(method="sparsegpt") - wanda == (32**2 + 64**2) * 8 + 4 * 64**2 * 4
+    # Gradients of all matrices, also in either precision: q and o, k and v, and the MLP's three.
+    elements = 2 * 32 * 32 + 2 * 16 * 32 + 3 * 32 * 64
+    assert host(method="rgs") - wanda == elements * (8 + 4)
+    assert host(method="wanda++") - host(method="rgs") == elements * 4 * 5 + elements
+
+
+def test_without_calibration(folder: Path, tmp_path: Path) -> None:
+    found = estimate(folder, tmp_path / "out", None, stage={"method": "magnitude"})
+    assert (found.activation_bytes, found.seconds) == (0, 0.0)
+    assert found.host_bytes >= 3 * found.largest_block_bytes
+
+
+NEEDS = Estimate(
+    activations="host",
+    activation_bytes=1000,
+    model_bytes=1000,
+    largest_block_bytes=100,
+    device_bytes=0,
+    host_bytes=5 << 30,
+    disk_bytes=3 << 20,
+    seconds=1.0,
+)
+
+
+def set_free(monkeypatch: pytest.MonkeyPatch, host: int, disk: int = 1 << 40) -> None:
+    usage = type("Usage", (), {"free": disk})
+    monkeypatch.setattr("secateur.checkpoint.write.shutil.disk_usage", lambda _: usage)
+    monkeypatch.setattr("secateur.streaming.estimate.available_host_bytes", lambda: host)
+
+
+def test_too_little_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    set_free(monkeypatch, 5 << 30)
+    check_room(NEEDS, tmp_path / "out")
+    set_free(monkeypatch, (5 << 30) - 1)
+    with pytest.raises(SecateurError, match=r"expected 5\.0 GiB of free memory .*5\.0 GiB are fr"):
+        check_room(NEEDS, tmp_path / "out")
+    # Pages of a file may go.
+    check_room(replace(NEEDS, activations="file"), tmp_path / "out")
+
+
+def test_too_little_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # With 32 MiB for all that is small.
+    set_free(monkeypatch, 1 << 40, 35 << 20)
+    check_room(NEEDS, tmp_path / "out")
+    set_free(monkeypatch, 1 << 40, (35 << 20) - 1)
+    with pytest.raises(OutOfSpaceError, match=r"expected 35 MiB of free space for .*has 35 MiB"):
+        check_room(NEEDS, tmp_path / "out")
+    # What an interrupted run has on the disk needs no more room.
+    check_room(NEEDS, tmp_path / "out", already=1)
+    check_room(NEEDS, tmp_path / "out", already=1 << 30)
+
+
+def test_a_job_without_room_does_not_begin(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_free(monkeypatch, 1000)
+    with pytest.raises(SecateurError, match="of free memory for the largest block"):
+        stream(folder, tmp_path / "out")
+    set_free(monkeypatch, 1 << 40, 1000)
+    with pytest.raises(OutOfSpaceError, match="of free space for"):
+        stream(folder, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_place_that_has_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("secateur.streaming.activations.available_host_bytes", lambda: 1000)
+    assert choose_home("auto", 500, CPU) == "host"
+    assert choose_home("auto", 501, CPU) == "file"
+    assert choose_home("host", 501, CPU) == "host"
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda _: (300, 1000))
+    assert choose_home("auto", 100, torch.device("cuda")) == "device"
+    assert choose_home("auto", 101, torch.device("cuda")) == "host"
+
+
+def test_free_memory_is_below_what_there_is() -> None:
+    total = next(
+        int(line.split()[1]) * 1024
+        for line in Path("/proc/meminfo").read_text().splitlines()
+        if line.startswith("MemTotal")
+    )
+    assert 0 < available_host_bytes() <= total
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_buffers(tmp_path: Path, dtype: torch.dtype) -> None:
+    for home in ("device", "host", "file"):
+        first, second = (buffer_maker(home, CPU, tmp_path)(7, dtype) for _ in range(2))
+        assert (first.shape, first.dtype, first.device.type) == ((7,), dtype, "cpu")
+        first.fill_(3)
+        second.fill_(4)
+    make = buffer_maker("file", CPU, tmp_path)
+    first, second = make(7, dtype), make(9, dtype)
+    first.fill_(3)
+    second.fill_(4)
+    assert (first == 3).all()
+    sizes = {path.name: path.stat().st_size for path in tmp_path.iterdir()}
+    itemsize = first.element_size()
+    assert sizes == {"activations-0.bin": 7 * itemsize, "activations-1.bin": 9 * itemsize}
