@@ -141,9 +141,10 @@ def _work_bytes(inventory: Inventory, stage: PruneStage, dtype_bytes: int) -> in
         largest = max(rows * columns for rows, columns in shapes)
         hessians = 0
         if stage.needs_hessian:
-            hessians = sum({columns: columns**2 for _, columns in shapes}.values()) * 4
+            # Summed in float64, used in fp32.
+            hessians = sum({columns: columns**2 for _, columns in shapes}.values()) * 8
             hessians += _HESSIAN_COPIES * max(columns for _, columns in shapes) ** 2 * 4
-        gradients = elements * 4 if stage.score == "rgs" else 0
+        gradients = elements * (8 + 4) if stage.score == "rgs" else 0
         masters = elements * 4 * _MASTER_COPIES + elements if tuned else 0
         # In fp32: the weight, its score, what is sorted of it, and the mask.
         scoring = largest * 16
