@@ -21,7 +21,7 @@ from secateur.streaming.skeleton import outside_blocks
 Tensors = dict[str, Tensor]
 
 # Pages of a file count as resident while it is open.
-_MOST_MAPPED_BYTES = 32 << 20
+_MOST_MAPPED_BYTES = 8 << 20
 
 
 class BlockSource:
