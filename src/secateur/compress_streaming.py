@@ -7,7 +7,7 @@ that it writes are the same, bit for bit.
 import os
 import shutil
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -56,7 +56,7 @@ from secateur.report.record import (
 from secateur.settings import read_settings
 from secateur.stages.prune import BlockPruner
 from secateur.stages.prune_plan import PlannedSite, plan_stage
-from secateur.streaming.activations import Home, buffer_maker, choose_home
+from secateur.streaming.activations import Home, buffer_maker
 from secateur.streaming.estimate import Estimate, check_room, estimate_job
 from secateur.streaming.facts import job_facts
 from secateur.streaming.finished import BlockJournal
@@ -166,8 +166,11 @@ def compress_streaming(
                 overwrite=overwrite or ended,
                 activations=activations,
             )
+            needed = estimate_streaming(job)
             if not ended:
-                check_room(estimate_streaming(job), job.output, bytes_in_job(job.output))
+                check_room(needed, job.output, bytes_in_job(job.output))
+            # Settled once: the room that was checked is that of this place.
+            job = replace(job, activations=needed.activations)
         with clock.step("read the model for its fingerprint"):
             facts = job_facts(job.skeleton.folder, job.recipe, job.tokens, job.device, dtype)
         folder = in_use.enter_context(open_job(job.output, facts))
@@ -304,7 +307,7 @@ def _prune(
     clock: StepClock,
 ) -> PruneRecord:
     with clock.measured(f"stage 1: {job.stage.method}"), full_precision_products():
-        inputs, trace = _enter(job, folder, source, walk)
+        inputs, trace = _enter(job, folder, source, walk, journal.is_finished(0))
         return BlockPruner(
             job.skeleton.blocks,
             job.stage,
@@ -317,18 +320,20 @@ def _prune(
 
 
 def _enter(
-    job: StreamingJob, folder: Path, source: BlockSource, walk: BlockWalk
+    job: StreamingJob, folder: Path, source: BlockSource, walk: BlockWalk, goes_on: bool
 ) -> tuple[BlockInputs | None, Trace | None]:
-    """The inputs of block 0, made with only what is before it in memory."""
+    """The inputs of block 0, made with only what is before it in memory.
+
+    `goes_on`: block 0 is finished, and is not read from the model a second time.
+    """
     model, blocks, tokens = job.skeleton.model, job.skeleton.blocks, job.tokens
     if tokens is None:
         return None, None
     source.load_rest()
     # In the dtype and on the device of the model's own run: the CPU, where the embedding is.
-    source.load_block(0, then=0)
+    source.load_block(0, then=None if goes_on else 0)
     trace = trace_without_weights(model, blocks, tokens.samples[0][:_TRACE_TOKENS].unsqueeze(0))
     release(blocks.modules[0].modules())
-    home = choose_home(job.activations, estimate_streaming(job).activation_bytes, job.device)
     inputs = capture_inputs(
         model,
         blocks,
@@ -336,7 +341,7 @@ def _enter(
         tokens,
         TOKENS_PER_BATCH,
         job.device,
-        buffer_maker(home, job.device, folder),
+        buffer_maker(job.activations, job.device, folder),
     )
     release(modules_outside(model, blocks))
     walk.watch(inputs, trace)
