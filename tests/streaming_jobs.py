@@ -15,6 +15,8 @@ from secateur.progress import SilentProgress
 from secateur.report.record import Report
 
 WANDA: dict[str, Any] = {"method": "wanda"}
+NUM_BLOCKS = 6
+"""Of the model that is killed again and again."""
 CHAIN = import_module("secateur.compress_streaming")
 """The module: as an attribute of the package, its name is that of the function."""
 

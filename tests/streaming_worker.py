@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from streaming_jobs import stream
+from streaming_jobs import NUM_BLOCKS, stream
 
 from secateur.streaming.job import job_folder
 
@@ -67,12 +67,24 @@ def _start(folder: Path, output: Path, resume: bool, home: str, dies_at: int | N
         os._exit(status)
 
 
-def _ended(child: int, kill_after: float | None) -> bool:
-    """Wait for a child, or kill it; whether it ended by itself."""
+def _num_finished(output: Path) -> int:
+    return len(list(job_folder(output).glob("block-*.json")))
+
+
+def _ended(child: int, output: Path, kill_after: tuple[int, float] | None) -> bool:
+    """Wait for a child, or kill it so many blocks and seconds on; whether it ended by itself.
+
+    Blocks are counted, not only seconds: a busy machine is slow at times.
+    """
+    status: int | None = None
     if kill_after is not None:
-        time.sleep(kill_after)
-        os.kill(child, signal.SIGKILL)
-    _, status = os.waitpid(child, 0)
+        blocks, seconds = kill_after
+        status = _wait_for_blocks(child, output, blocks)
+        if status is None:
+            time.sleep(seconds)
+            os.kill(child, signal.SIGKILL)
+    if status is None:
+        _, status = os.waitpid(child, 0)
     if os.WIFSIGNALED(status):
         assert os.WTERMSIG(status) == signal.SIGKILL
         return False
@@ -80,11 +92,22 @@ def _ended(child: int, kill_after: float | None) -> bool:
     return True
 
 
+def _wait_for_blocks(child: int, output: Path, blocks: int) -> int | None:
+    """Until so many are finished; the status of a child that ended before."""
+    while _num_finished(output) < blocks:
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            return status
+        time.sleep(0.002)
+    return None
+
+
 def main(folder: Path, results: Path, num_kills: int, kind: str) -> None:
     """Print what happened: how many runs were killed, and how many blocks each had finished."""
     chance = random.Random(f"kill {kind}")
     started = time.perf_counter()
-    assert _ended(_start(folder, results / "expected", False, "host", None), None)
+    expected = results / "expected"
+    assert _ended(_start(folder, expected, False, "host", None), expected, None)
     seconds = time.perf_counter() - started
     finished: list[int] = []
     jobs = 0
@@ -95,11 +118,13 @@ def main(folder: Path, results: Path, num_kills: int, kind: str) -> None:
         while True:
             kills = len(finished) < num_kills
             at_step = chance.randint(1, _MOST_STEPS) if kills and kind == "steps" else None
-            after = chance.uniform(0, seconds) if kills and kind == "moments" else None
+            after = None
+            if kills and kind == "moments":
+                after = (chance.randint(0, NUM_BLOCKS), chance.uniform(0, seconds / NUM_BLOCKS))
             child = _start(folder, output, resume, chance.choice(_HOMES), at_step)
-            if _ended(child, after):
+            if _ended(child, output, after):
                 break
-            finished.append(len(list(job_folder(output).glob("block-*.json"))))
+            finished.append(_num_finished(output))
             resume = (job_folder(output) / "job.json").is_file()
             if not resume and output.is_dir():
                 break

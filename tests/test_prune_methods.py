@@ -440,7 +440,7 @@ def test_the_report_shows_blocks_before_and_after() -> None:
     console.print(report_table(report))
     shown = console.export_text()
     page = render_report(report)
-    assert "Regional optimizer" in page
+    assert "Blocks before and after the regional optimizer" in page
     assert "before and after the regional optimizer" in shown
     for block in record.blocks:
         for value in (block.error_before_tuning, block.output_error, block.rounds[0].train_error):

@@ -8,13 +8,12 @@ from pathlib import Path
 
 import pytest
 from families import tiny_model
-from streaming_jobs import save, weight_bytes
+from streaming_jobs import NUM_BLOCKS, save, weight_bytes
 
 from secateur.checkpoint.manifest import manifest_faults
 from secateur.report.record import load_report
 
 TESTS = Path(__file__).parent.parent
-NUM_BLOCKS = 6
 
 
 @pytest.mark.slow
