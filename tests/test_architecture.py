@@ -130,7 +130,7 @@ ONLY_IN = {
     "matplotlib": {"report/plots.py", "report/search_plots.py", "report/attention_plots.py"}
     | {"report/depth_plots.py", "report/training_plots.py", "report/throughput_plots.py"},
     "jinja2": {"report/page.py", "report/search_page.py", "report/attention_page.py"}
-    | {"report/throughput_page.py"},
+    | {"report/throughput_page.py", "report/template.py"},
     "fastapi": {"serve/app.py", "serve/server.py"},
     "uvicorn": {"serve/server.py"},
     "scipy": {"plan/solve.py"},

@@ -86,12 +86,30 @@ def capture_batch(
     first_hidden: list[Tensor] = []
     calls: list[BlockCall] = []
 
+    def note(index: int, hidden: Tensor, call: BlockCall) -> None:
+        if index == 0:
+            first_hidden.append(hidden)
+        calls.append(call)
+
+    _run_with_stubs(model, blocks, output_forms, input_ids, note)
+    if previous is not None:
+        calls = [_share(call, old) for call, old in zip(calls, previous.calls, strict=True)]
+    return CapturedBatch(first_hidden[0], tuple(calls))
+
+
+def _run_with_stubs(
+    model: nn.Module,
+    blocks: BlockList,
+    output_forms: Sequence[int | None],
+    input_ids: Tensor,
+    note: Callable[[int, Tensor, BlockCall], None],
+) -> None:
+    """Run the model with blocks that note their arguments and hand the hidden states on."""
+
     def stub(index: int) -> Callable[..., Any]:
         def forward(*args: Any, **kwargs: Any) -> Any:
             hidden, call = _split_hidden(args, kwargs)
-            if index == 0:
-                first_hidden.append(hidden)
-            calls.append(call)
+            note(index, hidden, call)
             if index == len(blocks) - 1:
                 raise _LastBlockReached
             length = output_forms[index]
@@ -104,9 +122,6 @@ def capture_batch(
             model(input_ids=_beside(model, input_ids), use_cache=False)
         except _LastBlockReached:
             pass
-    if previous is not None:
-        calls = [_share(call, old) for call, old in zip(calls, previous.calls, strict=True)]
-    return CapturedBatch(first_hidden[0], tuple(calls))
 
 
 @dataclass(frozen=True)
@@ -174,25 +189,13 @@ def trace_without_weights(model: nn.Module, blocks: BlockList, input_ids: Tensor
     order: list[int] = []
     given: list[tuple[Tensor, int]] = []
 
-    def stub(index: int) -> Callable[..., Any]:
-        def forward(*args: Any, **kwargs: Any) -> Any:
-            hidden, _ = _split_hidden(args, kwargs)
-            if given and not (_same_tensor(hidden, given[0][0]) and hidden._version == given[0][1]):
-                raise SecateurError(_changed_between(blocks, index))
-            order.append(index)
-            given[:] = [(hidden, hidden._version)]
-            if len(order) == len(blocks):
-                raise _LastBlockReached
-            length = forms[index]
-            return hidden if length is None else (hidden,) + (None,) * (length - 1)
+    def note(index: int, hidden: Tensor, _: BlockCall) -> None:
+        if given and not (_same_tensor(hidden, given[0][0]) and hidden._version == given[0][1]):
+            raise SecateurError(_changed_between(blocks, index))
+        order.append(index)
+        given[:] = [(hidden, hidden._version)]
 
-        return forward
-
-    with _replaced_forwards(blocks, stub), torch.no_grad():
-        try:
-            model(input_ids=_beside(model, input_ids), use_cache=False)
-        except _LastBlockReached:
-            pass
+    _run_with_stubs(model, blocks, forms, input_ids, note)
     _check_order(blocks, order)
     return Trace(forms, {})
 

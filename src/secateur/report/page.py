@@ -7,11 +7,10 @@ text from outside (names, prompts, what the models wrote) passes the template's 
 import math
 from collections.abc import Iterable, Sequence
 from functools import cache
-from importlib.resources import files
 from typing import Any
 
 import yaml
-from jinja2 import Environment, StrictUndefined, Template
+from jinja2 import Template
 from markupsafe import Markup
 
 from secateur.report import depth_plots, drop_words, plots, table
@@ -25,6 +24,7 @@ from secateur.report.record import (
     Report,
 )
 from secateur.report.routing_words import routing_rows
+from secateur.report.template import page_template, picture
 from secateur.report.training_plots import inherit_svg, recover_svg
 from secateur.report.training_record import InheritRecord, RecoverRecord
 from secateur.report.training_words import training_facts, training_title, training_words
@@ -38,7 +38,6 @@ _ZEROS_ALONE = (
     "Zeros in a dense file bring neither size nor speed by themselves; packed weights and kernels "
     "that skip the zeros do."
 )
-_COLOURS = {"ink": plots.INK, "muted": plots.MUTED, "line": plots.LINE, "paper": plots.PAPER}
 
 
 def render_comparison(comparison: Comparison) -> str:
@@ -59,8 +58,8 @@ def render_comparison(comparison: Comparison) -> str:
         header=table.HEADER,
         rows=list(zip(variants, table.comparison_rows(comparison), strict=True)),
         best=[min(g, key=_rank) for g in _by_setting(comparison).values() if len(g) > 1],
-        perplexity_picture=_picture(plots.perplexity_svg(variants)) if variants[1:] else None,
-        size_picture=_picture(plots.size_svg(variants)),
+        perplexity_picture=picture(plots.perplexity_svg(variants)) if variants[1:] else None,
+        size_picture=picture(plots.size_svg(variants)),
         influence_picture=_influence_picture(comparison.block_influence, _dropped(variants)),
         samples=_samples(variants),
         calibrations=_calibrations(variants),
@@ -266,18 +265,18 @@ def _report_view(report: Report) -> dict[str, Any]:
         "notes": table.report_notes(report),
         "recipe": yaml.safe_dump(report.recipe, sort_keys=False, allow_unicode=True),
         "stages": [(stage, _stage_picture(stage)) for stage in report.stages],
-        "seconds_picture": _picture(plots.seconds_svg(report.seconds)) if report.seconds else None,
+        "seconds_picture": picture(plots.seconds_svg(report.seconds)) if report.seconds else None,
     }
 
 
 def _stage_picture(stage: AnyStage) -> Markup | None:
     if isinstance(stage, RecoverRecord):
-        return _picture(recover_svg(stage))
+        return picture(recover_svg(stage))
     if isinstance(stage, InheritRecord):
-        return _picture(inherit_svg(stage))
+        return picture(inherit_svg(stage))
     if isinstance(stage, DropRecord):
         return _scores_picture(stage)
-    return _picture(plots.layers_svg(stage)) if stage.layers else None
+    return picture(plots.layers_svg(stage)) if stage.layers else None
 
 
 def _scores_picture(stage: DropRecord) -> Markup | None:
@@ -288,7 +287,7 @@ def _scores_picture(stage: DropRecord) -> Markup | None:
         scores = tuple(s if s is None else math.exp(min(s, 700.0)) for s in scores)
     if stage.criterion == "angular_distance":
         chosen = chosen[:1]
-    return _picture(plots.block_scores_svg(scores, chosen, drop_words.score_words(stage)))
+    return picture(plots.block_scores_svg(scores, chosen, drop_words.score_words(stage)))
 
 
 def _removal_picture(stage: Any) -> Markup | None:
@@ -297,30 +296,23 @@ def _removal_picture(stage: Any) -> Markup | None:
     values, what = drop_words.perplexities(stage), drop_words.part_name(stage)
     if not any(map(math.isfinite, values)):
         return None
-    return _picture(depth_plots.removal_svg(values, stage.order, what))
+    return picture(depth_plots.removal_svg(values, stage.order, what))
 
 
 def _tuning_picture(stage: PruneRecord) -> Markup | None:
     blocks = table.tuned_blocks(stage)
     name = _PRUNES_BY.get(stage.method, stage.method)
-    return _picture(tuning_svg(blocks, f"pruning by {name}")) if blocks else None
+    return picture(tuning_svg(blocks, f"pruning by {name}")) if blocks else None
 
 
 def _influence_picture(influence: Sequence[float], dropped: Sequence[int]) -> Markup | None:
-    return _picture(plots.block_influence_svg(influence, dropped)) if influence else None
+    return picture(plots.block_influence_svg(influence, dropped)) if influence else None
 
 
 def _dropped(variants: Sequence[Variant]) -> tuple[int, ...]:
     """The blocks that any variant dropped from the dense model, as its first stage."""
     first = [v.report.stages[0] for v in variants if v.report and v.report.stages]
     return tuple(sorted({b for s in first if isinstance(s, DropRecord) for b in s.dropped}))
-
-
-def _picture(svg: str) -> Markup:
-    """SVG that follows the page's colours, light or dark. Its text was escaped when drawn."""
-    for name, colour in _COLOURS.items():
-        svg = svg.replace(colour, f"var(--{name})")
-    return Markup(svg)
 
 
 def _samples(variants: Sequence[Variant]) -> dict[str, list[tuple[Variant, str]]]:
@@ -338,13 +330,14 @@ def _calibrations(variants: Sequence[Variant]) -> list[CalibrationRecord]:
 
 @cache
 def _template() -> Template:
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    return page_template(
+        "page.html.j2",
+        show=table,
+        words=drop_words,
+        colour=plots.family_colour,
+        removal_picture=_removal_picture,
+        tuning_picture=_tuning_picture,
+        routing_rows=routing_rows,
+        training_facts=training_facts,
+        training_title=training_title,
     )
-    environment.globals.update(
-        show=table, words=drop_words, removal_picture=_removal_picture, colour=plots.family_colour
-    )
-    environment.globals.update(routing_rows=routing_rows, tuning_picture=_tuning_picture)
-    environment.globals.update(training_facts=training_facts, training_title=training_title)
-    source = files("secateur.report").joinpath("page.html.j2").read_text(encoding="utf-8")
-    return environment.from_string(source)

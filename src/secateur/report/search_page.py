@@ -5,15 +5,13 @@ prompts, answers) passes the template's escaping.
 """
 
 from functools import cache
-from importlib.resources import files
 
-from jinja2 import Environment, StrictUndefined, Template
-from markupsafe import Markup
+from jinja2 import Template
 
-from secateur.report import plots, search_plots, search_words, table
+from secateur.report import search_plots, search_words, table
 from secateur.report.search_record import SearchRecord
+from secateur.report.template import house_style, page_template, picture
 
-_COLOURS = {"ink": plots.INK, "muted": plots.MUTED, "line": plots.LINE, "paper": plots.PAPER}
 _RANKS_SHOWN = 40
 
 
@@ -26,14 +24,14 @@ def render_search(record: SearchRecord) -> str:
     return _template().render(
         record=record,
         task=record.task,
-        style=Markup(_house_style()),
+        style=house_style(),
         title=f"LASER search: {record.model.source} on {record.task.name}",
         headline=search_words.headline(record),
         findings=search_words.findings(record),
         cautions=search_words.cautions(record),
-        heat_map=_picture(search_plots.heat_map_svg(record)),
-        fractions_picture=_picture(search_plots.fraction_svg(record)),
-        states_picture=_picture(search_plots.states_svg(record)),
+        heat_map=picture(search_plots.heat_map_svg(record)),
+        fractions_picture=picture(search_plots.fraction_svg(record)),
+        states_picture=picture(search_plots.states_svg(record)),
         groups=list(record.state("dense").groups),
         last_of_place=_last_steps(record),
         ranking=[(r, best.get((r.matrix, r.block))) for r in record.ranking[:_RANKS_SHOWN]],
@@ -59,27 +57,6 @@ def _shown_options(record: SearchRecord) -> dict[str, str]:
     return shown
 
 
-def _picture(svg: str) -> Markup:
-    """SVG that follows the page's colours, light or dark. Its text was escaped when drawn."""
-    for name, colour in _COLOURS.items():
-        svg = svg.replace(colour, f"var(--{name})")
-    return Markup(svg)
-
-
-def _source(name: str) -> str:
-    return files("secateur.report").joinpath(name).read_text(encoding="utf-8")
-
-
-def _house_style() -> str:
-    """The style sheet of the other pages."""
-    _, _, rest = _source("page.html.j2").partition("<style>")
-    return rest.partition("</style>")[0]
-
-
 @cache
 def _template() -> Template:
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.globals.update(show=table, words=search_words)
-    return environment.from_string(_source("search.html.j2"))
+    return page_template("search.html.j2", show=table, words=search_words)
