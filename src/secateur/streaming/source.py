@@ -46,11 +46,6 @@ class BlockSource:
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="read")
         self._ahead: dict[int, Future[Tensors]] = {}
 
-    @property
-    def conversions(self) -> Any:
-        """What transformers changed in the tensors read last, to be undone when they are saved."""
-        return self._model._weight_conversions
-
     def load_block(self, index: int, then: int | None = None) -> None:
         """Fill one block.
 
