@@ -15,6 +15,7 @@ import typer
 from bench.kernel_tables import tables
 from bench.records import RESULTS
 from bench.regional_tables import ablation_table, curve_table
+from bench.throughput_table import throughput_table
 from bench.training_tables import inheritance_table, long_run_sentence, recovery_table
 
 README = Path(__file__).parents[1] / "README.md"
@@ -191,6 +192,7 @@ SECTIONS = {
     "inheritance": inheritance_table,
     "gap-against-time": curve_table,
     "ablation": ablation_table,
+    "throughput": throughput_table,
     "cost": cost_table,
     # What kernels do on a GPU, as recorded by `make bench-gpu`.
     **{name: partial(str, text) for name, text in tables().items()},

@@ -1,0 +1,52 @@
+"""Whole models against their dense one, from `bench/results/throughput.jsonl`, for the README."""
+
+import json
+from typing import Any
+
+from bench.records import RESULTS
+
+_DEFAULT = "engine"
+_REFERENCE = "2:4"
+
+
+def throughput_table() -> str:
+    """Speed relative to the dense model of the same run, by batch size; the last run of each."""
+    runs: dict[str, list[dict[str, Any]]] = {}
+    path = RESULTS / "throughput.jsonl"
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+        record = json.loads(line)
+        runs.setdefault(record["created"], []).append(record)
+    latest: dict[tuple[str, str, int, int], list[str]] = {}
+    notes: list[str] = []
+    for run in runs.values():
+        dense = {_shape(r): r for r in run if r["model"]["name"] == r["baseline"] and _is_ours(r)}
+        for record in run:
+            name, shape = record["model"]["name"], _shape(record)
+            runner = record["measurement"]["runner"]
+            if record is not dense[shape]:
+                latest[(name, runner, *shape)] = _row(record, dense[shape])
+        notes += [note for note in run[0]["notes"] if note not in notes]
+    heads = ["model", "form", "run by", "batch", "prompt", "prefill", "decode", "weights"]
+    lines = ["| " + " | ".join(cells) + " |" for cells in [heads, ["---"] * 8, *latest.values()]]
+    return "\n".join([*lines, "", *notes])
+
+
+def _is_ours(record: dict[str, Any]) -> bool:
+    return bool(record["measurement"]["runner"] == _DEFAULT)
+
+
+def _shape(record: dict[str, Any]) -> tuple[int, int]:
+    measured = record["measurement"]
+    return measured["batch_size"], measured["prompt_length"]
+
+
+def _row(record: dict[str, Any], dense: dict[str, Any]) -> list[str]:
+    model, measured = record["model"], record["measurement"]
+    speeds = ["prefill_tokens_per_second", "decode_tokens_per_second"]
+    ratios = [f"{measured[speed] / dense['measurement'][speed]:.2f}" for speed in speeds]
+    if model["form"] == _REFERENCE and record["machine"]["device"] == "cpu":
+        # No kernel runs there: what is timed is the reference.
+        ratios = ["reference", "reference"]
+    weights = f"{model['weight_bytes'] / dense['model']['weight_bytes']:.0%}"
+    batch, prompt = (str(size) for size in _shape(record))
+    return [model["name"], model["form"], measured["runner"], batch, prompt, *ratios, weights]
