@@ -10,25 +10,16 @@ _REFERENCE = "2:4"
 
 
 def throughput_table() -> str:
-    """Speed relative to the dense model of the same run, by batch size; the last run of each."""
-    runs: dict[str, list[dict[str, Any]]] = {}
+    """Speed relative to the dense model, in the last run."""
     path = RESULTS / "throughput.jsonl"
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
-        record = json.loads(line)
-        runs.setdefault(record["created"], []).append(record)
-    latest: dict[tuple[str, str, int, int], list[str]] = {}
-    notes: list[str] = []
-    for run in runs.values():
-        dense = {_shape(r): r for r in run if r["model"]["name"] == r["baseline"] and _is_ours(r)}
-        for record in run:
-            name, shape = record["model"]["name"], _shape(record)
-            runner = record["measurement"]["runner"]
-            if record is not dense[shape]:
-                latest[(name, runner, *shape)] = _row(record, dense[shape])
-        notes += [note for note in run[0]["notes"] if note not in notes]
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    records = [json.loads(line) for line in lines]
+    run = [record for record in records if record["created"] == records[-1]["created"]]
+    dense = {_shape(r): r for r in run if r["model"]["name"] == r["baseline"] and _is_ours(r)}
+    rows = [_row(r, dense[_shape(r)]) for r in run if r is not dense[_shape(r)]]
     heads = ["model", "form", "run by", "batch", "prompt", "prefill", "decode", "weights"]
-    lines = ["| " + " | ".join(cells) + " |" for cells in [heads, ["---"] * 8, *latest.values()]]
-    return "\n".join([*lines, "", *notes])
+    table = ["| " + " | ".join(cells) + " |" for cells in [heads, ["---"] * 8, *rows]]
+    return "\n".join([*table, "", *(run[0]["notes"] if run else [])])
 
 
 def _is_ours(record: dict[str, Any]) -> bool:
