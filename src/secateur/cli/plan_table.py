@@ -14,19 +14,21 @@ def plan_table(plan: Plan) -> RenderableType:
     title = f"{plan.model}: {plan.limit} ({plan.workload}, {plan.device})"
     table = Table(title=printable(title), box=box.SIMPLE_HEAD, title_justify="left")
     table.add_column("")
-    for header in ("ms", "speed-up", "predicted", "weights", "loss", "predicted", "perplexity"):
-        table.add_column(header, justify="right")
-    table.add_column("what is done")
+    # `(...)` is what was predicted of the column before it.
+    for header in ("ms", "speed", "(...)", "weights", "loss", "(...)", "perplexity"):
+        table.add_column(header, justify="right", no_wrap=True)
     for row in plan.rows:
         table.add_row(*_cells(row, plan))
     notes = [Text(printable(note), style="dim") for note in plan.notes]
-    return Group(table, *_missed(plan), *notes, Text(_assumption(), style="dim"))
+    # Below the table: a column of it would be too narrow to read.
+    done = [Text(f"{row.name}: {row_words(row)}") for row in plan.rows if row.forms]
+    return Group(table, *done, *_missed(plan), *notes, Text(_assumption(), style="dim"))
 
 
 def _cells(row: PlanRow, plan: Plan) -> list[str]:
     predicted, found = row.predicted, row.measured
     if predicted is None:
-        return [row.name, *["-"] * 7, "cannot be reached"]
+        return [row.name, *["-"] * 7]
     dense = plan.rows[0].predicted
     assert dense is not None
     speedup = f"{dense.milliseconds / predicted.milliseconds:.2f}"
@@ -42,7 +44,7 @@ def _cells(row: PlanRow, plan: Plan) -> list[str]:
         ]
     text = None if found is None else found.perplexity
     perplexity = "-" if text is None else f"{text:.2f}"
-    return [row.name, *measured, f"{predicted.loss:.3f}", perplexity, row_words(row)]
+    return [row.name, *measured, f"{predicted.loss:.3f}", perplexity]
 
 
 def row_words(row: PlanRow) -> str:
@@ -62,6 +64,6 @@ def _missed(plan: Plan) -> list[Text]:
 
 def _assumption() -> str:
     return (
-        "predicted: times and losses of single changes, added up; measured beside it, all models "
-        "in turns"
+        "(...): predicted, from times and losses of single changes added up; the rest is measured, "
+        "all models in turns"
     )
