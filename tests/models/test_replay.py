@@ -11,7 +11,15 @@ from transformers import PreTrainedModel
 from secateur.errors import SecateurError
 from secateur.models.blocks import BlockList, find_blocks
 from secateur.models.inventory import take_inventory
-from secateur.models.replay import BlockCall, CapturedBatch, Trace, capture_batch, trace_blocks
+from secateur.models.replay import (
+    BlockCall,
+    CapturedBatch,
+    Trace,
+    capture_batch,
+    shared_inputs_of,
+    trace_blocks,
+    trace_without_weights,
+)
 
 NUM_BLOCKS = {"gemma3": 6}
 """So many that one of them sees everything; the others have two."""
@@ -427,3 +435,57 @@ def test_call_moves_with_its_tensors() -> None:
     assert len(arguments(moved)) == 4
     assert (moved.kwargs["flag"], moved.args[1], moved.hidden_keyword) == (True, None, None)
     assert {tensor.device.type for tensor in arguments(call)} == {"cpu"}
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_without_weights_as_much_is_learnt(family: str) -> None:
+    model, blocks, trace = loaded(family)
+    inventory = take_inventory(model)
+    batch = capture_batch(model, blocks, trace.output_forms, some_ids(1, 5))
+    states = [batch.hidden, *replayed(batch, blocks)]
+    found: dict[str, str] = {}
+    for index, block in enumerate(blocks.modules):
+        linears = {s.name: s.module for s in inventory.sites[index] if s.expert is None}
+        found |= shared_inputs_of(block, batch.calls[index], states[index], linears)
+        assert not any(module._forward_pre_hooks for module in block.modules())
+    assert found == trace.shared_inputs
+    assert bool(found) == (family not in {"gpt2", "gpt_neox", "phi3"}), "these fuse what shares"
+    # Every block but the first is without weights now.
+    for block in blocks.modules[1:]:
+        block.to("meta")
+    assert trace_without_weights(model, blocks, some_ids(1, 5)) == Trace(trace.output_forms, {})
+    assert own_forwards(blocks) == [None] * len(blocks)
+
+
+@pytest.mark.parametrize(
+    ("run", "place"),
+    [
+        (scaled_between, r"layers\.1 and layers\.2"),
+        (scaled_in_place, r"layers\.1 and layers\.2"),
+        (copied_between, r"layers\.0 and layers\.1"),
+    ],
+)
+def test_without_weights_changed_states_are_refused(
+    run: Callable[[Model, Tensor], Any], place: str
+) -> None:
+    model = Model(run)
+    blocks = find_blocks(model)
+    with pytest.raises(SecateurError, match=f"changes hidden states between {place}"):
+        trace_without_weights(model, blocks, some_ids(1, 5))
+    assert own_forwards(blocks) == [None] * 3
+
+
+@pytest.mark.parametrize("order", [[0, 1], [0, 2], [0, 2, 1], [0, 1, 2, 2], [0, 1, 2, 0, 1, 2]])
+def test_without_weights_other_orders_are_refused(order: list[int]) -> None:
+    model = Model(in_other_order(order))
+    message = rf"called once, in order; they were called in the order \[{str(order)[1:-1]}\]"
+    with pytest.raises(SecateurError, match=message):
+        trace_without_weights(model, find_blocks(model), some_ids(1, 5))
+
+
+def test_a_model_that_never_calls_its_first_block_is_refused() -> None:
+    model = Model(in_other_order([]))
+    with pytest.raises(
+        SecateurError, match=r"expected the model to call layers\.0, but it did not"
+    ):
+        trace_without_weights(model, find_blocks(model), some_ids(1, 5))

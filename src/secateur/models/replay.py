@@ -103,14 +103,18 @@ def _run_with_stubs(
     output_forms: Sequence[int | None],
     input_ids: Tensor,
     note: Callable[[int, Tensor, BlockCall], None],
+    to_the_end: bool = False,
 ) -> None:
-    """Run the model with blocks that note their arguments and hand the hidden states on."""
+    """Run the model with blocks that note their arguments and hand the hidden states on.
+
+    Final norm and head are computed only where it goes `to_the_end`.
+    """
 
     def stub(index: int) -> Callable[..., Any]:
         def forward(*args: Any, **kwargs: Any) -> Any:
             hidden, call = _split_hidden(args, kwargs)
             note(index, hidden, call)
-            if index == len(blocks) - 1:
+            if index == len(blocks) - 1 and not to_the_end:
                 raise _LastBlockReached
             length = output_forms[index]
             return hidden if length is None else (hidden,) + (None,) * (length - 1)
@@ -172,7 +176,7 @@ def trace_blocks(
 
 
 def trace_without_weights(model: nn.Module, blocks: BlockList, input_ids: Tensor) -> Trace:
-    """What `trace_blocks` learns, where only block 0 and what is before it have weights.
+    """What `trace_blocks` learns, where only block 0 and what belongs to no block have weights.
 
     All blocks are taken to return what block 0 returns, and `shared_inputs` is empty: see
     `shared_inputs_of`.
@@ -195,7 +199,8 @@ def trace_without_weights(model: nn.Module, blocks: BlockList, input_ids: Tensor
         order.append(index)
         given[:] = [(hidden, hidden._version)]
 
-    _run_with_stubs(model, blocks, forms, input_ids, note)
+    # To the end: blocks that are called once more after the last one are to be seen.
+    _run_with_stubs(model, blocks, forms, input_ids, note, to_the_end=True)
     _check_order(blocks, order)
     return Trace(forms, {})
 
