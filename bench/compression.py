@@ -29,7 +29,7 @@ from secateur.checkpoint.load import load_model, silence_transformers
 from secateur.compress import compress
 from secateur.models.inventory import Inventory, take_inventory
 from secateur.models.measure import num_bytes
-from secateur.models.replay import trace_blocks
+from secateur.models.trace import trace_blocks
 from secateur.progress import SilentProgress
 
 NUM_SAMPLES, LENGTH = 128, 512

@@ -18,8 +18,8 @@ from secateur.calibration.statistics import InputStatistics
 from secateur.calibration.tokens import CalibrationTokens
 from secateur.mask import select_grouped
 from secateur.models.inventory import Inventory, take_inventory
-from secateur.models.replay import trace_blocks
 from secateur.models.sites import WeightSite
+from secateur.models.trace import trace_blocks
 from secateur.reconstruct import (
     BlockSamples,
     ReconstructionSettings,

@@ -31,7 +31,7 @@ from secateur.checkpoint.load import load_with_tokenizer, silence_transformers
 from secateur.errors import SecateurError
 from secateur.evaluate.perplexity import encode_text, perplexity
 from secateur.models.blocks import BlockList, find_blocks
-from secateur.models.replay import trace_blocks
+from secateur.models.trace import trace_blocks
 from secateur.reconstruct import BlockSamples, ReconstructionSettings, optimize, stored_targets
 
 TOKENS_PER_BATCH = 1024

@@ -14,7 +14,7 @@ from secateur.calibration.observe import observed
 from secateur.calibration.tokens import CalibrationTokens
 from secateur.models.inventory import take_inventory
 from secateur.models.matrix_types import MatrixType, matrix_type
-from secateur.models.replay import trace_blocks
+from secateur.models.trace import trace_blocks
 from secateur.modules import LowRankLinear, SparseLowRankLinear
 from secateur.progress import SilentProgress
 from secateur.recipe import FactorStage

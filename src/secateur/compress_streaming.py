@@ -34,7 +34,7 @@ from secateur.errors import SecateurError
 from secateur.models.device import full_precision_products
 from secateur.models.inventory import Inventory, take_inventory
 from secateur.models.measure import num_bytes
-from secateur.models.replay import Trace, trace_without_weights
+from secateur.models.trace import Trace, trace_without_weights
 from secateur.prepare import (
     DEFAULT_SAMPLES,
     CalibrationChoice,

@@ -14,7 +14,7 @@ from secateur.checkpoint.fingerprint import probe_tokens
 from secateur.clock import StepClock
 from secateur.models.device import full_precision_products
 from secateur.models.inventory import Inventory, take_inventory
-from secateur.models.replay import Trace, trace_blocks
+from secateur.models.trace import Trace, trace_blocks
 from secateur.parallel import Parallel, join_processes
 from secateur.prepare_training import Ancestry, PreparedTraining
 from secateur.progress import Progress

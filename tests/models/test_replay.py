@@ -11,15 +11,8 @@ from transformers import PreTrainedModel
 from secateur.errors import SecateurError
 from secateur.models.blocks import BlockList, find_blocks
 from secateur.models.inventory import take_inventory
-from secateur.models.replay import (
-    BlockCall,
-    CapturedBatch,
-    Trace,
-    capture_batch,
-    shared_inputs_of,
-    trace_blocks,
-    trace_without_weights,
-)
+from secateur.models.replay import BlockCall, CapturedBatch, capture_batch
+from secateur.models.trace import Trace, shared_inputs_of, trace_blocks, trace_without_weights
 
 NUM_BLOCKS = {"gemma3": 6}
 """So many that one of them sees everything; the others have two."""

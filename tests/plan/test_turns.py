@@ -6,7 +6,7 @@ from families import tiny_model
 
 from secateur.checkpoint.fingerprint import probe_tokens
 from secateur.models.inventory import take_inventory
-from secateur.models.replay import trace_blocks
+from secateur.models.trace import trace_blocks
 from secateur.plan.layer_times import LayerKind, factored_layer, layer_milliseconds
 from secateur.plan.skip import skipped
 from secateur.plan.times import Setup, measure_times

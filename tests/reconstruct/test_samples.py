@@ -7,7 +7,7 @@ from secateur.calibration.inputs import capture_inputs
 from secateur.calibration.tokens import tokens_from_tensor
 from secateur.errors import SecateurError
 from secateur.models.blocks import find_blocks
-from secateur.models.replay import trace_blocks
+from secateur.models.trace import trace_blocks
 from secateur.reconstruct import BlockSamples
 
 

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from secateur.calibration.tokens import CalibrationTokens
 from secateur.errors import SecateurError
 from secateur.models.blocks import BlockList
-from secateur.models.replay import BlockCall, CapturedBatch, Trace, capture_batch
+from secateur.models.replay import BlockCall, CapturedBatch, capture_batch
+from secateur.models.trace import Trace
 
 TOKENS_PER_BATCH = 1024
 """Enough tokens at once to keep the processor busy, few enough to keep activations small."""

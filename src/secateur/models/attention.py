@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from secateur.errors import SecateurError
 from secateur.models.blocks import BlockList, find_blocks
-from secateur.models.replay import BlockCall, capture_batch, trace_blocks
+from secateur.models.replay import BlockCall, capture_batch
+from secateur.models.trace import trace_blocks
 
 Visit = Callable[[int, Tensor], None]
 """Given a block's index and its probabilities [heads, T, T] for one sample, in the model's dtype.

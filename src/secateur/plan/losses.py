@@ -17,9 +17,9 @@ from secateur.errors import SecateurError
 from secateur.lowrank import whitened_svd
 from secateur.mask.grouped import select_grouped
 from secateur.models.inventory import Inventory
-from secateur.models.replay import Trace, trace_blocks
 from secateur.models.sites import WeightSite
 from secateur.models.sublayers import Sublayers, silenced
+from secateur.models.trace import Trace, trace_blocks
 from secateur.plan.held_out import HeldOutLoss
 from secateur.plan.layer_times import form_name
 from secateur.plan.table import SPARSE24, Part

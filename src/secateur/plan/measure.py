@@ -10,9 +10,9 @@ from secateur.errors import SecateurError
 from secateur.models.device import full_precision_products
 from secateur.models.inventory import Inventory, take_inventory
 from secateur.models.measure import num_bytes
-from secateur.models.replay import trace_blocks
 from secateur.models.sites import WeightSite
 from secateur.models.sublayers import Sublayers
+from secateur.models.trace import trace_blocks
 from secateur.plan.layer_times import form_name
 from secateur.plan.losses import Asked, Losses, measure_losses
 from secateur.plan.options import PlanOptions, check_sparse24, offered_ranks

@@ -104,21 +104,7 @@ class BlockSamples:
 
     def _own_call(self, sample: int) -> BlockCall:
         batch, row = self._places[sample]
-        call, size = self.calls[batch], len(self.hidden[batch])
-        if size == 1:
-            return call
-        return replace(call, args=_row(call.args, row, size), kwargs=_row(call.kwargs, row, size))
-
-
-def _row(value: Any, row: int, size: int) -> Any:
-    """One sample's part of an argument."""
-    if isinstance(value, Tensor) and value.ndim > 1 and len(value) == size:
-        return value[row : row + 1]
-    if isinstance(value, tuple):
-        return tuple(_row(item, row, size) for item in value)
-    if isinstance(value, dict):
-        return {key: _row(item, row, size) for key, item in value.items()}
-    return value
+        return self.calls[batch].rows(row, row + 1, len(self.hidden[batch]))
 
 
 def _joined(values: Sequence[Any]) -> Any:

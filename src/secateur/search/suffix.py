@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from secateur.errors import SecateurError
 from secateur.models.blocks import BlockList
 from secateur.models.entering import OutputForms
-from secateur.models.replay import CapturedBatch, capture_batch, trace_blocks
+from secateur.models.replay import CapturedBatch, capture_batch
+from secateur.models.trace import trace_blocks
 
 
 def output_forms(model: nn.Module, blocks: BlockList, input_ids: Tensor) -> OutputForms | None:

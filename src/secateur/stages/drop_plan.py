@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from secateur.depth.remove import rehearse_removal
 from secateur.errors import SecateurError
 from secateur.models.blocks import BlockList
-from secateur.models.replay import capture_batch, trace_blocks
+from secateur.models.replay import capture_batch
 from secateur.models.sublayers import Part, Sublayers, find_sublayers
+from secateur.models.trace import trace_blocks
 from secateur.recipe import DropBlocksStage
 
 

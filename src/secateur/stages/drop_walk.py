@@ -17,8 +17,8 @@ from secateur.errors import SecateurError
 from secateur.models.blocks import BlockList
 from secateur.models.device import input_embedding, on_device
 from secateur.models.entering import OutputForms, entering_at
-from secateur.models.replay import Trace
 from secateur.models.sublayers import Part, Sublayers, silenced
+from secateur.models.trace import Trace
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from secateur.calibration.statistics import RelativeError
 from secateur.calibration.tokens import CalibrationTokens
 from secateur.models.blocks import BlockList
 from secateur.models.device import on_device
-from secateur.models.replay import Trace
+from secateur.models.trace import Trace
 from secateur.progress import Progress
 from secateur.recipe import FactorStage
 from secateur.report.record import BlockRecord, FactoredLayer, FactorRecord

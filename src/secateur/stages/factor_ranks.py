@@ -15,7 +15,7 @@ from secateur.lowrank import (
 )
 from secateur.models.blocks import BlockList
 from secateur.models.device import on_device
-from secateur.models.replay import Trace
+from secateur.models.trace import Trace
 from secateur.progress import Progress
 from secateur.recipe import FactorStage
 from secateur.stages.factor_group import FactorGroup, input_root

@@ -10,8 +10,8 @@ from secateur.calibration.cross import CrossMoment
 from secateur.calibration.inputs import BlockInputs
 from secateur.calibration.observe import Sink, observed
 from secateur.calibration.statistics import InputStatistics
-from secateur.models.replay import Trace
 from secateur.models.sites import WeightSite
+from secateur.models.trace import Trace
 
 
 @dataclass(frozen=True, eq=False)

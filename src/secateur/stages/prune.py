@@ -15,8 +15,8 @@ from secateur.calibration.inputs import BlockInputs
 from secateur.calibration.statistics import RelativeError
 from secateur.models.blocks import BlockList
 from secateur.models.device import on_device
-from secateur.models.replay import Trace
 from secateur.models.sites import WeightSite
+from secateur.models.trace import Trace
 from secateur.parallel import Parallel
 from secateur.progress import Progress
 from secateur.recipe import PruneStage

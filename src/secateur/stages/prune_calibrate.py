@@ -10,7 +10,7 @@ from secateur.calibration.experts import ExpertTokens, observed_experts
 from secateur.calibration.inputs import BlockInputs
 from secateur.calibration.observe import Sink
 from secateur.calibration.statistics import InputStatistics
-from secateur.models.replay import Trace
+from secateur.models.trace import Trace
 from secateur.parallel import Parallel
 from secateur.recipe import PruneStage
 from secateur.stages.prune_parameters import site_gradients

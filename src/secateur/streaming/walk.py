@@ -9,7 +9,7 @@ from torch import nn
 
 from secateur.calibration.inputs import BlockInputs
 from secateur.models.inventory import Inventory
-from secateur.models.replay import Trace, shared_inputs_of
+from secateur.models.trace import Trace, shared_inputs_of
 from secateur.streaming.finished import BlockJournal
 from secateur.streaming.memory import return_free_memory
 from secateur.streaming.skeleton import Skeleton, release
