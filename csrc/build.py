@@ -29,11 +29,16 @@ ARCHITECTURES = "sm_80;sm_90a;compute_80"
 TORCH_TARGET_VERSION = "0x020a000000000000ULL"
 COMPILE = ["-std=c++17", "-O3", "-Xptxas", "-v", "-Xfatbin", "-compress-all"]
 COMPILE += ["-Xcompiler", "-fPIC,-fvisibility=hidden,-Wall,-Wextra,-Wno-unknown-pragmas"]
-COMPILE += ["-DUSE_CUDA", f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}", f"-I{CSRC / 'include'}"]
+COMPILE += ["-DUSE_CUDA", f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}"]
+COMPILE += [f"-I{CSRC / 'include'}", f"-I{CSRC}"]
 # torch loads its own libraries for itself only: the library has to name those it uses, and must not
 # lose the name of libtorch, through which libtorch_cuda is found where there is one.
 LINK = ["-shared", "-cudart", "static", "-Xlinker", "--exclude-libs,ALL", "-Xlinker", "-s"]
 LINK += ["-Xlinker", "--no-as-needed", "-ltorch", "-ltorch_cpu"]
+
+
+# Source files of these endings hold the instances of a kernel for one value type.
+_TYPES = {"bf16", "fp16"}
 
 
 class CannotBuildError(Exception):
@@ -152,9 +157,9 @@ def _compile(nvcc: str, torch: Path, definitions: list[str], folder: Path) -> st
         options.append(f"-gencode=arch=compute_{number},code={architecture}")
     # The longest first.
     sources = sorted(
-        [*CSRC.glob("*.cu"), *CSRC.glob("*.cpp")], key=lambda p: "skinny_" not in p.name
+        [*CSRC.rglob("*.cu"), *CSRC.rglob("*.cpp")], key=lambda p: p.stem[-4:] not in _TYPES
     )
-    objects = [folder / f"{source.name}.o" for source in sources]
+    objects = [folder / f"{s.parent.name}-{s.name}.o" for s in sources]
     commands = [
         [nvcc, *options, "-c", str(source), "-o", str(target)]
         for source, target in zip(sources, objects, strict=True)

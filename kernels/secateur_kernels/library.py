@@ -24,7 +24,7 @@ SCHEMAS = {
     "unpack24": "(Tensor data, Tensor(a!) dense, bool gate_up) -> ()",
     "sparse24_skinny": "(Tensor x, Tensor data, Tensor? bias, Tensor? residual, Tensor(a!) y, "
     "Tensor(b!)? workspace, int counters, int counter_count, bool gate_up, bool silu_and_mul, "
-    "int warps, int row_tiles, int stages, int blocks) -> ()",
+    "bool dependent, int warps, int row_tiles, int stages, int blocks) -> ()",
 }
 
 

@@ -7,6 +7,7 @@
 namespace secateur::accumulator {
 
 constexpr int items = 4;
+constexpr int tile_tokens = 8;  // n of the instruction
 
 SECATEUR_INLINE constexpr int row(int lane, int item) { return lane / 4 + 8 * (item / 2); }
 SECATEUR_INLINE constexpr int token(int lane, int item) { return 2 * (lane % 4) + item % 2; }

@@ -1,6 +1,6 @@
 // What the kernels ask of a GPU, as functions of one instruction or two each. Kernels use nothing
 // else of the hardware, so that the tests can run their source on a CPU: there
-// SECATEUR_DEVICE_HEADER names a file that emulates these functions.
+// SECATEUR_EMULATED is defined, and a file of their own emulates these functions.
 //
 // Shared memory is addressed by 32-bit addresses of the shared window. Two families of copies:
 // `copy_bulk` (sm_90 and up; an mbarrier counts its bytes) and `copy16` (cp.async, sm_80 and up).
@@ -8,8 +8,8 @@
 
 #include "secateur/common.h"
 
-#if defined(SECATEUR_DEVICE_HEADER)
-#include SECATEUR_DEVICE_HEADER
+#if defined(SECATEUR_EMULATED)
+#include "emulated/device.h"
 #else
 
 #define SECATEUR_DEVICE __device__ __forceinline__
@@ -38,6 +38,24 @@ SECATEUR_DEVICE int block() {
 }
 SECATEUR_DEVICE void sync_block() { __syncthreads(); }
 SECATEUR_DEVICE void sync_warp() { __syncwarp(); }
+
+// ---- programmatic dependent launch ------------------------------------------------------------
+
+// The kernel behind this one on the stream may start its thread blocks.
+SECATEUR_DEVICE void let_successor_start() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+// Returns when the kernel before this one has ended and its memory can be read; at once where this
+// one was not launched as a dependent. Every thread block must call it, on every path; before it
+// only weights may be read, and nothing written to global memory.
+SECATEUR_DEVICE void wait_for_predecessor() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
 
 // ---- mbarriers in shared memory -------------------------------------------------------------
 

@@ -76,6 +76,7 @@ def launch(
         counters.count,
         gate_up,
         activation == "silu_and_mul",
+        False,
         config.warps,
         config.row_tiles,
         config.stages,

@@ -19,7 +19,7 @@ CSRC = ROOT / "csrc"
 
 
 class Unpack24(ctypes.Structure):
-    """SecateurUnpack24 of csrc/include/secateur/core.h."""
+    """SecateurUnpack24 of csrc/include/secateur/core/unpack24.h."""
 
     _fields_ = (
         ("weight", c_void_p),
@@ -31,23 +31,33 @@ class Unpack24(ctypes.Structure):
     )
 
 
-class Skinny(ctypes.Structure):
-    """SecateurSparse24Skinny of csrc/include/secateur/core.h."""
+class Linear(ctypes.Structure):
+    """SecateurLinear of csrc/include/secateur/core/linear.h."""
 
     _fields_ = (
-        *((name, c_void_p) for name in ("x", "weight", "bias", "residual", "y")),
-        *((name, c_void_p) for name in ("workspace", "counters")),
-        *((name, c_int64) for name in ("workspace_bytes", "counter_count", "x_stride")),
-        *((name, c_int64) for name in ("residual_stride", "tokens", "rows", "columns")),
+        *((name, c_void_p) for name in ("x", "bias", "residual", "y")),
+        *((name, c_int64) for name in ("x_stride", "residual_stride")),
+        *((name, c_int64) for name in ("tokens", "rows", "columns")),
         *((name, c_int32) for name in ("value_type", "gate_up", "silu_and_mul")),
+        *((name, c_int32) for name in ("dependent", "device")),
+    )
+
+
+class Skinny(ctypes.Structure):
+    """SecateurSparse24Skinny of csrc/include/secateur/core/sparse24_skinny.h."""
+
+    _anonymous_ = ("linear",)
+    _fields_ = (
+        ("linear", Linear),
+        *((name, c_void_p) for name in ("weight", "workspace", "counters")),
+        *((name, c_int64) for name in ("workspace_bytes", "counter_count")),
         *((name, c_int32) for name in ("warps", "row_tiles", "stages")),
         ("blocks", c_int64),
-        ("device", c_int32),
     )
 
 
 class SkinnyNeeds(ctypes.Structure):
-    """SecateurSparse24SkinnyNeeds of csrc/include/secateur/core.h."""
+    """SecateurSparse24SkinnyNeeds of csrc/include/secateur/core/sparse24_skinny.h."""
 
     _fields_ = (
         ("workspace_bytes", c_int64),
@@ -60,6 +70,34 @@ def pointer(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
+def linear_arguments(
+    x: Tensor,
+    rows: int,
+    y: Tensor,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    gate_up: bool = False,
+    silu_and_mul: bool = False,
+    dependent: bool = False,
+) -> Linear:
+    """What every linear layer has, for a weight of `rows` rows."""
+    return Linear(
+        x=pointer(x),
+        bias=pointer(bias),
+        residual=pointer(residual),
+        y=pointer(y),
+        x_stride=x.stride(0),
+        residual_stride=0 if residual is None else residual.stride(0),
+        tokens=len(x),
+        rows=rows,
+        columns=x.shape[1],
+        value_type=0 if x.dtype == torch.bfloat16 else 1,
+        gate_up=gate_up,
+        silu_and_mul=silu_and_mul,
+        dependent=dependent,
+    )
+
+
 def skinny_arguments(
     x: Tensor,
     weight: Fragment24,
@@ -68,23 +106,15 @@ def skinny_arguments(
     bias: Tensor | None = None,
     residual: Tensor | None = None,
     silu_and_mul: bool = False,
+    dependent: bool = False,
 ) -> Skinny:
     """`tiling`: warps, row tiles, stages, blocks."""
     warps, row_tiles, stages, blocks = tiling
+    gate_up = weight.row_order == "gate_up"
+    rows = weight.shape[0]
     return Skinny(
-        x=pointer(x),
+        linear_arguments(x, rows, y, bias, residual, gate_up, silu_and_mul, dependent),
         weight=pointer(weight.data),
-        bias=pointer(bias),
-        residual=pointer(residual),
-        y=pointer(y),
-        x_stride=x.stride(0),
-        residual_stride=0 if residual is None else residual.stride(0),
-        tokens=len(x),
-        rows=weight.shape[0],
-        columns=weight.shape[1],
-        value_type=0 if x.dtype == torch.bfloat16 else 1,
-        gate_up=weight.row_order == "gate_up",
-        silu_and_mul=silu_and_mul,
         warps=warps,
         row_tiles=row_tiles,
         stages=stages,
@@ -154,12 +184,11 @@ def emulator(tmp_path_factory: pytest.TempPathFactory) -> Emulator:
         pytest.skip("needs g++")
     here = Path(__file__).parent / "emulation"
     library = tmp_path_factory.mktemp("emulation") / "libemulation.so"
-    sources = ["sparse24_skinny_arguments.cpp", "unpack24_arguments.cpp", "error_text.cpp"]
+    sources = [*CSRC.glob("*/arguments.cpp"), CSRC / "library" / "error_text.cpp"]
     command: list[Any] = [compiler, "-std=c++17", "-O1", "-fPIC", "-shared", "-o", library]
     command += ["-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
-    command += ['-DSECATEUR_DEVICE_HEADER="emulated_device.h"']
-    command += [f"-I{CSRC / 'include'}", f"-I{CSRC}", f"-I{here}", here / "emulate.cpp"]
-    command += [CSRC / source for source in sources]
+    command += ["-DSECATEUR_EMULATED", f"-I{CSRC / 'include'}", f"-I{CSRC}", f"-I{here}"]
+    command += [*here.glob("*.cpp"), *sources]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return Emulator(library)

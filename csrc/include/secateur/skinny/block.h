@@ -22,6 +22,8 @@ SECATEUR_DEVICE void run_block(const Problem& problem, uint32_t shared) {
     device::barrier_init_fence();
   }
   device::sync_block();
+  device::let_successor_start();
+  device::wait_for_predecessor();
   if (warp == problem.warps) {
     produce<Shape, Bulk>(problem, ring, lane);
   } else {

@@ -4,8 +4,8 @@
 
 #include "secateur/accumulator.h"
 #include "secateur/device.h"
-#include "secateur/skinny/output.h"
 #include "secateur/skinny/problem.h"
+#include "secateur/write_tile.h"
 
 namespace secateur::skinny {
 
@@ -120,7 +120,7 @@ SECATEUR_DEVICE bool reduce(Sums<Shape>& sums, const Problem& problem, int row_b
 template <typename Value, typename Shape>
 SECATEUR_DEVICE void consume(const Problem& problem, Ring ring, int warp, int lane) {
   const Schedule& schedule = problem.schedule;
-  const int all_tiles = fragment24::panels(problem.rows) * fragment24::tiles_per_unit;
+  const int all_tiles = fragment24::panels(problem.output.rows) * fragment24::tiles_per_unit;
   const uint32_t my_weights = warp * Shape::row_tiles * fragment24::tile_bytes;
   const uint32_t x = problem.block_panels * fragment24::unit_bytes;
   int unit = schedule.first_unit(device::block());
@@ -149,7 +149,7 @@ SECATEUR_DEVICE void consume(const Problem& problem, Ring ring, int warp, int la
     }
 #pragma unroll
     for (int r = 0; r < Shape::row_tiles; ++r) {
-      write_tile<Value>(problem, tile + r, sums[r]);
+      write_tile<Value>(problem.output, tile + r, 0, sums[r]);
       // One sub-tile after the other: their addresses together do not fit into registers.
       device::sync_warp();
     }

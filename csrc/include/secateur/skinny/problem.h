@@ -3,6 +3,7 @@
 
 #include "secateur/common.h"
 #include "secateur/fragment24.h"
+#include "secateur/output.h"
 #include "secateur/schedule.h"
 #include "secateur/x_tile.h"
 
@@ -21,21 +22,13 @@ constexpr int max_stages = 16;
 struct Problem {
   const void* x;           // [tokens, columns], the last dimension contiguous
   const uint8_t* weight;   // fragment order, 16-byte aligned
-  const void* bias;        // [rows] or null
-  const void* residual;    // [tokens, output columns] or null, the last dimension contiguous
-  void* y;                 // [tokens, output columns], contiguous
   float* workspace;        // schedule().slots() * slot_floats, 16-byte aligned
   uint32_t* counters;      // row blocks * warps, zero before and after
   int64_t x_stride;        // elements from row to row
-  int64_t residual_stride;
-  int tokens;
-  int rows;
-  int columns;
-  bool gate_up;       // row order of the weight
-  bool silu_and_mul;  // needs gate_up
-  bool x_aligned;     // rows of x start at multiples of 16 bytes
-  bool paired;        // rows of y and residual start at multiples of 4 bytes
-  int warps;          // that multiply
+  Output output;
+  int columns;     // of x
+  bool x_aligned;  // rows of x start at multiples of 16 bytes
+  int warps;       // that multiply
   int stages;
   // What follows from the shape and the configuration, here because the kernel reads it from
   // constant memory without a register.

@@ -53,7 +53,7 @@ SECATEUR_DEVICE void fetch_x(uint32_t target, const Problem& problem, int step, 
   for (int i = 0; i < chunks; i += warp_lanes) {
     const int token = (i + lane) / x_tile::chunks, chunk = (i + lane) % x_tile::chunks;
     const int column = step * x_tile::columns + chunk * x_tile::chunk_columns;
-    const int valid = token < problem.tokens ? x_tile::valid_bytes(column, problem.columns) : 0;
+    const int valid = token < problem.output.tokens ? x_tile::valid_bytes(column, problem.columns) : 0;
     const uint32_t place = target + x_tile::chunk_offset(token, chunk);
     const uint16_t* source = static_cast<const uint16_t*>(problem.x);
     if (valid > 0) source += token * problem.x_stride + column;
@@ -69,7 +69,7 @@ template <typename Shape, bool Bulk>
 SECATEUR_DEVICE void produce(const Problem& problem, Ring ring, int lane) {
   const Schedule& schedule = problem.schedule;
   const int panels = problem.block_panels;
-  const int all_panels = fragment24::panels(problem.rows);
+  const int all_panels = fragment24::panels(problem.output.rows);
   const int64_t panel_stride = fragment24::unit_offset(1, 0, schedule.steps);
   const uint64_t policy = device::read_once_policy();
   const int end = schedule.first_unit(device::block() + 1);

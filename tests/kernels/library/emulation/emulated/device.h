@@ -5,7 +5,7 @@
 #include <cmath>
 #include <cstring>
 
-#include "machine.h"
+#include "emulated/machine.h"
 #include "secateur/common.h"
 
 #define SECATEUR_DEVICE inline
@@ -26,6 +26,9 @@ inline void sync_warp() {
     for (int i = 0; i < 32; ++i) out[i] = 0;
   });
 }
+
+inline void let_successor_start() {}
+inline void wait_for_predecessor() { machine().wait_for_predecessor(); }
 
 inline void barrier_init(uint32_t barrier, int count) { machine().init_barrier(barrier, count); }
 inline void barrier_init_fence() {}

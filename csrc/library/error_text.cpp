@@ -1,5 +1,5 @@
 // What the library's own codes mean.
-#include "error_text.h"
+#include "library/error_text.h"
 
 #include "secateur/core.h"
 

@@ -3,19 +3,20 @@
 
 #include "secateur/accumulator.h"
 #include "secateur/device.h"
-#include "secateur/skinny/problem.h"
+#include "secateur/fragment24.h"
+#include "secateur/output.h"
 
-namespace secateur::skinny {
+namespace secateur {
 
 SECATEUR_DEVICE float silu(float v) {
   return v * device::reciprocal(1.0f + device::exponential(-v));
 }
 
 template <typename Value>
-SECATEUR_DEVICE float bias_of(const Problem& problem, int64_t row) {
-  if (problem.bias == nullptr || row >= problem.rows) return 0.0f;
+SECATEUR_DEVICE float bias_of(const Output& output, int64_t row) {
+  if (output.bias == nullptr || row >= output.rows) return 0.0f;
   return device::unpack<Value>(
-      device::load<uint16_t>(static_cast<const uint16_t*>(problem.bias) + row));
+      device::load<uint16_t>(static_cast<const uint16_t*>(output.bias) + row));
 }
 
 // Where a lane reads and writes after the transposition: two neighbouring columns of one token of
@@ -27,11 +28,11 @@ struct Place {
   int columns;  // of y and the residual
 
   SECATEUR_INLINE bool exists(int n) const {
-    return column < columns && token + n * x_tile::tile_tokens < tokens;
+    return column < columns && token + n * accumulator::tile_tokens < tokens;
   }
   SECATEUR_INLINE bool both() const { return column + 1 < columns; }
   SECATEUR_INLINE int64_t offset(int n, int64_t stride) const {
-    return (token + n * x_tile::tile_tokens) * stride + column;
+    return (token + n * accumulator::tile_tokens) * stride + column;
   }
 };
 
@@ -72,20 +73,19 @@ SECATEUR_DEVICE void write_pairs(const uint32_t (&pairs)[TokenTiles], const Plac
   }
 }
 
-// Eight columns of y from `column` on, for all tokens: `value(n, i)` is the sum of token tile n and
-// the lane's token i of two. A lane brings two tokens of one column, and gets two columns of one
+// Eight columns of y from `column` on, for the tokens from `first_token` on: `value(n, i)` is the sum
+// of token tile n and the lane's token i of two. A lane brings two tokens of one column, and gets two columns of one
 // token by transposition.
 template <typename Value, int TokenTiles, typename Sum>
-SECATEUR_DEVICE void write_eight_columns(const Problem& problem, int64_t column,
+SECATEUR_DEVICE void write_eight_columns(const Output& output, int64_t column, int first_token,
                                          const Sum& value) {
   const int lane = device::lane();
-  const int columns = output_columns(problem.rows, problem.silu_and_mul);
-  const Place place{accumulator::transposed_token(lane),
-                    column + accumulator::transposed_row(lane), problem.tokens, columns};
+  const Place place{first_token + accumulator::transposed_token(lane),
+                    column + accumulator::transposed_row(lane), output.tokens, output.columns()};
   uint32_t pairs[TokenTiles] = {};
-  if (problem.residual != nullptr) {
-    read_pairs(pairs, place, static_cast<const uint16_t*>(problem.residual),
-               problem.residual_stride, problem.paired);
+  if (output.residual != nullptr) {
+    read_pairs(pairs, place, static_cast<const uint16_t*>(output.residual),
+               output.residual_stride, output.paired);
 #pragma unroll
     for (int n = 0; n < TokenTiles; ++n) pairs[n] = device::transpose8x8(pairs[n]);
 #pragma unroll
@@ -101,31 +101,31 @@ SECATEUR_DEVICE void write_eight_columns(const Problem& problem, int64_t column,
   }
 #pragma unroll
   for (int n = 0; n < TokenTiles; ++n) pairs[n] = device::transpose8x8(pairs[n]);
-  write_pairs(pairs, place, static_cast<uint16_t*>(problem.y), problem.paired);
+  write_pairs(pairs, place, static_cast<uint16_t*>(output.y), output.paired);
 }
 
-// A warp's sums of one sub-tile of rows.
+// A warp's sums of one sub-tile of rows, for the tokens from `first_token` on.
 template <typename Value, int TokenTiles>
-SECATEUR_DEVICE void write_tile(const Problem& problem, int64_t tile,
+SECATEUR_DEVICE void write_tile(const Output& output, int64_t tile, int first_token,
                                 const float (&sums)[TokenTiles][accumulator::items]) {
   using fragment24::logical_row;
-  if (tile * fragment24::tile_rows >= problem.rows) return;  // padding to 64 rows
+  if (tile * fragment24::tile_rows >= output.rows) return;  // padding to 64 rows
   const int lane = device::lane();
   const int row = accumulator::row(lane, 0);
-  const int64_t upper = logical_row(tile, row, problem.rows, problem.gate_up);
-  const int64_t lower = logical_row(tile, row + 8, problem.rows, problem.gate_up);
-  const float upper_bias = bias_of<Value>(problem, upper);
-  const float lower_bias = bias_of<Value>(problem, lower);
-  if (problem.silu_and_mul) {
-    write_eight_columns<Value, TokenTiles>(problem, tile * 8, [&](int n, int i) {
+  const int64_t upper = logical_row(tile, row, output.rows, output.gate_up);
+  const int64_t lower = logical_row(tile, row + 8, output.rows, output.gate_up);
+  const float upper_bias = bias_of<Value>(output, upper);
+  const float lower_bias = bias_of<Value>(output, lower);
+  if (output.silu_and_mul) {
+    write_eight_columns<Value, TokenTiles>(output, tile * 8, first_token, [&](int n, int i) {
       return silu(sums[n][i] + upper_bias) * (sums[n][2 + i] + lower_bias);
     });
     return;
   }
-  write_eight_columns<Value, TokenTiles>(problem, upper - row,
+  write_eight_columns<Value, TokenTiles>(output, upper - row, first_token,
                                          [&](int n, int i) { return sums[n][i] + upper_bias; });
   write_eight_columns<Value, TokenTiles>(
-      problem, lower - row, [&](int n, int i) { return sums[n][2 + i] + lower_bias; });
+      output, lower - row, first_token, [&](int n, int i) { return sums[n][2 + i] + lower_bias; });
 }
 
-}  // namespace secateur::skinny
+}  // namespace secateur

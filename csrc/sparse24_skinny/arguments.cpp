@@ -1,5 +1,5 @@
 // What secateur_sparse24_skinny accepts and needs: no CUDA in here.
-#include "sparse24_skinny_arguments.h"
+#include "sparse24_skinny/arguments.h"
 
 using namespace secateur;
 using namespace secateur::skinny;
@@ -9,7 +9,7 @@ int secateur_sparse24_skinny_needs(const SecateurSparse24Skinny* a,
   if (a == nullptr || needs == nullptr) return SECATEUR_NULL_POINTER;
   if (const int error = check_configuration(*a)) return error;
   const Schedule plan = problem_of(*a).schedule;
-  const int tiles = token_tiles(a->tokens);
+  const int tiles = token_tiles(a->linear.tokens);
   const int64_t slots = plan.slots();
   needs->workspace_bytes = slots * slot_floats(a->warps, a->row_tiles, tiles) * 4;
   needs->counter_count = slots == 0 ? 0 : plan.row_blocks * a->warps;

@@ -1,14 +1,8 @@
 // What secateur_unpack24 accepts: no CUDA in here.
-#include "secateur/common.h"
-#include "secateur/core.h"
+#include "library/linear_arguments.h"
+#include "secateur/core/unpack24.h"
 
-namespace {
-
-bool aligned(const void* pointer, int bytes) {
-  return reinterpret_cast<uintptr_t>(pointer) % bytes == 0;
-}
-
-}  // namespace
+using secateur::aligned;
 
 int secateur_unpack24_check(const SecateurUnpack24* a) {
   if (a == nullptr || a->weight == nullptr || a->dense == nullptr) return SECATEUR_NULL_POINTER;

@@ -1,7 +1,7 @@
 // secateur_unpack24: checks, launch.
 #include <cuda_runtime.h>
 
-#include "device_guard.h"
+#include "library/device_guard.h"
 #include "secateur/core.h"
 #include "secateur/unpack24.h"
 

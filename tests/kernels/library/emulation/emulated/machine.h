@@ -1,6 +1,7 @@
-// A thread block on a CPU: every thread is a coroutine, and one schedule of many, drawn from a
-// seed, decides who goes on and when copies land. It reports what a GPU would not: deadlocks,
-// lanes that diverge within a warp, accesses outside of what was given, copies nobody waited for.
+// A cluster of thread blocks on a CPU, most often of one: every thread is a coroutine, and one
+// schedule of many, drawn from a seed, decides who goes on and when copies land. It reports what a
+// GPU would not: deadlocks, lanes that diverge within a warp, accesses outside of what was given or
+// before the kernel in front has ended, copies nobody waited for.
 #pragma once
 
 #include <ucontext.h>
@@ -20,7 +21,9 @@ namespace emulation {
 
 constexpr int lanes = 32;
 constexpr uint8_t poison = 0xFF;  // NaN as a value, illegal as metadata
+// Where a thread block sees its own shared memory, and where it is in the cluster's window.
 constexpr uint32_t shared_base = 1 << 20;
+constexpr uint32_t window(int rank) { return shared_base + ((rank + 1) << 24); }
 
 struct Barrier {
   int count = 0;
@@ -36,7 +39,8 @@ struct Barrier {
   }
 };
 
-// A copy under way, or the arrival that follows a thread's copies.
+// A copy under way, or the arrival that follows a thread's copies. Addresses are in the cluster's
+// window.
 struct Landing {
   uint32_t target = 0;
   const uint8_t* source = nullptr;
@@ -57,25 +61,36 @@ struct Collective {
 
 class Machine {
  public:
-  Machine(int threads, int shared_bytes, uint64_t seed)
-      : random_(seed), threads_(threads), shared_(shared_bytes, poison) {}
+  // `threads` and `shared_bytes` are a thread block's.
+  Machine(int threads, int shared_bytes, uint64_t seed, int cluster = 1)
+      : random_(seed),
+        threads_(threads),
+        cluster_(cluster),
+        shared_(cluster, std::vector<uint8_t>(shared_bytes, poison)) {}
 
   static Machine*& current() {
     static Machine* machine = nullptr;
     return machine;
   }
 
-  void allow(const void* start, int64_t bytes, bool writable) {
+  // `early`: may be read before the kernel in front has ended.
+  void allow(const void* start, int64_t bytes, bool writable, bool early = false) {
     if (start != nullptr && bytes > 0) {
-      regions_.push_back({reinterpret_cast<uintptr_t>(start), bytes, writable});
+      regions_.push_back({reinterpret_cast<uintptr_t>(start), bytes, writable, early});
     }
   }
 
+  // Launched as a dependent: the kernel in front ends some time after the first thread waits for it.
+  void launch_dependent() { dependent_ = true; }
+
+  // Runs the thread blocks of a cluster; `block` is the first of them.
   void run(int block, const std::function<void()>& body);
 
   // ---- for the emulated instructions ----
-  int thread() const { return running_; }
-  int block() const { return block_; }
+  int thread() const { return running_ % threads_; }
+  int rank() const { return running_ / threads_; }
+  int cluster() const { return cluster_; }
+  int block() const { return block_ + rank(); }
   void yield() { swapcontext(&fibers_[running_].context, &scheduler_); }
   void fail(const std::string& message) {
     if (running_ < 0) throw std::runtime_error(message + ", when a copy landed");
@@ -84,12 +99,28 @@ class Machine {
   }
   void advance() { progress_ = true; }
 
+  // The same bytes as the thread block `rank` of the cluster sees them, for any thread of it.
+  uint32_t map_shared(uint32_t address, int rank) {
+    if (address < shared_base || address >= window(0)) fail("mapa: not an address of its own block");
+    if (rank < 0 || rank >= cluster_) fail("mapa: no such thread block in the cluster");
+    return address - shared_base + window(rank);
+  }
+  // An address of its own thread block as one of the cluster's window.
+  uint32_t in_window(uint32_t address) {
+    return address < window(0) && running_ >= 0 ? address - shared_base + window(rank()) : address;
+  }
+
   uint8_t* shared(uint32_t address, int bytes) {
-    if (address < shared_base || address + bytes > shared_base + shared_.size()) {
-      fail("shared memory: access outside at " + std::to_string(address - shared_base));
+    const uint32_t mapped = in_window(address);
+    const int64_t place = static_cast<int64_t>(mapped) - window(0);
+    const int64_t owner = place >> 24, offset = place & ((1 << 24) - 1);
+    if (place < 0 || owner >= cluster_ ||
+        offset + bytes > static_cast<int64_t>(shared_[owner].size())) {
+      fail("shared memory: access outside at " + std::to_string(offset));
     }
-    if (address % bytes != 0) fail("shared memory: misaligned access");
-    return shared_.data() + (address - shared_base);
+    if (mapped % bytes != 0) fail("shared memory: misaligned access");
+    if (exited_[owner] == threads_) fail("shared memory of a thread block that has left");
+    return shared_[owner].data() + offset;
   }
 
   template <typename T>
@@ -104,6 +135,9 @@ class Machine {
     for (const Region& region : regions_) {
       if (at >= region.start && at + bytes <= region.start + region.bytes &&
           (region.writable || !write)) {
+        if (!predecessor_ended_ && (write || !region.early)) {
+          fail("global: access before the kernel in front has ended");
+        }
         return;
       }
     }
@@ -113,13 +147,13 @@ class Machine {
 
   Barrier& barrier(uint32_t address) {
     shared(address, 8);
-    const auto found = barriers_.find(address);
+    const auto found = barriers_.find(in_window(address));
     if (found == barriers_.end()) fail("an mbarrier that was not initialised");
     return found->second;
   }
   void init_barrier(uint32_t address, int count) {
     shared(address, 8);
-    barriers_[address] = {count, count, 0, 0};
+    barriers_[in_window(address)] = {count, count, 0, 0};
   }
   void arrive(uint32_t address) {
     Barrier& b = barrier(address);
@@ -133,12 +167,14 @@ class Machine {
     if (landing.valid > 0) check_global(landing.source, landing.valid, false);
     shared(landing.target, 16);
     shared(landing.target + landing.bytes - 16, 16);
-    std::memset(shared_.data() + (landing.target - shared_base), poison, landing.bytes);
+    landing.target = in_window(landing.target);
+    if (landing.barrier != 0) landing.barrier = in_window(landing.barrier);
+    std::memset(shared(landing.target, 1), poison, landing.bytes);
     (bulk ? bulk_ : queues_[running_]).push_back(landing);
   }
   void arrive_after_copies(uint32_t barrier) {
     Landing landing;
-    landing.barrier = barrier;
+    landing.barrier = in_window(barrier);
     landing.arrives = true;
     queues_[running_].push_back(landing);
   }
@@ -151,7 +187,7 @@ class Machine {
   Out collective(const char* name, const In& in, const Compute& compute) {
     static_assert(sizeof(In) <= 64 && sizeof(Out) <= 64, "slots");
     Collective& c = collectives_[running_ / lanes];
-    const int lane = running_ % lanes;
+    const int lane = thread() % lanes;
     if (c.arrived == 0) {
       c.name = name;
     } else if (c.name != name) {
@@ -176,15 +212,17 @@ class Machine {
     return out;
   }
 
-  void sync_block() {
-    const int generation = block_generation_;
-    if (++block_arrived_ == threads_) {
-      block_arrived_ = 0;
-      ++block_generation_;
-      advance();
-    } else {
-      while (block_generation_ == generation) yield();
-    }
+  void sync_block() { wait(block_syncs_[rank()], arrive(block_syncs_[rank()], threads_)); }
+
+  // The two halves of a barrier over the whole cluster.
+  void cluster_arrive() {
+    cluster_tokens_[running_] = arrive(cluster_sync_, cluster_ * threads_);
+  }
+  void cluster_wait() { wait(cluster_sync_, cluster_tokens_[running_]); }
+
+  void wait_for_predecessor() {
+    waited_[rank()] = true;
+    while (!predecessor_ended_) yield();
   }
 
  private:
@@ -192,6 +230,11 @@ class Machine {
     uintptr_t start;
     int64_t bytes;
     bool writable;
+    bool early;
+  };
+  struct Sync {
+    int arrived = 0;
+    int generation = 0;
   };
   struct Fiber {
     ucontext_t context;
@@ -205,8 +248,22 @@ class Machine {
     (*m.body_)();
     if (!m.queues_[m.running_].empty()) m.fail("a thread left with copies under way");
     m.fibers_[m.running_].done = true;
+    ++m.exited_[m.rank()];
     m.advance();
     while (true) m.yield();
+  }
+
+  int arrive(Sync& sync, int threads) {
+    const int generation = sync.generation;
+    if (++sync.arrived == threads) {
+      sync.arrived = 0;
+      ++sync.generation;
+    }
+    advance();
+    return generation;
+  }
+  void wait(const Sync& sync, int generation) {
+    while (sync.generation == generation) yield();
   }
 
   // Some of what is under way lands: of each thread in order, across threads in any order.
@@ -218,7 +275,7 @@ class Machine {
         arrive(landing.barrier);
         continue;
       }
-      uint8_t* target = shared_.data() + (landing.target - shared_base);
+      uint8_t* target = shared(landing.target, 1);
       std::memset(target, 0, landing.bytes);
       if (landing.valid > 0) std::memcpy(target, landing.source, landing.valid);
       if (landing.counted > 0) {
@@ -232,7 +289,8 @@ class Machine {
 
   std::mt19937_64 random_;
   int threads_;
-  std::vector<uint8_t> shared_;
+  int cluster_;
+  std::vector<std::vector<uint8_t>> shared_;  // a thread block each
   std::vector<Region> regions_;
   std::vector<Fiber> fibers_;
   std::vector<Collective> collectives_;
@@ -243,8 +301,13 @@ class Machine {
   const std::function<void()>* body_ = nullptr;
   int running_ = 0;
   int block_ = 0;
-  int block_arrived_ = 0;
-  int block_generation_ = 0;
+  std::vector<Sync> block_syncs_;
+  Sync cluster_sync_;
+  std::vector<int> cluster_tokens_;
+  std::vector<int> exited_;  // threads of each thread block
+  std::vector<bool> waited_;
+  bool dependent_ = false;
+  bool predecessor_ended_ = true;
   bool progress_ = false;
   std::string error_;
 };
@@ -254,10 +317,17 @@ inline void Machine::run(int block, const std::function<void()>& body) {
   block_ = block;
   body_ = &body;
   barriers_.clear();
-  std::fill(shared_.begin(), shared_.end(), poison);
-  fibers_ = std::vector<Fiber>(threads_);
-  collectives_ = std::vector<Collective>(threads_ / lanes);
-  queues_ = std::vector<std::deque<Landing>>(threads_);
+  for (auto& memory : shared_) std::fill(memory.begin(), memory.end(), poison);
+  const int threads = cluster_ * threads_;
+  fibers_ = std::vector<Fiber>(threads);
+  collectives_ = std::vector<Collective>(threads / lanes);
+  queues_ = std::vector<std::deque<Landing>>(threads);
+  block_syncs_ = std::vector<Sync>(cluster_);
+  cluster_sync_ = {};
+  cluster_tokens_ = std::vector<int>(threads);
+  exited_ = std::vector<int>(cluster_);
+  waited_ = std::vector<bool>(cluster_);
+  predecessor_ended_ = !dependent_;
   bulk_.clear();
   for (Fiber& fiber : fibers_) {
     fiber.stack.reset(new char[stack_bytes]);
@@ -271,14 +341,17 @@ inline void Machine::run(int block, const std::function<void()>& body) {
   while (error_.empty()) {
     bool all_done = bulk_.empty();
     progress_ = false;
-    for (int turn = 0; turn < threads_ / lanes; ++turn) {
-      const int warp = random_() % (threads_ / lanes);
+    for (int turn = 0; turn < threads / lanes; ++turn) {
+      const int warp = random_() % (threads / lanes);
       for (int i = 0; i < lanes && error_.empty(); ++i) {
         running_ = warp * lanes + i;
         if (!fibers_[running_].done) swapcontext(&scheduler_, &fibers_[running_].context);
       }
     }
     running_ = -1;
+    for (const bool waited : waited_) {
+      if (waited && !predecessor_ended_ && random_() % 8 == 0) predecessor_ended_ = progress_ = true;
+    }
     land(bulk_);
     for (auto& queue : queues_) {
       land(queue);
@@ -288,7 +361,12 @@ inline void Machine::run(int block, const std::function<void()>& body) {
     if (all_done) break;
     // Random turns may miss the one warp that can go on; a hundred rounds do not.
     idle = progress_ ? 0 : idle + 1;
-    if (idle > 100 + 20 * threads_ / lanes) error_ = "deadlock";
+    if (idle > 100 + 20 * threads / lanes) error_ = "deadlock";
+  }
+  for (const bool waited : waited_) {
+    if (error_.empty() && dependent_ && !waited) {
+      error_ = "a thread block left that never waited for the kernel in front";
+    }
   }
   current() = nullptr;
   if (!error_.empty()) throw std::runtime_error(error_);

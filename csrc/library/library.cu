@@ -1,8 +1,8 @@
 // What the library says about itself, and what its codes mean.
 #include <cuda_runtime.h>
 
-#include "device_guard.h"
-#include "error_text.h"
+#include "library/device_guard.h"
+#include "library/error_text.h"
 #include "secateur/core.h"
 
 // setup.py defines these.

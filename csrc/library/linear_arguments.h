@@ -1,0 +1,58 @@
+// From the C interface's description of a linear layer to the kernels', with all checks of it that
+// need no device.
+#pragma once
+
+#include "secateur/core/linear.h"
+#include "secateur/output.h"
+
+namespace secateur {
+
+inline bool aligned(const void* pointer, int bytes) {
+  return reinterpret_cast<uintptr_t>(pointer) % bytes == 0;
+}
+
+inline Output output_of(const SecateurLinear& a) {
+  Output o{};
+  o.bias = a.bias;
+  o.residual = a.residual;
+  o.y = a.y;
+  o.residual_stride = a.residual_stride;
+  o.tokens = static_cast<int>(a.tokens);
+  o.rows = static_cast<int>(a.rows);
+  o.gate_up = a.gate_up != 0;
+  o.silu_and_mul = a.silu_and_mul != 0;
+  o.paired = o.columns() % 2 == 0 && aligned(a.y, 4) &&
+             (a.residual == nullptr || (aligned(a.residual, 4) && a.residual_stride % 2 == 0));
+  return o;
+}
+
+// Whether rows of x start at multiples of 16 bytes.
+inline bool x_is_aligned(const SecateurLinear& a) {
+  return aligned(a.x, 16) && (a.tokens == 1 || a.x_stride % 8 == 0);
+}
+
+// `column_step`: what columns must be a multiple of.
+inline int check_shape(const SecateurLinear& a, int column_step, int64_t max_tokens) {
+  if (a.rows < 1 || a.columns < column_step || a.columns % column_step != 0 ||
+      a.rows > max_size || a.columns > max_size) {
+    return SECATEUR_BAD_SHAPE;
+  }
+  if (a.tokens < 1 || a.tokens > max_tokens) return SECATEUR_BAD_TOKENS;
+  if (a.gate_up && a.rows % 16 != 0) return SECATEUR_BAD_ROW_ORDER;
+  if (a.silu_and_mul && !a.gate_up) return SECATEUR_BAD_ACTIVATION;
+  if (a.value_type != SECATEUR_BF16 && a.value_type != SECATEUR_FP16) {
+    return SECATEUR_BAD_VALUE_TYPE;
+  }
+  return SECATEUR_OK;
+}
+
+inline int check_pointers(const SecateurLinear& a) {
+  if (a.x == nullptr || a.y == nullptr) return SECATEUR_NULL_POINTER;
+  if (!aligned(a.x, 2) || !aligned(a.y, 2) || !aligned(a.bias, 2) || !aligned(a.residual, 2)) {
+    return SECATEUR_MISALIGNED;
+  }
+  // Rows may overlap: they are only read.
+  return a.x_stride < 0 || a.residual_stride < 0 ? SECATEUR_BAD_STRIDE : SECATEUR_OK;
+}
+
+}  // namespace secateur

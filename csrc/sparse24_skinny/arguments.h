@@ -1,0 +1,54 @@
+// From the C interface's arguments to the kernel's, with all checks that need no device.
+#pragma once
+
+#include "library/linear_arguments.h"
+#include "secateur/core/sparse24_skinny.h"
+#include "secateur/skinny/problem.h"
+
+namespace secateur::skinny {
+
+// Groups of eight tokens that are computed.
+inline int token_tiles(int64_t tokens) {
+  return tokens <= 8 ? 1 : tokens <= 16 ? 2 : tokens <= 32 ? 4 : 8;
+}
+
+// What the kernel receives; the configuration must be sound.
+inline Problem problem_of(const SecateurSparse24Skinny& a) {
+  Problem p{};
+  p.x = a.linear.x;
+  p.weight = static_cast<const uint8_t*>(a.weight);
+  p.workspace = static_cast<float*>(a.workspace);
+  p.counters = static_cast<uint32_t*>(a.counters);
+  p.x_stride = a.linear.x_stride;
+  p.output = output_of(a.linear);
+  p.columns = static_cast<int>(a.linear.columns);
+  p.x_aligned = x_is_aligned(a.linear);
+  p.warps = a.warps;
+  p.stages = a.stages;
+  p.schedule =
+      schedule(p.output.rows, p.columns, a.warps, a.row_tiles, static_cast<int>(a.blocks));
+  p.block_panels = block_panels(a.warps, a.row_tiles);
+  p.stage_bytes = stage_bytes(a.warps, a.row_tiles, token_tiles(a.linear.tokens));
+  return p;
+}
+
+inline int check_configuration(const SecateurSparse24Skinny& a) {
+  if (const int error = check_shape(a.linear, 4, max_tokens)) return error;
+  if (a.warps < 1 || a.warps > max_warps(a.row_tiles, token_tiles(a.linear.tokens)) ||
+      (a.row_tiles != 2 && a.row_tiles != 4) ||
+      a.warps * a.row_tiles % fragment24::tiles_per_unit != 0) {
+    return SECATEUR_BAD_TILES;
+  }
+  if (a.stages < min_stages || a.stages > max_stages) return SECATEUR_BAD_STAGES;
+  const Schedule plan = problem_of(a).schedule;
+  return Schedule::fits(plan.row_blocks, plan.steps, a.blocks) ? SECATEUR_OK : SECATEUR_BAD_BLOCKS;
+}
+
+inline int check_pointers(const SecateurSparse24Skinny& a) {
+  if (a.weight == nullptr) return SECATEUR_NULL_POINTER;
+  if (const int error = secateur::check_pointers(a.linear)) return error;
+  const bool fits = aligned(a.weight, 16) && aligned(a.workspace, 16) && aligned(a.counters, 4);
+  return fits ? SECATEUR_OK : SECATEUR_MISALIGNED;
+}
+
+}  // namespace secateur::skinny

@@ -1,0 +1,43 @@
+// torch.ops.secateur_cuda.sparse24_skinny.
+#include "library/registration.h"
+
+namespace {
+
+using namespace secateur::registration;
+
+void sparse24_skinny(const Tensor& x, const Tensor& data, const std::optional<Tensor>& bias,
+                     const std::optional<Tensor>& residual, Tensor y,
+                     std::optional<Tensor> workspace, int64_t counters, int64_t counter_count,
+                     bool gate_up, bool silu_and_mul, bool dependent, int64_t warps,
+                     int64_t row_tiles, int64_t stages, int64_t blocks) {
+  SecateurSparse24Skinny a{};
+  a.linear = linear_of(x, bias, residual, y, gate_up, silu_and_mul, dependent);
+  check_weight(data, a.linear.rows, a.linear.columns);
+  check_same_device(data, "data", a.linear.device);
+  a.weight = data.const_data_ptr();
+  if (workspace) {
+    check_same_device(*workspace, "workspace", a.linear.device);
+    a.workspace = workspace->mutable_data_ptr();
+    a.workspace_bytes = workspace->numel() * static_cast<int64_t>(workspace->element_size());
+  }
+  a.counters = reinterpret_cast<void*>(counters);
+  a.counter_count = counter_count;
+  a.warps = static_cast<int32_t>(warps);
+  a.row_tiles = static_cast<int32_t>(row_tiles);
+  a.stages = static_cast<int32_t>(stages);
+  a.blocks = blocks;
+  check(secateur_sparse24_skinny(&a, current_stream(a.linear.device)));
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_FRAGMENT(secateur_cuda, library) {
+  library.def(
+      "sparse24_skinny(Tensor x, Tensor data, Tensor? bias, Tensor? residual, Tensor(a!) y, "
+      "Tensor(b!)? workspace, int counters, int counter_count, bool gate_up, bool silu_and_mul, "
+      "bool dependent, int warps, int row_tiles, int stages, int blocks) -> ()");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(secateur_cuda, CUDA, library) {
+  library.impl("sparse24_skinny", TORCH_BOX(&sparse24_skinny));
+}

@@ -1,0 +1,11 @@
+// The skinny kernel for bf16 weights.
+#include "sparse24_skinny/launch.h"
+
+namespace secateur::skinny {
+
+int launch_bf16(const Problem& problem, int row_tiles, bool dependent, int device,
+                cudaStream_t stream) {
+  return launch_shape<Bf16>(problem, row_tiles, dependent, device, stream);
+}
+
+}  // namespace secateur::skinny
