@@ -7,6 +7,7 @@ Plain Wanda and dense are measured first; figures are shares of the gap in log-p
 them that is closed. Nothing is timed, so the machine may have other work.
 """
 
+import json
 from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from bench.records import append_record
+from bench.records import RESULTS, append_record
 from bench.teacher_inputs import TeacherInputs, prune_with_teacher
 from bench.trials import Bench
 from secateur.calibration.tokens import tokens_from_tensor
@@ -144,6 +145,18 @@ def errors(report: Report) -> dict[str, float]:
     }
 
 
+def recorded(facts: dict[str, Any], folder: Path = RESULTS) -> set[tuple[str, str]]:
+    """(question, answer) of the rows that have a record for the model and texts of `facts`."""
+    path = folder / "ablation.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    same = [name for name in facts if name != "num_samples"]
+    return {
+        (record["question"], record["answer"])
+        for record in map(json.loads, lines)
+        if all(record[name] == facts[name] for name in same)
+    }
+
+
 def main(
     texts: Annotated[Path, typer.Option(help="Made by bench.texts.")],
     model: Annotated[str, typer.Option(help="Model folder.")] = "examples/books-8m",
@@ -155,11 +168,14 @@ def main(
     questions: Annotated[
         str | None, typer.Option(help="Only these, between semicolons.", show_default=False)
     ] = None,
+    missing: Annotated[bool, typer.Option("--missing", help="Only what has no record.")] = False,
 ) -> None:
     bench = Bench(model, calibration, texts, num_samples, windows)
     wanted = [name.strip() for name in questions.split(";")] if questions else None
+    done = recorded(bench.facts) if missing else set()
     for trial in trials():
-        if wanted is None or trial.question in wanted:
+        asked = wanted is None or trial.question in wanted
+        if asked and (trial.question, trial.answer) not in done:
             record = run(bench, trial)
             append_record("ablation", record)
             closed = record["gap_closed"]

@@ -1,5 +1,6 @@
 """What the measurements of the regional method rest on: reference, texts, shares, experiment."""
 
+import json
 from copy import deepcopy
 from pathlib import Path
 
@@ -144,3 +145,15 @@ def test_teacher_on_pruned_inputs_is_the_librarys_way() -> None:
     mine, other = (model.model.layers[0].parameters() for model in (ours, theirs))
     for left, right in zip(mine, other, strict=True):
         torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-5)
+
+
+def test_rows_with_a_record_of_the_same_texts_can_be_left_out(tmp_path: Path) -> None:
+    facts = {"model": "m", "num_samples": 64, "windows": 24}
+    rows = [
+        {**facts, "question": "alpha", "answer": "1", "num_samples": 16},
+        {**facts, "question": "alpha", "answer": "10", "windows": 96},
+    ]
+    path = tmp_path / "ablation.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    assert ablation.recorded(facts, tmp_path) == {("alpha", "1")}
+    assert ablation.recorded(facts, tmp_path / "none") == set()
