@@ -1,0 +1,45 @@
+"""What thread blocks of a cluster do to each other on the emulated GPU."""
+
+import ctypes
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+
+def run(emulator: Any, kind: int, size: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """What was sent, and what each lane of each thread block got."""
+    source = torch.arange(1, 65, dtype=torch.int32)
+    # Bulk copies move multiples of 16 bytes between multiples of 16.
+    room = torch.zeros(68, dtype=torch.int32)
+    start = -room.data_ptr() % 16 // 4
+    room[start : start + 64] = source
+    out = torch.zeros(size, 32, dtype=torch.int32)
+    address = ctypes.c_void_p(room.data_ptr() + 4 * start)
+    code = emulator.functions.emulate_cluster(
+        kind, size, address, ctypes.c_void_p(out.data_ptr()), ctypes.c_uint64(seed)
+    )
+    assert code == 0, emulator.text(code)
+    return source, out
+
+
+@pytest.mark.parametrize("size", [1, 2, 4, 8])
+def test_remote_stores_and_loads(size: int, emulator: Any) -> None:
+    _, out = run(emulator, 0, size)
+    expected = sum(100 * rank for rank in range(size)) + size * torch.arange(32)
+    assert (out == expected).all()
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_a_multicast_fills_every_thread_block_and_signals_its_barrier(
+    size: int, emulator: Any
+) -> None:
+    for seed in range(5):
+        source, out = run(emulator, 1, size, seed)
+        assert (out == source[:32]).all()
+
+
+def test_bytes_nobody_waited_for_are_poison(emulator: Any) -> None:
+    results = [run(emulator, 2, 2, seed) for seed in range(5)]
+    assert any((out == -1).any() for _, out in results)
