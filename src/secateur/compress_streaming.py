@@ -255,11 +255,15 @@ def _run(job: StreamingJob, folder: Path, clock: StepClock) -> Report:
     shards = ShardPlan(skeleton.model, skeleton.blocks)
     before = model_record(_as_loaded(skeleton), job.inventory)
     size = _size_before(job)
-    journal = BlockJournal(folder, skeleton.model, skeleton.blocks, shards)
+    # On a CPU the writer would take the cores, and hold a block more in memory.
+    journal = BlockJournal(
+        folder, skeleton.model, skeleton.blocks, shards, beside=job.device.type != "cpu"
+    )
     source = BlockSource(skeleton.folder, skeleton.model, skeleton.blocks)
     try:
-        walk = BlockWalk(skeleton, job.inventory, source, journal, job.device)
-        record = _prune(job, folder, source, walk, journal, clock)
+        with journal:
+            walk = BlockWalk(skeleton, job.inventory, source, journal, job.device)
+            record = _prune(job, folder, source, walk, journal, clock)
         with clock.step("write what is outside the blocks"):
             zeros = journal.num_zeros() + write_rest(
                 folder / WEIGHTS_FOLDER, skeleton.model, skeleton.blocks, source, shards

@@ -148,6 +148,20 @@ def expected(folder: Path) -> dict[str, bytes]:
     return weight_bytes(folder.parent / "expected")
 
 
+def write_beside(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU: a block is written while the next one is computed."""
+    monkeypatch.setattr(CHAIN, "BlockJournal", lambda *of, **_: BlockJournal(*of, beside=True))
+
+
+def test_blocks_written_beside_the_work(
+    folder: Path, expected: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_beside(monkeypatch)
+    stream(folder, tmp_path / "out")
+    assert weight_bytes(tmp_path / "out") == expected
+
+
+@pytest.mark.parametrize("beside", [False, True], ids=["", "written beside the work"])
 @pytest.mark.parametrize("name", FULL_DISKS)
 def test_a_full_disk(
     folder: Path,
@@ -155,10 +169,13 @@ def test_a_full_disk(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     name: str,
+    beside: bool,
 ) -> None:
     output = tmp_path / "out"
     before = old_output(folder, output)
     monkeypatch.setattr(*FULL_DISKS[name]())
+    if beside:
+        write_beside(monkeypatch)
     with pytest.raises(OutOfSpaceError, match=r"no space left to write .*out"):
         stream(folder, output, overwrite=True)
     monkeypatch.undo()

@@ -251,14 +251,21 @@ def test_killed_when_the_output_was_in_place(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out"]
 
 
-def test_a_block_whose_weights_are_gone_is_pruned_again(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def spoil(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-3] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("harm", [Path.unlink, spoil], ids=["gone", "damaged"])
+def test_a_block_whose_weights_are_not_there_is_pruned_again(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, harm: Callable[[Path], None]
 ) -> None:
     stream(folder, tmp_path / "expected")
     output = tmp_path / "out"
     leave_interrupted(folder, output, monkeypatch)
     (shard,) = (job_folder(output) / "weights").glob("*.safetensors")
-    shard.unlink()
+    harm(shard)
     stream(folder, output, resume=True)
     assert weight_bytes(output) == weight_bytes(tmp_path / "expected")
 
