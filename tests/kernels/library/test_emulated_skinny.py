@@ -36,6 +36,8 @@ class Case:
     """Elements between the rows of x."""
     x_start: int = 0
     """Elements before the first row: misaligns it."""
+    dependent: bool = False
+    """Launched as a dependent: until it has waited it may read nothing but the weight."""
     seed: int = 0
 
     @property
@@ -79,7 +81,7 @@ def run(case: Case, emulator: Any) -> tuple[Tensor, Tensor]:
     if residual is not None:
         residual_view = surrounded(residual, case.x_padding, case.x_start)
     arguments = emulator.skinny_arguments(
-        x_view, packed, y, case.tiling, bias, residual_view, case.silu
+        x_view, packed, y, case.tiling, bias, residual_view, case.silu, case.dependent
     )
     emulator.skinny(arguments, case.bulk, case.seed)
     activation = "silu_and_mul" if case.silu else "none"
@@ -120,11 +122,13 @@ CASES = {
 }
 
 
+@pytest.mark.parametrize("dependent", [False, True], ids=["alone", "dependent"])
 @pytest.mark.parametrize("bulk", [True, False], ids=["bulk copies", "cp.async"])
 @pytest.mark.parametrize("name", CASES)
-def test_integers_come_out_exactly(name: str, bulk: bool, emulator: Any) -> None:
+def test_integers_come_out_exactly(name: str, bulk: bool, dependent: bool, emulator: Any) -> None:
     dtype = torch.bfloat16 if len(name) % 2 else torch.float16
-    y, expected = run(dataclasses.replace(CASES[name], bulk=bulk, dtype=dtype), emulator)
+    case = dataclasses.replace(CASES[name], bulk=bulk, dependent=dependent, dtype=dtype)
+    y, expected = run(case, emulator)
     assert torch.equal(y, expected)
 
 
@@ -163,6 +167,7 @@ def test_any_shape_tiling_and_schedule(data: st.DataObject, emulator: Any) -> No
         gate_up=gate_up,
         bias=data.draw(st.booleans(), "bias"),
         residual=data.draw(st.booleans(), "residual"),
+        dependent=data.draw(st.booleans(), "dependent"),
         x_padding=data.draw(st.sampled_from([0, 8, 3]), "x padding"),
         seed=data.draw(st.integers(0, 2**20), "seed"),
     )

@@ -14,6 +14,7 @@ template <typename Value, typename Shape, bool Bulk>
 SECATEUR_DEVICE void run_block(const Problem& problem, uint32_t shared) {
   const int warp = device::thread() / warp_lanes, lane = device::lane();
   const Ring ring{shared, problem.stage_bytes, problem.stages};
+  device::let_successor_start();
   if (device::thread() == 0) {
     for (int i = 0; i < problem.stages; ++i) {
       device::barrier_init(ring.full(i), full_arrivals(Bulk));
@@ -22,8 +23,6 @@ SECATEUR_DEVICE void run_block(const Problem& problem, uint32_t shared) {
     device::barrier_init_fence();
   }
   device::sync_block();
-  device::let_successor_start();
-  device::wait_for_predecessor();
   if (warp == problem.warps) {
     produce<Shape, Bulk>(problem, ring, lane);
   } else {

@@ -143,6 +143,8 @@ SECATEUR_DEVICE void consume(const Problem& problem, Ring ring, int warp, int la
     }
     unit += segment.end - segment.first;
     if (tile >= all_tiles) continue;
+    // Workspace, counters, residual and y: the producer has waited as well, so this costs nothing.
+    device::wait_for_predecessor();
     if (!schedule.whole(segment) &&
         !reduce<Shape>(sums, problem, segment.row_block, warp)) {
       continue;

@@ -9,11 +9,35 @@ namespace secateur::skinny {
 // Arrivals that fill a stage: every lane's, and one that announces the bytes of bulk copies.
 SECATEUR_INLINE constexpr int full_arrivals(bool bulk) { return warp_lanes + (bulk ? 1 : 0); }
 
-// One unit of each of `panels` row panels, for the same 64 columns.
+// Where the producer stands in the thread block's range of units.
+struct Walk {
+  int row_block;
+  int step;  // of 64 columns
+
+  static SECATEUR_INLINE Walk from(const Schedule& schedule, int unit) {
+    const int row_block = unit / schedule.steps;
+    return {row_block, unit - row_block * schedule.steps};
+  }
+  SECATEUR_INLINE void advance(const Schedule& schedule) {
+    if (++step == schedule.steps) {
+      step = 0;
+      ++row_block;
+    }
+  }
+};
+
+// One unit of each row panel of a stage, for the same 64 columns. The last row block may have fewer
+// panels.
 template <bool Bulk>
-SECATEUR_DEVICE void fetch_weights(uint32_t target, uint32_t full, const uint8_t* source,
-                                   int64_t panel_stride, int panels, uint64_t policy, int lane) {
+SECATEUR_DEVICE void fetch_weights(uint32_t target, uint32_t full, const Problem& problem,
+                                   const Walk& walk, uint64_t policy, int lane) {
   using fragment24::unit_bytes;
+  const int panel = walk.row_block * problem.block_panels;
+  const int left = fragment24::panels(problem.output.rows) - panel;
+  const int panels = left < problem.block_panels ? left : problem.block_panels;
+  const int64_t panel_stride = fragment24::unit_offset(1, 0, problem.schedule.steps);
+  const uint8_t* source =
+      problem.weight + fragment24::unit_offset(panel, walk.step, problem.schedule.steps);
   if constexpr (Bulk) {
     if (lane == 0) device::barrier_arrive_expect(full, panels * unit_bytes);
     device::sync_warp();
@@ -22,11 +46,11 @@ SECATEUR_DEVICE void fetch_weights(uint32_t target, uint32_t full, const uint8_t
                         policy);
     }
   } else {
-    for (int panel = 0; panel < panels; ++panel) {
+    for (int i = 0; i < panels; ++i) {
 #pragma unroll
       for (int offset = 0; offset < unit_bytes; offset += 16 * warp_lanes) {
         const int at = offset + 16 * lane;
-        device::copy16(target + panel * unit_bytes + at, source + panel * panel_stride + at, 16);
+        device::copy16(target + i * unit_bytes + at, source + i * panel_stride + at, 16);
       }
     }
   }
@@ -65,37 +89,54 @@ SECATEUR_DEVICE void fetch_x(uint32_t target, const Problem& problem, int step, 
   }
 }
 
+// A stage's x, and every lane's arrival.
+template <int TokenTiles>
+SECATEUR_DEVICE void fill_x(uint32_t target, uint32_t full, const Problem& problem, int step,
+                            int lane) {
+  fetch_x<TokenTiles>(target, problem, step, lane);
+  if (problem.x_aligned) {
+    device::barrier_arrive_after_copies(full);
+  } else {
+    // Plain stores: only a plain arrival publishes them.
+    device::wait_for_copies();
+    device::barrier_arrive(full);
+  }
+}
+
+// The weights do not depend on the kernel in front: those of the first stages, as many as the ring
+// has, are on their way before it has ended. With cp.async, whose arrivals count all copies before
+// them, the first stage would then be full only when the last one is.
+template <bool Bulk>
+SECATEUR_DEVICE int fetch_early(const Problem& problem, Ring ring, Walk walk, int units,
+                                uint64_t policy, int lane) {
+  if constexpr (!Bulk) return 0;
+  const int early = units < problem.stages ? units : problem.stages;
+  for (int i = 0; i < early; ++i) {
+    fetch_weights<Bulk>(ring.weights(), ring.full(ring.stage), problem, walk, policy, lane);
+    ring.advance();
+    walk.advance(problem.schedule);
+  }
+  return early;
+}
+
 template <typename Shape, bool Bulk>
 SECATEUR_DEVICE void produce(const Problem& problem, Ring ring, int lane) {
-  const Schedule& schedule = problem.schedule;
-  const int panels = problem.block_panels;
-  const int all_panels = fragment24::panels(problem.output.rows);
-  const int64_t panel_stride = fragment24::unit_offset(1, 0, schedule.steps);
   const uint64_t policy = device::read_once_policy();
-  const int end = schedule.first_unit(device::block() + 1);
-  int unit = schedule.first_unit(device::block());
-  while (unit < end) {
-    const Segment segment = schedule.segment(unit, end);
-    const int panel = segment.row_block * panels;
-    const int here = all_panels - panel < panels ? all_panels - panel : panels;
-    for (int step = segment.first; step < segment.end; ++step) {
+  const int first = problem.schedule.first_unit(device::block());
+  const int units = problem.schedule.first_unit(device::block() + 1) - first;
+  const uint32_t x = problem.block_panels * fragment24::unit_bytes;
+  Walk walk = Walk::from(problem.schedule, first);
+  const int early = fetch_early<Bulk>(problem, ring, walk, units, policy, lane);
+  device::wait_for_predecessor();
+  for (int i = 0; i < units; ++i) {
+    const uint32_t full = ring.full(ring.stage);
+    if (i >= early) {
       device::barrier_wait(ring.empty(ring.stage), ring.phase ^ 1);
-      const uint32_t full = ring.full(ring.stage);
-      const uint8_t* source =
-          problem.weight + fragment24::unit_offset(panel, step, schedule.steps);
-      fetch_weights<Bulk>(ring.weights(), full, source, panel_stride, here, policy, lane);
-      fetch_x<Shape::token_tiles>(ring.weights() + panels * fragment24::unit_bytes, problem, step,
-                                  lane);
-      if (problem.x_aligned) {
-        device::barrier_arrive_after_copies(full);
-      } else {
-        // Plain stores: only a plain arrival publishes them.
-        device::wait_for_copies();
-        device::barrier_arrive(full);
-      }
-      ring.advance();
+      fetch_weights<Bulk>(ring.weights(), full, problem, walk, policy, lane);
     }
-    unit += segment.end - segment.first;
+    fill_x<Shape::token_tiles>(ring.weights() + x, full, problem, walk.step, lane);
+    ring.advance();
+    walk.advance(problem.schedule);
   }
   // cp.async must have landed before the thread leaves.
   device::wait_for_copies();

@@ -135,7 +135,7 @@ class Machine {
     for (const Region& region : regions_) {
       if (at >= region.start && at + bytes <= region.start + region.bytes &&
           (region.writable || !write)) {
-        if (!predecessor_ended_ && (write || !region.early)) {
+        if (dependent_ && !passed_[rank()] && (write || !region.early)) {
           fail("global: access before the kernel in front has ended");
         }
         return;
@@ -223,6 +223,7 @@ class Machine {
   void wait_for_predecessor() {
     waited_[rank()] = true;
     while (!predecessor_ended_) yield();
+    passed_[rank()] = true;
   }
 
  private:
@@ -305,7 +306,8 @@ class Machine {
   Sync cluster_sync_;
   std::vector<int> cluster_tokens_;
   std::vector<int> exited_;  // threads of each thread block
-  std::vector<bool> waited_;
+  std::vector<bool> waited_;  // for the kernel in front, a thread of each thread block
+  std::vector<bool> passed_;  // and it has ended
   bool dependent_ = false;
   bool predecessor_ended_ = true;
   bool progress_ = false;
@@ -326,7 +328,7 @@ inline void Machine::run(int block, const std::function<void()>& body) {
   cluster_sync_ = {};
   cluster_tokens_ = std::vector<int>(threads);
   exited_ = std::vector<int>(cluster_);
-  waited_ = std::vector<bool>(cluster_);
+  waited_ = passed_ = std::vector<bool>(cluster_);
   predecessor_ended_ = !dependent_;
   bulk_.clear();
   for (Fiber& fiber : fibers_) {
