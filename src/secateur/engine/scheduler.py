@@ -36,7 +36,8 @@ class Scheduler:
 
     On a GPU the tokens of a step are waited for while the next one runs, so a sequence that ends
     by what its text says computes one token too many, which is thrown away. What has left its row
-    cannot be hurt by the next to use it: the device works in the order of launches.
+    cannot be hurt by the next to use it: the device works in the order of launches. On a CPU, where
+    nothing overlaps, first tokens are handed out before the next token of every row is computed.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class Scheduler:
         self._prefill_chunk = prefill_chunk
         self._steps_behind = 1 if rows.tokens.is_cuda else 0
         self._number = 0
+        self._decode_is_due = False
         self._waiting: deque[Sequence] = deque()
         self._in_row: dict[int, Sequence] = {}
         self._flights: deque[_Flight] = deque()
@@ -84,9 +86,11 @@ class Scheduler:
         self._number += 1
         pieces = self._cancelled()
         self._admit()
-        launched = self._launch_prefill()
-        self._close_gaps()
-        launched = self._launch_decode() or launched
+        launched = not self._decode_is_due and self._launch_prefill()
+        self._decode_is_due = self._steps_behind == 0 and launched and bool(self._flights)
+        if not self._decode_is_due:
+            self._close_gaps()
+            launched = self._launch_decode() or launched
         # With nothing launched there is nothing to overlap with.
         newest = self._number - self._steps_behind if launched else self._number
         while self._flights and self._flights[0].number <= newest:
