@@ -40,6 +40,11 @@ const char* own_error_text(int code) {
       return "expected row strides of x and residual of at least 0";
     case SECATEUR_SHARED_MEMORY:
       return "the configuration needs more shared memory a thread block than this GPU has";
+    case SECATEUR_BAD_CLUSTER:
+      return "expected clusters of 1, 2, 4 or 8 thread blocks, a cluster a row block, a step of 64 "
+             "columns or more a thread block, and stages that can hold its sums";
+    case SECATEUR_NO_CLUSTERS:
+      return "thread block clusters need a GPU of compute capability 9.0";
     default:
       return "unknown error code";
   }

@@ -11,6 +11,14 @@ inline bool aligned(const void* pointer, int bytes) {
   return reinterpret_cast<uintptr_t>(pointer) % bytes == 0;
 }
 
+// Whether rows of y and residual start at multiples of `bytes`.
+inline bool output_is_aligned(const SecateurLinear& a, int columns, int bytes) {
+  const auto fits = [bytes](const void* rows, int64_t stride) {
+    return aligned(rows, bytes) && 2 * stride % bytes == 0;
+  };
+  return fits(a.y, columns) && (a.residual == nullptr || fits(a.residual, a.residual_stride));
+}
+
 inline Output output_of(const SecateurLinear& a) {
   Output o{};
   o.bias = a.bias;
@@ -21,8 +29,8 @@ inline Output output_of(const SecateurLinear& a) {
   o.rows = static_cast<int>(a.rows);
   o.gate_up = a.gate_up != 0;
   o.silu_and_mul = a.silu_and_mul != 0;
-  o.paired = o.columns() % 2 == 0 && aligned(a.y, 4) &&
-             (a.residual == nullptr || (aligned(a.residual, 4) && a.residual_stride % 2 == 0));
+  o.paired = output_is_aligned(a, o.columns(), 4);
+  o.chunked = output_is_aligned(a, o.columns(), 16);
   return o;
 }
 
