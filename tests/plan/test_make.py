@@ -18,9 +18,9 @@ from secateur.models.measure import num_bytes
 from secateur.models.swap import compressed_modules
 from secateur.plan import build
 from secateur.plan.build import Bench, build_within, restricted
-from secateur.plan.make import Target, make_plan
+from secateur.plan.make import Target, best_measured, make_plan
 from secateur.plan.options import PlanOptions
-from secateur.plan.result import Plan
+from secateur.plan.result import Measurement, Plan
 from secateur.plan.table import Choice, Limit, Removal, Selection, Table, Unit
 from secateur.plan.workload import Workload
 from secateur.recipe import recipe_from_dict
@@ -172,3 +172,36 @@ def test_what_is_too_slow_is_selected_again(
     assert isinstance(built.selection, Selection)
     fastest = build_within(bench, table, Limit(milliseconds=65.0))
     assert len(fastest.selection.removals) == 2
+
+
+def measured(speedup: float, loss: float, num_bytes: int = 100) -> Measurement:
+    return Measurement(10.0 / speedup, 10.0, num_bytes, loss)
+
+
+@pytest.mark.parametrize(
+    ("single", "best"),
+    [
+        (measured(1.4, 2.0), "low-rank only"),
+        (measured(1.4, 3.5), "plan"),
+        (measured(1.4, 3.0), "plan"),
+        (measured(1.1, 2.0), "plan"),
+    ],
+    ids=["loses less", "loses more", "loses as much", "too slow"],
+)
+def test_the_best_of_what_was_built_is_the_plan(single: Measurement, best: str) -> None:
+    found = {
+        "dense": measured(1.0, 1.0),
+        "plan": measured(1.39, 3.0),
+        "low-rank only": single,
+    }
+    assert best_measured(found, Limit(milliseconds=10.0 / 1.4), 10.0) == best
+
+
+def test_the_best_within_a_limit_of_bytes() -> None:
+    found = {
+        "dense": measured(1.0, 1.0, 200),
+        "plan": measured(1.0, 3.0, 100),
+        "drop only": measured(2.0, 2.0, 120),
+        "low-rank only": measured(0.5, 2.5, 90),
+    }
+    assert best_measured(found, Limit(num_bytes=100), 10.0) == "low-rank only"

@@ -25,7 +25,7 @@ from secateur.progress import SilentProgress
 from secateur.recipe import Recipe
 
 # A built model may be slower than its limit by this much before a faster one is selected.
-_TOLERANCE = 0.01
+TOLERANCE = 0.01
 _ATTEMPTS = 4
 
 
@@ -108,7 +108,7 @@ def build_within(bench: Bench, table: Table, limit: Limit) -> Built:
         if limit.milliseconds is None or recipe is None:
             return built
         reached = table.dense_milliseconds / speedup
-        if reached <= limit.milliseconds * (1 + _TOLERANCE) or attempt == _ATTEMPTS:
+        if reached <= limit.milliseconds * (1 + TOLERANCE) or attempt == _ATTEMPTS:
             return built
         assert aim.milliseconds is not None
         try:

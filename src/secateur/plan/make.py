@@ -1,7 +1,8 @@
 """A plan from beginning to end: measure, select, build, measure again."""
 
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from secateur.evaluate.forward import evaluating
 from secateur.evaluate.perplexity import encode_text
 from secateur.evaluate.suite import read_text, window_length
 from secateur.models.blocks import find_blocks
-from secateur.plan.build import Bench, Built, build_within, measure_built, restricted
+from secateur.plan.build import TOLERANCE, Bench, Built, build_within, measure_built, restricted
 from secateur.plan.measure import Measured, measure_table
 from secateur.plan.options import PlanOptions
 from secateur.plan.recipe import plan_recipe
@@ -100,7 +101,8 @@ def make_plan(
         evaluation_text: a text file to measure perplexity on.
         build: also build the plan and measure it; where it is slower than predicted, select
             again. It takes a copy of the model for each model built.
-        compare: with `build`: also the best plan of each single method at the same limit.
+        compare: with `build`: also the best plan of each single method at the same limit; where
+            one loses less than the plan of all methods, as measured, it is the plan.
         source: name of the model, for the result.
         progress: told how far it is; its owner closes it.
 
@@ -203,13 +205,42 @@ def _built_rows(
         progress.advance(name)
     found = measure_built(bench, {name: entry.model for name, entry in built.items()})
     progress.advance("all in turns")
+    best = best_measured(found, limit, table.dense_milliseconds)
     rows = [_dense_row(measured, found[DENSE])]
     for name in wanted:
         if name in missed:
             rows.append(PlanRow(name, note=missed[name]))
-        else:
-            rows.append(_row(name, measured, built[name].selection, found[name]))
-    return rows, built["plan"].selection, built["plan"].recipe
+            continue
+        source = best if name == "plan" else name
+        row = _row(name, measured, built[source].selection, found[source])
+        rows.append(replace(row, note=_why(source)) if source != name else row)
+    return rows, built[best].selection, built[best].recipe
+
+
+def best_measured(found: Mapping[str, Measurement], limit: Limit, dense_milliseconds: float) -> str:
+    """`plan`, or the single method that loses less and keeps to what the plan keeps to.
+
+    Losses of choices add up only roughly: what looked best in the table need not be when built.
+    """
+    allowed = _taken(found["plan"], limit, dense_milliseconds)
+    allowed = max(allowed, limit.value) * (1 + TOLERANCE)
+    names = [
+        name
+        for name, measurement in found.items()
+        if name != DENSE and _taken(measurement, limit, dense_milliseconds) <= allowed
+    ]
+    return min(names, key=lambda name: (found[name].loss, name != "plan"))
+
+
+def _taken(measurement: Measurement, limit: Limit, dense_milliseconds: float) -> float:
+    """In the unit of the limit; times in parts of the dense model's in the same turns."""
+    if limit.milliseconds is None:
+        return measurement.num_bytes
+    return dense_milliseconds / measurement.speedup
+
+
+def _why(source: str) -> str:
+    return f"{source}, which lost less when both were built than the plan of all methods"
 
 
 def _dense_row(measured: Measured, found: Measurement | None) -> PlanRow:
