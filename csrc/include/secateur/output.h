@@ -16,6 +16,7 @@ struct Output {
   bool gate_up;       // row order of the weight
   bool silu_and_mul;  // needs gate_up
   bool paired;        // rows of y and residual start at multiples of 4 bytes
+  bool chunked;       // of 16 bytes
 
   SECATEUR_INLINE constexpr int columns() const { return output_columns(rows, silu_and_mul); }
 };
