@@ -116,6 +116,14 @@ def test_fused_factors() -> None:
     assert torch.equal(fused(X), torch.cat([layer(X) for layer in single], dim=-1))
 
 
+@pytest.mark.parametrize("bias", [False, True])
+def test_plain_products_on_a_cpu_are_those_of_the_op(bias: bool) -> None:
+    layer = LowRankLinear.from_linear(nn.Linear(40, 24, bias=bias), 16)
+    x = randn(3, 5, 40)
+    values = (x, layer.down, layer.up, layer.group_rows, layer.bias, None, "none", "auto")
+    assert torch.equal(layer(x), torch.ops.secateur.low_rank_linear(*values))
+
+
 def test_training_reaches_the_kept_weights_only() -> None:
     layer = Sparse24Linear.from_linear(linear(), MASK)
     layer.unpack()
