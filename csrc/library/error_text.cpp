@@ -45,6 +45,17 @@ const char* own_error_text(int code) {
              "columns or more a thread block, and stages that can hold its sums";
     case SECATEUR_NO_CLUSTERS:
       return "thread block clusters need a GPU of compute capability 9.0";
+    case SECATEUR_BAD_TOKEN_COUNT:
+      return "expected 1 to 2**30 tokens";
+    case SECATEUR_BAD_TILE:
+      return "expected tiles of 256 x 128, 128 x 128, 256 x 64 or 128 x 64 rows and tokens";
+    case SECATEUR_BAD_TILE_STAGES:
+      return "expected 2 to 8 stages";
+    case SECATEUR_BAD_TILE_SCHEDULE:
+      return "expected 1 to tiles * ceil(columns / 64) thread blocks, 0 to ceil(tiles / thread "
+             "blocks) waves, groups of at least one row block, and fewer than 2**31 steps in all";
+    case SECATEUR_MISALIGNED_X:
+      return "expected rows of x that start at multiples of 16 bytes";
     default:
       return "unknown error code";
   }
