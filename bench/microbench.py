@@ -1,0 +1,117 @@
+"""What the GPU does at best, piece by piece, beside what the kernels' design counts on.
+
+    python -m bench.microbench
+    python -m bench.microbench memory launch --budget 60
+
+Programs of `bench/microbenchmarks`, each measurement one line of `results/microbenchmarks.jsonl`
+with the device, its driver and its clocks. A figure that is far from the prediction changes the
+design: `PREDICTED` says of each what hangs on it.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench import gpu_programs
+from bench.exit_status import AGAIN
+from bench.kernel_records import RESULTS, append_record
+from bench.microbench_predictions import Prediction, prediction_of
+
+NAME = "microbenchmarks"
+# The most telling first.
+PROGRAMS = ("launch", "tensor", "memory", "cluster", "shared")
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One measurement."""
+
+    program: str
+    name: str
+    value: float
+    unit: str
+
+    @property
+    def prediction(self) -> Prediction | None:
+        """What was expected on an H200; None where nothing was."""
+        return prediction_of(self.name)
+
+    def as_record(self) -> dict[str, Any]:
+        """For a JSON line."""
+        expected = self.prediction
+        values = {"program": self.program, "name": self.name, "value": self.value}
+        predicted = None if expected is None else expected.value
+        return {**values, "unit": self.unit, "predicted": predicted}
+
+
+def readings_of(program: str, output: str) -> list[Reading]:
+    """What a program printed, one JSON object a line."""
+    parsed = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
+    return [Reading(program, p["name"], float(p["value"]), p["unit"]) for p in parsed]
+
+
+def line_of(reading: Reading) -> str:
+    """The measurement, the prediction beside it, and where that comes from."""
+    line = f"{reading.name:58} {reading.value:9.4g} {reading.unit:8}"
+    expected = reading.prediction
+    if expected is None:
+        return line.rstrip()
+    share = reading.value / expected.value
+    return f"{line} predicted {expected.value:7.4g} ({share:5.2f} of it): {expected.why}"
+
+
+def measure(programs: Sequence[str], budget: float) -> Iterator[tuple[str, list[Reading] | str]]:
+    """Run programs until the budget is spent.
+
+    Yields:
+        each program's name with its readings, or why there are none.
+    """
+    started = time.monotonic()
+    gpu_programs.build_all(programs)
+    for name in programs:
+        left = budget - (time.monotonic() - started)
+        if left <= 0:
+            return
+        try:
+            output = gpu_programs.run(gpu_programs.build(name), timeout=left)
+        except RuntimeError as error:
+            yield name, str(error)
+        else:
+            yield name, readings_of(name, output)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.microbench")
+    parser.add_argument("programs", nargs="*", help=f"some of {', '.join(PROGRAMS)}; default: all")
+    parser.add_argument("--budget", type=float, default=110.0, help="seconds")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the records")
+    options = parser.parse_args(arguments)
+    programs = options.programs or list(PROGRAMS)
+    unknown = sorted(set(programs) - set(PROGRAMS))
+    if unknown:
+        parser.error(f"expected programs of {', '.join(PROGRAMS)}, got {', '.join(unknown)}")
+    device = torch.device("cuda", torch.cuda.current_device())
+    failed, done = [], []
+    for name, found in measure(programs, options.budget):
+        done.append(name)
+        if isinstance(found, str):
+            failed.append(name)
+            print(f"{name}: failed: {found}", flush=True)
+            continue
+        for reading in found:
+            append_record(NAME, reading.as_record(), device, options.results)
+            print(line_of(reading), flush=True)
+    left = [name for name in programs if name not in done]
+    if failed or left:
+        print(f"failed: {', '.join(failed) or 'none'}; left: {', '.join(left) or 'none'}")
+    return 1 if failed else AGAIN if left else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,149 @@
+// What thread blocks of a cluster cost each other: barriers, distributed shared memory, mbarriers;
+// and what summing through memory costs instead: a fence and a ticket.
+#include <string>
+
+#include "harness.h"
+#include "secateur/device/cluster.h"
+
+namespace micro {
+namespace {
+
+namespace device = secateur::device;
+
+struct Case {
+  int steps;
+  int64_t* clocks;
+  uint32_t* sink;
+};
+
+__global__ void barrier_kernel(const __grid_constant__ Case c) {
+  device::sync_cluster();
+  const int64_t start = clock_now();
+#pragma unroll 1
+  for (int i = 0; i < c.steps; ++i) device::sync_cluster();
+  if (threadIdx.x == 0) c.clocks[blockIdx.x] = clock_now() - start;
+}
+
+constexpr int read_threads = 256;
+constexpr int tile_bytes = read_threads * 128;
+
+// Every warp reads 512 B an instruction of the neighbour's shared memory.
+__global__ __launch_bounds__(read_threads) void read_kernel(const __grid_constant__ Case c) {
+  extern __shared__ __align__(128) uint8_t shared[];
+  for (int i = threadIdx.x; i < tile_bytes / 4; i += blockDim.x) {
+    reinterpret_cast<uint32_t*>(shared)[i] = i;
+  }
+  const uint32_t base = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+  int size;
+  asm("mov.u32 %0, %%cluster_nctarank;" : "=r"(size));
+  const uint32_t peer = device::map_shared(base, (device::cluster_rank() + 1) % size);
+  device::sync_cluster();
+  const int64_t start = clock_now();
+  uint32_t all = 0;
+#pragma unroll 1
+  for (int step = 0; step < c.steps; ++step) {
+    secateur::Words4 v[8];
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      // Eight lanes, eight chunks of 16 bytes: every bank once. Other addresses at every step, as
+      // loads from the same ones would leave the loop.
+      const uint32_t row = (threadIdx.x + 32 * step) % read_threads;
+      v[i] = device::load_mapped16(peer + row * 128 + 16 * (i ^ row % 8));
+    }
+#pragma unroll
+    for (int i = 0; i < 8; ++i) all ^= v[i].word[0] ^ v[i].word[1] ^ v[i].word[2] ^ v[i].word[3];
+  }
+  __syncthreads();
+  if (threadIdx.x == 0) c.clocks[blockIdx.x] = clock_now() - start;
+  if (all == 0x12345678u) *c.sink = all;
+  device::sync_cluster();
+}
+
+// Two warps, of one thread block or of two in a cluster, wait for each other in turns.
+template <bool Across>
+__global__ __launch_bounds__(64) void mbarrier_kernel(const __grid_constant__ Case c) {
+  extern __shared__ __align__(128) uint8_t shared[];
+  const uint32_t mine = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+  if (threadIdx.x == 0) {
+    device::barrier_init(mine, 1);
+    device::barrier_init(mine + 8, 1);
+    device::barrier_init_fence();
+  }
+  device::sync_block();
+  if constexpr (Across) device::sync_cluster();
+  // The first of the pair arrives at once; each then waits at its own and arrives at the other's.
+  const int rank = Across ? device::cluster_rank() : static_cast<int>(threadIdx.x / 32);
+  const bool plays = Across ? threadIdx.x == 0 : threadIdx.x % 32 == 0;
+  if (plays) {
+    const uint32_t own = Across ? mine : mine + 8 * rank;
+    const uint32_t other = Across ? device::map_shared(mine, 1 - rank) : mine + 8 * (1 - rank);
+    const int64_t start = clock_now();
+#pragma unroll 1
+    for (int i = 0; i < c.steps; ++i) {
+      if (rank == 1) device::barrier_wait(own, i & 1);
+      if constexpr (Across) {
+        device::barrier_arrive_mapped(other);
+      } else {
+        device::barrier_arrive(other);
+      }
+      if (rank == 0) device::barrier_wait(own, i & 1);
+    }
+    if (rank == 0 || Across) c.clocks[blockIdx.x] = clock_now() - start;
+  }
+  __syncwarp();
+  if constexpr (Across) device::sync_cluster();
+}
+
+// As the last part of a K split without clusters: partial sums out, fence, ticket.
+__global__ __launch_bounds__(32) void ticket_kernel(const __grid_constant__ Case c) {
+  const int64_t start = clock_now();
+  uint32_t all = 0;
+#pragma unroll 1
+  for (int i = 0; i < c.steps; ++i) {
+    const float sums[4] = {1.f * i, 2.f, 3.f, 4.f};
+    float* place = reinterpret_cast<float*>(c.sink) + 256 + blockIdx.x * 128 + 4 * threadIdx.x;
+    device::store_partial(place, sums);
+    device::fence_device();
+    device::sync_warp();
+    uint32_t before = 0;
+    if (threadIdx.x == 0) before = device::take_ticket(c.sink + blockIdx.x % 8);
+    all += device::shuffle(before, 0);
+  }
+  if (threadIdx.x == 0) c.clocks[blockIdx.x] = clock_now() - start;
+  if (all == 0x12345678u) c.sink[64] = all;
+}
+
+template <auto Kernel>
+double clocks_a_step(Case c, int threads, int cluster, int shared = 0) {
+  Launch how{};
+  how.blocks = blocks_of_one_wave(Kernel, threads, shared, cluster);
+  how.threads = threads;
+  how.shared_bytes = shared;
+  how.cluster = cluster;
+  seconds([&](cudaStream_t stream) {
+    how.stream = stream;
+    MICRO_CHECK((launch_kernel<Kernel>(how, c)));
+  });
+  return median_clocks(c.clocks, how.blocks) / c.steps;
+}
+
+}  // namespace
+}  // namespace micro
+
+int main() {
+  using namespace micro;
+  const Case c{2000, allocate<int64_t>(multiprocessors()), allocate<uint32_t>(1 << 16)};
+  for (int cluster : {2, 4, 8}) {
+    const std::string of = " of " + std::to_string(cluster);
+    report(("barrier of a cluster" + of).c_str(), clocks_a_step<barrier_kernel>(c, 288, cluster),
+           "clocks");
+    const double clocks = clocks_a_step<read_kernel>(c, read_threads, cluster, tile_bytes);
+    report(("loads of a neighbour's shared memory, cluster" + of).c_str(), 8 * 8 * 512 / clocks,
+           "B/clock");
+  }
+  report("mbarrier there and back", clocks_a_step<mbarrier_kernel<false>>(c, 64, 1, 16), "clocks");
+  report("mbarrier there and back, cluster of 2", clocks_a_step<mbarrier_kernel<true>>(c, 64, 2, 16),
+         "clocks");
+  report("partial sums, fence, ticket", clocks_a_step<ticket_kernel>(c, 32, 1), "clocks");
+  return 0;
+}
