@@ -56,6 +56,21 @@ const char* own_error_text(int code) {
              "blocks) waves, groups of at least one row block, and fewer than 2**31 steps in all";
     case SECATEUR_MISALIGNED_X:
       return "expected rows of x that start at multiples of 16 bytes";
+    case SECATEUR_BAD_WIDE_TILE:
+      return "expected warpgroups x panels x tokens of 2 x 1 or 2 x 2 with 32, 64 or 128, 2 x 1 x "
+             "256, 2 x 2 x 192 or 3 x 1 x 192";
+    case SECATEUR_BAD_WIDE_CLUSTER:
+      return "expected clusters of 1, 2 or 4 tiles of rows by 1, 2 or 4 of tokens, to 8 in all";
+    case SECATEUR_BAD_WIDE_SCHEDULE:
+      return "expected whole clusters, 1 to groups of tiles * ceil(columns / 64) of them, 0 to "
+             "ceil(groups / clusters) waves, at least one group side by side, and fewer than 2**31 "
+             "steps in all";
+    case SECATEUR_BAD_X_STRIDE:
+      return "expected a row stride of x of 8 to 2**39";
+    case SECATEUR_NEEDS_SM90:
+      return "this kernel needs a GPU of compute capability 9.0";
+    case SECATEUR_NO_TENSOR_MAP:
+      return "the driver cannot describe x to the tensor memory accelerator";
     default:
       return "unknown error code";
   }
