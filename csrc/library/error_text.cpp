@@ -71,6 +71,18 @@ const char* own_error_text(int code) {
       return "this kernel needs a GPU of compute capability 9.0";
     case SECATEUR_NO_TENSOR_MAP:
       return "the driver cannot describe x to the tensor memory accelerator";
+    case SECATEUR_BAD_GROUPS:
+      return "expected 1 to 8 groups whose rows add up to those of the weight; one, or two equal "
+             "ones, for gate_up and silu_and_mul; beside a 2:4 weight, multiples of 16 rows";
+    case SECATEUR_BAD_RANK:
+      return "expected a rank of at least 16, divisible by 16, of groups * rank to 2**30";
+    case SECATEUR_BAD_LOW_RANK_TILES:
+      return "expected 1 to 8 warps of 1 or 2 row tiles; 2 for over 16 tokens, and in the second "
+             "kernel for gate_up and silu_and_mul";
+    case SECATEUR_BAD_LOW_RANK_STAGES:
+      return "expected 1 to 16 stages a warp";
+    case SECATEUR_BAD_LOW_RANK_BLOCKS:
+      return "expected K in 1 to 64 ranges, and 1 to row blocks thread blocks in the second kernel";
     default:
       return "unknown error code";
   }

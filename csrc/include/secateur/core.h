@@ -6,6 +6,7 @@
 #define SECATEUR_CORE_H
 
 #include "secateur/core/linear.h"
+#include "secateur/core/low_rank.h"
 #include "secateur/core/sparse24_skinny.h"
 #include "secateur/core/status.h"
 #include "secateur/core/unpack24.h"

@@ -25,7 +25,8 @@ struct Place {
   int token;
   int64_t column;
   int tokens;   // that exist
-  int columns;  // of y and the residual
+  int columns;  // of y and the residual: those before this one
+  int stride;   // columns of a row of y
 
   SECATEUR_INLINE bool exists(int n) const {
     return column < columns && token + n * accumulator::tile_tokens < tokens;
@@ -63,7 +64,7 @@ SECATEUR_DEVICE void write_pairs(const uint32_t (&pairs)[TokenTiles], const Plac
 #pragma unroll
   for (int n = 0; n < TokenTiles; ++n) {
     if (!place.exists(n)) continue;
-    uint16_t* to = target + place.offset(n, place.columns);
+    uint16_t* to = target + place.offset(n, place.stride);
     if (paired) {
       device::store(to, pairs[n]);
     } else {
@@ -73,15 +74,16 @@ SECATEUR_DEVICE void write_pairs(const uint32_t (&pairs)[TokenTiles], const Plac
   }
 }
 
-// Eight columns of y from `column` on, for the tokens from `first_token` on: `value(n, i)` is the sum
-// of token tile n and the lane's token i of two. A lane brings two tokens of one column, and gets two columns of one
-// token by transposition.
+// Eight columns of y from `column` on, but for those from `end` on, for the tokens from `first_token`
+// on: `value(n, i)` is the sum of token tile n and the lane's token i of two. A lane brings two tokens
+// of one column, and gets two columns of one token by transposition.
 template <typename Value, int TokenTiles, typename Sum>
 SECATEUR_DEVICE void write_eight_columns(const Output& output, int64_t column, int first_token,
-                                         const Sum& value) {
+                                         const Sum& value, int end) {
   const int lane = device::lane();
   const Place place{first_token + accumulator::transposed_token(lane),
-                    column + accumulator::transposed_row(lane), output.tokens, output.columns()};
+                    column + accumulator::transposed_row(lane), output.tokens, end,
+                    output.columns()};
   uint32_t pairs[TokenTiles] = {};
   if (output.residual != nullptr) {
     read_pairs(pairs, place, static_cast<const uint16_t*>(output.residual),
@@ -102,6 +104,12 @@ SECATEUR_DEVICE void write_eight_columns(const Output& output, int64_t column, i
 #pragma unroll
   for (int n = 0; n < TokenTiles; ++n) pairs[n] = device::transpose8x8(pairs[n]);
   write_pairs(pairs, place, static_cast<uint16_t*>(output.y), output.paired);
+}
+
+template <typename Value, int TokenTiles, typename Sum>
+SECATEUR_DEVICE void write_eight_columns(const Output& output, int64_t column, int first_token,
+                                         const Sum& value) {
+  write_eight_columns<Value, TokenTiles>(output, column, first_token, value, output.columns());
 }
 
 // A warp's sums of one sub-tile of rows, for the tokens from `first_token` on.

@@ -98,6 +98,6 @@ def test_unpacking_refuses_what_does_not_fit(
 
 
 def test_every_code_has_its_text(emulator: Any) -> None:
-    texts = {emulator.text(code) for code in range(-27, 1)}
-    assert len(texts) == 28
-    assert emulator.text(-28) == "unknown error code"
+    texts = {emulator.text(code) for code in range(-32, 1)}
+    assert len(texts) == 33
+    assert emulator.text(-33) == "unknown error code"
