@@ -1,0 +1,172 @@
+"""Goals and predictions, on records that are made up."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from bench.goal_measures import SMALL, Records, errors, floor_of_dense, read_all
+from bench.goals import GOALS, Goal, main, rows, summary
+from bench.linear_candidates import LOW_RANK, SPARSE
+from bench.linears import CHAIN_TOKENS
+from bench.predictions import comparison, predictions
+from bench.predictions import main as predictions_main
+from bench.shapes import SEVEN, TOKENS, drawn
+
+CEILING = 4e12
+
+
+def linear(
+    size: tuple[int, int],
+    m: int,
+    mode: str = "chain",
+    speed_up: float = 2.0,
+    op: str = SPARSE,
+    seed: int | None = None,
+    **others: float,
+) -> dict[str, Any]:
+    """A record whose time of ours is what the weight takes at the read ceiling."""
+    num_bytes = size[0] * size[1] * 1.125
+    ours = num_bytes / CEILING * 1e6
+    times = {"dense cublas": ours * speed_up, "ours auto": ours}
+    times |= {name.replace("_", " "): ours * value for name, value in others.items()}
+    return {
+        "machine": {"device": "a GPU"},
+        "versions": {"secateur": "1", "torch": "2", "triton": "3"},
+        "op": op,
+        "mode": mode,
+        "shape": list(size),
+        "tokens": m,
+        "dtype": "bfloat16",
+        "seed": seed,
+        "weight_bytes": num_bytes,
+        "read_ceiling": CEILING,
+        "microseconds": times,
+        "baseline": {"name": "dense cublas", "microseconds": ours * speed_up},
+        "errors": {"ours auto": 0.00104, "dense cublas": 0.001},
+        "notes": {"ours auto": "cuda: because"},
+    }
+
+
+def complete(speed_up: float) -> list[dict[str, Any]]:
+    """Every case of both ops, and the drawn ones."""
+    found = [
+        linear(size, m, mode, speed_up, op, two_products=1.3, cusparselt_4=1.0)
+        for op in (SPARSE, LOW_RANK)
+        for size in (*SEVEN, SMALL)
+        for mode in ("isolated", "chain")
+        for m in TOKENS
+        if mode == "isolated" or m <= CHAIN_TOKENS
+    ]
+    shapes = [((shape.n, shape.k), m) for shape, m in drawn(1)]
+    return found + [linear(size, m, "isolated", speed_up, seed=1) for size, m in shapes]
+
+
+def packing(microseconds: float) -> dict[str, Any]:
+    return {
+        "shape": [14336, 4096],
+        "work": "Wanda 2:4, score to packed",
+        "microseconds": microseconds,
+        "bytes": 14336 * 4096 * 3.125,
+        "copy_ceiling": 4.3e12,
+        "published_ms": 48.1,
+    }
+
+
+def verdicts(records: Records) -> dict[str, str]:
+    return {row[0]: row[3] for row in rows(records)}
+
+
+def test_without_records_nothing_was_measured() -> None:
+    table = rows(Records([], []))
+    assert len({goal.name for goal in GOALS}) == len(GOALS) == len(table)
+    assert {row[3] for row in table} == {"not measured"}
+    assert summary(table) == f"{len(GOALS)} not measured"
+
+
+def test_everything_reached() -> None:
+    found = rows(Records(complete(2.0), [packing(55.0)]))
+    assert {row[3] for row in found} == {"reached"}, [row for row in found if row[3] != "reached"]
+    assert ["2:4 chain, M = 1, mean", ">= 1.85", "2.00", "reached", ""] in found
+    assert ["score, select, pack, times as fast as published", ">= 840", "875", "reached", ""] in (
+        found
+    )
+
+
+def test_a_little_too_slow_everywhere() -> None:
+    said = verdicts(Records(complete(0.97), [packing(70.0)]))
+    assert said["never below 0.98 of dense, drawn shapes"] == "missed"
+    assert said["2:4 isolated, M = 4096, mean, stretch"] == "missed"
+    assert said["score, select, pack, share of copy ceiling"] == "missed"
+    # What does not depend on the dense product.
+    assert said["2:4 chain, time at M = 8 over M = 1"] == "reached"
+    assert said["low rank, never slower than two products"] == "reached"
+
+
+def test_means_need_all_seven_shapes_and_bounds_do_not() -> None:
+    records = Records([linear(size, 16) for size in SEVEN[:6]], [])
+    table = {row[0]: row for row in rows(records)}
+    assert table["2:4 chain, M = 16, mean"][3] == "not measured"
+    slowest = table["2:4 chain, M = 16, slowest shape"]
+    assert slowest[3:] == ["so far", "28672 x 4096; 6 of 7 measured"]
+    slow = Records([linear(size, 16, speed_up=1.1) for size in SEVEN[:1]], [])
+    assert verdicts(slow)["2:4 chain, M = 16, slowest shape"] == "missed"
+
+
+def test_the_slowest_case_is_named() -> None:
+    records = [linear(size, 8, speed_up=1.5) for size in SEVEN]
+    records.append(linear((1024, 4096), 4, "isolated", 0.9))
+    found = floor_of_dense(False)(Records(records, []))
+    assert found is not None
+    assert (round(found.value, 3), found.where) == (0.9, "1024 x 4096, M = 4, isolated")
+    assert (found.cases, found.of) == (8, 8 * 22)
+
+
+def test_what_eight_tokens_take_over_one() -> None:
+    slow = linear(SEVEN[2], 8)
+    slow["microseconds"]["ours auto"] *= 1.2
+    records = [linear(size, 1) for size in SEVEN] + [
+        linear(size, 8) for size in SEVEN if size != SEVEN[2]
+    ]
+    table = {row[0]: row for row in rows(Records([*records, slow], []))}
+    row = table["2:4 chain, time at M = 8 over M = 1"]
+    assert row[1:] == ["<= 1.05", "1.20", "missed", "28672 x 4096"]
+
+
+def test_another_kind_of_candidate_can_count() -> None:
+    records = [linear(size, 1, ours_cuda=0.5) for size in SEVEN]
+    table = {row[0]: row for row in rows(Records(records, [], kind="ours"))}
+    assert table["2:4 chain, M = 1, mean"][2] == "4.00"
+    assert table["read ceiling, chain, mean of four"][2] == "200%"
+
+
+def test_a_bound_from_above() -> None:
+    goal = Goal("errors", 1.05, errors, at_most=True)
+    good = Records([linear(SEVEN[0], 1)], [])
+    assert goal.verdict(goal.measure(good)) == "reached"
+    bad = linear(SEVEN[0], 1)
+    bad["errors"]["ours auto"] = 0.0011
+    assert goal.verdict(goal.measure(Records([bad], []))) == "missed"
+
+
+def test_records_are_read_from_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    half = linear(SEVEN[0], 1) | {"dtype": "float16"}
+    lines = [json.dumps(record) for record in [*complete(2.0), half]]
+    (tmp_path / "linears.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    assert all(r["dtype"] == "bfloat16" for r in read_all(tmp_path).linears)
+    main(["--results", str(tmp_path)])
+    assert "41 reached, 2 not measured" in capsys.readouterr().out
+    predictions_main(["--results", str(tmp_path)])
+    # 1.125 of 4 TB/s is slower than the bound.
+    assert "| 4096 x 4096, M = 1 | 4.5, memory | 1.59 | 2.00 | 4.7 us, 95% | 2.09 | 2.00 |" in (
+        capsys.readouterr().out
+    )
+
+
+def test_predictions_cover_the_seven_shapes() -> None:
+    expected = predictions()
+    assert {size for size, _ in expected} == set(SEVEN)
+    assert expected[(4096, 4096), 64].limit == "L2"
+    one = expected[(8192, 8192), 256]
+    assert (one.bound, one.limit, one.isolated, one.chain) == (29.9, "tensor cores", 1.4, 1.4)
+    assert comparison([]).count("\n") == 1 + len(SEVEN) * 9
