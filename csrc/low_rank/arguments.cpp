@@ -1,0 +1,141 @@
+// What secateur_low_rank accepts and needs: no CUDA in here.
+#include "low_rank/arguments.h"
+
+using namespace secateur;
+using namespace secateur::low_rank;
+
+namespace {
+
+constexpr int rank_step = 16;
+
+// Tiles of gate rows and tiles of their up rows, side by side.
+bool gate_up(const SecateurLowRank& a) { return a.linear.gate_up || a.linear.silu_and_mul; }
+
+Division division_of(const SecateurLowRankDivision& division, int stage_bytes) {
+  return {division.warps, division.stages, stage_bytes};
+}
+
+int check_layer(const SecateurLowRank& a) {
+  SecateurLinear linear = a.linear;
+  if (a.sparse == nullptr) linear.gate_up = linear.silu_and_mul = 0;
+  if (const int error = check_shape(linear, a.sparse == nullptr ? 1 : 4, max_tokens)) return error;
+  return gate_up(a) && a.linear.rows % 2 != 0 ? SECATEUR_BAD_ACTIVATION : SECATEUR_OK;
+}
+
+int check_groups(const SecateurLowRank& a) {
+  if (a.groups < 1 || a.groups > max_groups || a.group_rows == nullptr) return SECATEUR_BAD_GROUPS;
+  if (a.rank < 1 || a.rank % rank_step != 0 || a.groups * a.rank > max_size) {
+    return SECATEUR_BAD_RANK;
+  }
+  int64_t rows = 0;
+  for (int64_t group = 0; group < a.groups; ++group) {
+    if (a.group_rows[group] < 0) return SECATEUR_BAD_GROUPS;
+    rows += a.group_rows[group];
+    // Packed tiles hold rows of one group.
+    const bool inner = group + 1 < a.groups && !gate_up(a);
+    if (a.sparse != nullptr && inner && rows % tile_rows != 0) return SECATEUR_BAD_GROUPS;
+  }
+  if (rows != a.linear.rows) return SECATEUR_BAD_GROUPS;
+  if (!gate_up(a) || a.groups == 1) return SECATEUR_OK;
+  return a.groups == 2 && a.group_rows[0] == a.group_rows[1] ? SECATEUR_OK : SECATEUR_BAD_GROUPS;
+}
+
+int check_division(const SecateurLowRankDivision& division, int64_t tokens, bool two_tiles) {
+  const bool many = token_tiles(tokens) > 2;
+  if (division.warps < 1 || division.warps > max_warps ||
+      (division.row_tiles != 1 && division.row_tiles != 2) ||
+      (division.row_tiles == 1 && (many || two_tiles))) {
+    return SECATEUR_BAD_LOW_RANK_TILES;
+  }
+  return division.stages < 1 || division.stages > max_stages ? SECATEUR_BAD_LOW_RANK_STAGES
+                                                             : SECATEUR_OK;
+}
+
+int check_configuration(const SecateurLowRank& a) {
+  if (const int error = check_layer(a)) return error;
+  if (const int error = check_groups(a)) return error;
+  if (const int error = check_division(a.down_division, a.linear.tokens, false)) return error;
+  if (const int error = check_division(a.up_division, a.linear.tokens, gate_up(a))) return error;
+  const bool splits_fit = a.down_division.blocks >= 1 && a.down_division.blocks <= max_splits;
+  const bool blocks_fit = a.up_division.blocks >= 1 && a.up_division.blocks <= INT32_MAX;
+  if (!splits_fit || !blocks_fit || down_blocks(a) > INT32_MAX) {
+    return SECATEUR_BAD_LOW_RANK_BLOCKS;
+  }
+  // A 32-bit window: what no GPU has is refused before it is computed with.
+  if (hidden_bytes(up_of(a)) > max_size) return SECATEUR_SHARED_MEMORY;
+  return a.up_division.blocks <= up_of(a).row_blocks ? SECATEUR_OK : SECATEUR_BAD_LOW_RANK_BLOCKS;
+}
+
+int check_pointers(const SecateurLowRank& a) {
+  if (a.down == nullptr || a.up == nullptr) return SECATEUR_NULL_POINTER;
+  if (const int error = secateur::check_pointers(a.linear)) return error;
+  const bool fits = aligned(a.down, 2) && aligned(a.up, 16) && aligned(a.sparse, 16) &&
+                    aligned(a.workspace, 16);
+  return fits ? SECATEUR_OK : SECATEUR_MISALIGNED;
+}
+
+}  // namespace
+
+Down secateur::low_rank::down_of(const SecateurLowRank& a) {
+  Down d{};
+  d.x = a.linear.x;
+  d.weight = a.down;
+  d.hidden = static_cast<float*>(a.workspace);
+  d.x_stride = a.linear.x_stride;
+  d.tokens = static_cast<int>(a.linear.tokens);
+  d.rows = static_cast<int>(a.groups * a.rank);
+  d.columns = static_cast<int>(a.linear.columns);
+  d.x_aligned = x_is_aligned(a.linear);
+  d.weight_aligned = aligned(a.down, 16) && d.columns % 8 == 0;
+  d.splits = static_cast<int>(a.down_division.blocks);
+  d.division =
+      division_of(a.down_division, down_stage_bytes(a.down_division.row_tiles, d.tokens));
+  return d;
+}
+
+Up secateur::low_rank::up_of(const SecateurLowRank& a) {
+  Up u{};
+  u.weight = a.up;
+  u.hidden = static_cast<const float*>(a.workspace);
+  u.rank = static_cast<int>(a.rank);
+  u.hidden_columns = static_cast<int>(a.groups * a.rank);
+  u.splits = static_cast<int>(a.down_division.blocks);
+  u.groups = static_cast<int>(a.groups);
+  u.output = output_of(a.linear);
+  u.output.gate_up = gate_up(a);
+  int64_t end = 0;
+  for (int group = 0; group < u.groups; ++group) {
+    end += a.group_rows[group];
+    u.group_end[group] = static_cast<int>(end);
+    // Rows of a group begin at pairs of columns as well.
+    u.output.paired = u.output.paired && (end % 2 == 0 || gate_up(a) || group + 1 == u.groups);
+  }
+  u.sparse = static_cast<const uint8_t*>(a.sparse);
+  u.x = a.linear.x;
+  u.x_stride = a.linear.x_stride;
+  u.columns = static_cast<int>(a.linear.columns);
+  u.x_aligned = x_is_aligned(a.linear);
+  u.row_blocks = row_blocks(u, a.up_division.row_tiles);
+  u.blocks = static_cast<int>(a.up_division.blocks);
+  u.division = division_of(
+      a.up_division, up_stage_bytes(a.up_division.row_tiles, token_tiles(a.linear.tokens),
+                                    a.sparse != nullptr));
+  return u;
+}
+
+int secateur_low_rank_needs(const SecateurLowRank* a, SecateurLowRankNeeds* needs) {
+  if (a == nullptr || needs == nullptr) return SECATEUR_NULL_POINTER;
+  if (const int error = check_configuration(*a)) return error;
+  needs->workspace_bytes = a->down_division.blocks * a->linear.tokens * a->groups * a->rank * 4;
+  needs->down_shared_bytes = down_shared_bytes(*a);
+  needs->up_shared_bytes = up_shared_bytes(*a);
+  return SECATEUR_OK;
+}
+
+int secateur_low_rank_check(const SecateurLowRank* a) {
+  SecateurLowRankNeeds needs;
+  if (const int error = secateur_low_rank_needs(a, &needs)) return error;
+  if (const int error = check_pointers(*a)) return error;
+  const bool enough = a->workspace != nullptr && a->workspace_bytes >= needs.workspace_bytes;
+  return enough ? SECATEUR_OK : SECATEUR_SMALL_WORKSPACE;
+}

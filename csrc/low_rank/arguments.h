@@ -1,0 +1,34 @@
+// From the C interface's arguments to the kernels', with all checks that need no device.
+#pragma once
+
+#include "library/linear_arguments.h"
+#include "secateur/core/low_rank.h"
+#include "secateur/low_rank/problem.h"
+
+namespace secateur::low_rank {
+
+// Groups of eight tokens that are computed.
+inline int token_tiles(int64_t tokens) {
+  return tokens <= 8 ? 1 : tokens <= 16 ? 2 : tokens <= 32 ? 4 : 8;
+}
+
+// What the kernels receive; the configuration must be sound.
+Down down_of(const SecateurLowRank& a);
+Up up_of(const SecateurLowRank& a);
+
+inline int64_t down_shared_bytes(const SecateurLowRank& a) {
+  const int row_tiles = a.down_division.row_tiles;
+  return shared_bytes(down_of(a).division, row_tiles, token_tiles(a.linear.tokens), 0);
+}
+inline int64_t up_shared_bytes(const SecateurLowRank& a) {
+  const Up up = up_of(a);
+  return shared_bytes(up.division, a.up_division.row_tiles, token_tiles(a.linear.tokens),
+                      hidden_bytes(up));
+}
+
+inline int64_t down_blocks(const SecateurLowRank& a) {
+  return ceil_div(a.groups * a.rank, tile_rows * a.down_division.row_tiles) *
+         a.down_division.blocks;
+}
+
+}  // namespace secateur::low_rank

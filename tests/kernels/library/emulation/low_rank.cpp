@@ -1,0 +1,89 @@
+// The low-rank kernels' own source, run on emulated thread blocks behind the C interface's checks.
+#include "emulated/run.h"
+#include "low_rank/arguments.h"
+#include "secateur/low_rank/down.h"
+#include "secateur/low_rank/up.h"
+
+namespace {
+
+using namespace secateur;
+using namespace secateur::low_rank;
+using emulation::Machine;
+using emulation::shared_base;
+
+template <typename Run>
+void with_shape(int row_tiles, int64_t tokens, const Run& run) {
+  switch (16 * row_tiles + token_tiles(tokens)) {
+    case 16 * 1 + 1: return run(Shape<1, 1>{});
+    case 16 * 1 + 2: return run(Shape<1, 2>{});
+    case 16 * 2 + 1: return run(Shape<2, 1>{});
+    case 16 * 2 + 2: return run(Shape<2, 2>{});
+    case 16 * 2 + 4: return run(Shape<2, 4>{});
+    case 16 * 2 + 8: return run(Shape<2, 8>{});
+  }
+}
+
+void allow_x(const SecateurLinear& a, Machine& machine) {
+  for (int64_t token = 0; token < a.tokens; ++token) {
+    machine.allow(static_cast<const uint16_t*>(a.x) + token * a.x_stride, 2 * a.columns, false);
+  }
+}
+
+template <typename Value>
+void run_down_kernel(const SecateurLowRank& a, uint64_t seed) {
+  const Down down = down_of(a);
+  for (const int block : emulation::shuffled(static_cast<int>(down_blocks(a)), seed)) {
+    Machine machine(a.down_division.warps * warp_lanes, static_cast<int>(down_shared_bytes(a)),
+                    seed + block);
+    machine.allow(a.down, 2 * a.groups * a.rank * a.linear.columns, false, true);
+    allow_x(a.linear, machine);
+    machine.allow(a.workspace, a.workspace_bytes, true);
+    if (a.linear.dependent) machine.launch_dependent();
+    with_shape(a.down_division.row_tiles, a.linear.tokens, [&](auto shape) {
+      machine.run(block, [&] { run_down<Value, decltype(shape)>(down, shared_base); });
+    });
+  }
+}
+
+template <typename Value>
+void run_up_kernel(const SecateurLowRank& a, uint64_t seed) {
+  const Up up = up_of(a);
+  for (const int block : emulation::shuffled(up.blocks, seed)) {
+    Machine machine(a.up_division.warps * warp_lanes, static_cast<int>(up_shared_bytes(a)),
+                    seed + block);
+    machine.allow(a.up, 2 * a.linear.rows * a.rank, false, true);
+    if (a.sparse != nullptr) {
+      emulation::allow_packed24(a.sparse, a.linear.rows, a.linear.columns, machine);
+    }
+    machine.allow(a.workspace, a.workspace_bytes, false);
+    emulation::allow_linear(a.linear, machine);
+    // The kernel in front is the first of the two, whatever that one was launched as.
+    machine.launch_dependent();
+    with_shape(a.up_division.row_tiles, a.linear.tokens, [&](auto shape) {
+      machine.run(block, [&] {
+        if (a.sparse != nullptr) {
+          run_up<Value, decltype(shape), true>(up, shared_base);
+        } else {
+          run_up<Value, decltype(shape), false>(up, shared_base);
+        }
+      });
+    });
+  }
+}
+
+}  // namespace
+
+// Both kernels, each one's thread blocks one after the other, in an order that follows from the
+// seed. 1: see emulation_message.
+extern "C" int emulate_low_rank(const SecateurLowRank* a, uint64_t seed) {
+  if (const int error = secateur_low_rank_check(a)) return error;
+  return emulation::guarded([&] {
+    if (a->linear.value_type == SECATEUR_BF16) {
+      run_down_kernel<Bf16>(*a, seed);
+      run_up_kernel<Bf16>(*a, seed + 1);
+    } else {
+      run_down_kernel<Fp16>(*a, seed);
+      run_up_kernel<Fp16>(*a, seed + 1);
+    }
+  });
+}
