@@ -10,7 +10,7 @@ int secateur_sparse24_skinny_needs(const SecateurSparse24Skinny* a,
   if (const int error = check_configuration(*a)) return error;
   const Schedule plan = problem_of(*a).schedule;
   const int tiles = token_tiles(a->linear.tokens);
-  const int64_t slots = plan.slots();
+  const int64_t slots = a->cluster > 1 ? 0 : plan.slots();
   needs->workspace_bytes = slots * slot_floats(a->warps, a->row_tiles, tiles) * 4;
   needs->counter_count = slots == 0 ? 0 : plan.row_blocks * a->warps;
   needs->shared_bytes = shared_bytes(a->warps, a->row_tiles, tiles, a->stages);

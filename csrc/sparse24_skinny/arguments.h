@@ -25,11 +25,23 @@ inline Problem problem_of(const SecateurSparse24Skinny& a) {
   p.x_aligned = x_is_aligned(a.linear);
   p.warps = a.warps;
   p.stages = a.stages;
+  p.cluster = a.cluster;
   p.schedule =
       schedule(p.output.rows, p.columns, a.warps, a.row_tiles, static_cast<int>(a.blocks));
   p.block_panels = block_panels(a.warps, a.row_tiles);
   p.stage_bytes = stage_bytes(a.warps, a.row_tiles, token_tiles(a.linear.tokens));
   return p;
+}
+
+// A cluster leaves its sums in the rings.
+inline bool cluster_fits(const SecateurSparse24Skinny& a, const Problem& problem) {
+  if (a.cluster == 1) return true;
+  const Schedule& plan = problem.schedule;
+  const int64_t sums =
+      4 * slot_floats(a.warps, a.row_tiles, token_tiles(a.linear.tokens));
+  return (a.cluster == 2 || a.cluster == 4 || a.cluster == max_cluster) &&
+         a.blocks == static_cast<int64_t>(plan.row_blocks) * a.cluster &&
+         a.cluster <= plan.steps && sums <= static_cast<int64_t>(a.stages) * problem.stage_bytes;
 }
 
 inline int check_configuration(const SecateurSparse24Skinny& a) {
@@ -40,8 +52,10 @@ inline int check_configuration(const SecateurSparse24Skinny& a) {
     return SECATEUR_BAD_TILES;
   }
   if (a.stages < min_stages || a.stages > max_stages) return SECATEUR_BAD_STAGES;
-  const Schedule plan = problem_of(a).schedule;
-  return Schedule::fits(plan.row_blocks, plan.steps, a.blocks) ? SECATEUR_OK : SECATEUR_BAD_BLOCKS;
+  const Problem problem = problem_of(a);
+  const Schedule& plan = problem.schedule;
+  if (!Schedule::fits(plan.row_blocks, plan.steps, a.blocks)) return SECATEUR_BAD_BLOCKS;
+  return cluster_fits(a, problem) ? SECATEUR_OK : SECATEUR_BAD_CLUSTER;
 }
 
 inline int check_pointers(const SecateurSparse24Skinny& a) {

@@ -32,6 +32,7 @@ int launch(const Problem& problem, bool dependent, int device, cudaStream_t stre
   how.threads = (problem.warps + 1) * warp_lanes;
   how.shared_bytes =
       shared_bytes(problem.warps, Shape::row_tiles, Shape::token_tiles, problem.stages);
+  how.cluster = problem.cluster;
   how.dependent = dependent;
   how.device = device;
   how.stream = stream;

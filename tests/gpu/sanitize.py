@@ -34,6 +34,7 @@ from gpu.packing_checks import (  # noqa: E402
     awkward_weight,
 )
 
+from secateur_kernels.dispatch.problem import device_facts  # noqa: E402
 from secateur_kernels.layouts.fragment24 import RowOrder  # noqa: E402
 from secateur_kernels.pack24.op import Form, pack24  # noqa: E402
 from secateur_kernels.sparse24_linear import cuda_kernel  # noqa: E402
@@ -113,7 +114,8 @@ def _run_configs(m: int, device: torch.device) -> None:
     assert there.sparse is not None
     x = values((m, size.k), BF16, torch.Generator().manual_seed(2))
     expected = layer.expected(x, "cuda")
-    for config in cuda_kernel.candidate_configs(m, size.n, size.k):
+    facts = device_facts(device)
+    for config in cuda_kernel.candidate_configs(m, size.n, size.k, capability=facts.capability):
         weight = (there.sparse.data, size.n, size.k, False)
         y = cuda_kernel.launch(x.to(device), *weight, None, None, "none", config)
         assert_within(y.cpu(), expected, str(config))

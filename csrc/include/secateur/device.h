@@ -226,6 +226,9 @@ SECATEUR_DEVICE T shuffle(T value, int lane) {
   return __shfl_sync(0xFFFFFFFFu, value, lane);
 }
 
+SECATEUR_DEVICE float as_float(uint32_t bits) { return __uint_as_float(bits); }
+SECATEUR_DEVICE uint32_t as_bits(float v) { return __float_as_uint(v); }
+
 // Two floats rounded to nearest even; `low` is the lower half.
 template <typename Value>
 SECATEUR_DEVICE uint32_t pack(float low, float high);

@@ -16,14 +16,14 @@ from secateur_kernels.sparse24_linear import triton_config as sparse24_triton
 _FEW_TOKENS = 64
 
 _CONFIGS: dict[tuple[str, str], Callable[..., Any]] = {
-    ("sparse24_linear", "cuda"): sparse24_cuda.Sparse24CudaConfig,
+    ("sparse24_linear", "cuda"): sparse24_cuda.SkinnyConfig,
     ("sparse24_linear", "triton"): sparse24_triton.Sparse24TritonConfig,
     ("low_rank_linear", "triton"): low_rank_triton.LowRankTritonConfig,
     ("sparse24_low_rank_linear", "triton"): low_rank_triton.LowRankTritonConfig,
 }
 
 
-def config_from(op: str, backend: str, fields: Mapping[str, int] | None) -> Any:
+def config_from(op: str, backend: str, fields: Mapping[str, int | str] | None) -> Any:
     """A backend's config from its fields, as a table keeps it; None where it has none."""
     return None if fields is None else _CONFIGS[op, backend](**fields)
 
@@ -70,7 +70,7 @@ def _sparse24(problem: Problem) -> list[Choice]:
     device, m, n, k = problem.device, problem.m, problem.n, problem.k
     choices: list[Choice] = []
     if device.has_library and sparse24_cuda.supports(m, device.capability):
-        by_library = sparse24_cuda.default_config(m, n, k, device.num_sms)
+        by_library = sparse24_cuda.default_config(m, n, k, device.num_sms, device.capability)
         choices.append(Choice("cuda", by_library, "the weight is streamed once"))
     triton: list[Choice] = []
     if device.has_triton:
@@ -95,7 +95,8 @@ def _low_rank_triton(problem: Problem) -> list[Choice]:
 def _configs_to_tune(problem: Problem, backend: str) -> Sequence[Any]:
     m, n, k = problem.m, problem.n, problem.k
     if backend == "cuda":
-        return sparse24_cuda.candidate_configs(m, n, k, problem.device.num_sms)
+        device = problem.device
+        return sparse24_cuda.candidate_configs(m, n, k, device.num_sms, device.capability)
     if backend == "triton" and problem.op == "sparse24_linear":
         return sparse24_triton.candidate_configs(m, n, k)
     if backend == "triton":

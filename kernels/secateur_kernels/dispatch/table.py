@@ -19,7 +19,7 @@ class Measurement:
     """The time of one candidate."""
 
     backend: str
-    config: Mapping[str, int] | None
+    config: Mapping[str, int | str] | None
     """Fields of the backend's config; None where it has none."""
     microseconds: float
 

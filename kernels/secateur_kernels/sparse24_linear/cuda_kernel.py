@@ -3,20 +3,20 @@
 import torch
 from torch import Tensor
 
+from secateur_kernels.dependent_launch import wants_dependent_launch
 from secateur_kernels.epilogue import output_columns
 from secateur_kernels.errors import SecateurError
 from secateur_kernels.library import require_library
+from secateur_kernels.sparse24_linear.cuda_choice import candidate_configs, default_config
 from secateur_kernels.sparse24_linear.cuda_config import (
     MAX_TOKENS,
-    Sparse24CudaConfig,
-    candidate_configs,
-    default_config,
+    SkinnyConfig,
     needs,
     supports,
 )
 from secateur_kernels.sparse24_linear.tickets import Counters, take_counters
 
-__all__ = ["Sparse24CudaConfig", "candidate_configs", "default_config", "launch", "supports"]
+__all__ = ["SkinnyConfig", "candidate_configs", "default_config", "launch", "supports"]
 
 
 def launch(
@@ -28,11 +28,12 @@ def launch(
     bias: Tensor | None,
     residual: Tensor | None,
     activation: str,
-    config: Sparse24CudaConfig,
+    config: SkinnyConfig,
 ) -> Tensor:
     """One pass over the weight; sums and epilogue in fp32, one rounding at the end.
 
-    The result is the same, bit for bit, at each call with the same config. A weight that was
+    The result is the same, bit for bit, at each call with the same config. In a captured graph the
+    weight is read before the kernel in front has ended: see `dependent_launch`. A weight that was
     dropped is not multiplied: NaN in x at a dropped column of a row does not reach it.
 
     Args:
@@ -76,11 +77,12 @@ def launch(
         counters.count,
         gate_up,
         activation == "silu_and_mul",
-        False,
+        wants_dependent_launch(x.device),
         config.warps,
         config.row_tiles,
         config.stages,
         config.blocks,
+        config.cluster,
     )
     return y
 

@@ -37,14 +37,14 @@ def choice_of(x: Tensor, rows: int, columns: int, dense: Tensor | None, backend:
     if backend == "auto":
         return decide(problem_of(x, rows, columns, dense is not None))
     config: Any = None
-    num_sms = device_facts(x.device).num_sms
+    facts = device_facts(x.device)
     if backend == "triton":
         require_triton(x)
-        config = triton_config.default_config(len(x), rows, columns, num_sms)
+        config = triton_config.default_config(len(x), rows, columns, facts.num_sms)
     elif backend == "cuda":
         require_cuda_tensor(x)
         require_library(x.device)
-        config = cuda_kernel.default_config(len(x), rows, columns, num_sms)
+        config = cuda_kernel.default_config(len(x), rows, columns, facts.num_sms, facts.capability)
     elif backend == "dense" and dense is None:
         raise SecateurError("backend dense is not there: the caller gave no dense copy")
     return Choice(backend, config, "asked for by name")

@@ -51,7 +51,7 @@ class Skinny(ctypes.Structure):
         ("linear", Linear),
         *((name, c_void_p) for name in ("weight", "workspace", "counters")),
         *((name, c_int64) for name in ("workspace_bytes", "counter_count")),
-        *((name, c_int32) for name in ("warps", "row_tiles", "stages")),
+        *((name, c_int32) for name in ("warps", "row_tiles", "stages", "cluster")),
         ("blocks", c_int64),
     )
 
@@ -107,6 +107,7 @@ def skinny_arguments(
     residual: Tensor | None = None,
     silu_and_mul: bool = False,
     dependent: bool = False,
+    cluster: int = 1,
 ) -> Skinny:
     """`tiling`: warps, row tiles, stages, blocks."""
     warps, row_tiles, stages, blocks = tiling
@@ -118,6 +119,7 @@ def skinny_arguments(
         warps=warps,
         row_tiles=row_tiles,
         stages=stages,
+        cluster=cluster,
         blocks=blocks,
     )
 

@@ -9,56 +9,82 @@ from hypothesis import strategies as st
 
 from secateur_kernels.layouts import Fragment24
 from secateur_kernels.sparse24_linear import cuda_config
-from secateur_kernels.sparse24_linear.cuda_config import (
-    Sparse24CudaConfig,
+from secateur_kernels.sparse24_linear.cuda_choice import (
+    MOST_CANDIDATES,
     candidate_configs,
     default_config,
-    needs,
-    supports,
 )
+from secateur_kernels.sparse24_linear.cuda_config import SkinnyConfig, needs, supports
 
-SHAPES = [(6144, 4096), (4096, 4096), (28672, 4096), (4096, 14336), (57344, 8192), (8192, 28672)]
-SHAPES += [(1024, 4096), (152064, 8192), (64, 64), (1, 4), (100, 30000), (70000, 68)]
+SHAPES = [(6144, 4096), (4096, 4096), (28672, 4096), (4096, 14336), (8192, 8192), (57344, 8192)]
+SHAPES += [(8192, 28672)]
+OTHER_SHAPES = [(1024, 4096), (152064, 8192), (64, 64), (1, 4), (100, 30000), (70000, 68)]
+A100, H200 = (108, (8, 0)), (132, (9, 0))
 
 
-def arguments_for(config: Sparse24CudaConfig, m: int, n: int, k: int, emulator: Any) -> Any:
+def arguments_for(config: SkinnyConfig, m: int, n: int, k: int, emulator: Any) -> Any:
     tiny = Fragment24.from_dense(torch.zeros(64, 64, dtype=torch.bfloat16))
     x = torch.zeros(m, 64, dtype=torch.bfloat16)
     tiling = (config.warps, config.row_tiles, config.stages, config.blocks)
-    arguments = emulator.skinny_arguments(x, tiny, x, tiling)
+    arguments = emulator.skinny_arguments(x, tiny, x, tiling, cluster=config.cluster)
     arguments.rows, arguments.columns, arguments.x_stride = n, k, k
     return arguments
 
 
-def check(config: Sparse24CudaConfig, m: int, n: int, k: int, emulator: Any) -> None:
+def check(config: SkinnyConfig, m: int, n: int, k: int, emulator: Any) -> None:
     found = emulator.needs(arguments_for(config, m, n, k, emulator))
     expected = needs(config, m, n, k)
     assert found.workspace_bytes == 4 * expected.workspace_floats
     assert found.counter_count == expected.counters
     stage = cuda_config.stage_bytes(config.block_rows, m)
-    assert found.shared_bytes == config.stages * stage <= cuda_config.SHARED_BYTES
+    assert found.shared_bytes == config.stages * stage
 
 
-@pytest.mark.parametrize("m", [1, 8, 9, 16, 17, 32, 33, 64])
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("m", [1, 16, 17, 64])
+@pytest.mark.parametrize("shape", [*SHAPES, *OTHER_SHAPES], ids=str)
 def test_defaults_and_candidates_are_accepted(
     shape: tuple[int, int], m: int, emulator: Any
 ) -> None:
-    for num_sms in (108, 132):
-        config = default_config(m, *shape, num_sms)
-        check(config, m, *shape, emulator)
-        assert config.blocks <= num_sms
-        candidates = candidate_configs(m, *shape, num_sms)
-        assert candidates[0] == config
-        for candidate in {*candidates, *candidate_configs(m, *shape)}:
-            check(candidate, m, *shape, emulator)
+    for num_sms, capability in (A100, H200):
+        room = cuda_config.shared_bytes(capability)
+        default = default_config(m, *shape, num_sms, capability)
+        assert default.blocks <= num_sms
+        candidates = candidate_configs(m, *shape, num_sms, capability)
+        assert candidates[0] == default
+        assert len(candidates) == len(set(candidates)) <= MOST_CANDIDATES
+        for config in (*candidates, *candidate_configs(m, *shape, capability=capability)):
+            check(config, m, *shape, emulator)
+            assert config.stages * cuda_config.stage_bytes(config.block_rows, m) <= room
+            assert config.cluster == 1 or capability == (9, 0)
 
 
-def test_defaults_of_an_h200_follow_the_plan() -> None:
-    # K split into whole parts where that fills the multiprocessors, equal ranges elsewhere.
-    assert default_config(1, 4096, 14336, 132).blocks == 128
-    assert default_config(1, 28672, 4096, 132) == Sparse24CudaConfig(8, 2, 5, 132)
-    assert len(candidate_configs(1, 4096, 4096, 132)) < 40
+@pytest.mark.parametrize("m", [1, 8, 16, 32, 64])
+def test_defaults_of_an_h200_follow_the_plan(m: int) -> None:
+    def tiling(n: int, k: int) -> tuple[int, int, int]:
+        config = default_config(m, n, k, *H200)
+        return config.block_rows, config.blocks, config.cluster
+
+    assert tiling(6144, 4096) == (192, 128, 4)
+    assert tiling(4096, 4096) == tiling(4096, 14336) == (256, 128, 8)
+    assert tiling(8192, 8192) == tiling(8192, 28672) == (256, 128, 4)
+    # Too many row blocks for a split: equal ranges over all multiprocessors.
+    assert tiling(57344, 8192) == (256, 132, 1)
+    if m <= 32:
+        assert tiling(28672, 4096) == (256, 132, 1)
+
+
+def test_no_clusters_before_sm_90() -> None:
+    assert default_config(1, 4096, 14336, *A100).cluster == 1
+
+
+@pytest.mark.parametrize("m", [1, 16, 32, 64])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_candidates_differ_in_what_matters(shape: tuple[int, int], m: int) -> None:
+    candidates = candidate_configs(m, *shape, *H200)
+    assert {config.blocks > 132 for config in candidates} == {False, True}
+    assert {config.row_tiles for config in candidates} == ({2} if m <= 16 else {2, 4})
+    if shape[0] <= 8192:
+        assert len({config.cluster for config in candidates}) >= 3
 
 
 @settings(
@@ -71,7 +97,8 @@ def test_needs_are_those_of_the_library(data: st.DataObject, emulator: Any) -> N
     row_tiles = data.draw(st.sampled_from([2, 4]))
     warps = data.draw(st.sampled_from([2, 4, 6, 8] if row_tiles == 2 else [1, 2, 3, 4]))
     units = -(-n // (warps * row_tiles * 16)) * -(-k // 64)
-    config = Sparse24CudaConfig(warps, row_tiles, 2, data.draw(st.integers(1, min(units, 999))))
+    blocks = data.draw(st.integers(1, min(units, 999)))
+    config = SkinnyConfig(warps=warps, row_tiles=row_tiles, stages=2, blocks=blocks)
     found = emulator.needs(arguments_for(config, m, n, k, emulator))
     expected = needs(config, m, n, k)
     assert found.workspace_bytes == 4 * expected.workspace_floats

@@ -9,8 +9,7 @@ import torch
 
 from secateur_kernels import SecateurError, library
 from secateur_kernels.library import LibraryStatus, check_capability, require_library
-from secateur_kernels.sparse24_linear.cuda_kernel import Sparse24CudaConfig as Config
-from secateur_kernels.sparse24_linear.cuda_kernel import launch
+from secateur_kernels.sparse24_linear.cuda_kernel import SkinnyConfig, launch
 from secateur_kernels.unpack24 import cuda_kernel as unpack_kernel
 
 BUILT = LibraryStatus(True, Path("lib.so"), ("sm_80", "sm_90a"), "0.1.0")
@@ -83,9 +82,10 @@ def test_it_is_required_with_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_launches_refuse_what_is_not_on_a_gpu() -> None:
     x, data = torch.zeros(1, 64).half(), torch.zeros(1, 1, 4608, dtype=torch.uint8)
+    config = SkinnyConfig(warps=2, row_tiles=2, stages=2, blocks=1)
     # Which of the two reasons comes depends on whether the library is built here.
     with pytest.raises(SecateurError, match="the compiled library"):
-        launch(x, data, 64, 64, False, None, None, "none", Config(2, 2, 2, 1))
+        launch(x, data, 64, 64, False, None, None, "none", config)
     with pytest.raises(SecateurError, match="the compiled library"):
         unpack_kernel.launch(data, 64, 64, False, torch.float16)
 

@@ -19,7 +19,10 @@ struct SecateurSparse24Skinny {
   int32_t warps;     /* that multiply: 1 to 8 (4 row tiles and over 32 tokens: to 4) */
   int32_t row_tiles; /* of 16 rows, a warp: 2 or 4; warps * row_tiles divisible by 4 */
   int32_t stages;    /* of 64 columns, in flight: 2 to 16 */
-  int64_t blocks;    /* thread blocks, 1 to row blocks * steps of 64 columns */
+  /* Thread blocks of a cluster, 1, 2, 4 or 8. Above 1 (9.0 only) each cluster owns one row block,
+   * and adds up through shared memory: blocks = row blocks * cluster, cluster at most the steps. */
+  int32_t cluster;
+  int64_t blocks; /* thread blocks, 1 to row blocks * steps of 64 columns */
 };
 struct SecateurSparse24SkinnyNeeds {
   int64_t workspace_bytes;

@@ -2,13 +2,14 @@
 #pragma once
 
 #include "secateur/device.h"
+#include "secateur/skinny/cluster_sum.h"
 #include "secateur/skinny/consumer.h"
 #include "secateur/skinny/problem.h"
 #include "secateur/skinny/producer.h"
 
 namespace secateur::skinny {
 
-// Warps 0 to warps - 1 multiply, the last one copies. `shared` has shared_bytes() bytes and is
+// Warps 0 to warps - 1 multiply, the last one copies. Bulk: for sm_90, with bulk copies and clusters. `shared` has shared_bytes() bytes and is
 // 128-byte aligned.
 template <typename Value, typename Shape, bool Bulk>
 SECATEUR_DEVICE void run_block(const Problem& problem, uint32_t shared) {
@@ -25,8 +26,9 @@ SECATEUR_DEVICE void run_block(const Problem& problem, uint32_t shared) {
   device::sync_block();
   if (warp == problem.warps) {
     produce<Shape, Bulk>(problem, ring, lane);
+    if (Bulk && problem.cluster > 1) attend_cluster_sum();
   } else {
-    consume<Value, Shape>(problem, ring, warp, lane);
+    consume<Value, Shape, Bulk>(problem, ring, warp, lane);
   }
 }
 

@@ -2,27 +2,13 @@
 // for another but through the ring.
 #pragma once
 
-#include "secateur/accumulator.h"
 #include "secateur/device.h"
+#include "secateur/skinny/cluster_sum.h"
 #include "secateur/skinny/problem.h"
+#include "secateur/skinny/sums.h"
 #include "secateur/write_tile.h"
 
 namespace secateur::skinny {
-
-template <typename Shape>
-using Sums = float[Shape::row_tiles][Shape::token_tiles][accumulator::items];
-
-template <typename Shape>
-SECATEUR_DEVICE void clear(Sums<Shape>& sums) {
-#pragma unroll
-  for (int r = 0; r < Shape::row_tiles; ++r) {
-#pragma unroll
-    for (int n = 0; n < Shape::token_tiles; ++n) {
-#pragma unroll
-      for (int i = 0; i < accumulator::items; ++i) sums[r][n][i] = 0.0f;
-    }
-  }
-}
 
 // One stage: 64 columns. `weights` and `x` are shared addresses of the warp's first sub-tile and
 // of the tile of x. All sums get fragment 0 before any gets fragment 1, so that neighbouring
@@ -117,7 +103,7 @@ SECATEUR_DEVICE bool reduce(Sums<Shape>& sums, const Problem& problem, int row_b
   return true;
 }
 
-template <typename Value, typename Shape>
+template <typename Value, typename Shape, bool Bulk>
 SECATEUR_DEVICE void consume(const Problem& problem, Ring ring, int warp, int lane) {
   const Schedule& schedule = problem.schedule;
   const int all_tiles = fragment24::panels(problem.output.rows) * fragment24::tiles_per_unit;
@@ -142,9 +128,15 @@ SECATEUR_DEVICE void consume(const Problem& problem, Ring ring, int warp, int la
       ring.advance();
     }
     unit += segment.end - segment.first;
-    if (tile >= all_tiles) continue;
-    // Workspace, counters, residual and y: the producer has waited as well, so this costs nothing.
+    // For workspace, counters, residual and y. The producer has waited: this returns at once.
     device::wait_for_predecessor();
+    if constexpr (Bulk) {
+      if (problem.cluster > 1) {  // the only segment
+        sum_in_cluster<Value, Shape>(sums, problem, ring.base, segment.row_block, warp);
+        return;
+      }
+    }
+    if (tile >= all_tiles) continue;
     if (!schedule.whole(segment) &&
         !reduce<Shape>(sums, problem, segment.row_block, warp)) {
       continue;

@@ -16,6 +16,9 @@ SECATEUR_INLINE constexpr int max_warps(int row_tiles, int token_tiles) {
   return row_tiles * token_tiles > 16 ? 4 : 8;
 }
 
+// Thread blocks that share a row block and add up through shared memory.
+constexpr int max_cluster = 8;
+
 constexpr int min_stages = 2;
 constexpr int max_stages = 16;
 
@@ -30,6 +33,7 @@ struct Problem {
   bool x_aligned;  // rows of x start at multiples of 16 bytes
   int warps;       // that multiply
   int stages;
+  int cluster;     // thread blocks; above 1 each cluster owns one row block
   // What follows from the shape and the configuration, here because the kernel reads it from
   // constant memory without a register.
   Schedule schedule;
@@ -77,6 +81,9 @@ SECATEUR_INLINE constexpr int slot_offset(int warp, int row_tile, int token_tile
                                           int row_tiles, int token_tiles) {
   return (((warp * row_tiles + row_tile) * token_tiles + token_tile) * warp_lanes + lane) * 4;
 }
+
+// The accumulators of a warp for 16 rows and eight tokens, within a slot.
+constexpr int tile_sum_bytes = warp_lanes * 4 * 4;
 
 // The first sub-tile of a warp, counted over the whole weight.
 SECATEUR_INLINE constexpr int first_tile(int row_block, int warps, int warp, int row_tiles) {

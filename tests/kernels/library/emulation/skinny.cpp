@@ -56,18 +56,21 @@ void allow(const SecateurSparse24Skinny& a, Machine& machine) {
 
 }  // namespace
 
-// Thread blocks run one after the other, in an order that follows from the seed. 1: see
-// emulation_message.
+// Clusters, most often of one thread block, run one after the other in an order that follows from the
+// seed. `bulk`: as on sm_90. 1: see emulation_message.
 extern "C" int emulate_sparse24_skinny(const SecateurSparse24Skinny* a, int bulk, uint64_t seed) {
   if (const int error = secateur_sparse24_skinny_check(a)) return error;
+  if (a->cluster > 1 && !bulk) return SECATEUR_NO_CLUSTERS;
   const Problem problem = problem_of(*a);
   const int tiles = token_tiles(a->linear.tokens);
   return emulation::guarded([&] {
-    for (const int block : emulation::shuffled(problem.schedule.blocks, seed)) {
+    for (const int i : emulation::shuffled(problem.schedule.blocks / a->cluster, seed)) {
       Machine machine((a->warps + 1) * warp_lanes,
-                      shared_bytes(a->warps, a->row_tiles, tiles, a->stages), seed + block);
+                      shared_bytes(a->warps, a->row_tiles, tiles, a->stages), seed + i,
+                      a->cluster);
       allow(*a, machine);
-      run_shape(problem, machine, block, bulk != 0, a->linear.value_type, a->row_tiles, tiles);
+      run_shape(problem, machine, i * a->cluster, bulk != 0, a->linear.value_type, a->row_tiles,
+                tiles);
     }
   });
 }

@@ -12,6 +12,7 @@ inline uint32_t map_shared(uint32_t address, int rank) {
   return machine().map_shared(address, rank);
 }
 inline void cluster_arrive() { machine().cluster_arrive(); }
+inline void cluster_arrive_relaxed() { machine().cluster_arrive(); }
 inline void cluster_wait() { machine().cluster_wait(); }
 inline void sync_cluster() {
   cluster_arrive();

@@ -77,11 +77,13 @@ inline void store_shared16(uint32_t target, Words4 value) {
 }
 inline Words4 load_shared16(uint32_t source) {
   Words4 value;
+  machine().touch_registers();
   std::memcpy(&value, machine().shared(source, 16), 16);
   return value;
 }
 inline uint32_t load_shared4(uint32_t source) {
   uint32_t value;
+  machine().touch_registers();
   std::memcpy(&value, machine().shared(source, 4), 4);
   return value;
 }
@@ -98,6 +100,17 @@ inline Words4 load_matrices(uint32_t source) {
           }
         }
       });
+}
+
+inline float as_float(uint32_t bits) {
+  float value;
+  std::memcpy(&value, &bits, 4);
+  return value;
+}
+inline uint32_t as_bits(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, 4);
+  return bits;
 }
 
 template <typename Value>

@@ -15,6 +15,7 @@
 #include <random>
 #include <stdexcept>
 #include <string>
+#include <typeindex>
 #include <vector>
 
 namespace emulation {
@@ -49,6 +50,15 @@ struct Landing {
   uint32_t barrier = 0;
   int64_t counted = 0;  // bytes that the barrier expects
   bool arrives = false;
+  std::function<void()> write;  // in place of target, source and bytes
+};
+
+// Something that works beside the threads, such as tensor cores.
+class Unit {
+ public:
+  virtual ~Unit() = default;
+  virtual bool advance(uint64_t random) = 0;  // whether anything was done
+  virtual bool idle() const = 0;
 };
 
 struct Collective {
@@ -87,13 +97,15 @@ class Machine {
   void run(int block, const std::function<void()>& body);
 
   // ---- for the emulated instructions ----
+  int running() const { return running_; }  // the thread, counted over the cluster
+  int threads() const { return threads_; }  // of a thread block
   int thread() const { return running_ % threads_; }
   int rank() const { return running_ / threads_; }
   int cluster() const { return cluster_; }
   int block() const { return block_ + rank(); }
   void yield() { swapcontext(&fibers_[running_].context, &scheduler_); }
   void fail(const std::string& message) {
-    if (running_ < 0) throw std::runtime_error(message + ", when a copy landed");
+    if (running_ < 0) throw std::runtime_error(message + ", outside of any thread");
     if (error_.empty()) error_ = message + ", thread " + std::to_string(running_);
     while (true) yield();
   }
@@ -172,6 +184,11 @@ class Machine {
     std::memset(shared(landing.target, 1), poison, landing.bytes);
     (bulk ? bulk_ : queues_[running_]).push_back(landing);
   }
+  // With a `write` of its own.
+  void start_bulk(Landing landing) {
+    landing.barrier = in_window(landing.barrier);
+    bulk_.push_back(landing);
+  }
   void arrive_after_copies(uint32_t barrier) {
     Landing landing;
     landing.barrier = in_window(barrier);
@@ -212,13 +229,31 @@ class Machine {
     return out;
   }
 
+  // Registers are read or written by other instructions than asynchronous ones; a fence between
+  // those and the asynchronous ones.
+  void touch_registers() { touched_[running_] = true; }
+  void fence_registers() { touched_[running_] = false; }
+  bool registers_touched() const { return touched_[running_]; }
+
+  template <typename T>
+  T& unit() {
+    std::unique_ptr<Unit>& found = units_[std::type_index(typeid(T))];
+    if (found == nullptr) found = std::make_unique<T>(*this);
+    return static_cast<T&>(*found);
+  }
+
   void sync_block() { wait(block_syncs_[rank()], arrive(block_syncs_[rank()], threads_)); }
 
   // The two halves of a barrier over the whole cluster.
   void cluster_arrive() {
+    if (cluster_tokens_[running_] >= 0) fail("two arrivals at the cluster's barrier without a wait");
     cluster_tokens_[running_] = arrive(cluster_sync_, cluster_ * threads_);
   }
-  void cluster_wait() { wait(cluster_sync_, cluster_tokens_[running_]); }
+  void cluster_wait() {
+    if (cluster_tokens_[running_] < 0) fail("a wait at the cluster's barrier without an arrival");
+    wait(cluster_sync_, cluster_tokens_[running_]);
+    cluster_tokens_[running_] = -1;
+  }
 
   void wait_for_predecessor() {
     waited_[rank()] = true;
@@ -267,18 +302,24 @@ class Machine {
     while (sync.generation == generation) yield();
   }
 
-  // Some of what is under way lands: of each thread in order, across threads in any order.
-  void land(std::deque<Landing>& queue) {
+  // Some of what is under way lands: of each thread in order, across threads in any order, and bulk
+  // copies in any order.
+  void land(std::deque<Landing>& queue, bool in_order) {
     while (!queue.empty() && random_() % 3 != 0) {
+      if (!in_order) std::swap(queue.front(), queue[random_() % queue.size()]);
       const Landing landing = queue.front();
       queue.pop_front();
       if (landing.arrives) {
         arrive(landing.barrier);
         continue;
       }
-      uint8_t* target = shared(landing.target, 1);
-      std::memset(target, 0, landing.bytes);
-      if (landing.valid > 0) std::memcpy(target, landing.source, landing.valid);
+      if (landing.write) {
+        landing.write();
+      } else {
+        uint8_t* target = shared(landing.target, 1);
+        std::memset(target, 0, landing.bytes);
+        if (landing.valid > 0) std::memcpy(target, landing.source, landing.valid);
+      }
       if (landing.counted > 0) {
         Barrier& b = barrier(landing.barrier);
         b.bytes -= landing.counted;
@@ -304,8 +345,10 @@ class Machine {
   int block_ = 0;
   std::vector<Sync> block_syncs_;
   Sync cluster_sync_;
-  std::vector<int> cluster_tokens_;
+  std::vector<int> cluster_tokens_;  // of each thread between arrival and wait, else -1
   std::vector<int> exited_;  // threads of each thread block
+  std::vector<bool> touched_;  // registers of each thread since its last fence
+  std::map<std::type_index, std::unique_ptr<Unit>> units_;
   std::vector<bool> waited_;  // for the kernel in front, a thread of each thread block
   std::vector<bool> passed_;  // and it has ended
   bool dependent_ = false;
@@ -326,9 +369,11 @@ inline void Machine::run(int block, const std::function<void()>& body) {
   queues_ = std::vector<std::deque<Landing>>(threads);
   block_syncs_ = std::vector<Sync>(cluster_);
   cluster_sync_ = {};
-  cluster_tokens_ = std::vector<int>(threads);
+  cluster_tokens_ = std::vector<int>(threads, -1);
   exited_ = std::vector<int>(cluster_);
   waited_ = passed_ = std::vector<bool>(cluster_);
+  touched_ = std::vector<bool>(threads);
+  units_.clear();
   predecessor_ended_ = !dependent_;
   bulk_.clear();
   for (Fiber& fiber : fibers_) {
@@ -354,13 +399,19 @@ inline void Machine::run(int block, const std::function<void()>& body) {
     for (const bool waited : waited_) {
       if (waited && !predecessor_ended_ && random_() % 8 == 0) predecessor_ended_ = progress_ = true;
     }
-    land(bulk_);
+    land(bulk_, false);
+    for (auto& [type, unit] : units_) progress_ = unit->advance(random_()) || progress_;
     for (auto& queue : queues_) {
-      land(queue);
+      land(queue, true);
       all_done = all_done && queue.empty();
     }
     for (const Fiber& fiber : fibers_) all_done = all_done && fiber.done;
-    if (all_done) break;
+    if (all_done) {
+      for (auto& [type, unit] : units_) {
+        if (!unit->idle()) error_ = "threads left with products under way";
+      }
+      break;
+    }
     // Random turns may miss the one warp that can go on; a hundred rounds do not.
     idle = progress_ ? 0 : idle + 1;
     if (idle > 100 + 20 * threads / lanes) error_ = "deadlock";
