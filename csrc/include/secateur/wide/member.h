@@ -1,0 +1,49 @@
+// A cluster of thread blocks works on a group of tiles: `rows` tiles of rows that share x, times
+// `tokens` tiles of tokens that share weights. This is a thread block's place in it: rows first.
+#pragma once
+
+#include "secateur/common.h"
+
+namespace secateur::wide {
+
+struct Cluster {
+  int rows;
+  int tokens;
+
+  SECATEUR_INLINE constexpr int size() const { return rows * tokens; }
+  // How many share something with a thread block, itself included.
+  SECATEUR_INLINE constexpr int mates() const { return rows + tokens - 1; }
+};
+
+struct Member {
+  Cluster cluster;
+  int index;  // of the cluster
+  int rank;   // in it
+  int row;
+  int token;
+
+  SECATEUR_INLINE constexpr Member(const Cluster& cluster, int block, int rank)
+      : cluster(cluster),
+        index(block / cluster.size()),
+        rank(rank),
+        row(rank % cluster.rows),
+        token(rank / cluster.rows) {}
+
+  // Those that share x, and those that share weights, as bits of their ranks.
+  SECATEUR_INLINE constexpr uint16_t row_mates() const {
+    return static_cast<uint16_t>(((1u << cluster.rows) - 1) << (token * cluster.rows));
+  }
+  SECATEUR_INLINE constexpr uint16_t token_mates() const {
+    uint32_t bits = 0;
+    for (int t = 0; t < cluster.tokens; ++t) bits |= 1u << (row + t * cluster.rows);
+    return static_cast<uint16_t>(bits);
+  }
+  // The rank of the i-th that shares something.
+  SECATEUR_INLINE constexpr int mate(int i) const {
+    if (i < cluster.rows) return i + token * cluster.rows;
+    const int other = i - cluster.rows;
+    return row + (other < token ? other : other + 1) * cluster.rows;
+  }
+};
+
+}  // namespace secateur::wide

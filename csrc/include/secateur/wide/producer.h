@@ -1,0 +1,98 @@
+// The two warps that fill the ring: one brings weights by bulk copies, the other x by the tensor
+// memory accelerator. Each announces its own bytes, so that weights can be under way before x exists.
+#pragma once
+
+#include "secateur/device/cluster.h"
+#include "secateur/wide/problem.h"
+
+namespace secateur::wide {
+
+constexpr int full_arrivals = 2;
+
+// Panels of a thread block that exist: the last row block may have fewer, or none.
+template <typename Shape>
+SECATEUR_INLINE int panels_here(const Problem& problem, int first_panel) {
+  const int left = fragment24::panels(problem.output.rows) - first_panel;
+  return left < 0 ? 0 : (left < Shape::block_panels ? left : Shape::block_panels);
+}
+
+template <typename Shape>
+SECATEUR_INLINE int first_panel(const Problem& problem, const Member& member, int group) {
+  const int row_block = problem.schedule.place(group).row_block;
+  return (row_block * member.cluster.rows + member.row) * Shape::block_panels;
+}
+
+template <typename Shape>
+SECATEUR_INLINE int first_token(const Problem& problem, const Member& member, int group) {
+  const int token_block = problem.schedule.place(group).token_block;
+  return (token_block * member.cluster.tokens + member.token) * Shape::tokens;
+}
+
+// One unit of each panel, a lane each. Thread blocks that share weights fetch a part each.
+template <typename Shape>
+SECATEUR_DEVICE void produce_weights(const Problem& problem, Ring<Shape> ring,
+                                     const Member& member, int lane) {
+  using fragment24::unit_bytes;
+  const TileSchedule& schedule = problem.schedule;
+  const int64_t panel_stride = fragment24::unit_offset(1, 0, schedule.steps);
+  const uint64_t policy =
+      schedule.token_blocks == 1 ? device::read_once_policy() : device::read_again_policy();
+  const int part = unit_bytes / member.cluster.tokens;
+  const uint16_t mates = member.token_mates();
+  TileWalk walk(schedule, member.index);
+  TileSegment segment;
+  while (walk.next(segment)) {
+    const int panel = first_panel<Shape>(problem, member, segment.tile);
+    const int here = panels_here<Shape>(problem, panel);
+    const uint8_t* source = problem.weight +
+                            fragment24::unit_offset(panel, segment.first, schedule.steps) +
+                            lane * panel_stride + member.token * part;
+    for (int left = segment.end - segment.first; left > 0; --left) {
+      device::barrier_wait(ring.empty(ring.stage), ring.phase ^ 1);
+      const uint32_t full = ring.full(ring.stage);
+      if (lane == 0) device::barrier_arrive_expect(full, here * unit_bytes);
+      device::sync_warp();
+      const uint32_t target = ring.weights() + lane * unit_bytes + member.token * part;
+      if (lane < here) {
+        if (member.cluster.tokens == 1) {
+          device::copy_bulk(target, source, unit_bytes, full, policy);
+        } else {
+          device::copy_bulk_multicast(target, source, part, full, mates, policy);
+        }
+      }
+      source += unit_bytes;
+      ring.advance();
+    }
+  }
+}
+
+// Thread blocks that share x fetch a part of the tokens each.
+template <typename Shape>
+SECATEUR_DEVICE void produce_x(const Problem& problem, Ring<Shape> ring, const Member& member,
+                               int lane) {
+  const int part = Shape::tokens / member.cluster.rows;
+  const uint32_t offset = member.row * part * x_tile::token_bytes;
+  const uint16_t mates = member.row_mates();
+  TileWalk walk(problem.schedule, member.index);
+  TileSegment segment;
+  while (walk.next(segment)) {
+    const int token = first_token<Shape>(problem, member, segment.tile) + member.row * part;
+    for (int step = segment.first; step < segment.end; ++step) {
+      device::barrier_wait(ring.empty(ring.stage), ring.phase ^ 1);
+      if (lane == 0) {
+        const uint32_t full = ring.full(ring.stage), target = ring.x() + offset;
+        const int column = step * x_tile::columns;
+        device::barrier_arrive_expect(full, Shape::x_bytes);
+        if (member.cluster.rows == 1) {
+          device::copy_box(target, problem.x, column, token, full);
+        } else {
+          device::copy_box_multicast(target, problem.x, column, token, full, mates);
+        }
+      }
+      device::sync_warp();
+      ring.advance();
+    }
+  }
+}
+
+}  // namespace secateur::wide

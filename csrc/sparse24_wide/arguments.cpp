@@ -1,0 +1,76 @@
+// What secateur_sparse24_wide accepts and needs: no CUDA in here.
+#include "sparse24_wide/arguments.h"
+
+using namespace secateur;
+using namespace secateur::wide;
+
+namespace {
+
+bool is_cluster(int size) { return size == 1 || size == 2 || size == 4; }
+
+int check_configuration(const SecateurSparse24Wide& a) {
+  const int error = check_shape(a.linear, 4, max_size);
+  if (error == SECATEUR_BAD_TOKENS) return SECATEUR_BAD_TOKEN_COUNT;
+  if (error) return error;
+  if (!with_shape(a.warpgroups, a.panels, a.tile_tokens, [](auto) {})) {
+    return SECATEUR_BAD_WIDE_TILE;
+  }
+  if (a.stages < min_stages || a.stages > max_stages) return SECATEUR_BAD_STAGES;
+  // The parts of x that a cluster fetches are whole groups of eight tokens, as the swizzle has it,
+  // with every tile: 32 tokens by four.
+  if (!is_cluster(a.cluster_rows) || !is_cluster(a.cluster_tokens) ||
+      a.cluster_rows * a.cluster_tokens > max_cluster) {
+    return SECATEUR_BAD_WIDE_CLUSTER;
+  }
+  const int cluster = a.cluster_rows * a.cluster_tokens;
+  const bool fits = a.blocks % cluster == 0 &&
+                    TileSchedule::fits(row_groups(a), token_groups(a),
+                                       ceil_div(a.linear.columns, fragment24::unit_columns),
+                                       a.blocks / cluster, a.waves, a.group);
+  return fits ? SECATEUR_OK : SECATEUR_BAD_WIDE_SCHEDULE;
+}
+
+int check_pointers(const SecateurSparse24Wide& a) {
+  if (a.weight == nullptr) return SECATEUR_NULL_POINTER;
+  if (const int error = secateur::check_pointers(a.linear)) return error;
+  if (!aligned(a.weight, 16) || !aligned(a.workspace, 16) || !aligned(a.counters, 4)) {
+    return SECATEUR_MISALIGNED;
+  }
+  if (!x_is_aligned(a.linear)) return SECATEUR_MISALIGNED_X;
+  // What a map of x can say.
+  const bool apart = a.linear.tokens == 1 ||
+                     (a.linear.x_stride >= 8 && a.linear.x_stride < int64_t{1} << 39);
+  return apart ? SECATEUR_OK : SECATEUR_BAD_X_STRIDE;
+}
+
+}  // namespace
+
+int secateur_sparse24_wide_needs(const SecateurSparse24Wide* a, SecateurSparse24WideNeeds* needs) {
+  if (a == nullptr || needs == nullptr) return SECATEUR_NULL_POINTER;
+  if (const int error = check_configuration(*a)) return error;
+  const Problem problem = problem_of(*a);
+  const TileSchedule& plan = problem.schedule;
+  with_shape(a->warpgroups, a->panels, a->tile_tokens, [&](auto shape) {
+    using S = decltype(shape);
+    const int64_t size = problem.cluster.size();
+    needs->workspace_bytes = 4 * plan.slots() * size * S::slot_floats;
+    needs->counter_count = plan.counters() * size * S::warps;
+    needs->shared_bytes = shared_bytes(S::block_panels, S::tokens, a->stages);
+  });
+  return SECATEUR_OK;
+}
+
+int secateur_sparse24_wide_check(const SecateurSparse24Wide* a) {
+  SecateurSparse24WideNeeds needs;
+  if (const int error = secateur_sparse24_wide_needs(a, &needs)) return error;
+  if (const int error = check_pointers(*a)) return error;
+  if (a->workspace_bytes < needs.workspace_bytes ||
+      (needs.workspace_bytes > 0 && a->workspace == nullptr)) {
+    return SECATEUR_SMALL_WORKSPACE;
+  }
+  if (a->counter_count < needs.counter_count ||
+      (needs.counter_count > 0 && a->counters == nullptr)) {
+    return SECATEUR_FEW_COUNTERS;
+  }
+  return SECATEUR_OK;
+}

@@ -1,0 +1,50 @@
+// torch.ops.secateur_cuda.sparse24_wide.
+#include "library/registration.h"
+
+namespace {
+
+using namespace secateur::registration;
+
+void sparse24_wide(const Tensor& x, const Tensor& data, const std::optional<Tensor>& bias,
+                   const std::optional<Tensor>& residual, Tensor y,
+                   std::optional<Tensor> workspace, int64_t counters, int64_t counter_count,
+                   bool gate_up, bool silu_and_mul, bool dependent, int64_t warpgroups,
+                   int64_t panels, int64_t tile_tokens, int64_t stages, int64_t cluster_rows,
+                   int64_t cluster_tokens, int64_t blocks, int64_t waves, int64_t group) {
+  SecateurSparse24Wide a{};
+  a.linear = linear_of(x, bias, residual, y, gate_up, silu_and_mul, dependent);
+  check_weight(data, a.linear.rows, a.linear.columns);
+  check_same_device(data, "data", a.linear.device);
+  a.weight = data.const_data_ptr();
+  if (workspace) {
+    check_same_device(*workspace, "workspace", a.linear.device);
+    a.workspace = workspace->mutable_data_ptr();
+    a.workspace_bytes = workspace->numel() * static_cast<int64_t>(workspace->element_size());
+  }
+  a.counters = reinterpret_cast<void*>(counters);
+  a.counter_count = counter_count;
+  a.warpgroups = static_cast<int32_t>(warpgroups);
+  a.panels = static_cast<int32_t>(panels);
+  a.tile_tokens = static_cast<int32_t>(tile_tokens);
+  a.stages = static_cast<int32_t>(stages);
+  a.cluster_rows = static_cast<int32_t>(cluster_rows);
+  a.cluster_tokens = static_cast<int32_t>(cluster_tokens);
+  a.blocks = blocks;
+  a.waves = waves;
+  a.group = group;
+  check(secateur_sparse24_wide(&a, current_stream(a.linear.device)));
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_FRAGMENT(secateur_cuda, library) {
+  library.def(
+      "sparse24_wide(Tensor x, Tensor data, Tensor? bias, Tensor? residual, Tensor(a!) y, "
+      "Tensor(b!)? workspace, int counters, int counter_count, bool gate_up, bool silu_and_mul, "
+      "bool dependent, int warpgroups, int panels, int tile_tokens, int stages, int cluster_rows, "
+      "int cluster_tokens, int blocks, int waves, int group) -> ()");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(secateur_cuda, CUDA, library) {
+  library.impl("sparse24_wide", TORCH_BOX(&sparse24_wide));
+}
