@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from bench.linear_candidates import LOW_RANK, SPARSE, Operands, candidates_for, make_operands
+from bench.linear_candidates import candidates_for
+from bench.linear_operands import LOW_RANK, SPARSE, Operands, make_operands
 from bench.shapes import SEVEN, shape_of
 from secateur_kernels.timing import copies_to_rotate
 

@@ -14,7 +14,7 @@ from bench.kernel_summary import (
     of_models,
     ratio,
 )
-from bench.linear_candidates import LOW_RANK, SPARSE
+from bench.linear_operands import LOW_RANK, SPARSE
 from bench.linear_timing import MODES
 from bench.linears import CHAIN_TOKENS
 from bench.shapes import LARGEST_FOUR, SEVEN, TOKENS

@@ -1,7 +1,7 @@
 """What a machine with an NVIDIA GPU is needed for: commands, each with a budget in seconds."""
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -16,6 +16,8 @@ PYTEST = (
 BUILD = (PYTHON, "setup.py", "build_ext", "--inplace")
 # With the time that a step gets to stop, under eight minutes.
 BUDGET = 400.0
+# Between a step's own budget, after which it begins nothing new, and the moment it is stopped.
+GRACE = 60.0
 # Of what begins nothing new after its own budget: enough to finish what has begun.
 OWN_BUDGET = "370"
 SANITIZERS = ("memcheck", "racecheck", "initcheck", "synccheck")
@@ -23,6 +25,14 @@ SANITIZER_PARTS = 2
 LINEAR_PARTS = 6
 TUNE_PARTS = 4
 DRAWN_SEED = 20261121
+# With less a step that can be cut short is not begun.
+LEAST_BUDGET = 45.0
+# What a short visit to a GPU is for, the most valuable first.
+FIRST = (
+    "facts", "build", "probe", "quick", "bench-quick", "microbench", "bench-quick-low-rank",
+    "bench-quick-packing", "tests-accuracy-sparse24", "tests-launch", "bench-drawn",
+)  # fmt: skip
+_QUICK_TOKENS = "1,8,16,64,128,512,2048"
 
 
 @dataclass(frozen=True)
@@ -34,6 +44,19 @@ class Step:
     budget: float = BUDGET
     needs: str | None = None
     """A program without which the step is left out."""
+    flexible: bool = False
+    """It takes `--budget`, ends by itself and goes on later: it may be run with less."""
+    grace: float = GRACE
+
+    def within(self, seconds: float) -> "Step | None":
+        """The step with what is left of a run, or None where that is too little."""
+        if self.budget + self.grace <= seconds:
+            return self
+        budget = seconds - self.grace
+        if not self.flexible or budget < LEAST_BUDGET:
+            return None
+        # The last one of several counts.
+        return replace(self, budget=budget, command=(*self.command, "--budget", f"{budget:.0f}"))
 
 
 def steps(out: Path, results: Path, tables: Path) -> list[Step]:
@@ -45,9 +68,11 @@ def steps(out: Path, results: Path, tables: Path) -> list[Step]:
         tables: folder for dispatch's table.
     """
     return [
-        Step("facts", (PYTHON, "-m", "bench.gpu_facts"), 60),
-        Step("build", BUILD, needs="nvcc"),
-        Step("quick", _pytest(out, "quick", 45, *_quick()), 45),
+        Step("facts", (PYTHON, "-m", "bench.gpu_facts"), 60, grace=20),
+        Step("build", BUILD, needs="nvcc", grace=20),
+        Step("probe", (PYTHON, "-m", "bench.one_hot_probe"), 60, grace=10),
+        Step("quick", _pytest(out, "quick", 60, *_quick()), 60, grace=20),
+        *_quick_benchmarks(results),
         *_tests(out),
         *_sanitize(),
         *_tune(tables),
@@ -65,14 +90,31 @@ def _large_models(results: Path) -> list[Step]:
 
 
 def _quick() -> tuple[str, ...]:
+    """The compiled kernels at a few sizes, and what packs their weights."""
     folder = "tests/gpu/"
     return (
         f"{folder}accuracy/test_sparse24_linear.py::test_one_hot_tokens_recover_the_weight",
         f"{folder}packing",
         f"{folder}accuracy",
         "-k",
-        "130x68 or 1000x384 or (130 and 68)",
+        "(cuda and (130x68 or 1000x384 or 4096x4096)) or (130 and 68)",
     )
+
+
+def _quick_benchmarks(results: Path) -> list[Step]:
+    """Compiled kernels against dense products, and what the machine gives at best."""
+
+    def step(name: str, budget: float, *command: str) -> Step:
+        own = ("--budget", f"{budget:.0f}", "--results", str(results))
+        return Step(name, (PYTHON, "-m", *command, *own), budget, flexible=True, grace=20)
+
+    linears = ("bench.linears", "--quick", "--shapes", "seven", "--op")
+    return [
+        step("bench-quick", 150, *linears, "sparse24_linear", "--tokens", _QUICK_TOKENS),
+        step("microbench", 100, "bench.microbench"),
+        step("bench-quick-low-rank", 60, *linears, "low_rank_linear", "--tokens", "1,16,512"),
+        step("bench-quick-packing", 40, "bench.packing", "--shapes", "14336x4096"),
+    ]
 
 
 def _pytest(out: Path, name: str, budget: float, *paths: str) -> tuple[str, ...]:
@@ -92,7 +134,7 @@ def _tests(out: Path) -> list[Step]:
         "use": "tests/gpu/use",
     }
     return [
-        Step(f"tests-{name}", _pytest(out, f"tests-{name}", BUDGET, path))
+        Step(f"tests-{name}", _pytest(out, f"tests-{name}", BUDGET, path), flexible=True)
         for name, path in parts.items()
     ]
 
@@ -116,7 +158,7 @@ def _sanitize() -> list[Step]:
 def _tune(tables: Path) -> list[Step]:
     command = (PYTHON, "-m", "bench.tune", "--budget", OWN_BUDGET, "--output", str(tables))
     return [
-        Step(f"tune-{part}", (*command, "--part", f"{part}/{TUNE_PARTS}"))
+        Step(f"tune-{part}", (*command, "--part", f"{part}/{TUNE_PARTS}"), flexible=True)
         for part in range(1, TUNE_PARTS + 1)
     ]
 
@@ -125,10 +167,14 @@ def _benchmarks(results: Path) -> list[Step]:
     common = ("--budget", OWN_BUDGET, "--results", str(results))
     linears = (PYTHON, "-m", "bench.linears", *common)
     return [
-        Step("bench-packing", (PYTHON, "-m", "bench.packing", *common)),
+        Step("bench-packing", (PYTHON, "-m", "bench.packing", *common), flexible=True),
         *(
-            Step(f"bench-linears-{part}", (*linears, "--part", f"{part}/{LINEAR_PARTS}"))
+            Step(
+                f"bench-linears-{part}",
+                (*linears, "--part", f"{part}/{LINEAR_PARTS}"),
+                flexible=True,
+            )
             for part in range(1, LINEAR_PARTS + 1)
         ),
-        Step("bench-drawn", (*linears, "--drawn", str(DRAWN_SEED))),
+        Step("bench-drawn", (*linears, "--drawn", str(DRAWN_SEED)), flexible=True),
     ]

@@ -22,7 +22,7 @@ from bench.kernel_summary import (
     speed_ups,
 )
 from bench.kernel_tables import NOT_MEASURED, OTHERS, tables
-from bench.linear_candidates import LOW_RANK, SPARSE
+from bench.linear_operands import LOW_RANK, SPARSE
 from bench.linear_timing import MODES
 from bench.shapes import SEVEN
 

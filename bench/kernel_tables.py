@@ -13,7 +13,7 @@ from bench.kernel_summary import (
     shares_of_ceiling,
     speed_ups,
 )
-from bench.linear_candidates import LOW_RANK, SPARSE
+from bench.linear_operands import LOW_RANK, SPARSE
 from bench.linear_timing import MODES
 from bench.shapes import LARGEST_FOUR, SEVEN, TOKENS
 

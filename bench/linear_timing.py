@@ -1,14 +1,15 @@
 """One layer at one number of tokens: all candidates in turns, isolated or in a chain."""
 
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from bench.linear_candidates import SPARSE, Candidates, Operands, Step, candidates_for
+from bench.linear_candidates import Candidates, Step, candidates_for
+from bench.linear_operands import SPARSE, Operands
 from secateur_kernels.timing import Timing, copies_to_rotate, time_in_turns
 
 MODES = ("isolated", "chain")
@@ -94,6 +95,7 @@ def measure(
     device: torch.device,
     rounds: int = ROUNDS,
     repeats: int = REPEATS,
+    ours: Sequence[str] | None = None,
 ) -> Measured:
     """Time all candidates of a layer.
 
@@ -104,6 +106,7 @@ def measure(
         device: where.
         rounds: replays of each candidate, in turns with the others.
         repeats: of the whole, each with graphs of its own.
+        ours: as of `candidates_for`.
 
     Raises:
         RuntimeError: not even the dense product runs.
@@ -111,7 +114,7 @@ def measure(
     shape, dtype = operands.shape, operands.dense[0].dtype
     torch.manual_seed(1)
     x = torch.empty(m, shape.k, dtype=dtype, device=device).normal_()
-    found = candidates_for(operands, x, with_competitors=mode == "isolated")
+    found = candidates_for(operands, x, with_competitors=mode == "isolated", ours=ours)
     if not any(name.startswith("dense") for name in found.steps):
         raise RuntimeError(f"the dense product does not run: {found.notes}")
     calls = _that_can_be_timed(_calls(found, x, shape.n, mode), found.notes, device)

@@ -31,9 +31,7 @@ PREDICTED = {
     "memory read, ring of 7 x 4.5 KB": Prediction(4.0, "32 KB in flight are about enough"),
     "memory read, loads of 16 B": Prediction(4.24, _STREAM),
     "L2 to shared memory, ring": Prediction(6.5, _L2),
-    "L2 to shared memory, shared by 2": Prediction(
-        10.0, "a guess: L2 reads halve"
-    ),
+    "L2 to shared memory, shared by 2": Prediction(10.0, "a guess: L2 reads halve"),
     "L2 to shared memory, shared by 4": Prediction(14.0, "a guess: L2 reads are a quarter"),
     "L2 to registers": Prediction(6.5, _L2),
     "shared memory loads, ": Prediction(128, _PORT),

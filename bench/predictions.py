@@ -16,7 +16,7 @@ from typing import Literal
 from bench.kernel_records import RESULTS, read_records
 from bench.kernel_summary import Record, Size, latest, of_models, ratio
 from bench.kernel_tables import markdown
-from bench.linear_candidates import SPARSE
+from bench.linear_operands import SPARSE
 from bench.linear_timing import MODES
 
 Limit = Literal["memory", "L2", "tensor cores"]

@@ -2,13 +2,17 @@
 
     python -m bench.run_on_gpu --list
     python -m bench.run_on_gpu facts build quick
+    python -m bench.run_on_gpu --first --minutes 9
     python -m bench.run_on_gpu --all --limit 540
 
-Every step ends within its budget and prints a short table; its whole output goes to a log in
-`--out` (default `runs/gpu`). `--all` runs, in order, what has not succeeded yet, for as long as the
-limit allows: repeat it until it says that all is done. Steps whose own budget ends them go on where
-they ended. After a change of the code, begin with another `--out`. Needs torch, triton, numpy and
-pytest; nothing is fetched, and no setting of the GPU is changed.
+`--first` is for a short visit: the probe of the layout, a quick check of each compiled kernel,
+quick benchmarks, then as much of the rest as fits; after a failure it goes on. `--all` runs, in
+order, what has not succeeded yet, for as long as the limit allows: repeat it until it says that all
+is done. Every step ends within its budget and prints a short table; its whole output goes to a log
+in `--out` (default `runs/gpu`). Steps whose own budget ends them go on where they ended; what does
+not fit into the time that is left is cut short, or passed over. After a change of the code, begin
+with another `--out`. Needs torch, triton, numpy and pytest; nothing is fetched, and no setting of
+the GPU is changed.
 """
 
 import argparse
@@ -24,11 +28,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.exit_status import AGAIN
-from bench.gpu_steps import ROOT, TABLES, Step, steps
+from bench.gpu_steps import FIRST, ROOT, TABLES, Step, steps
 
 OUT = ROOT / "runs" / "gpu"
-# Between a step's own budget, after which it begins nothing new, and the moment it is stopped.
-GRACE = 60.0
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ def run_step(step: Step, out: Path) -> Outcome:
         )
         assert process.stdout is not None
         stopped = threading.Event()
-        timer = threading.Timer(step.budget + GRACE, _stop, (process, stopped))
+        timer = threading.Timer(step.budget + step.grace, _stop, (process, stopped))
         timer.start()
         for line in process.stdout:
             file.write(line)
@@ -107,7 +109,7 @@ def note(outcome: Outcome, out: Path) -> None:
 def run_all(
     chosen: Sequence[Step], out: Path, limit: float, keep_going: bool = False
 ) -> list[Outcome]:
-    """Run steps in order while the limit leaves room for the next one's budget.
+    """Run steps in order, passing over those for which the limit leaves no room.
 
     Args:
         chosen: what to run.
@@ -117,9 +119,12 @@ def run_all(
     """
     started = time.monotonic()
     outcomes: list[Outcome] = []
-    for step in chosen:
-        if outcomes and time.monotonic() - started + step.budget + GRACE > limit:
-            break
+    for wanted in chosen:
+        left = limit - (time.monotonic() - started)
+        # The first one is run in any case: a limit below every budget would never get on.
+        step = wanted.within(left) or (None if outcomes else wanted)
+        if step is None:
+            continue
         print(f"--- {step.name}: {' '.join(step.command)}", flush=True)
         outcome = run_step(step, out)
         note(outcome, out)
@@ -134,7 +139,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("steps", nargs="*", help="names of steps, in any number")
     parser.add_argument("--list", action="store_true", help="name all steps")
     parser.add_argument("--all", action="store_true", help="all that have not succeeded yet")
+    parser.add_argument("--first", action="store_true", help="what a short visit is for")
     parser.add_argument("--limit", type=float, default=float("inf"), help="seconds in all")
+    parser.add_argument("--minutes", type=float, help="the same in minutes")
     parser.add_argument("--keep-going", action="store_true", help="after a failure too")
     parser.add_argument("--out", type=Path, default=OUT, help="folder for logs")
     parser.add_argument("--results", type=Path, default=ROOT / "bench" / "results")
@@ -146,14 +153,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if unknown:
         parser.error(f"expected steps of {', '.join(known)}, got {', '.join(unknown)}")
     chosen = [known[name] for name in options.steps]
+    if options.first:
+        chosen += [known[name] for name in FIRST if name not in finished(out)]
     if options.all:
-        chosen = [step for step in known.values() if step.name not in finished(out)]
+        chosen += [step for step in known.values() if step.name not in finished(out)]
     if options.list or not chosen:
         for step in known.values():
             done = "done" if step.name in finished(out) else ""
             print(f"{step.name:24} {step.budget:5.0f} s  {done}")
         return 0
-    outcomes = run_all(chosen, out, options.limit, options.keep_going)
+    limit = min(options.limit, 60 * options.minutes) if options.minutes else options.limit
+    outcomes = run_all(chosen, out, limit, options.keep_going or options.first)
     print("\nstep                     status  seconds  last line")
     for outcome in outcomes:
         print(f"{outcome.step:24} {outcome.status:6} {outcome.seconds:8.0f}  {outcome.last_line}")

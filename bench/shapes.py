@@ -18,6 +18,11 @@ class WeightShape:
         return f"{self.n} x {self.k}"
 
     @property
+    def size(self) -> tuple[int, int]:
+        """(N, K)."""
+        return self.n, self.k
+
+    @property
     def rank(self) -> int:
         """A quarter of the smaller side: factors of half the weight's size, if it is square."""
         return min(self.n, self.k) // 4

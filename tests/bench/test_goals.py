@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from bench.goal_measures import SMALL, Records, errors, floor_of_dense, read_all
 from bench.goals import GOALS, Goal, main, rows, summary
-from bench.linear_candidates import LOW_RANK, SPARSE
+from bench.linear_operands import LOW_RANK, SPARSE
 from bench.linears import CHAIN_TOKENS
 from bench.predictions import comparison, predictions
 from bench.predictions import main as predictions_main

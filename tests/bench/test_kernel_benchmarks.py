@@ -1,20 +1,23 @@
 """Kernel benchmarks run on the CPU at tiny sizes: what they record, and that they resume."""
 
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
-from bench import linears, packing, tune
+from bench import linear_candidates, linears, packing, tune
 from bench.cusparselt import why_not
 from bench.exit_status import AGAIN
 from bench.kernel_records import made_here, read_records
 from bench.kernel_tables import tables
-from bench.linear_candidates import LOW_RANK, SPARSE
+from bench.linear_candidates import candidates_for
+from bench.linear_operands import LOW_RANK, SPARSE, make_operands
 from bench.linear_timing import Chain, Measured
 from bench.published import wanda_half_of_each_row, wanda_two_of_four
 from bench.shapes import LARGEST_FOUR, MODELS, SEVEN, SHAPES, drawn, shape_of
 
+from secateur_kernels.dispatch.choice import Choice
 from secateur_kernels.dispatch.table import load_table
 from secateur_kernels.pack24.op import pack24
 from secateur_kernels.threshold.op import keep_largest_per_row
@@ -66,6 +69,54 @@ def test_linears_are_recorded_once(tmp_path: Path, capsys: pytest.CaptureFixture
         assert record["errors"]["ours auto"] < 0.01
         assert record["notes"]["ours cuda"].startswith("not there: ")
     assert tables(tmp_path)["sparse24-isolated"].count("\n") == 4
+
+
+def test_a_quick_run_counts_for_quick_runs_only(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [*TINY, "--op", SPARSE, "--mode", "chain", "--tokens", "2"]
+    arguments += ["--results", str(tmp_path)]
+    for _ in range(2):
+        assert linears.main([*arguments, "--quick"]) == 0
+    quick = read_records("linears", tmp_path)
+    assert len(quick) == 2
+    assert all(record["quick"] for record in quick)
+    assert set(quick[0]["microseconds"]) == {"dense", "ours auto"}
+    assert linears.main(arguments) == 0
+    assert [r["quick"] for r in read_records("linears", tmp_path)] == [True, True, False, False]
+    assert linears.main([*arguments, "--quick"]) == 0
+    assert len(read_records("linears", tmp_path)) == 4
+    assert "all 2 are recorded" in capsys.readouterr().out
+
+
+@dataclass(frozen=True)
+class MadeUpConfig:
+    kernel: str
+    size: int
+
+
+def test_compiled_kernels_are_candidates_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first config of each, and what launches with it."""
+    choices = [
+        Choice("cuda", MadeUpConfig("skinny", 1)),
+        Choice("cuda", MadeUpConfig("skinny", 2)),
+        Choice("triton", MadeUpConfig("other", 3)),
+        Choice("cuda", MadeUpConfig("wide", 4), "many tokens"),
+    ]
+    launched = []
+
+    def launch(choice: Choice, x: torch.Tensor, *others: object) -> torch.Tensor:
+        launched.append(choice)
+        return torch.zeros(len(x), 96, dtype=x.dtype)
+
+    monkeypatch.setattr(linear_candidates, "candidates_to_tune", lambda problem: choices)
+    monkeypatch.setattr(linear_candidates.sparse24_launch, "launch", launch)
+    operands = make_operands(SPARSE, shape_of(96, 64), torch.bfloat16, CPU)
+    found = candidates_for(operands, torch.zeros(2, 64, dtype=torch.bfloat16), False, ["kernels"])
+    assert set(found.steps) == {"dense", "ours skinny", "ours wide"}
+    assert launched == [choices[0], choices[3]]
+    wide = "cuda with MadeUpConfig(kernel='wide', size=4): many tokens"
+    assert found.notes["ours wide"] == wide
 
 
 def test_records_of_another_version_do_not_count(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 from bench.kernel_plots import main, pictures, write_pictures
 from bench.kernel_summary import geometric_means, latest, shares_of_ceiling, speed_ups
 from bench.kernel_tables import NOT_MEASURED, tables
-from bench.linear_candidates import LOW_RANK, SPARSE
+from bench.linear_operands import LOW_RANK, SPARSE
 from bench.linear_timing import MODES
 from bench.shapes import SEVEN, TOKENS
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from bench import run_on_gpu
 from bench.exit_status import AGAIN
-from bench.gpu_steps import ROOT, Step, steps
+from bench.gpu_steps import FIRST, ROOT, Step, steps
 from bench.run_on_gpu import finished, main, note, run_all, run_step
 
 
@@ -27,11 +27,9 @@ def test_a_failure_is_a_status(tmp_path: Path) -> None:
     assert run_step(Step("bad", python("raise SystemExit(3)")), tmp_path).status == 3
 
 
-def test_a_step_beyond_its_budget_is_stopped(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(run_on_gpu, "GRACE", 0.2)
-    outcome = run_step(Step("slow", python("import time; time.sleep(60)"), budget=0.3), tmp_path)
+def test_a_step_beyond_its_budget_is_stopped(tmp_path: Path) -> None:
+    slow = Step("slow", python("import time; time.sleep(60)"), budget=0.3, grace=0.2)
+    outcome = run_step(slow, tmp_path)
     assert outcome.status == 124
     assert outcome.seconds < 30
 
@@ -69,14 +67,53 @@ def test_all_go_on_where_they_ended(tmp_path: Path) -> None:
 def test_no_step_begins_that_the_limit_has_no_room_for(tmp_path: Path) -> None:
     chosen = [Step("first", python(""), 400), Step("second", python(""), 400)]
     assert [outcome.step for outcome in run_all(chosen, tmp_path, 300)] == ["first"]
+    short = [*chosen, Step("third", python(""), 100)]
+    assert [outcome.step for outcome in run_all(short, tmp_path, 300)] == ["first", "third"]
+
+
+def test_what_can_be_cut_short_is(tmp_path: Path) -> None:
+    code = "import sys; print(sys.argv[-2:])"
+    chosen = [Step("first", python("")), Step("second", python(code), 400, flexible=True)]
+    outcomes = run_all(chosen, tmp_path, 300)
+    assert outcomes[1].last_line in ("['--budget', '240']", "['--budget', '239']")
+    assert [outcome.step for outcome in run_all(chosen, tmp_path, 90)] == ["first"]
+
+
+def test_a_short_visit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In order, without what is done, on after a failure."""
+    known = {step.name: step for step in steps(tmp_path, tmp_path, tmp_path)}
+    assert set(FIRST) <= set(known)
+    ran = []
+
+    def quick(step: Step, out: Path) -> run_on_gpu.Outcome:
+        ran.append(step.name)
+        return run_on_gpu.Outcome(step.name, int(step.name == "probe"), 1.0, "")
+
+    monkeypatch.setattr(run_on_gpu, "run_step", quick)
+    arguments = ["--first", "--minutes", "14", "--out", str(tmp_path)]
+    assert main(arguments) == 1
+    assert tuple(ran) == FIRST
+    assert "left: probe" in capsys.readouterr().out
+    main(arguments)
+    assert ran[len(FIRST) :] == ["probe"]
+
+
+def test_a_short_visit_leaves_room_for_the_machine() -> None:
+    """Before what may be cut short, ten minutes: a visit has fifteen, of which some start it."""
+    known = {step.name: step for step in steps(ROOT, ROOT, ROOT)}
+    must = [known[name] for name in FIRST[: FIRST.index("bench-quick-packing") + 1]]
+    compiled = [step for step in must if step.name != "build"]
+    assert sum(step.budget for step in compiled) <= 10 * 60
 
 
 def test_the_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     known = steps(tmp_path, tmp_path, tmp_path)
     names = [step.name for step in known]
     assert len(set(names)) == len(names)
-    assert names[:3] == ["facts", "build", "quick"]
-    assert all(step.budget + run_on_gpu.GRACE <= 8 * 60 for step in known)
+    assert names[:4] == ["facts", "build", "probe", "quick"]
+    assert all(step.budget + step.grace <= 8 * 60 for step in known)
     for step in known:
         for word in step.command:
             if word.startswith("tests/gpu"):
