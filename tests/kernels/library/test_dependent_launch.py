@@ -1,0 +1,117 @@
+"""When kernels are launched as programmatic dependents: the policy, and what a capture allows."""
+
+import ctypes
+import shutil
+import subprocess
+import threading
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from secateur_kernels.dependent_launch import dependent_launch, wants_dependent_launch
+from secateur_kernels.layouts import Fragment24
+from secateur_kernels.sparse24_linear import cuda_kernel
+from secateur_kernels.sparse24_linear.cuda_config import SkinnyConfig
+
+CPU = torch.device("cpu")
+HERE = Path(__file__).parent
+MayDepend = Callable[..., bool]
+
+
+@pytest.fixture
+def capturing(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Whether the current stream is being captured: its last item."""
+    state = [False]
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: state[-1])
+    return state
+
+
+def test_on_in_captures_only(capturing: list[bool]) -> None:
+    assert not wants_dependent_launch(CPU)
+    capturing.append(True)
+    assert wants_dependent_launch(CPU)
+
+
+def test_forced_either_way_and_back(capturing: list[bool]) -> None:
+    for captured in (False, True):
+        capturing.append(captured)
+        with dependent_launch(True):
+            assert wants_dependent_launch(CPU)
+            with dependent_launch(False):
+                assert not wants_dependent_launch(CPU)
+            assert wants_dependent_launch(CPU)
+            with dependent_launch(None):
+                assert wants_dependent_launch(CPU) == captured
+        with pytest.raises(ValueError, match="within"), dependent_launch(not captured):
+            raise ValueError("within")
+        assert wants_dependent_launch(CPU) == captured
+
+
+def test_other_threads_are_not_forced(capturing: list[bool]) -> None:
+    seen: list[bool] = []
+    with dependent_launch(True):
+        thread = threading.Thread(target=lambda: seen.append(wants_dependent_launch(CPU)))
+        thread.start()
+        thread.join()
+    assert seen == [False]
+
+
+def test_the_launch_passes_it_on(capturing: list[bool], monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(cuda_kernel, "require_library", lambda device: None)
+    op = lambda *arguments: calls.append(arguments)  # noqa: E731
+    monkeypatch.setattr(torch.ops.secateur_cuda, "sparse24_skinny", op, raising=False)
+    weight = Fragment24.from_dense(torch.zeros(64, 256, dtype=torch.bfloat16))
+    x = torch.zeros(1, 256, dtype=torch.bfloat16)
+    config = SkinnyConfig(warps=2, row_tiles=2, stages=3, blocks=4, cluster=4)
+    for captured in (False, True):
+        capturing.append(captured)
+        cuda_kernel.launch(x, weight.data, 64, 256, False, None, None, "none", config)
+    gate_up, silu, dependent, *tiling = zip(*(call[8:] for call in calls), strict=True)
+    assert gate_up == silu == (False, False)
+    assert dependent == (False, True)
+    assert [values[0] for values in tiling] == [2, 2, 3, 4, 4]
+
+
+@pytest.fixture(scope="module")
+def may_depend(tmp_path_factory: pytest.TempPathFactory) -> MayDepend:
+    compiler = shutil.which("nvcc")
+    if compiler is None:
+        pytest.skip("needs nvcc for the headers of CUDA")
+    library = tmp_path_factory.mktemp("capture") / "libcapture.so"
+    command = [compiler, "-std=c++17", "-shared", "-cudart", "none", "-Xcompiler", "-fPIC,-Wall"]
+    command += [f"-I{HERE.parents[2] / 'csrc'}", "-o", str(library)]
+    command += [str(HERE / "capture" / "predecessor.cpp")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    function = ctypes.CDLL(str(library)).test_may_depend
+
+    def call(
+        status: int,
+        predecessors: int = 1,
+        node: bytes = b"kernel",
+        programmatic: bool | None = None,
+        error: int = 0,
+    ) -> bool:
+        has_edges = programmatic is not None
+        return bool(function(error, status, predecessors, node, has_edges, bool(programmatic)))
+
+    return call
+
+
+def test_a_programmatic_edge_leads_from_one_kernel(may_depend: MayDepend) -> None:
+    assert may_depend(0, 0)  # not capturing: the driver decides
+    assert may_depend(1)
+    assert may_depend(1, programmatic=False)
+    assert not may_depend(1, 0)  # the start of a graph
+    assert not may_depend(1, 2)  # a join
+    assert not may_depend(1, node=b"memset")
+    assert not may_depend(1, node=b"copy")
+    assert not may_depend(1, programmatic=True)  # an event that was recorded that way
+    assert not may_depend(2)  # a capture that failed already
+    assert not may_depend(1, error=1)
