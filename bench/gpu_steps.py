@@ -12,8 +12,6 @@ PYTEST = (
     PYTHON, "-m", "pytest", "-q", "--maxfail=12", "--tb=short", "-p", "no:cacheprovider",
     "-o", "addopts=--strict-markers --import-mode=importlib",
 )  # fmt: skip
-# The compiled library, beside the Python package.
-BUILD = (PYTHON, "setup.py", "build_ext", "--inplace")
 # With the time that a step gets to stop, under eight minutes.
 BUDGET = 400.0
 # Between a step's own budget, after which it begins nothing new, and the moment it is stopped.
@@ -69,7 +67,7 @@ def steps(out: Path, results: Path, tables: Path) -> list[Step]:
     """
     return [
         Step("facts", (PYTHON, "-m", "bench.gpu_facts"), 60, grace=20),
-        Step("build", BUILD, needs="nvcc", grace=20),
+        Step("build", (PYTHON, "-m", "bench.gpu_build"), grace=20),
         Step("probe", (PYTHON, "-m", "bench.one_hot_probe"), 60, grace=10),
         Step("quick", _pytest(out, "quick", 60, *_quick()), 60, grace=20),
         *_quick_benchmarks(results),
