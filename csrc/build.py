@@ -182,11 +182,17 @@ def _run(command: list[str]) -> str:
 
 
 def _readable(mangled: str) -> str:
-    """Such as `skinny bf16 2x8` (row tiles x token tiles) or `unpack24`."""
-    shape = re.search(r"(Bf16|Fp16).*?ShapeILi(\d)ELi(\d)E", mangled)
-    if shape:
-        return f"skinny {shape[1].lower()} {shape[2]}x{shape[3]}"
-    return "unpack24" if "unpack24" in mangled else mangled
+    """Such as `skinny bf16 2x8` (kernel, value type, numbers of its shape) or `unpack24`."""
+    if "unpack24" in mangled:
+        return "unpack24"
+    length = re.match(r"_ZN8secateur(\d+)", mangled)
+    value = re.search(r"Bf16|Fp16", mangled)
+    if not length or not value:
+        return mangled
+    family = mangled[length.end() : length.end() + int(length[1])]
+    function = re.match(r"\d+(.*?)_?kernelI", mangled[length.end() + len(family) :])
+    names = [family, function[1] if function else "", value[0].lower()]
+    return " ".join(filter(None, [*names, "x".join(re.findall(r"L[ib](\d+)E", mangled))]))
 
 
 def _main() -> None:
@@ -197,7 +203,7 @@ def _main() -> None:
     print(f"{library}: {library.stat().st_size} bytes")
     for kernel in sorted(resources(log.read_text(encoding="utf-8"))):
         print(
-            f"{kernel.kernel:18} {kernel.architecture:7} {kernel.registers:4} registers "
+            f"{kernel.kernel:24} {kernel.architecture:7} {kernel.registers:4} registers "
             f"{kernel.spill_bytes:4} bytes spilled"
         )
 

@@ -28,10 +28,10 @@ SCHEMAS = {
     "low_rank": "(Tensor x, Tensor? data, Tensor down, Tensor up, int[] group_rows, Tensor? bias, "
     "Tensor? residual, Tensor(a!) y, Tensor(b!) workspace, bool gate_up, bool silu_and_mul, "
     "bool dependent, int[] down_division, int[] up_division) -> ()",
-    "sparse24_wide": "(Tensor x, Tensor data, Tensor? bias, Tensor? residual, Tensor(a!) y, "
+    "sparse24_tiles": "(Tensor x, Tensor data, Tensor? bias, Tensor? residual, Tensor(a!) y, "
     "Tensor(b!)? workspace, int counters, int counter_count, bool gate_up, bool silu_and_mul, "
-    "bool dependent, int warpgroups, int panels, int tile_tokens, int stages, int cluster_rows, "
-    "int cluster_tokens, int blocks, int waves, int group) -> ()",
+    "bool dependent, int tile_rows, int tile_tokens, int stages, int blocks, int waves, "
+    "int group) -> ()",
     "sparse24_wide": "(Tensor x, Tensor data, Tensor? bias, Tensor? residual, Tensor(a!) y, "
     "Tensor(b!)? workspace, int counters, int counter_count, bool gate_up, bool silu_and_mul, "
     "bool dependent, int warpgroups, int panels, int tile_tokens, int stages, int cluster_rows, "

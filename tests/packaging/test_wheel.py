@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -129,10 +130,13 @@ def test_no_kernel_spills(builder: ModuleType) -> None:
     found = builder.resources(log.read_text(encoding="utf-8"))
     assert [kernel for kernel in found if kernel.spill_bytes] == []
     shapes = {f"skinny {t} {r}x{n}" for t in ("bf16", "fp16") for r in (2, 4) for n in (1, 2, 4, 8)}
+    # Warps along rows and tokens, token tiles a warp, thread blocks a multiprocessor.
+    tiles = ("4x2x8x1", "2x2x8x2", "4x1x8x2", "2x2x4x3")
+    shapes |= {f"tiles {t} {tile}" for t in ("bf16", "fp16") for tile in tiles}
     compiled = [a for a in builder.architectures().split(";") if a.startswith("sm_")]
     expected = {(name, a) for name in {*shapes, "unpack24"} for a in compiled}
     assert {(kernel.kernel, kernel.architecture) for kernel in found} == expected
     # Nine warps, at most five of two thread blocks on a quarter of the registers: 96 each.
     for kernel in found:
-        if kernel.kernel.endswith(("2x1", "2x2", "2x4", "4x1", "4x2")):
+        if re.fullmatch(r"skinny .* (2x1|2x2|2x4|4x1|4x2)", kernel.kernel):
             assert kernel.registers <= 96

@@ -8,6 +8,7 @@
 #include "secateur/core/linear.h"
 #include "secateur/core/low_rank.h"
 #include "secateur/core/sparse24_skinny.h"
+#include "secateur/core/sparse24_tiles.h"
 #include "secateur/core/sparse24_wide.h"
 #include "secateur/core/status.h"
 #include "secateur/core/unpack24.h"

@@ -8,6 +8,7 @@
 // warp has the rows for that.
 #pragma once
 
+#include "secateur/device/recompute.h"
 #include "secateur/write_tile.h"
 
 namespace secateur {
@@ -72,6 +73,43 @@ struct Patches {
   }
 };
 
+// One token of a patch: eight columns, of which the first `count` exist.
+struct Row {
+  int64_t offset;
+  int count;
+};
+
+SECATEUR_DEVICE void read_row(uint32_t (&words)[4], const uint16_t* source, const Row& row,
+                              bool chunked) {
+  if (chunked) {
+    if (row.count == 0) return;
+    const Words4 read = device::load<Words4>(source + row.offset);
+#pragma unroll
+    for (int j = 0; j < 4; ++j) words[j] = read.word[j];
+    return;
+  }
+#pragma unroll
+  for (int i = 0; i < 8; ++i) {
+    if (i >= row.count) break;
+    const uint32_t value = device::load<uint16_t>(source + row.offset + i);
+    words[i / 2] |= value << (16 * (i % 2));
+  }
+}
+
+SECATEUR_DEVICE void write_row(const uint32_t (&words)[4], uint16_t* target, const Row& row,
+                               bool chunked) {
+  if (chunked) {
+    if (row.count == 0) return;
+    device::store(target + row.offset, Words4{{words[0], words[1], words[2], words[3]}});
+    return;
+  }
+#pragma unroll
+  for (int i = 0; i < 8; ++i) {
+    if (i >= row.count) break;
+    device::store(target + row.offset + i, static_cast<uint16_t>(words[i / 2] >> (16 * (i % 2))));
+  }
+}
+
 // All patches of one warp: `value(row_tile, half, token_tile, i)` is the sum of the lane's token i
 // of two.
 template <typename Value, int RowTiles, int TokenTiles, bool Silu, typename Sum>
@@ -83,14 +121,12 @@ SECATEUR_DEVICE void write_patches(const Output& output, int64_t first_tile, int
   const Patch patch = All::first_patch(output, first_tile, lane);
   const int first = first_token + patch.tile * accumulator::tile_tokens + lane / 4;
   const int64_t columns = output.columns();
-  const auto exists = [&](int f) {
-    return patch.column + All::column_step(f, output.gate_up) < patch.end &&
-           patch.tile + All::token_tile(f, 0) < TokenTiles &&
-           first + All::token_tile(f, 0) * accumulator::tile_tokens < output.tokens;
-  };
-  const auto offset = [&](int f, int64_t stride) {
-    return (first + All::token_tile(f, 0) * accumulator::tile_tokens) * stride + patch.column +
-           All::column_step(f, output.gate_up);
+  const auto row_of = [&](int f, int64_t stride) -> Row {
+    const int64_t column = patch.column + All::column_step(f, output.gate_up);
+    const int n = All::token_tile(f, 0), token = first + n * accumulator::tile_tokens;
+    const bool exists = patch.tile + n < TokenTiles && token < output.tokens;
+    const int64_t left = patch.end - column;
+    return {token * stride + column, !exists || left <= 0 ? 0 : left < 8 ? static_cast<int>(left) : 8};
   };
 #pragma unroll
   for (int start = 0; start < All::fours; start += batch) {
@@ -98,11 +134,9 @@ SECATEUR_DEVICE void write_patches(const Output& output, int64_t first_tile, int
     if (output.residual != nullptr) {
 #pragma unroll
       for (int b = 0; b < batch; ++b) {
-        if (start + b >= All::fours || !exists(start + b)) continue;
-        const Words4 read = device::load<Words4>(static_cast<const uint16_t*>(output.residual) +
-                                                 offset(start + b, output.residual_stride));
-#pragma unroll
-        for (int j = 0; j < 4; ++j) words[b][j] = read.word[j];
+        if (start + b >= All::fours) continue;
+        read_row(words[b], static_cast<const uint16_t*>(output.residual),
+                 row_of(start + b, output.residual_stride), output.chunked);
       }
 #pragma unroll
       for (int b = 0; b < batch; ++b) {
@@ -126,8 +160,7 @@ SECATEUR_DEVICE void write_patches(const Output& output, int64_t first_tile, int
             value(tile, half, n, 1) + device::unpack<Value>(added >> 16)));
       }
       exchange_in_fours(words[b]);
-      const Words4 out{{words[b][0], words[b][1], words[b][2], words[b][3]}};
-      if (exists(f)) device::store(static_cast<uint16_t*>(output.y) + offset(f, columns), out);
+      write_row(words[b], static_cast<uint16_t*>(output.y), row_of(f, columns), output.chunked);
     }
   }
 }
@@ -135,17 +168,11 @@ SECATEUR_DEVICE void write_patches(const Output& output, int64_t first_tile, int
 // A warp's sums of neighbouring sub-tiles of rows, for the tokens from `first_token` on. What lies
 // beyond y is left out.
 template <typename Value, int RowTiles, int TokenTiles>
-SECATEUR_DEVICE void write_block(const Output& output, int64_t first_tile, int first_token,
+SECATEUR_DEVICE void write_block(const Output& to, int64_t first_tile, int first_token,
                                  const float (&sums)[RowTiles][TokenTiles][accumulator::items]) {
-  if (!output.chunked) {
-#pragma unroll
-    for (int r = 0; r < RowTiles; ++r) {
-      write_tile<Value>(output, first_tile + r, first_token, sums[r]);
-      // One sub-tile after the other: their addresses together do not fit into registers.
-      device::sync_warp();
-    }
-    return;
-  }
+  // Sizes that follow from N would otherwise be kept in registers during the main loop.
+  Output output = to;
+  output.rows = device::anew(to.rows);
   const int row = accumulator::row(device::lane(), 0);
   float bias[RowTiles][2];
 #pragma unroll
