@@ -21,7 +21,7 @@ from secateur_kernels.layouts import Fragment24
 from secateur_kernels.layouts.fragment24 import SUB_TILE_BYTES, UNIT, UNIT_BYTES, VALUE_BYTES
 from secateur_kernels.layouts.kind import kind_of
 
-INSTRUCTIONS = ("mma.sp m16n8k32", "wgmma.sp m64n8k32")
+INSTRUCTIONS = ("mma.sp m16n8k32", "wgmma.sp m64n32k32")
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _BITS_OF_ONE = {"bf16": 0x3F80, "fp16": 0x3C00}
 _LANES, _NIBBLES, _SUB_TILES = 32, 8, 4

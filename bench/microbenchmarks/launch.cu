@@ -2,7 +2,7 @@
 // do nothing, and kernels that stream 10 MB each, as a decode step does layer after layer.
 #include <string>
 
-#include "stream.h"
+#include "stream_kernel.h"
 
 namespace micro {
 namespace {

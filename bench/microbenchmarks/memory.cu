@@ -2,7 +2,7 @@
 // plain loads, and what sharing reads in clusters brings.
 #include <string>
 
-#include "stream.h"
+#include "stream_kernel.h"
 
 namespace micro {
 namespace {

@@ -1,5 +1,5 @@
 // The port of shared memory: loads of 16 bytes, ldmatrix, and loads while bulk copies write.
-#include "stream.h"
+#include "stream_kernel.h"
 
 namespace micro {
 namespace {
@@ -86,7 +86,7 @@ __global__ __launch_bounds__(288) void both_kernel(const __grid_constant__ Both 
   __syncthreads();
   if (threadIdx.x == 256) {
     const Stream& s = b.stream;
-    const uint64_t policy = stay_policy();
+    const uint64_t policy = device::read_again_policy();
     int64_t unit = device::block() * s.block_start % s.units, stages = 0;
     Ring oldest = ring;
     for (; stages < s.stages || reading != 0; ++stages) {

@@ -3,8 +3,8 @@
 // every thread block then copies its part of a stage to all of them.
 #pragma once
 
-#include "harness.h"
 #include "secateur/device/cluster.h"
+#include "secateur/device/tensor_copy.h"
 
 namespace micro {
 
@@ -24,29 +24,23 @@ struct Stream {
   uint32_t* sink;   // null, or where a word goes at the end
 };
 
-__host__ __device__ inline int shared_bytes(const Stream& s) { return s.stages * (s.stage_units * unit_bytes + 16); }
-
-__device__ __forceinline__ uint64_t stay_policy() {
-  uint64_t policy;
-  asm("createpolicy.fractional.L2::evict_normal.b64 %0, 1.0;" : "=l"(policy));
-  return policy;
-}
+SECATEUR_INLINE int shared_bytes(const Stream& s) { return s.stages * (s.stage_units * unit_bytes + 16); }
 
 struct Ring {
   uint32_t base;
   int stages, stage_bytes;
   int stage = 0;
   uint32_t phase = 0;
-  __device__ uint32_t data() const { return base + stage * stage_bytes; }
-  __device__ uint32_t full() const { return base + stages * stage_bytes + 8 * stage; }
-  __device__ uint32_t empty() const { return full() + 8 * stages; }
-  __device__ void advance() {
+  SECATEUR_INLINE uint32_t data() const { return base + stage * stage_bytes; }
+  SECATEUR_INLINE uint32_t full() const { return base + stages * stage_bytes + 8 * stage; }
+  SECATEUR_INLINE uint32_t empty() const { return full() + 8 * stages; }
+  SECATEUR_INLINE void advance() {
     if (++stage == stages) stage = 0, phase ^= 1;
   }
 };
 
 template <int Cluster>
-__device__ __forceinline__ void fill_stage(const Stream& s, Ring& ring, int64_t unit, int rank,
+SECATEUR_DEVICE void fill_stage(const Stream& s, Ring& ring, int64_t unit, int rank,
                                            uint64_t policy) {
   const int share = s.stage_units / Cluster;
   device::barrier_arrive_expect(ring.full(), s.stage_units * unit_bytes);
@@ -65,8 +59,8 @@ __device__ __forceinline__ void fill_stage(const Stream& s, Ring& ring, int64_t 
 }
 
 template <int Cluster>
-__device__ __forceinline__ void produce(const Stream& s, Ring ring, int rank, int64_t stages) {
-  const uint64_t policy = s.read_once ? device::read_once_policy() : stay_policy();
+SECATEUR_DEVICE void produce(const Stream& s, Ring ring, int rank, int64_t stages) {
+  const uint64_t policy = s.read_once ? device::read_once_policy() : device::read_again_policy();
   // Thread blocks of a cluster read the same.
   int64_t unit = device::block() / Cluster * s.block_start % s.units;
   const int64_t before = s.prefetch ? s.stages : 0;
@@ -83,7 +77,7 @@ __device__ __forceinline__ void produce(const Stream& s, Ring ring, int rank, in
 }
 
 template <int Cluster>
-__device__ __forceinline__ void consume(const Stream& s, Ring ring, int64_t stages) {
+SECATEUR_DEVICE void consume(const Stream& s, Ring ring, int64_t stages) {
   for (int64_t i = 0; i < stages; ++i) {
     device::barrier_wait(ring.full(), ring.phase);
     if constexpr (Cluster == 1) {
@@ -101,13 +95,11 @@ __device__ __forceinline__ void consume(const Stream& s, Ring ring, int64_t stag
   }
 }
 
-// Two warps: lane 0 of each works.
+// By two warps: lane 0 of each works.
 template <int Cluster>
-__global__ __launch_bounds__(64) void stream_kernel(const __grid_constant__ Stream s) {
-  extern __shared__ __align__(128) uint8_t shared[];
+SECATEUR_DEVICE void run_stream(const Stream& s, uint32_t base) {
   device::let_successor_start();
-  Ring ring{static_cast<uint32_t>(__cvta_generic_to_shared(shared)), s.stages,
-            s.stage_units * unit_bytes};
+  Ring ring{base, s.stages, s.stage_units * unit_bytes};
   if (device::thread() == 0) {
     for (int i = 0; i < s.stages; ++i) {
       device::barrier_init(ring.full() + 8 * i, 1);

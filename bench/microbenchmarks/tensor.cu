@@ -4,7 +4,7 @@
 #include <string>
 
 #include "harness.h"
-#include "secateur/device.h"
+#include "secateur/device/mma.h"
 #include "warpgroup.h"
 
 namespace micro {
@@ -30,14 +30,6 @@ __device__ __forceinline__ Words4 random_words(uint32_t seed) {
 }
 constexpr uint32_t columns_0_and_2 = 0x88888888u;  // the index pair (0, 2) eight times
 
-__device__ __forceinline__ void multiply_dense(float (&d)[4], Words4 a, Words4 b, int half) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
-      "{%8, %9}, {%0, %1, %2, %3};"
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-      : "r"(a.word[0]), "r"(a.word[1]), "r"(a.word[2]), "r"(a.word[3]), "r"(b.word[2 * half]),
-        "r"(b.word[2 * half + 1]));
-}
-
 constexpr int chains = 8;  // sums of a warp that do not wait for each other
 
 template <bool Sparse>
@@ -57,7 +49,7 @@ __global__ __launch_bounds__(512) void warp_kernel(const __grid_constant__ Case 
 #pragma unroll
       for (int i = 0; i < chains; ++i) {
         if constexpr (!Sparse) {
-          multiply_dense(sums[i], a[half], b[i % 2], half);
+          device::multiply_dense<Bf16>(sums[i], a[half], b[i % 2].word[0], b[i % 2].word[1]);
         } else if (half == 0) {
           device::multiply_sparse<Bf16, 0>(sums[i], a[0], b[i % 2], columns_0_and_2);
         } else {
@@ -74,15 +66,18 @@ __global__ __launch_bounds__(512) void warp_kernel(const __grid_constant__ Case 
   if (threadIdx.x == 0) c.clocks[blockIdx.x] = clock_now() - start;
 }
 
+constexpr int alignment = 1024;  // where the order of the 128-byte swizzle repeats
+
 template <int N, bool Sparse>
 __global__ __launch_bounds__(256) void warpgroup_kernel(const __grid_constant__ Case c) {
-  extern __shared__ __align__(1024) uint8_t shared[];
-  for (int i = threadIdx.x; i < N * 32; i += blockDim.x) {
-    reinterpret_cast<uint32_t*>(shared)[i] = random_pair(i + 7777);
+  extern __shared__ __align__(128) uint8_t shared[];
+  const uint32_t start_of_all = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+  const uint32_t base = (start_of_all + alignment - 1) / alignment * alignment;
+  for (int i = threadIdx.x; i < N * 8; i += blockDim.x) {
+    device::store_shared16(base + 16 * i, random_words(i + 7777));
   }
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
   __syncthreads();
-  const uint32_t base = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
   using Multiply = Warpgroup<Bf16, N>;
   Words4 a[2];
 #pragma unroll
@@ -146,9 +141,9 @@ void warpgroups(Case c, int groups) {
                          (groups == 1 ? " warpgroup" : " warpgroups");
   const double flops = 2.0 * 64 * N * 32;
   measure<warpgroup_kernel<N, true>>(("wgmma.sp m64" + of).c_str(), c, groups, 128, 4, flops, 1,
-                                     N * 128);
+                                     N * 128 + alignment);
   measure<warpgroup_kernel<N, false>>(("wgmma m64" + of).c_str(), c, groups, 128, 4, flops / 2, 1,
-                                      N * 128);
+                                      N * 128 + alignment);
 }
 
 }  // namespace

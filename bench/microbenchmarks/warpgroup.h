@@ -76,8 +76,6 @@ struct Warpgroup;
     }                                                                                              \
   }
 
-MICRO_WARPGROUP(Bf16, "bf16", 8, 4, MICRO_P4, MICRO_F4, 4, 5, 6, 7, 8, 9, 10);
-MICRO_WARPGROUP(Fp16, "f16", 8, 4, MICRO_P4, MICRO_F4, 4, 5, 6, 7, 8, 9, 10);
 MICRO_WARPGROUP(Bf16, "bf16", 64, 32, MICRO_P32, MICRO_F32, 32, 33, 34, 35, 36, 37, 38);
 MICRO_WARPGROUP(Bf16, "bf16", 128, 64, MICRO_P64, MICRO_F64, 64, 65, 66, 67, 68, 69, 70);
 MICRO_WARPGROUP(Bf16, "bf16", 256, 128, MICRO_P128, MICRO_F128, 128, 129, 130, 131, 132, 133, 134);

@@ -49,7 +49,7 @@ def with_a_fault(fault: Callable[[Tensor], None]) -> Callable[[Tensor, str], Ten
 def test_hardware_that_follows_the_layout_passes(dtype: str) -> None:
     findings = find(perfect, dtype)
     assert [found.differences for found in findings] == [(), ()]
-    assert report(findings)[1] == f"wgmma.sp m64n8k32 {dtype}: as fragment24.py says"
+    assert report(findings)[1] == f"wgmma.sp m64n32k32 {dtype}: as fragment24.py says"
 
 
 def test_units_are_legal_and_their_values_differ() -> None:
@@ -72,7 +72,7 @@ def test_a_swapped_register_is_named() -> None:
     first, second = find(with_a_fault(swap), "bf16")
     assert first.differences == ()
     text = "\n".join(report([second]))
-    assert "wgmma.sp m64n8k32 bf16: 4 differences" in text
+    assert "wgmma.sp m64n32k32 bf16: 4 differences" in text
     expected = "warp 1 fragment 1 lane 5 register 1 low half: expected at row 25 column 36, seen"
     assert f"{expected} row 17 column 52" in text
 
