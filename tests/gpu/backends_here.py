@@ -4,6 +4,7 @@ import gc
 
 import pytest
 import torch
+from gpu.forced_kernels import is_forced
 from gpu.layers import BACKENDS
 
 from secateur_kernels.backends import HAS_TRITON
@@ -15,7 +16,7 @@ def why_not(backend: str, device: torch.device) -> str | None:
     facts = device_facts(device)
     if backend == "triton" and not HAS_TRITON:
         return "the package triton is not installed"
-    if backend == "cuda" and not facts.has_library:
+    if (backend == "cuda" or is_forced(backend)) and not facts.has_library:
         return f"the compiled library is not there for {facts.name}"
     return None
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from gpu.forced_kernels import FORCED, forced, is_forced, supported
 from torch import Tensor
 
 from secateur_kernels.dispatch.problem import device_facts
@@ -27,12 +28,12 @@ from secateur_kernels.testing.tolerance import (
 SPARSE, LOW_RANK, BOTH = "sparse24_linear", "low_rank_linear", "sparse24_low_rank_linear"
 
 BACKENDS = {
-    SPARSE: sparse24_launch.BACKENDS,
+    SPARSE: (*sparse24_launch.BACKENDS, *FORCED),
     LOW_RANK: low_rank_op.BACKENDS,
     BOTH: sparse_op.BACKENDS,
 }
 # They round once, at the end; the others multiply by torch, which rounds every product.
-ROUND_ONCE = ("reference", "triton", "cuda")
+ROUND_ONCE = ("reference", "triton", "cuda", *FORCED)
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,8 @@ class Layer:
 
     def takes(self, backend: str, m: int) -> bool:
         """Whether the backend has a kernel for m tokens: the compiled ones do not for all."""
+        if is_forced(backend) and m > 0:
+            return supported(backend, m, *self.shape, self.device)
         if backend != "cuda" or m == 0:
             return True
         return cuda_kernel.supports(m, device_facts(self.device).capability)
@@ -91,7 +94,10 @@ class Layer:
         residual: Tensor | None = None,
         activation: str = "none",
     ) -> Tensor:
-        """One call of the op."""
+        """One call of the op; a name of `FORCED` has one kernel of backend `cuda` serve it."""
+        if is_forced(backend):
+            with forced(backend):
+                return self(x, "cuda", bias, residual, activation)
         rest = {"bias": bias, "residual": residual, "activation": activation, "backend": backend}
         if self.op == SPARSE:
             dense = self.dense if backend == "dense" else None

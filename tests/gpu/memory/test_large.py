@@ -16,6 +16,7 @@ OURS = ((SPARSE, "triton"), (SPARSE, "cuda"), (SPARSE, "unpack"), (SPARSE, "auto
 # The compiled kernel takes few tokens, so that neither x nor y gets that large.
 EVERY = (
     *((op, backend) for op, backend in OURS if backend != "cuda"),
+    (SPARSE, "cuda-tiles"),
     (LOW_RANK, "triton"),
     (LOW_RANK, "two_gemms"),
     (BOTH, "triton"),

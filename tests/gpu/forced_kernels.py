@@ -1,0 +1,95 @@
+"""The kernels behind backend `cuda` one by one, whichever of them dispatch would take.
+
+Tests name one as a backend of its own, `cuda-tiles` say. Calls go through the op as always: only
+its choice is replaced. A kernel that is added to the table is tested wherever backends are.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from secateur_kernels.dispatch.choice import Choice
+from secateur_kernels.dispatch.problem import DeviceFacts, device_facts
+from secateur_kernels.sparse24_linear import cuda_choice, cuda_config, cuda_kernel, cuda_tiles
+from secateur_kernels.sparse24_linear import op as sparse24_op
+
+_PREFIX = "cuda-"
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A kernel for sparse24_linear: m, n, k and the device decide."""
+
+    supports: Callable[[int, int, int, DeviceFacts], bool]
+    default_config: Callable[[int, int, int, DeviceFacts], Any]
+    candidate_configs: Callable[[int, int, int, DeviceFacts], list[Any]]
+    launch: Callable[..., Tensor]
+
+
+KERNELS = {
+    "skinny": Kernel(
+        lambda m, n, k, facts: cuda_config.supports(m, facts.capability),
+        lambda m, n, k, facts: cuda_choice.default_config(m, n, k, facts.num_sms, facts.capability),
+        lambda m, n, k, facts: cuda_choice.candidate_configs(
+            m, n, k, facts.num_sms, facts.capability
+        ),
+        cuda_kernel.launch,
+    ),
+    "tiles": Kernel(
+        lambda m, n, k, facts: cuda_tiles.supports(m, n, k, facts.capability),
+        lambda m, n, k, facts: cuda_tiles.default_config(m, n, k, facts.num_sms, facts.capability),
+        lambda m, n, k, facts: cuda_tiles.candidate_configs(
+            m, n, k, facts.num_sms, facts.capability
+        ),
+        cuda_tiles.launch,
+    ),
+}
+
+FORCED = tuple(_PREFIX + name for name in KERNELS)
+"""The names under which tests know them as backends."""
+
+
+def is_forced(backend: str) -> bool:
+    """Whether a backend's name is that of one kernel of backend `cuda`."""
+    return backend.startswith(_PREFIX)
+
+
+def kernel_of(backend: str) -> Kernel:
+    """The kernel that a backend's name forces."""
+    return KERNELS[backend.removeprefix(_PREFIX)]
+
+
+def supported(backend: str, m: int, n: int, k: int, device: torch.device) -> bool:
+    """Whether a forced kernel takes x [m, k] and a weight [n, k]."""
+    return kernel_of(backend).supports(m, n, k, device_facts(device))
+
+
+def configs(backend: str, m: int, n: int, k: int, device: torch.device) -> list[Any]:
+    """What tuning would time of a forced kernel."""
+    return kernel_of(backend).candidate_configs(m, n, k, device_facts(device))
+
+
+@contextmanager
+def forced(backend: str, config: Any = None) -> Iterator[None]:
+    """Calls of sparse24_linear with backend `cuda` run one kernel.
+
+    Args:
+        backend: one of `FORCED`.
+        config: of the kernel; None is its default for each call.
+    """
+    kernel = kernel_of(backend)
+
+    def choose(x: Tensor, rows: int, columns: int, dense: Tensor | None, named: str) -> Choice:
+        assert named == "cuda", f"expected backend cuda while a kernel is forced, got {named}"
+        chosen = config or kernel.default_config(len(x), rows, columns, device_facts(x.device))
+        return Choice("cuda", chosen, f"forced by a test: {backend}")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sparse24_op, "choice_of", choose)
+        patch.setattr(cuda_kernel, "launch", kernel.launch)
+        yield
