@@ -58,7 +58,7 @@ const char* own_error_text(int code) {
       return "expected rows of x that start at multiples of 16 bytes";
     case SECATEUR_BAD_WIDE_TILE:
       return "expected warpgroups x panels x tokens of 2 x 1 or 2 x 2 with 32, 64 or 128, 2 x 1 x "
-             "256, 2 x 2 x 192 or 3 x 1 x 192";
+             "256 or 3 x 1 x 192";
     case SECATEUR_BAD_WIDE_CLUSTER:
       return "expected clusters of 1, 2 or 4 tiles of rows by 1, 2 or 4 of tokens, to 8 in all";
     case SECATEUR_BAD_WIDE_SCHEDULE:

@@ -55,7 +55,7 @@ int secateur_sparse24_wide_needs(const SecateurSparse24Wide* a, SecateurSparse24
     const int64_t size = problem.cluster.size();
     needs->workspace_bytes = 4 * plan.slots() * size * S::slot_floats;
     needs->counter_count = plan.counters() * size * S::warps;
-    needs->shared_bytes = shared_bytes(S::block_panels, S::tokens, a->stages);
+    needs->shared_bytes = shared_bytes<S>(a->stages);
   });
   return SECATEUR_OK;
 }

@@ -18,7 +18,7 @@ bool with_shape(int64_t warpgroups, int64_t panels, int64_t tokens, const Use& u
   };
   return fits(Shape<2, 1, 32>{}) || fits(Shape<2, 2, 32>{}) || fits(Shape<2, 1, 64>{}) ||
          fits(Shape<2, 2, 64>{}) || fits(Shape<2, 1, 128>{}) || fits(Shape<2, 2, 128>{}) ||
-         fits(Shape<3, 1, 192>{}) || fits(Shape<2, 2, 192>{}) || fits(Shape<2, 1, 256>{});
+         fits(Shape<3, 1, 192>{}) || fits(Shape<2, 1, 256>{});
 }
 
 // Groups of tiles along rows and along tokens.

@@ -29,7 +29,7 @@ int launch(const SecateurSparse24Wide& a, const Problem& problem, cudaStream_t s
     Launch how{};
     how.blocks = a.blocks;
     how.threads = S::threads;
-    how.shared_bytes = shared_bytes(S::block_panels, S::tokens, a.stages);
+    how.shared_bytes = shared_bytes<S>(a.stages);
     how.cluster = problem.cluster.size();
     how.dependent = a.linear.dependent != 0;
     how.device = a.linear.device;

@@ -152,6 +152,10 @@ SECATEUR_DEVICE void store_shared16(uint32_t target, Words4 value) {
                : "memory");
 }
 
+SECATEUR_DEVICE void store_shared4(uint32_t target, uint32_t value) {
+  asm volatile("st.shared.u32 [%0], %1;" ::"r"(target), "r"(value) : "memory");
+}
+
 SECATEUR_DEVICE Words4 load_shared16(uint32_t source) {
   Words4 v;
   asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"

@@ -138,9 +138,7 @@ def emulate(arguments: Wide, seed: int, emulator: Any) -> None:
     arguments.workspace = workspace.data_ptr() + -workspace.data_ptr() % 16
     arguments.workspace_bytes = needs.workspace_bytes
     arguments.counters, arguments.counter_count = counters.data_ptr(), needs.counter_count
-    code = emulator.functions.emulate_sparse24_wide(
-        ctypes.byref(arguments), ctypes.c_uint64(seed)
-    )
+    code = emulator.functions.emulate_sparse24_wide(ctypes.byref(arguments), ctypes.c_uint64(seed))
     assert code == 0, emulator.text(code)
     assert not counters.any()
 

@@ -14,6 +14,14 @@ SECATEUR_DEVICE int anew(int value) {
   return value;
 }
 
+template <typename T>
+SECATEUR_DEVICE T* anew(T* pointer) {
+#if !defined(SECATEUR_EMULATED)
+  asm volatile("" : "+l"(pointer));
+#endif
+  return pointer;
+}
+
 // thread(), read from where the hardware keeps it.
 SECATEUR_DEVICE int thread_anew() {
 #if defined(SECATEUR_EMULATED)

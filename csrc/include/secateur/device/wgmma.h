@@ -64,13 +64,13 @@ SECATEUR_DEVICE void own(float (&sums)[TokenTiles][4]) {
   }
 }
 
-// Begins sums = a @ b, plus the former sums if `accumulate`: `values` and `metadata` are the lane's
-// part of a (64 rows x 32 columns, 2:4; as for multiply_sparse, the warp's sixteen rows), b is 32
-// columns of TokenTiles * 8 tokens in shared memory, where `tokens` (matrix_descriptor.h) says. The
-// sums of a warp are tiles of 16 rows x 8 tokens side by side, each laid out as accumulator.h says.
+// Begins sums += a @ b: `values` and `metadata` are the lane's part of a (64 rows x 32 columns, 2:4;
+// as for multiply_sparse, the warp's sixteen rows), b is 32 columns of TokenTiles * 8 tokens in
+// shared memory, where `tokens` (matrix_descriptor.h) says. The sums of a warp are tiles of 16 rows x
+// 8 tokens side by side, each laid out as accumulator.h says.
 template <typename Value, int Selector, int TokenTiles>
 SECATEUR_DEVICE void wgmma_sparse(float (&sums)[TokenTiles][4], const Words4& values,
-                                  const uint32_t& metadata, uint64_t tokens, bool accumulate);
+                                  const uint32_t& metadata, uint64_t tokens);
 
 template <typename Value>
 constexpr bool is_bf16 = false;
@@ -79,7 +79,7 @@ constexpr bool is_bf16<Bf16> = true;
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
-// Operands in the asm text: sums first, then values, tokens, metadata, accumulate, selector.
+// Operands in the asm text: sums first, then values, tokens, metadata, selector.
 #define SECATEUR_SUMS_32                                                                           \
   "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"
 #define SECATEUR_SUMS_64                                                                           \
@@ -105,38 +105,36 @@ constexpr bool is_bf16<Bf16> = true;
 #define SECATEUR_TILES_8(n) SECATEUR_TILES_4(n), SECATEUR_TILES_4(n + 4)
 #define SECATEUR_TILES_16(n) SECATEUR_TILES_8(n), SECATEUR_TILES_8(n + 8)
 
-#define SECATEUR_WGMMA(TYPE, TOKENS, TEXT, A, B, E, P, S, ...)                                    \
-  asm volatile("{\n.reg .pred accumulate;\nsetp.ne.b32 accumulate, " P ", 0;\n"                   \
-               "wgmma.mma_async.sp.sync.aligned.m64n" #TOKENS "k32.f32." TYPE "." TYPE            \
-               " {" TEXT "}, {" A "}, " B ", " E ", " S ", accumulate, 1, 1, 0;\n}"               \
-               : __VA_ARGS__                                                                      \
-               : "r"(values.word[0]), "r"(values.word[1]), "r"(values.word[2]),                   \
-                 "r"(values.word[3]), "l"(tokens), "r"(metadata),                                 \
-                 "r"(static_cast<int>(accumulate)), "n"(Selector))
+#define SECATEUR_WGMMA(TYPE, TOKENS, TEXT, A, B, E, S, ...)                                       \
+  asm volatile("wgmma.mma_async.sp.sync.aligned.m64n" #TOKENS "k32.f32." TYPE "." TYPE             \
+               " {" TEXT "}, {" A "}, " B ", " E ", " S ", 1, 1, 1, 0;"                            \
+               : __VA_ARGS__                                                                       \
+               : "r"(values.word[0]), "r"(values.word[1]), "r"(values.word[2]),                    \
+                 "r"(values.word[3]), "l"(tokens), "r"(metadata), "n"(Selector))
 
 #define SECATEUR_WGMMA_SHAPES(TYPE)                                                                \
   if constexpr (TokenTiles == 4) {                                                                 \
     SECATEUR_WGMMA(TYPE, 32, SECATEUR_SUMS_32, "%16, %17, %18, %19", "%20",                        \
-                   "%21", "%22", "%23", SECATEUR_TILES_4(0));                                      \
+                   "%21", "%22", SECATEUR_TILES_4(0));                                             \
   } else if constexpr (TokenTiles == 8) {                                                          \
     SECATEUR_WGMMA(TYPE, 64, SECATEUR_SUMS_64, "%32, %33, %34, %35", "%36",                        \
-                   "%37", "%38", "%39", SECATEUR_TILES_8(0));                                      \
+                   "%37", "%38", SECATEUR_TILES_8(0));                                             \
   } else if constexpr (TokenTiles == 16) {                                                         \
     SECATEUR_WGMMA(TYPE, 128, SECATEUR_SUMS_128, "%64, %65, %66, %67", "%68",                      \
-                   "%69", "%70", "%71", SECATEUR_TILES_16(0));                                     \
+                   "%69", "%70", SECATEUR_TILES_16(0));                                            \
   } else if constexpr (TokenTiles == 24) {                                                         \
     SECATEUR_WGMMA(TYPE, 192, SECATEUR_SUMS_192, "%96, %97, %98, %99", "%100",                     \
-                   "%101", "%102", "%103", SECATEUR_TILES_16(0), SECATEUR_TILES_8(16));            \
+                   "%101", "%102", SECATEUR_TILES_16(0), SECATEUR_TILES_8(16));                    \
   } else if constexpr (TokenTiles == 32) {                                                         \
     SECATEUR_WGMMA(TYPE, 256, SECATEUR_SUMS_256, "%128, %129, %130, %131", "%132",                 \
-                   "%133", "%134", "%135", SECATEUR_TILES_16(0), SECATEUR_TILES_16(16));           \
+                   "%133", "%134", SECATEUR_TILES_16(0), SECATEUR_TILES_16(16));                   \
   }
 
 #endif  // sm_90a
 
 template <typename Value, int Selector, int TokenTiles>
 SECATEUR_DEVICE void wgmma_sparse(float (&sums)[TokenTiles][4], const Words4& values,
-                                  const uint32_t& metadata, uint64_t tokens, bool accumulate) {
+                                  const uint32_t& metadata, uint64_t tokens) {
   constexpr bool known = TokenTiles == 4 || TokenTiles == 8 || TokenTiles == 16 ||
                          TokenTiles == 24 || TokenTiles == 32;
   static_assert(known, "32, 64, 128, 192 or 256 tokens");

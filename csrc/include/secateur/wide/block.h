@@ -28,7 +28,8 @@ SECATEUR_DEVICE void run_block(const Problem& problem, uint32_t shared) {
   const int warp = device::shuffle(device::thread() / warp_lanes, 0), lane = device::lane();
   const bool alone = problem.cluster.size() == 1;
   const Member member(problem.cluster, device::block(), alone ? 0 : device::cluster_rank());
-  const Ring<Shape> ring{(shared + mask) & ~mask, problem.stages};
+  // By way of a shuffle, so that the compiler keeps it instead of asking for it in every step.
+  const Ring<Shape> ring{device::shuffle((shared + mask) & ~mask, 0), problem.stages};
   if (device::thread() == 0) initialise<Shape>(problem, ring);
   if (alone) {
     device::sync_block();

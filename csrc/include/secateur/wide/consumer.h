@@ -4,9 +4,10 @@
 
 #include "secateur/device/cluster.h"
 #include "secateur/device/wgmma.h"
-#include "secateur/wide/finish.h"
 #include "secateur/wide/problem.h"
 #include "secateur/wide/producer.h"
+#include "secateur/wide/reduce.h"
+#include "secateur/wide/write.h"
 
 namespace secateur::wide {
 
@@ -26,13 +27,12 @@ SECATEUR_DEVICE void load_fragments(Fragments& fragments, uint32_t tile, int lan
 // Begins one step of a panel, as a group of its own.
 template <typename Value, int TokenTiles>
 SECATEUR_DEVICE void begin_step(float (&sums)[TokenTiles][accumulator::items],
-                                const Fragments& fragments, uint64_t tokens, bool accumulate) {
+                                const Fragments& fragments, uint64_t tokens) {
   constexpr int half = fragment24::fragment_columns * 2;  // bytes of x
   device::wgmma_fence();
-  device::wgmma_sparse<Value, 0>(sums, fragments.values[0], fragments.metadata, tokens,
-                                 accumulate);
+  device::wgmma_sparse<Value, 0>(sums, fragments.values[0], fragments.metadata, tokens);
   device::wgmma_sparse<Value, 1>(sums, fragments.values[1], fragments.metadata,
-                                 matrix_descriptor::advanced(tokens, half), true);
+                                 matrix_descriptor::advanced(tokens, half));
   device::wgmma_commit();
 }
 
@@ -80,6 +80,7 @@ template <typename Value, typename Shape>
 SECATEUR_DEVICE void multiply(Sums<Shape>& sums, Consumer<Shape>& self, int steps) {
   Fragments even, odd;
   int left = steps, behind = -1;
+  clear_sums<Shape::panels, Shape::token_tiles>(sums);
   const auto release_behind = [&] {
     if (behind >= 0) self.release(behind);
     behind = self.ring.stage;
@@ -87,17 +88,17 @@ SECATEUR_DEVICE void multiply(Sums<Shape>& sums, Consumer<Shape>& self, int step
   self.wait_full();
   self.load(even, 0);
   while (true) {
-    begin_step<Value>(sums[0], even, self.tokens(), left != steps);
+    begin_step<Value>(sums[0], even, self.tokens());
     device::wgmma_wait<1>();
     release_behind();
     if constexpr (Shape::panels == 2) {
       self.load(odd, 1);
-      begin_step<Value>(sums[1], odd, self.tokens(), left != steps);
+      begin_step<Value>(sums[1], odd, self.tokens());
       device::wgmma_wait<1>();
     } else {
       if (!next_step(self, left)) break;
       self.load(odd, 0);
-      begin_step<Value>(sums[0], odd, self.tokens(), true);
+      begin_step<Value>(sums[0], odd, self.tokens());
       device::wgmma_wait<1>();
       release_behind();
     }
@@ -130,7 +131,6 @@ SECATEUR_DEVICE void consume(const Problem& problem, Ring<Shape> ring, const Mem
     self.mate_empty = device::map_shared(ring.empty(0), member.mate(lane));
   }
   const int mine = warp / warpgroup_warps * Shape::panels;
-  Sums<Shape> sums;
   TileWalk walk(problem.schedule, member.index);
   TileSegment segment;
 #pragma unroll 1
@@ -149,15 +149,16 @@ SECATEUR_DEVICE void consume(const Problem& problem, Ring<Shape> ring, const Mem
       self.tiles[p] =
           read * fragment24::unit_bytes + warp % warpgroup_warps * fragment24::tile_bytes;
     }
+    const Sharers sharers = sharers_of(problem.schedule, segment);
+    Sums<Shape> sums;
     multiply<Value>(sums, self, steps);
     if (mine >= here) continue;
-    if (!problem.schedule.whole(segment) &&
-        !reduce<Shape>(sums, problem, member, segment.tile, warp)) {
+    if (sharers.count > 1 && !reduce<Shape>(sums, problem, member, sharers, segment.tile, warp)) {
       continue;
     }
     const int tile = (panel + mine) * fragment24::tiles_per_unit + warp % warpgroup_warps;
     write<Value, Shape>(problem.output, tile, first_token<Shape>(problem, member, segment.tile),
-                        sums);
+                        sums, ring.staging(warp), lane);
   }
 }
 

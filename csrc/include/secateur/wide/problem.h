@@ -9,6 +9,7 @@
 #include "secateur/output.h"
 #include "secateur/tile_schedule.h"
 #include "secateur/wide/member.h"
+#include "secateur/wide/staging.h"
 #include "secateur/x_tile.h"
 
 namespace secateur::wide {
@@ -50,10 +51,11 @@ struct Shape {
 };
 
 // What a configuration needs of shared memory: the ring starts at a multiple of 1024, and behind it
-// are a full and an empty barrier for each stage.
-SECATEUR_INLINE constexpr int shared_bytes(int block_panels, int tokens, int stages) {
+// are a full and an empty barrier for each stage, then what the warps write results through.
+template <typename Shape>
+SECATEUR_INLINE constexpr int shared_bytes(int stages) {
   return matrix_descriptor::swizzle_bytes - 16 +
-         stages * (block_panels * fragment24::unit_bytes + tokens * x_tile::token_bytes + 16);
+         stages * (Shape::weight_bytes + Shape::x_bytes + 16) + Shape::warps * staging::bytes;
 }
 
 // The ring of stages in shared memory, and where in it a warp stands: x of all stages, then the
@@ -74,6 +76,9 @@ struct Ring {
   }
   SECATEUR_INLINE uint32_t full(int i) const { return barriers() + 8 * i; }
   SECATEUR_INLINE uint32_t empty(int i) const { return barriers() + 8 * (stages + i); }
+  SECATEUR_INLINE uint32_t staging(int warp) const {
+    return barriers() + 16 * stages + warp * staging::bytes;
+  }
   SECATEUR_INLINE void advance() {
     if (++stage == stages) {
       stage = 0;

@@ -39,7 +39,7 @@ extern "C" int emulate_sparse24_wide(const SecateurSparse24Wide* a, uint64_t see
         using S = decltype(shape);
         // Dynamic shared memory is aligned to 16 bytes only.
         const int misplaced = 16 * (seed % 64);
-        const int bytes = shared_bytes(S::block_panels, S::tokens, a->stages);
+        const int bytes = shared_bytes<S>(a->stages);
         Machine machine(S::threads, misplaced + bytes, seed + cluster, size);
         allow(*a, machine);
         machine.run(cluster * size, [&] {

@@ -38,13 +38,12 @@ struct Product {
   bool bf16;
   int selector;
   uint64_t tokens;
-  bool accumulate;
   int joined = 0;
   Registers128 lanes[warpgroup_lanes];
 
   bool same(const Product& other) const {
     return token_tiles == other.token_tiles && bf16 == other.bf16 && selector == other.selector &&
-           tokens == other.tokens && accumulate == other.accumulate;
+           tokens == other.tokens;
   }
 };
 
@@ -188,7 +187,7 @@ inline void TensorCores::execute(int index, Product& product) {
         const int thread = index * warpgroup_lanes + 32 * warp + lane;
         return threads_[thread].held[lanes[lane].sums].real[item + token % 2];
       };
-      for (int n = 0; n < tokens; ++n) row_sums[n] = product.accumulate ? real(n) : 0.0f;
+      for (int n = 0; n < tokens; ++n) row_sums[n] = real(n);
       add_sparse_row(machine_, row, product.selector, product.bf16, lanes, b, row_sums);
       for (int n = 0; n < tokens; ++n) real(n) = row_sums[n];
     }
@@ -220,13 +219,12 @@ inline constexpr bool is_bf16<Bf16> = true;
 
 template <typename Value, int Selector, int TokenTiles>
 void wgmma_sparse(float (&sums)[TokenTiles][4], const Words4& values, const uint32_t& metadata,
-                  uint64_t tokens, bool accumulate) {
+                  uint64_t tokens) {
   Product product{};
   product.token_tiles = TokenTiles;
   product.bf16 = is_bf16<Value>;
   product.selector = Selector;
   product.tokens = tokens;
-  product.accumulate = accumulate;
   tensor_cores().issue(product, {&sums[0][0], &values, &metadata, values, metadata});
 }
 
