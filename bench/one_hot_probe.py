@@ -194,7 +194,11 @@ def report(findings: Sequence[Finding]) -> list[str]:
 def main(arguments: Sequence[str] | None = None, hardware: Hardware = on_this_gpu) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.one_hot_probe")
     parser.parse_args(arguments)
-    findings = [found for dtype in DTYPES for found in find(hardware, dtype)]
+    try:
+        findings = [found for dtype in DTYPES for found in find(hardware, dtype)]
+    except RuntimeError as error:
+        print(f"the probe did not run: {error}")
+        return 2
     print("\n".join(report(findings)))
     return 1 if any(found.differences for found in findings) else 0
 

@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 from bench.goal_measures import SMALL, Records, errors, floor_of_dense, read_all
 from bench.goals import GOALS, Goal, main, rows, summary
+from bench.kernel_choices import cases, table
+from bench.kernel_choices import main as choices_main
 from bench.linear_operands import LOW_RANK, SPARSE
 from bench.linears import CHAIN_TOKENS
 from bench.predictions import comparison, predictions
@@ -161,6 +163,24 @@ def test_records_are_read_from_a_folder(tmp_path: Path, capsys: pytest.CaptureFi
     assert "| 4096 x 4096, M = 1 | 4.5, memory | 1.59 | 2.00 | 4.7 us, 95% | 2.09 | 2.00 |" in (
         capsys.readouterr().out
     )
+
+
+def test_which_kernel_is_the_fastest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one = linear(SEVEN[0], 8, ours_skinny=0.9, ours_wide=1.2)
+    two = linear(SEVEN[0], 64, ours_skinny=2.0, ours_wide=1.0)
+    alone = linear(SEVEN[0], 1)
+    found = list(cases([two, one, alone]))
+    assert [(case.fastest, round(case.loss, 2)) for case in found] == [
+        ("auto", 1.0),
+        ("skinny", 1.11),
+        ("wide", 1.0),
+    ]
+    assert found[1].others == "skinny 2.22, wide 1.67"
+    assert table([]) == "not measured yet"
+    text = "\n".join(json.dumps(record) for record in (one, two))
+    (tmp_path / "linears.jsonl").write_text(text, encoding="utf-8")
+    choices_main(["--results", str(tmp_path)])
+    assert "took 1.054 times as long" in capsys.readouterr().out
 
 
 def test_predictions_cover_the_seven_shapes() -> None:

@@ -113,3 +113,9 @@ def test_the_exit_status_says_whether_all_is_well(capsys: pytest.CaptureFixture[
     out = capsys.readouterr().out
     assert "register 0 low half: expected at row 0 column 0, seen nowhere" in out
     assert "more" in out
+
+    def broken(units: Tensor, dtype: str) -> Tensor:
+        raise RuntimeError("no GPU")
+
+    assert main([], broken) == 2
+    assert capsys.readouterr().out == "the probe did not run: no GPU\n"
