@@ -38,6 +38,14 @@ SECATEUR_DEVICE void cluster_arrive() {
   asm volatile("barrier.cluster.arrive.release;" ::: "memory");
 #endif
 }
+// The first half, where only writes to the thread block's own shared memory are to be seen: a plain
+// release waits for global memory as well, as a fence of the whole GPU does.
+SECATEUR_DEVICE void cluster_arrive_shared() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("fence.release.sync_restrict::shared::cta.cluster;\nbarrier.cluster.arrive.relaxed;" ::
+                   : "memory");
+#endif
+}
 // For a barrier that only keeps thread blocks alive: nothing is published, and the writes so far,
 // those to global memory among them, are not waited for.
 SECATEUR_DEVICE void cluster_arrive_relaxed() {

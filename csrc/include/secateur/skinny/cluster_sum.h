@@ -75,7 +75,8 @@ SECATEUR_DEVICE void sum_in_cluster(const Sums<Shape>& sums, const Problem& prob
   const int lane = device::lane();
   device::sync_block();  // no warp reads the ring any more
   leave_sums<Shape>(sums, base, warp, lane);
-  device::sync_cluster();
+  device::cluster_arrive_shared();
+  device::cluster_wait();
   const int block_tiles = problem.warps * Shape::row_tiles;
   const int items = block_tiles * items_per_tile, rank = device::cluster_rank();
   const int end = share_begin(items, problem.cluster, rank + 1);
@@ -97,7 +98,8 @@ SECATEUR_DEVICE void sum_in_cluster(const Sums<Shape>& sums, const Problem& prob
 // For the warp that copies: the barriers that all threads have to meet at.
 SECATEUR_DEVICE void attend_cluster_sum() {
   device::sync_block();
-  device::sync_cluster();
+  device::cluster_arrive_relaxed();
+  device::cluster_wait();
   device::cluster_arrive_relaxed();
   device::cluster_wait();
 }

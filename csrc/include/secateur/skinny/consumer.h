@@ -77,8 +77,8 @@ SECATEUR_DEVICE bool reduce(Sums<Shape>& sums, const Problem& problem, int row_b
   const int first = schedule.first_contributor(row_block);
   const int last = schedule.last_contributor(row_block);
   uint32_t* counter = problem.counters + row_block * problem.warps + warp;
-  device::fence_device();
   device::sync_warp();
+  device::fence_device();
   uint32_t before = 0;
   if (lane == 0) before = device::take_ticket(counter);
   before = device::shuffle(before, 0);

@@ -69,23 +69,25 @@ SECATEUR_DEVICE Words4 read_eight(const uint16_t* source, int valid_bytes) {
   return words;
 }
 
-// Columns [64 * step, 64 * step + 64) of all tokens; zeros beyond x in both directions.
-template <int TokenTiles>
-SECATEUR_DEVICE void fetch_x(uint32_t target, const Problem& problem, int step, int lane) {
-  constexpr int chunks = TokenTiles * x_tile::tile_tokens * x_tile::chunks;
+// Columns [64 * step, 64 * step + 64) of all tokens: zeros beyond the columns, which would be
+// multiplied with the padding of the weight, and nothing for tokens that do not exist, since what
+// comes of them is not stored. A lane moves one chunk of every fourth token: `copy(place, source,
+// valid bytes)`.
+template <int TokenTiles, typename Copy>
+SECATEUR_DEVICE void for_each_chunk(uint32_t target, const Problem& problem, int step, int lane,
+                                    const Copy& copy) {
+  constexpr int apart = warp_lanes / x_tile::chunks;
+  const int first = lane / x_tile::chunks, chunk = lane % x_tile::chunks;
+  const int column = step * x_tile::columns + chunk * x_tile::chunk_columns;
+  const int valid = x_tile::valid_bytes(column, problem.columns);
+  const uint16_t* source = static_cast<const uint16_t*>(problem.x);
+  if (valid > 0) source += first * problem.x_stride + column;
 #pragma unroll
-  for (int i = 0; i < chunks; i += warp_lanes) {
-    const int token = (i + lane) / x_tile::chunks, chunk = (i + lane) % x_tile::chunks;
-    const int column = step * x_tile::columns + chunk * x_tile::chunk_columns;
-    const int valid = token < problem.output.tokens ? x_tile::valid_bytes(column, problem.columns) : 0;
-    const uint32_t place = target + x_tile::chunk_offset(token, chunk);
-    const uint16_t* source = static_cast<const uint16_t*>(problem.x);
-    if (valid > 0) source += token * problem.x_stride + column;
-    if (problem.x_aligned) {
-      device::copy16(place, source, valid);
-    } else {
-      device::store_shared16(place, read_eight(source, valid));
+  for (int i = 0; i < TokenTiles * x_tile::tile_tokens; i += apart) {
+    if (i + first < problem.output.tokens) {
+      copy(target + x_tile::chunk_offset(i + first, chunk), source, valid);
     }
+    source += apart * problem.x_stride;
   }
 }
 
@@ -93,10 +95,17 @@ SECATEUR_DEVICE void fetch_x(uint32_t target, const Problem& problem, int step, 
 template <int TokenTiles>
 SECATEUR_DEVICE void fill_x(uint32_t target, uint32_t full, const Problem& problem, int step,
                             int lane) {
-  fetch_x<TokenTiles>(target, problem, step, lane);
   if (problem.x_aligned) {
+    for_each_chunk<TokenTiles>(target, problem, step, lane,
+                               [](uint32_t place, const uint16_t* source, int valid) {
+                                 device::copy16(place, source, valid);
+                               });
     device::barrier_arrive_after_copies(full);
   } else {
+    for_each_chunk<TokenTiles>(target, problem, step, lane,
+                               [](uint32_t place, const uint16_t* source, int valid) {
+                                 device::store_shared16(place, read_eight(source, valid));
+                               });
     // Plain stores: only a plain arrival publishes them.
     device::wait_for_copies();
     device::barrier_arrive(full);

@@ -11,7 +11,14 @@ inline int cluster_rank() { return machine().rank(); }
 inline uint32_t map_shared(uint32_t address, int rank) {
   return machine().map_shared(address, rank);
 }
-inline void cluster_arrive() { machine().cluster_arrive(); }
+inline void cluster_arrive() {
+  machine().publish(true);
+  machine().cluster_arrive();
+}
+inline void cluster_arrive_shared() {
+  machine().publish(false);
+  machine().cluster_arrive();
+}
 inline void cluster_arrive_relaxed() { machine().cluster_arrive(); }
 inline void cluster_wait() { machine().cluster_wait(); }
 inline void sync_cluster() {
@@ -29,16 +36,19 @@ inline void barrier_arrive_mapped(uint32_t mapped) { machine().arrive(require_ma
 template <typename T>
 T load_mapped(uint32_t mapped) {
   T value;
-  std::memcpy(&value, machine().shared(require_mapped(mapped), sizeof(T)), sizeof(T));
+  machine().require_published(require_mapped(mapped), sizeof(T));
+  std::memcpy(&value, machine().shared(mapped, sizeof(T)), sizeof(T));
   return value;
 }
 inline Words4 load_mapped16(uint32_t mapped) { return load_mapped<Words4>(mapped); }
 inline uint32_t load_mapped4(uint32_t mapped) { return load_mapped<uint32_t>(mapped); }
 inline void store_mapped16(uint32_t mapped, Words4 value) {
   std::memcpy(machine().shared(require_mapped(mapped), 16), &value, 16);
+  machine().wrote(mapped, 16);
 }
 inline void store_mapped4(uint32_t mapped, uint32_t value) {
   std::memcpy(machine().shared(require_mapped(mapped), 4), &value, 4);
+  machine().wrote(mapped, 4);
 }
 
 inline void copy_bulk_multicast(uint32_t target, const void* source, uint32_t bytes,

@@ -74,9 +74,11 @@ inline void wait_for_copies() { machine().wait_for_copies(); }
 
 inline void store_shared16(uint32_t target, Words4 value) {
   std::memcpy(machine().shared(target, 16), &value, 16);
+  machine().wrote(target, 16);
 }
 inline void store_shared4(uint32_t target, uint32_t value) {
   std::memcpy(machine().shared(target, 4), &value, 4);
+  machine().wrote(target, 4);
 }
 inline Words4 load_shared16(uint32_t source) {
   Words4 value;

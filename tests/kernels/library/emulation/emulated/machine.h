@@ -6,6 +6,7 @@
 
 #include <ucontext.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <deque>
@@ -133,6 +134,39 @@ class Machine {
     if (mapped % bytes != 0) fail("shared memory: misaligned access");
     if (exited_[owner] == threads_) fail("shared memory of a thread block that has left");
     return shared_[owner].data() + offset;
+  }
+
+  // What a thread of a cluster has written to shared memory is seen by the other thread blocks only
+  // after it was published, by an arrival that releases: all of it, or that in its own block.
+  void wrote(uint32_t address, int bytes) {
+    if (cluster_ == 1) return;
+    const Written now{in_window(address), bytes};
+    // What was there before is gone, whoever wrote it.
+    for (auto& writes : unpublished_) {
+      writes.erase(std::remove_if(writes.begin(), writes.end(),
+                                  [&](const Written& w) { return w.overlaps(now); }),
+                   writes.end());
+    }
+    unpublished_[running_].push_back(now);
+  }
+  void publish(bool everything) {
+    std::vector<Written>& mine = unpublished_[running_];
+    const uint32_t start = window(rank()), end = window(rank() + 1);
+    mine.erase(std::remove_if(mine.begin(), mine.end(),
+                              [&](const Written& w) {
+                                return everything || (w.start >= start && w.start < end);
+                              }),
+               mine.end());
+  }
+  void require_published(uint32_t mapped, int bytes) {
+    if (mapped >= window(rank()) && mapped < window(rank() + 1)) return;
+    for (const auto& writes : unpublished_) {
+      for (const Written& w : writes) {
+        if (w.overlaps({mapped, bytes})) {
+          fail("shared memory: read by another thread block before it was published");
+        }
+      }
+    }
   }
 
   template <typename T>
@@ -268,6 +302,13 @@ class Machine {
     bool writable;
     bool early;
   };
+  struct Written {
+    uint32_t start;
+    int bytes;
+    bool overlaps(const Written& other) const {
+      return start < other.start + other.bytes && other.start < start + bytes;
+    }
+  };
   struct Sync {
     int arrived = 0;
     int generation = 0;
@@ -346,6 +387,7 @@ class Machine {
   std::vector<Sync> block_syncs_;
   Sync cluster_sync_;
   std::vector<int> cluster_tokens_;  // of each thread between arrival and wait, else -1
+  std::vector<std::vector<Written>> unpublished_;  // of each thread
   std::vector<int> exited_;  // threads of each thread block
   std::vector<bool> touched_;  // registers of each thread since its last fence
   std::map<std::type_index, std::unique_ptr<Unit>> units_;
@@ -370,6 +412,7 @@ inline void Machine::run(int block, const std::function<void()>& body) {
   block_syncs_ = std::vector<Sync>(cluster_);
   cluster_sync_ = {};
   cluster_tokens_ = std::vector<int>(threads, -1);
+  unpublished_ = std::vector<std::vector<Written>>(threads);
   exited_ = std::vector<int>(cluster_);
   waited_ = passed_ = std::vector<bool>(cluster_);
   touched_ = std::vector<bool>(threads);
