@@ -139,7 +139,7 @@ def check_needs(config: TilesConfig, m: int, n: int, k: int, emulator: Any) -> A
 
 
 @pytest.mark.parametrize("capability", [(8, 0), (8, 9), (9, 0)], ids=str)
-@pytest.mark.parametrize("m", [1, 33, 64, 128, 257, 1000, 8192, 65536])
+@pytest.mark.parametrize("m", [1, 64, 257, 65536])
 def test_defaults_and_candidates_are_accepted(
     m: int, capability: tuple[int, int], emulator: Any
 ) -> None:
@@ -149,7 +149,7 @@ def test_defaults_and_candidates_are_accepted(
         candidates = candidate_configs(m, *shape, num_sms, capability)
         assert candidates[0] == config
         assert len(set(candidates)) == len(candidates) <= MOST_CANDIDATES
-        for candidate in [*candidates, *candidate_configs(m, *shape)]:
+        for candidate in candidates:
             found = check_needs(candidate, m, *shape, emulator)
             assert found.shared_bytes <= shared_bytes(capability)
         # Partial sums stay small beside what a GPU has.

@@ -36,14 +36,18 @@ struct Loader {
   SECATEUR_INLINE Loader(const Problem& problem, const TileWalk& start)
       : problem(problem), walk(start) {}
 
-  // To the next step; false at the end of the thread block's work.
+  // To the next step; false at the end of the thread block's work, when copies become zeros.
   SECATEUR_DEVICE bool next(int warp, int lane) {
     if (++step < end) {
       weights += fragment24::unit_bytes;
       x += x_tile::columns;
     } else {
       TileSegment segment;
-      if (!walk.next(segment)) return false;
+      if (!walk.next(segment)) {
+        tokens = 0;
+        panel_exists = false;
+        return false;
+      }
       step = segment.first;
       end = segment.end;
       start(problem.schedule.place(segment.tile), warp, lane);

@@ -52,7 +52,8 @@ SECATEUR_DEVICE Part part_of(const Problem& problem, int tile, int warp) {
 }
 
 // `steps` steps from the ring. In the second half of each the stage before is filled anew: by then
-// the other warps are done with it as well.
+// the other warps are done with it as well. At the end of the work it is filled with zeros, which
+// nobody waits for: that costs less than asking.
 template <typename Value, typename Shape>
 SECATEUR_DEVICE void multiply_segment(Sums<Shape>& sums, Ring<Shape>& ring, Loader<Shape>& loader,
                                       int steps, int warp, bool exists) {
@@ -66,10 +67,10 @@ SECATEUR_DEVICE void multiply_segment(Sums<Shape>& sums, Ring<Shape>& ring, Load
     const Ring<Shape> target = ring.to_fill();
     const auto fill = [&](int now) {
       if (now < slots) return;
-      if (now == slots && more) device::barrier_wait(target.empty(), target.phase ^ 1);
+      if (now == slots) device::barrier_wait(target.empty(), target.phase ^ 1);
 #pragma unroll
       for (int i = now - slots; i < Loader<Shape>::copies; i += slots) {
-        if (more) loader.copy(i, target.weights(), warp, lane);
+        loader.copy(i, target.weights(), warp, lane);
       }
     };
     device::barrier_wait(ring.full(), ring.phase);
@@ -135,6 +136,8 @@ SECATEUR_DEVICE void compute(const Problem& problem, Ring<Shape> ring) {
     write_block<Value, Shape::row_tiles, Shape::token_tiles>(
         problem.output, static_cast<int64_t>(part.panel) * Shape::row_tiles, part.token, sums);
   }
+  // cp.async must have landed before the thread leaves.
+  device::wait_for_copies();
 }
 
 }  // namespace secateur::tiles
