@@ -15,7 +15,7 @@ constexpr int max_threads = max_warps * warp_lanes;
 // Two thread blocks share a multiprocessor, so that those of the second kernel find room beside the
 // first's: 128 registers each.
 template <typename Shape>
-constexpr int blocks_per_sm = Shape::token_tiles <= 4 ? 2 : 1;
+constexpr int blocks_per_sm = Shape::token_tiles <= 2 ? 2 : 1;
 
 template <typename Value, typename Shape>
 __global__ __launch_bounds__(max_threads, blocks_per_sm<Shape>) void down_kernel(

@@ -1,4 +1,4 @@
-// Dense matrix instructions on registers (sm_80 and up), and the bits of fp32 numbers.
+// Dense matrix instructions on registers (sm_80 and up), and what goes with fp32 operands of them.
 #pragma once
 
 #include "secateur/device.h"
@@ -11,6 +11,19 @@ namespace secateur::device {
 
 SECATEUR_DEVICE uint32_t bits_of(float v) { return __float_as_uint(v); }
 SECATEUR_DEVICE float float_of(uint32_t v) { return __uint_as_float(v); }
+
+// Whether it holds for any lane of the warp.
+SECATEUR_DEVICE bool any(bool v) { return __any_sync(0xFFFFFFFFu, v); }
+
+SECATEUR_DEVICE void store_shared8(uint32_t target, uint32_t low, uint32_t high) {
+  asm volatile("st.shared.v2.u32 [%0], {%1, %2};" ::"r"(target), "r"(low), "r"(high) : "memory");
+}
+
+// Four partial sums that other thread blocks have left in the L2 cache.
+SECATEUR_DEVICE void load_partial(float (&v)[4], const float* source) {
+  const float4 found = __ldcg(reinterpret_cast<const float4*>(source));
+  v[0] = found.x, v[1] = found.y, v[2] = found.z, v[3] = found.w;
+}
 
 #define SECATEUR_MMA(SHAPE, TYPE)                                                             \
   asm("mma.sync.aligned." SHAPE ".row.col.f32." TYPE "." TYPE ".f32 "                         \

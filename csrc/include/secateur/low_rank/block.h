@@ -14,10 +14,9 @@ struct Cursor {
   int end_block;
   int first_chunk;  // of this warp
   int end_chunk;
-  int warps;
 
   SECATEUR_INLINE bool exists() const { return block < end_block && first_chunk < end_chunk; }
-  SECATEUR_INLINE void advance() {
+  SECATEUR_INLINE void advance(int warps) {
     chunk += warps;
     if (chunk >= end_chunk) {
       chunk = first_chunk;
@@ -81,20 +80,22 @@ template <typename Shape, typename Task>
 SECATEUR_DEVICE void run_block(Task& task, const Division& d, const Places& places, uint32_t shared,
                                const Cursor& first, int warp, int lane) {
   constexpr int size = sums_bytes(Shape::row_tiles, Shape::token_tiles);
-  Ring ring{shared + warp * d.stages * d.stage_bytes, places.barriers + 8 * warp * d.stages,
-            d.stage_bytes, d.stages};
+  Ring ring{shared + warp * d.stages * d.stage_bytes, places.barriers + 8 * warp * d.stages, d};
   if (lane == 0) {
+#pragma unroll 1
     for (int i = 0; i < d.stages; ++i) device::barrier_init(ring.barriers + 8 * i, warp_lanes);
   }
   device::sync_warp();
   device::let_successor_start();
   Cursor ahead = first;
-  for (int i = 0; i < d.stages && ahead.exists(); ++i, ahead.advance()) {
+#pragma unroll 1
+  for (int i = 0; i < d.stages && ahead.exists(); ++i, ahead.advance(d.warps)) {
     task.fetch_weights(ring.base + i * d.stage_bytes, ahead.block, ahead.chunk, lane);
   }
   device::wait_for_predecessor();
   ahead = first;
-  for (int i = 0; i < d.stages && ahead.exists(); ++i, ahead.advance()) {
+#pragma unroll 1
+  for (int i = 0; i < d.stages && ahead.exists(); ++i, ahead.advance(d.warps)) {
     task.fetch_operand(ring.base + i * d.stage_bytes, ahead.chunk, lane);
     task.announce_stage(ring.barriers + 8 * i, ahead.chunk);
   }
@@ -112,7 +113,7 @@ SECATEUR_DEVICE void run_block(Task& task, const Division& d, const Places& plac
         task.fetch_weights(ring.place(), ahead.block, ahead.chunk, lane);
         task.fetch_operand(ring.place(), ahead.chunk, lane);
         task.announce_stage(ring.full(), ahead.chunk);
-        ahead.advance();
+        ahead.advance(d.warps);
       }
       ring.advance();
     }

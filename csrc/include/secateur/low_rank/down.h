@@ -61,11 +61,11 @@ template <typename Value, typename Shape>
 SECATEUR_DEVICE void run_down(const Down& down, uint32_t shared) {
   const int warp = device::thread() / warp_lanes, lane = device::lane();
   const int block = device::block() / down.splits, split = device::block() % down.splits;
-  const int all = chunks(down.columns), warps = down.division.warps;
+  const int all = chunks(down.columns);
   const int first = split * all / down.splits, end = (split + 1) * all / down.splits;
   const Places places(shared, down.division, 0,
                       sums_bytes(Shape::row_tiles, Shape::token_tiles));
-  const Cursor cursor{block, first + warp, block + 1, first + warp, end, warps};
+  const Cursor cursor{block, first + warp, block + 1, first + warp, end};
   DownTask<Value, Shape> task{down, split};
   run_block<Shape>(task, down.division, places, shared, cursor, warp, lane);
   device::wait_for_copies();

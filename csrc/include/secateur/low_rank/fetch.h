@@ -13,12 +13,12 @@ constexpr int piece_bytes = 16;
 constexpr int piece_columns = 8;
 constexpr int row_pieces = row_bytes / piece_bytes;
 constexpr int rows_at_once = warp_lanes / row_pieces;
-static_assert(rows_at_once == 2, "the parity of a row is that of its half of the warp");
+static_assert(rows_at_once == 2, "half a warp a row");
 
-// In odd rows the two halves of every 128 bytes are exchanged: eight lanes that read 64 bytes of two
-// neighbouring rows then touch every bank once.
+// Piece p of a row lies at p ^ (row % 8), so that ldmatrix, which reads one piece of eight neighbouring
+// rows at a time, touches every bank once.
 SECATEUR_INLINE constexpr int piece_offset(int row, int piece) {
-  return row * row_bytes + ((piece ^ (4 * (row % 2))) * piece_bytes);
+  return row * row_bytes + ((piece ^ (row % 8)) * piece_bytes);
 }
 
 // Eight columns value by value, where rows are not aligned.
@@ -55,16 +55,30 @@ SECATEUR_DEVICE void fetch_tile(uint32_t target, const Matrix& weight, int chunk
                                 int end, int lane) {
   const int row = lane / row_pieces, piece = lane % row_pieces;
   const int column = chunk * chunk_columns + piece * piece_columns;
-  const int valid = x_tile::valid_bytes(column, weight.columns);
-  const uint16_t* source = static_cast<const uint16_t*>(weight.data);
-  if (valid > 0) source += (first + row) * weight.stride + column;
+  const uint16_t* source =
+      static_cast<const uint16_t*>(weight.data) + (first + row) * weight.stride + column;
   const uint32_t place = target + piece_offset(row, piece);
+  // Rows follow each other by two: the exchange of pieces differs in two bits.
+  const auto place_of = [&](int i) {
+    return (place ^ static_cast<uint32_t>(i % 8 * piece_bytes)) + i * row_bytes;
+  };
+  const bool whole = first + tile_rows <= end && (chunk + 1) * chunk_columns <= weight.columns;
+  if (whole && weight.aligned) {
+    const int64_t step = rows_at_once * weight.stride;
 #pragma unroll
+    for (int i = 0; i < tile_rows; i += rows_at_once) {
+      device::copy16(place_of(i), source, piece_bytes);
+      source += step;
+    }
+    return;
+  }
+  const int valid = x_tile::valid_bytes(column, weight.columns);
+#pragma unroll 1
   for (int i = 0; i < tile_rows; i += rows_at_once) {
-    const bool exists = first + row + i < end;
-    copy_piece(place + i * row_bytes, exists ? source + (valid > 0 ? i * weight.stride : 0)
-                                             : static_cast<const uint16_t*>(weight.data),
-               exists ? valid : 0, weight.aligned);
+    const bool exists = first + row + i < end && valid > 0;
+    const uint16_t* from =
+        exists ? source + i * weight.stride : static_cast<const uint16_t*>(weight.data);
+    copy_piece(place_of(i), from, exists ? valid : 0, weight.aligned);
   }
 }
 
@@ -107,6 +121,7 @@ SECATEUR_DEVICE void fetch_sparse_weights(uint32_t target, const uint8_t* weight
   constexpr int pieces = fragment24::tile_bytes / piece_bytes;
 #pragma unroll
   for (int r = 0; r < RowTiles; ++r) {
+#pragma unroll 1
     for (int s = 0; s < chunk_steps && chunk * chunk_steps + s < steps; ++s) {
       const uint8_t* source =
           weight + unit_offset(tile[r] / tiles_per_unit, chunk * chunk_steps + s, steps) +

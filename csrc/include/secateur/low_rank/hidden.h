@@ -9,79 +9,97 @@ namespace secateur::low_rank {
 
 constexpr int pieces = 3;
 
-// t of a chunk of 128 columns: a row of 512 bytes a token. Of every 32 columns, the first four of
-// each lane's eight lie before the last four, and odd rows have the two halves exchanged: no lanes
-// that read or write together meet in a bank.
-SECATEUR_INLINE constexpr int hidden_offset(int token, int quad) {
-  const int lane = quad % 8 / 2, half = quad % 2;
-  return token * hidden_row_bytes + quad / 8 * 128 + (((4 * half + lane) ^ (4 * (token % 2))) * 16);
+// t of a chunk of 128 columns: a row of 512 bytes a token. Of every 32 columns, lane 4 * q + t of the
+// instruction takes two neighbours of each eight, 8 * p + 2 * t: they lie together, those of p = 0 and 1
+// in the first half of 128 bytes, the others in the second, odd tokens with the halves exchanged.
+SECATEUR_INLINE constexpr int hidden_offset(int token, int column) {
+  const int pair = column / 8 % 4, lane = column / 2 % 4;
+  return token * hidden_row_bytes + column / 32 * 128 +
+         (((4 * (pair / 2) + lane) ^ (4 * (token % 2))) * 16) + pair % 2 * 8;
 }
-// What a lane reads: columns 8 * t to 8 * t + 3 of block 0; the next four, and other blocks.
+// Where a lane finds its values of block 0: the first four, the other four, those of other blocks.
 SECATEUR_INLINE constexpr int hidden_operand_offset(int token, int lane) {
   return hidden_offset(token, 2 * (lane % 4));
 }
 constexpr uint32_t second_half = 64;
 constexpr int hidden_block_bytes = 128;
 
-SECATEUR_DEVICE Words4 words_of(const float (&v)[4]) {
-  return {{device::bits_of(v[0]), device::bits_of(v[1]), device::bits_of(v[2]),
-           device::bits_of(v[3])}};
-}
+SECATEUR_DEVICE bool finite(float v) { return v - v == 0.0f; }
 
-// Adds the partial sums of `Tokens` tokens from `token` on, `Splits` loads of each at a time.
+// Adds the partial sums of `Tokens` tokens from `token` on in the order of splits, `Splits` loads of
+// each under way together. Whether they are all finite.
 template <int Tokens, int Splits>
-SECATEUR_DEVICE void add_partials(uint32_t target, const Up& up, int64_t column, bool exists,
-                                  int token, int lane) {
-  const int tokens = up.output.tokens;
+SECATEUR_DEVICE bool add_partials(uint32_t target, const Up& up, int group, int chunk, int token,
+                                  int lane) {
+  const int tokens = up.output.tokens, rank = chunk * chunk_columns + 4 * lane;
+  const bool exists = rank < up.rank;
   const int64_t split_size = static_cast<int64_t>(tokens) * up.hidden_columns;
-  const float* source = up.hidden + static_cast<int64_t>(token) * up.hidden_columns + column;
+  const float* source = up.hidden + static_cast<int64_t>(group) * up.rank + (exists ? rank : 0);
   float sum[Tokens][4] = {};
 #pragma unroll 1
   for (int split = 0; split < up.splits; split += Splits) {
+    float v[Splits][Tokens][4];
+#pragma unroll
+    for (int s = 0; s < Splits; ++s) {
+      const int slot = split + s < up.splits ? split + s : split;
+#pragma unroll
+      for (int m = 0; m < Tokens; ++m) {
+        const int row = token + m < tokens ? token + m : token;
+        device::load_partial(v[s][m], source + slot * split_size +
+                                          static_cast<int64_t>(row) * up.hidden_columns);
+      }
+    }
 #pragma unroll
     for (int s = 0; s < Splits; ++s) {
 #pragma unroll
       for (int m = 0; m < Tokens; ++m) {
-        if (exists && split + s < up.splits && token + m < tokens) {
-          device::add_partial(sum[m], source + (split + s) * split_size + m * up.hidden_columns);
-        }
+#pragma unroll
+        for (int i = 0; i < 4; ++i) sum[m][i] += split + s < up.splits ? v[s][m][i] : 0.0f;
       }
     }
   }
+  bool all_finite = true;
 #pragma unroll
   for (int m = 0; m < Tokens; ++m) {
-    if (token + m < tokens) {
-      device::store_shared16(target + hidden_offset(token + m, lane), words_of(sum[m]));
+    if (token + m >= tokens) break;
+    float(&v)[4] = sum[m];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      if (!exists) v[i] = 0.0f;
+      all_finite = all_finite && finite(v[i]);
     }
+    const uint32_t place = target + hidden_offset(token + m, 4 * lane);
+    device::store_shared8(place, device::bits_of(v[0]), device::bits_of(v[1]));
+    device::store_shared8(place + 16, device::bits_of(v[2]), device::bits_of(v[3]));
   }
+  return all_finite;
 }
 
 // t of all tokens for one chunk of a group's columns; zeros beyond the rank. Eight loads of a lane
-// are under way together.
-SECATEUR_DEVICE void load_hidden(uint32_t target, const Up& up, int group, int chunk, int lane) {
-  const int rank = chunk * chunk_columns + 4 * lane;
-  const int64_t column = static_cast<int64_t>(group) * up.rank + rank;
-  const bool exists = rank < up.rank;
-  if (up.output.tokens >= 4) {
-    for (int token = 0; token < up.output.tokens; token += 4) {
-      add_partials<4, 2>(target, up, column, exists, token, lane);
-    }
-  } else {
-    for (int token = 0; token < up.output.tokens; ++token) {
-      add_partials<1, 8>(target, up, column, exists, token, lane);
-    }
+// are under way together. Whether what the lane added is finite.
+SECATEUR_DEVICE bool load_hidden(uint32_t target, const Up& up, int group, int chunk, int lane) {
+  bool all_finite = true;
+  int token = 0;
+#pragma unroll 1
+  for (; token + 4 <= up.output.tokens; token += 4) {
+    all_finite = add_partials<4, 2>(target, up, group, chunk, token, lane) && all_finite;
   }
+#pragma unroll 1
+  for (; token < up.output.tokens; ++token) {
+    all_finite = add_partials<1, 8>(target, up, group, chunk, token, lane) && all_finite;
+  }
+  return all_finite;
 }
 
 // Takes the leading piece off eight numbers. By truncation: it is exact, and never rounds up to
-// infinity. Infinity minus itself is no remainder.
-template <uint32_t Mask>
+// infinity. Infinity minus itself is no remainder: where there may be one, `Guard` asks.
+template <uint32_t Mask, bool Guard>
 SECATEUR_DEVICE void take_piece(float (&rest)[8], uint32_t (&piece)[8]) {
 #pragma unroll
   for (int i = 0; i < 8; ++i) {
     piece[i] = device::bits_of(rest[i]) & Mask;
     const float left = rest[i] - device::float_of(piece[i]);
-    rest[i] = left == left ? left : 0.0f;
+    rest[i] = !Guard || left == left ? left : 0.0f;
   }
 }
 
@@ -97,7 +115,7 @@ struct PieceProduct<Bf16> {
   static SECATEUR_DEVICE void add(float (&sum)[4], const Weights& w, const uint32_t (&piece)[8],
                                   int i) {
     const uint32_t* four = piece + 4 * i;
-    device::multiply_dense<Bf16>(sum, half_of(w, i), (four[0] >> 16) | four[1],
+    device::multiply_dense<Bf16>(sum, w.half[i], (four[0] >> 16) | four[1],
                                  (four[2] >> 16) | four[3]);
   }
 };
@@ -107,11 +125,11 @@ struct PieceProduct<Fp16> {
   static constexpr uint32_t mask = 0xFFFFE000u;
   static constexpr int instructions = 4;
 
-  // Columns 2 * i and 2 * i + 1 of a lane's eight, exact in fp32.
+  // Two neighbouring columns of a lane are columns t and t + 4 of the instruction.
   static SECATEUR_DEVICE void add(float (&sum)[4], const Weights& w, const uint32_t (&piece)[8],
                                   int i) {
     const auto wide = [](uint32_t bits) { return device::bits_of(device::unpack<Fp16>(bits)); };
-    const uint32_t upper = w.upper.word[i], lower = w.lower.word[i];
+    const uint32_t upper = w.half[i / 2].word[i % 2 * 2], lower = w.half[i / 2].word[i % 2 * 2 + 1];
     const Words4 a{{wide(upper & 0xFFFFu), wide(lower & 0xFFFFu), wide(upper >> 16),
                     wide(lower >> 16)}};
     device::multiply_tf32(sum, a, piece[2 * i], piece[2 * i + 1]);
@@ -119,7 +137,7 @@ struct PieceProduct<Fp16> {
 };
 
 // Row tiles First to First + Count - 1 of one block of 32 columns, and the tokens of one tile.
-template <typename Value, int First, int Count, typename Shape>
+template <typename Value, bool Guard, int First, int Count, typename Shape>
 SECATEUR_DEVICE void multiply_pieces(Sums<Shape>& sums, const Weights (&w)[Shape::row_tiles], int n,
                                      uint32_t operand) {
   float rest[8];
@@ -130,7 +148,7 @@ SECATEUR_DEVICE void multiply_pieces(Sums<Shape>& sums, const Weights (&w)[Shape
 #pragma unroll
   for (int p = 0; p < pieces; ++p) {
     uint32_t piece[8];
-    take_piece<PieceProduct<Value>::mask>(rest, piece);
+    take_piece<PieceProduct<Value>::mask, Guard>(rest, piece);
 #pragma unroll
     for (int i = 0; i < PieceProduct<Value>::instructions; ++i) {
 #pragma unroll
@@ -142,17 +160,17 @@ SECATEUR_DEVICE void multiply_pieces(Sums<Shape>& sums, const Weights (&w)[Shape
 }
 
 // A stage of up and t. `apart`: how far t of the second row tile is from that of the first; 0 where
-// they share it.
-template <typename Value, typename Shape>
+// they share it. `Guard`: t is not finite everywhere.
+template <typename Value, bool Guard, typename Shape>
 SECATEUR_DEVICE void multiply_up(Sums<Shape>& sums, uint32_t weights, uint32_t hidden, int apart,
                                  int blocks, int tokens, int lane) {
-  const uint32_t tile = weights + operand_offset(lane / 4, lane);
+  const uint32_t tile = weights + weights_offset(lane);
   uint32_t row[Shape::token_tiles];
 #pragma unroll
   for (int n = 0; n < Shape::token_tiles; ++n) {
-    row[n] = hidden + hidden_operand_offset(token_of(lane, n, tokens), lane);
+    row[n] = hidden + hidden_operand_offset(token_of(lane / 4, n, tokens), lane);
   }
-#pragma unroll
+#pragma unroll(unrolled_blocks<Shape>)
   for (int block = 0; block < blocks_per_chunk; ++block) {
     if (block >= blocks) break;
     Weights w[Shape::row_tiles];
@@ -163,12 +181,12 @@ SECATEUR_DEVICE void multiply_up(Sums<Shape>& sums, uint32_t weights, uint32_t h
       const uint32_t operand = row[n] + block * hidden_block_bytes;
       if constexpr (Shape::row_tiles == 2) {
         if (apart != 0) {
-          multiply_pieces<Value, 0, 1, Shape>(sums, w, n, operand);
-          multiply_pieces<Value, 1, 1, Shape>(sums, w, n, operand + apart);
+          multiply_pieces<Value, Guard, 0, 1, Shape>(sums, w, n, operand);
+          multiply_pieces<Value, Guard, 1, 1, Shape>(sums, w, n, operand + apart);
           continue;
         }
       }
-      multiply_pieces<Value, 0, Shape::row_tiles, Shape>(sums, w, n, operand);
+      multiply_pieces<Value, Guard, 0, Shape::row_tiles, Shape>(sums, w, n, operand);
     }
   }
 }

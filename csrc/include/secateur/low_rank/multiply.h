@@ -1,6 +1,4 @@
-// The products of one stage. Which column of a stage is which k of an instruction is free as long as
-// both operands agree: lane 4 * q + t takes the eight neighbouring columns 8 * t to 8 * t + 7 of every
-// 32, 16 bytes of 16-bit values, so that row-major memory is read without ldmatrix.
+// The products of one stage: rows of weights are rows of the instruction, tokens its columns.
 #pragma once
 
 #include "secateur/accumulator.h"
@@ -9,8 +7,12 @@
 
 namespace secateur::low_rank {
 
-constexpr int block_columns = 32;  // four lanes of eight
+constexpr int block_columns = 32;  // two instructions of 16
 constexpr int blocks_per_chunk = chunk_columns / block_columns;
+
+// How many blocks are unrolled: with many sums the loads of several do not fit into registers.
+template <typename Shape, int Tiles = Shape::row_tiles * Shape::token_tiles>
+constexpr int unrolled_blocks = Tiles <= 2 ? blocks_per_chunk : 1;
 
 template <typename Shape>
 using Sums = float[Shape::row_tiles][Shape::token_tiles][accumulator::items];
@@ -33,49 +35,43 @@ SECATEUR_INLINE constexpr int blocks_of(int chunk, int columns) {
   return left < blocks_per_chunk ? left : blocks_per_chunk;
 }
 
-// Where a lane reads its 16 bytes of row q of a tile, block 0. Block j is 64 * j further, but for the
-// exchange of halves, which one exclusive or of the address covers: rows lie at multiples of 256.
-SECATEUR_INLINE constexpr int operand_offset(int row, int lane) {
-  return piece_offset(row, lane % 4);
-}
-SECATEUR_INLINE constexpr uint32_t at_block(uint32_t address, int block) {
-  return address ^ (64u * block);
+// What a lane passes to ldmatrix.x4 to get the operand A of the first 16 columns of a tile: lanes 0 to 15
+// name the 16 rows of piece 0, lanes 16 to 31 those of piece 1. Rows lie at multiples of 256 bytes, so
+// that other columns differ in bits of the address.
+SECATEUR_INLINE constexpr int weights_offset(int lane) { return piece_offset(lane % 16, lane / 16); }
+SECATEUR_INLINE constexpr uint32_t at_columns(uint32_t address, int columns) {
+  return address ^ static_cast<uint32_t>(2 * columns);
 }
 
-// Two rows of weights, q and q + 8, at eight columns.
+// 16 rows x 32 columns of weights: the operands of two instructions.
 struct Weights {
-  Words4 upper;
-  Words4 lower;
+  Words4 half[2];
 };
 
 SECATEUR_DEVICE Weights load_weights(uint32_t tile, int block) {
-  const uint32_t address = at_block(tile, block);
-  return {device::load_shared16(address), device::load_shared16(address + 8 * row_bytes)};
+  const int column = block * block_columns;
+  return {{device::load_matrices(at_columns(tile, column)),
+           device::load_matrices(at_columns(tile, column + 16))}};
 }
 
-// Four of the eight columns as the operand of m16n8k16.
-SECATEUR_DEVICE Words4 half_of(const Weights& w, int half) {
-  return {{w.upper.word[2 * half], w.lower.word[2 * half], w.upper.word[2 * half + 1],
-           w.lower.word[2 * half + 1]}};
-}
-
-// The row of a token tile that a lane reads: tokens that do not exist read another's.
-SECATEUR_INLINE constexpr int token_of(int lane, int n, int tokens) {
-  const int token = n * accumulator::tile_tokens + lane / 4;
+// The token that stands for column `column` of token tile n: tokens that do not exist read another's.
+SECATEUR_INLINE constexpr int token_of(int column, int n, int tokens) {
+  const int token = n * accumulator::tile_tokens + column;
   return token < tokens ? token : tokens - 1;
 }
 
-// A stage of down and x. The next operand is loaded before the current one is used.
+// A stage of down and x.
 template <typename Value, typename Shape>
 SECATEUR_DEVICE void multiply_down(Sums<Shape>& sums, uint32_t weights, uint32_t x, int blocks,
                                    int tokens, int lane) {
-  const uint32_t tile = weights + operand_offset(lane / 4, lane);
+  const uint32_t tile = weights + weights_offset(lane);
+  // Lanes 8 * i to 8 * i + 7 name eight tokens of piece i: four pieces are 32 columns.
   uint32_t row[Shape::token_tiles];
 #pragma unroll
   for (int n = 0; n < Shape::token_tiles; ++n) {
-    row[n] = x + operand_offset(token_of(lane, n, tokens), lane);
+    row[n] = x + piece_offset(token_of(lane % 8, n, tokens), lane / 8);
   }
-#pragma unroll
+#pragma unroll(unrolled_blocks<Shape>)
   for (int block = 0; block < blocks_per_chunk; ++block) {
     if (block >= blocks) break;
     Weights w[Shape::row_tiles];
@@ -83,12 +79,12 @@ SECATEUR_DEVICE void multiply_down(Sums<Shape>& sums, uint32_t weights, uint32_t
     for (int r = 0; r < Shape::row_tiles; ++r) w[r] = load_weights(tile + r * tile_bytes, block);
 #pragma unroll
     for (int n = 0; n < Shape::token_tiles; ++n) {
-      const Words4 b = device::load_shared16(at_block(row[n], block));
+      const Words4 b = device::load_matrices(at_columns(row[n], block * block_columns));
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
 #pragma unroll
         for (int r = 0; r < Shape::row_tiles; ++r) {
-          device::multiply_dense<Value>(sums[r][n], half_of(w[r], half), b.word[2 * half],
+          device::multiply_dense<Value>(sums[r][n], w[r].half[half], b.word[2 * half],
                                         b.word[2 * half + 1]);
         }
       }

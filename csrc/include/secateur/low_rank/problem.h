@@ -171,15 +171,14 @@ SECATEUR_INLINE constexpr int64_t shared_bytes(const Division& d, int row_tiles,
 struct Ring {
   uint32_t base;
   uint32_t barriers;
-  int stage_bytes;
-  int stages;
+  const Division& division;
   int stage = 0;
   uint32_t phase = 0;
 
-  SECATEUR_INLINE uint32_t place() const { return base + stage * stage_bytes; }
+  SECATEUR_INLINE uint32_t place() const { return base + stage * division.stage_bytes; }
   SECATEUR_INLINE uint32_t full() const { return barriers + 8 * stage; }
   SECATEUR_INLINE void advance() {
-    if (++stage == stages) {
+    if (++stage == division.stages) {
       stage = 0;
       phase ^= 1;
     }

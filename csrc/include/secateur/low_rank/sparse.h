@@ -60,6 +60,8 @@ SECATEUR_DEVICE void multiply_step(Sums<Shape>& sums, uint32_t weights, uint32_t
       } else {
         multiply_fragment<Value, 1, Shape>(sums, values, metadata, n, tokens, gate_up);
       }
+      // Loads of four tiles in flight: more do not fit into registers.
+      if (n % 4 == 3) device::sync_warp();
     }
   }
 }

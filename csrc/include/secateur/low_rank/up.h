@@ -15,6 +15,7 @@ struct UpTask {
   uint32_t hidden;
   int first_chunk;
   int group = -1;  // whose t the warp has in shared memory
+  bool all_finite = true;
 
   SECATEUR_DEVICE int rank_chunks() const { return chunks(up.rank); }
   SECATEUR_DEVICE Rows rows(int block) const {
@@ -53,12 +54,15 @@ struct UpTask {
     const int now = row_block(up, block, Shape::row_tiles).group;
     if (now == group) return;
     group = now;
+    all_finite = true;
     device::sync_warp();
     for (int set = 0; set < hidden_sets(up); ++set) {
       for (int chunk = first_chunk; chunk < rank_chunks(); chunk += up.division.warps) {
-        load_hidden(place_of(set, chunk), up, group + set, chunk, lane);
+        const uint32_t place = place_of(set, chunk);
+        all_finite = load_hidden(place, up, group + set, chunk, lane) && all_finite;
       }
     }
+    all_finite = !device::any(!all_finite);
     device::sync_warp();
   }
   SECATEUR_DEVICE uint32_t place_of(int set, int chunk) const {
@@ -69,13 +73,18 @@ struct UpTask {
   SECATEUR_DEVICE void multiply(Sums<Shape>& sums, uint32_t place, int chunk, int lane) const {
     if (!Sparse || chunk < rank_chunks()) {
       const int apart = hidden_sets(up) == 2 ? place_of(1, 0) - place_of(0, 0) : 0;
-      multiply_up<Value, Shape>(sums, place, place_of(0, chunk), apart, blocks_of(chunk, up.rank),
-                                up.output.tokens, lane);
+      const uint32_t t = place_of(0, chunk);
+      const int blocks = blocks_of(chunk, up.rank), tokens = up.output.tokens;
+      if (all_finite) {
+        multiply_up<Value, false, Shape>(sums, place, t, apart, blocks, tokens, lane);
+      } else {
+        multiply_up<Value, true, Shape>(sums, place, t, apart, blocks, tokens, lane);
+      }
       return;
     }
     const uint32_t x = place + sparse_stage_weights(Shape::row_tiles);
     const int left = fragment24::steps(up.columns) - (chunk - rank_chunks()) * chunk_steps;
-#pragma unroll
+#pragma unroll 1
     for (int step = 0; step < chunk_steps; ++step) {
       if (step >= left) break;
       multiply_step<Value, Shape>(sums, place + step * fragment24::tile_bytes,
@@ -125,17 +134,22 @@ struct UpTask {
   }
 };
 
-// Thread blocks take contiguous ranges of row blocks of nearly equal length.
+// Thread blocks take contiguous ranges of row blocks, the first of them one more where they cannot all
+// be of equal length.
+SECATEUR_INLINE constexpr int first_row_block(const Up& up, int block) {
+  const int more = up.row_blocks % up.blocks;
+  return block * (up.row_blocks / up.blocks) + (block < more ? block : more);
+}
+
 template <typename Value, typename Shape, bool Sparse>
 SECATEUR_DEVICE void run_up(const Up& up, uint32_t shared) {
   const int warp = device::thread() / warp_lanes, lane = device::lane();
-  const int64_t block = device::block();
-  const int first = static_cast<int>(block * up.row_blocks / up.blocks);
-  const int end = static_cast<int>((block + 1) * up.row_blocks / up.blocks);
+  const int block = device::block();
+  const int first = first_row_block(up, block), end = first_row_block(up, block + 1);
   const Places places(shared, up.division, hidden_bytes(up),
                       sums_bytes(Shape::row_tiles, Shape::token_tiles));
   const int all = chunks(up.rank) + (Sparse ? chunks(up.columns) : 0);
-  const Cursor cursor{first, warp, end, warp, all, up.division.warps};
+  const Cursor cursor{first, warp, end, warp, all};
   UpTask<Value, Shape, Sparse> task{up, places.hidden, warp};
   run_block<Shape>(task, up.division, places, shared, cursor, warp, lane);
   device::wait_for_copies();

@@ -16,6 +16,25 @@ inline float float_of(uint32_t v) {
   return value;
 }
 
+inline bool any(bool v) {
+  return machine().collective<char, char>("any", v, [](const char* in, char* out) {
+    char found = 0;
+    for (int i = 0; i < 32; ++i) found |= in[i];
+    for (int i = 0; i < 32; ++i) out[i] = found;
+  });
+}
+
+inline void store_shared8(uint32_t target, uint32_t low, uint32_t high) {
+  const uint32_t words[2] = {low, high};
+  std::memcpy(machine().shared(target, 8), words, 8);
+}
+
+inline void load_partial(float (&v)[4], const float* source) {
+  machine().check_global(source, 16, false);
+  if (reinterpret_cast<uintptr_t>(source) % 16) machine().fail("global: misaligned access");
+  std::memcpy(v, source, 16);
+}
+
 struct DenseMmaIn {
   float sum[4];
   Words4 a;
