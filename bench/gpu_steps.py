@@ -28,9 +28,11 @@ LEAST_BUDGET = 45.0
 # What a short visit to a GPU is for, the most valuable first.
 FIRST = (
     "facts", "build", "probe", "quick", "bench-quick", "microbench", "bench-quick-low-rank",
-    "bench-quick-packing", "tests-accuracy-sparse24", "tests-launch", "bench-drawn",
+    "bench-quick-packing", "bench-quick-more", "bench-competitors", "tests-launch",
+    "tests-accuracy-sparse24", "bench-drawn",
 )  # fmt: skip
 _QUICK_TOKENS = "1,8,16,64,128,512,2048"
+_MORE_TOKENS = "2,4,32,256,1024,4096,8192"
 
 
 @dataclass(frozen=True)
@@ -106,12 +108,19 @@ def _quick_benchmarks(results: Path) -> list[Step]:
         own = ("--budget", f"{budget:.0f}", "--results", str(results))
         return Step(name, (PYTHON, "-m", *command, *own), budget, flexible=True, grace=20)
 
-    linears = ("bench.linears", "--quick", "--shapes", "seven", "--op")
+    def linears(name: str, budget: float, op: str, tokens: str, *more: str) -> Step:
+        options = ("--shapes", "seven", "--op", op, "--tokens", tokens)
+        return step(name, budget, "bench.linears", *options, *(more or ("--extent", "quick")))
+
+    sparse, low_rank = "sparse24_linear", "low_rank_linear"
+    competitors = ("--extent", "competitors", "--mode", "isolated")
     return [
-        step("bench-quick", 150, *linears, "sparse24_linear", "--tokens", _QUICK_TOKENS),
+        linears("bench-quick", 120, sparse, _QUICK_TOKENS),
         step("microbench", 100, "bench.microbench"),
-        step("bench-quick-low-rank", 60, *linears, "low_rank_linear", "--tokens", "1,16,512"),
+        linears("bench-quick-low-rank", 50, low_rank, "1,8,512"),
         step("bench-quick-packing", 40, "bench.packing", "--shapes", "14336x4096"),
+        linears("bench-quick-more", 100, sparse, _MORE_TOKENS),
+        linears("bench-competitors", 100, sparse, "512,1024,2048,4096,8192", *competitors),
     ]
 
 

@@ -3,6 +3,7 @@
 Needs torch and the kernel package only, as a machine with a GPU may have no more.
 """
 
+import ctypes
 import json
 import os
 import platform
@@ -18,6 +19,7 @@ from typing import Any
 import torch
 
 from secateur_kernels.dispatch.problem import device_facts
+from secateur_kernels.library import library_status
 from secateur_kernels.version import __version__
 
 RESULTS = Path(__file__).parent / "results"
@@ -48,9 +50,20 @@ def machine_facts(device: torch.device) -> dict[str, str]:
             "multiprocessors": str(properties.multi_processor_count),
             "memory_bytes": str(properties.total_memory),
             "compiled_library": str(device_facts(device).has_library),
+            "library_fingerprint": _library_fingerprint(),
             **_smi(device),
         }
     return facts
+
+
+def _library_fingerprint() -> str:
+    """Of the sources and options that the compiled library was built from."""
+    path = library_status().path
+    if path is None or not library_status().loaded:
+        return "not there"
+    fingerprint = ctypes.CDLL(str(path)).secateur_fingerprint
+    fingerprint.restype = ctypes.c_char_p
+    return str(fingerprint().decode())
 
 
 def _smi(device: torch.device) -> dict[str, str]:
@@ -114,10 +127,12 @@ def read_records(name: str, folder: Path = RESULTS) -> list[dict[str, Any]]:
 
 
 def made_here(record: Mapping[str, Any], device: torch.device) -> bool:
-    """Whether a record is of this device and these versions, so that it need not be made again."""
+    """Whether a record is of this device, these versions and this build of the compiled library,
+    so that it need not be made again."""
     versions = package_versions()
     names = ("secateur", "torch", "triton")
     same = all(record["versions"].get(name) == versions.get(name) for name in names)
     facts = machine_facts(device)
-    library = record["machine"].get("compiled_library") == facts.get("compiled_library")
-    return same and library and record["machine"]["device"] == facts["device"]
+    library = ("compiled_library", "library_fingerprint")
+    built = all(record["machine"].get(name) == facts.get(name) for name in library)
+    return same and built and record["machine"]["device"] == facts["device"]

@@ -23,8 +23,6 @@ OURS = {
     SPARSE: ("auto", "cuda", "kernels", "triton", "unpack"),
     LOW_RANK: ("auto", "cuda", "triton"),
 }
-# Without what takes long to compile, or is there for comparison only.
-OURS_QUICK = ("auto", "kernels", "cuda")
 Step = Callable[[Tensor, int], Tensor]
 """x [M, K] and the index of the weight's copy to y [M, N]."""
 

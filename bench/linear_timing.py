@@ -1,4 +1,9 @@
-"""One layer at one number of tokens: all candidates in turns, isolated or in a chain."""
+"""One layer at one number of tokens: all candidates in turns, isolated or in a chain.
+
+In a chain our kernels are launched as dependents, as in any captured graph: they fetch their first
+weights while the layer in front still runs. Isolated calls are not: each begins when the one in
+front has ended, and so does `serial auto` in a chain, for what that is worth.
+"""
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -8,13 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bench.extent import FULL
 from bench.linear_candidates import Candidates, Step, candidates_for
 from bench.linear_operands import SPARSE, Operands
+from secateur_kernels.dependent_launch import dependent_launch
 from secateur_kernels.timing import Timing, copies_to_rotate, time_in_turns
 
 MODES = ("isolated", "chain")
-ROUNDS = 15
-REPEATS = 3
+SERIAL = "serial auto"
 _ROWS_FOR_ERRORS = 64
 
 
@@ -93,8 +99,8 @@ def measure(
     m: int,
     mode: str,
     device: torch.device,
-    rounds: int = ROUNDS,
-    repeats: int = REPEATS,
+    rounds: int = FULL.rounds,
+    repeats: int = FULL.repeats,
     ours: Sequence[str] | None = None,
 ) -> Measured:
     """Time all candidates of a layer.
@@ -117,23 +123,35 @@ def measure(
     found = candidates_for(operands, x, with_competitors=mode == "isolated", ours=ours)
     if not any(name.startswith("dense") for name in found.steps):
         raise RuntimeError(f"the dense product does not run: {found.notes}")
-    calls = _that_can_be_timed(_calls(found, x, shape.n, mode), found.notes, device)
     activations = m * (shape.n + shape.k) * x.element_size()
     count = copies_to_rotate(operands.num_bytes + activations, device)
-    timings: dict[str, list[Timing]] = {name: [] for name in calls}
-    for _ in range(repeats):
-        for name, timing in time_in_turns(calls, device, count, rounds).items():
-            timings[name].append(timing)
+    with dependent_launch(False if mode == "isolated" else None):
+        calls = _that_can_be_timed(_calls(found, x, shape.n, mode), found.notes, device)
+        timings: dict[str, list[Timing]] = {name: [] for name in calls}
+        for _ in range(repeats):
+            for name, timing in time_in_turns(calls, device, count, rounds).items():
+                timings[name].append(timing)
     return Measured(timings, _errors(found, operands, x), found.notes, count)
 
 
 def _calls(found: Candidates, x: Tensor, n: int, mode: str) -> dict[str, Callable[[int], object]]:
     if mode == "chain":
-        return {name: Chain(step, x, n) for name, step in found.steps.items()}
+        steps = dict(found.steps)
+        if "ours auto" in steps:
+            steps[SERIAL] = _serial(steps["ours auto"])
+        return {name: Chain(step, x, n) for name, step in steps.items()}
     calls: dict[str, Callable[[int], object]] = {
         name: _alone(step, x) for name, step in found.steps.items()
     }
     return calls | found.isolated
+
+
+def _serial(step: Step) -> Step:
+    def call(x: Tensor, index: int) -> Tensor:
+        with dependent_launch(False):
+            return step(x, index)
+
+    return call
 
 
 def _that_can_be_timed(

@@ -2,18 +2,19 @@
 
     python -m bench.linears --part 1/4 --budget 450
     python -m bench.linears --op low_rank_linear --mode chain --tokens 1,8
-    python -m bench.linears --quick --shapes seven --tokens 1,8,16,64,128,512,2048
+    python -m bench.linears --extent quick --shapes seven --tokens 1,8,16,64,128,512,2048
 
 Each part ends within its budget; what is recorded for this machine and these versions is not
 measured again, so that the same command goes on where it ended. `--drawn SEED` measures shapes and
-numbers of tokens that nobody chose. `--quick` times our compiled kernels against dense products,
-few times each; a full run measures the same again. See `linear_timing.py` for what is timed.
+numbers of tokens that nobody chose. `--extent quick` times our compiled kernels against dense
+products, few times each, `--extent competitors` cuSPARSELt as well; a run of a larger extent
+measures the same again. See `linear_timing.py` for what is timed.
 """
 
 import argparse
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +22,16 @@ import torch
 
 from bench.ceilings import Ceilings, measure_ceilings
 from bench.exit_status import AGAIN
+from bench.extent import EXTENTS, FULL, Extent, covers
 from bench.kernel_records import RESULTS, append_record, made_here, read_records
-from bench.linear_candidates import OURS_QUICK
 from bench.linear_operands import LOW_RANK, SPARSE, Operands, make_operands
-from bench.linear_timing import MODES, REPEATS, ROUNDS, Measured, measure
+from bench.linear_timing import MODES, SERIAL, Measured, measure
 from bench.shapes import SEVEN, SHAPES, TINY, TOKENS, WeightShape, drawn, shape_of
 
 NAME = "linears"
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 # In a chain of layers only few tokens matter: decode.
 CHAIN_TOKENS = 128
-_QUICK_ROUNDS = 7
 
 
 @dataclass(frozen=True)
@@ -97,9 +97,7 @@ def run(
     device: torch.device,
     folder: Path = RESULTS,
     budget: float = float("inf"),
-    rounds: int = ROUNDS,
-    repeats: int = REPEATS,
-    quick: bool = False,
+    extent: Extent = FULL,
 ) -> Iterator[tuple[Job, Measured]]:
     """Measure what is not recorded yet, recording one line at a time, until the budget is spent.
 
@@ -108,15 +106,13 @@ def run(
         device: where.
         folder: of the records.
         budget: seconds; a measurement that has begun is finished.
-        rounds: as of `measure`.
-        repeats: as of `measure`.
-        quick: without competitors, Triton and what unpacks first.
+        extent: what of each.
 
     Yields:
         each job with its times.
     """
     started = time.monotonic()
-    done = recorded(device, folder, quick)
+    done = recorded(device, folder, extent)
     waiting = [job for job in jobs if job.key not in done]
     if not waiting:
         return
@@ -127,18 +123,19 @@ def run(
             return
         if operands is None or (operands.op, operands.shape) != (job.op, job.shape):
             operands = None  # frees the old ones before the new ones are made
-            operands = make_operands(job.op, job.shape, DTYPES[job.dtype], device, not quick)
-        ours = OURS_QUICK if quick else None
-        measured = measure(operands, job.m, job.mode, device, rounds, repeats, ours)
-        values = _record(job, operands, measured, ceilings) | {"quick": quick}
+            dtype = DTYPES[job.dtype]
+            operands = make_operands(job.op, job.shape, dtype, device, extent.competitors)
+        often = (extent.rounds, extent.repeats)
+        measured = measure(operands, job.m, job.mode, device, *often, extent.ours)
+        values = _record(job, operands, measured, ceilings) | {"extent": extent.name}
         append_record(NAME, values, device, folder)
         yield job, measured
 
 
-def recorded(device: torch.device, folder: Path, quick: bool) -> set[tuple[Any, ...]]:
+def recorded(device: torch.device, folder: Path, extent: Extent) -> set[tuple[Any, ...]]:
     """Keys of the jobs that need not be measured again for this device and these versions."""
     records = (r for r in read_records(NAME, folder) if made_here(r, device))
-    return {key_of(r) for r in records if quick or not r.get("quick", False)}
+    return {key_of(r) for r in records if covers(r.get("extent", FULL.name), extent.name)}
 
 
 def _record(job: Job, operands: Operands, measured: Measured, ceilings: Ceilings) -> dict[str, Any]:
@@ -168,6 +165,8 @@ def line_of(job: Job, measured: Measured) -> str:
             cells.append(f"{kind} {dense[1] / found[1]:.2f}")
     ours = [name for name in measured.timings if name.startswith("ours")]
     cells += [f"{name[5:]} {dense[1] / measured.microseconds(name):.2f}" for name in ours]
+    if SERIAL in measured.timings:
+        cells.append(f"{SERIAL} {dense[1] / measured.microseconds(SERIAL):.2f}")
     failed = [name for name, note in measured.notes.items() if note.startswith("failed")]
     cells += [f"failed: {', '.join(failed)}"] if failed else []
     return "  ".join(cells)
@@ -186,12 +185,13 @@ def options_of(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--drawn", type=int, metavar="SEED", help="20 shapes drawn by a seed")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the records")
-    parser.add_argument("--quick", action="store_true", help="few rounds, few candidates")
-    parser.add_argument("--rounds", type=int, help=f"default {ROUNDS}, or {_QUICK_ROUNDS}")
-    parser.add_argument("--repeats", type=int, help=f"default {REPEATS}, or 1")
+    parser.add_argument("--extent", choices=EXTENTS, default=FULL.name, help="what of each")
+    parser.add_argument("--rounds", type=int, help="default: that of the extent")
+    parser.add_argument("--repeats", type=int, help="default: that of the extent")
     options = parser.parse_args(arguments)
-    options.rounds = options.rounds or (_QUICK_ROUNDS if options.quick else ROUNDS)
-    options.repeats = options.repeats or (1 if options.quick else REPEATS)
+    extent = EXTENTS[options.extent]
+    rounds, repeats = options.rounds or extent.rounds, options.repeats or extent.repeats
+    options.extent = replace(extent, rounds=rounds, repeats=repeats)
     options.shapes = _shapes(options.shapes)
     options.part, options.parts = (int(number) for number in options.part.split("/"))
     if not 1 <= options.part <= options.parts:
@@ -219,10 +219,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     jobs = part_of(jobs_of(options), options.part, options.parts)
     if options.drawn is not None:
         print(f"shapes and tokens drawn with seed {options.drawn}")
-    limits = (options.budget, options.rounds, options.repeats)
-    for job, measured in run(jobs, device, options.results, *limits, options.quick):
+    for job, measured in run(jobs, device, options.results, options.budget, options.extent):
         print(line_of(job, measured), flush=True)
-    done = recorded(device, options.results, options.quick)
+    done = recorded(device, options.results, options.extent)
     left = sum(job.key not in done for job in jobs)
     print(f"{left} of {len(jobs)} left: run again" if left else f"all {len(jobs)} are recorded")
     return AGAIN if left else 0

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from bench import linear_candidates, linears, packing, tune
+from bench import linear_candidates, linear_timing, linears, packing, tune
 from bench.cusparselt import why_not
 from bench.exit_status import AGAIN
 from bench.kernel_records import made_here, read_records
@@ -17,6 +17,7 @@ from bench.linear_timing import Chain, Measured
 from bench.published import wanda_half_of_each_row, wanda_two_of_four
 from bench.shapes import LARGEST_FOUR, MODELS, SEVEN, SHAPES, drawn, shape_of
 
+from secateur_kernels import dependent_launch
 from secateur_kernels.dispatch.choice import Choice
 from secateur_kernels.dispatch.table import load_table
 from secateur_kernels.pack24.op import pack24
@@ -71,22 +72,43 @@ def test_linears_are_recorded_once(tmp_path: Path, capsys: pytest.CaptureFixture
     assert tables(tmp_path)["sparse24-isolated"].count("\n") == 4
 
 
-def test_a_quick_run_counts_for_quick_runs_only(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_quick_run_counts_for_quick_runs_only(tmp_path: Path) -> None:
     arguments = [*TINY, "--op", SPARSE, "--mode", "chain", "--tokens", "2"]
-    arguments += ["--results", str(tmp_path)]
+    arguments += ["--results", str(tmp_path), "--extent"]
     for _ in range(2):
-        assert linears.main([*arguments, "--quick"]) == 0
+        assert linears.main([*arguments, "quick"]) == 0
     quick = read_records("linears", tmp_path)
     assert len(quick) == 2
-    assert all(record["quick"] for record in quick)
-    assert set(quick[0]["microseconds"]) == {"dense", "ours auto"}
-    assert linears.main(arguments) == 0
-    assert [r["quick"] for r in read_records("linears", tmp_path)] == [True, True, False, False]
-    assert linears.main([*arguments, "--quick"]) == 0
-    assert len(read_records("linears", tmp_path)) == 4
-    assert "all 2 are recorded" in capsys.readouterr().out
+    assert set(quick[0]["microseconds"]) == {"dense", "ours auto", "serial auto"}
+    for extent in ("competitors", "full", "quick"):
+        assert linears.main([*arguments, extent]) == 0
+    extents = [record["extent"] for record in read_records("linears", tmp_path)]
+    assert extents == ["quick", "quick", "competitors", "competitors", "full", "full"]
+
+
+def test_only_a_chain_launches_dependents(monkeypatch: pytest.MonkeyPatch) -> None:
+    forced: dict[str, set[bool | None]] = {}
+
+    def step(name: str) -> linear_candidates.Step:
+        def call(x: torch.Tensor, index: int) -> torch.Tensor:
+            forced.setdefault(name, set()).add(dependent_launch._forced.get())
+            return torch.zeros(len(x), 96, dtype=x.dtype)
+
+        return call
+
+    def candidates(*arguments: object, **options: object) -> linear_candidates.Candidates:
+        steps = {name: step(name) for name in ("dense", "ours auto")}
+        return linear_candidates.Candidates(steps)
+
+    monkeypatch.setattr(linear_timing, "candidates_for", candidates)
+    operands = make_operands(SPARSE, shape_of(96, 64), torch.bfloat16, CPU)
+    linear_timing.measure(operands, 2, "isolated", CPU, 1, 1)
+    # None: once each for its error, outside of what is timed.
+    assert forced == {"dense": {False, None}, "ours auto": {False, None}}
+    forced.clear()
+    measured = linear_timing.measure(operands, 2, "chain", CPU, 1, 1)
+    assert "serial auto" in measured.timings
+    assert forced == {"dense": {None}, "ours auto": {None, False}}
 
 
 @dataclass(frozen=True)

@@ -101,7 +101,7 @@ def test_a_short_visit(
 
 
 def test_a_short_visit_leaves_room_for_the_machine() -> None:
-    """Before what may be cut short, ten minutes: a visit has fifteen, of which some start it."""
+    """What it is for fits into ten minutes: some of fifteen go to the start of a machine."""
     known = {step.name: step for step in steps(ROOT, ROOT, ROOT)}
     must = [known[name] for name in FIRST[: FIRST.index("bench-quick-packing") + 1]]
     compiled = [step for step in must if step.name != "build"]
