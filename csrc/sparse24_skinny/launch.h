@@ -22,7 +22,7 @@ __global__ __launch_bounds__(max_threads<Shape>, blocks_per_sm<Shape>) void kern
     const __grid_constant__ Problem problem) {
   extern __shared__ __align__(128) uint8_t shared[];
   run_block<Value, Shape, device::has_bulk_copies>(
-      problem, static_cast<uint32_t>(__cvta_generic_to_shared(shared)));
+      problem, device::shared_address(shared));
 }
 
 template <typename Value, typename Shape>

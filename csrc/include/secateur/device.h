@@ -146,6 +146,17 @@ SECATEUR_DEVICE void wait_for_copies() { asm volatile("cp.async.wait_all;" ::: "
 
 // ---- shared memory --------------------------------------------------------------------------
 
+// The address of shared memory, in a register of its own: the compiler, left alone, makes it anew in
+// every loop, from a special register that is slow to read.
+SECATEUR_DEVICE uint32_t shared_address(const void* memory) {
+  uint32_t v;
+  asm volatile(
+      "{\n.reg .u64 address;\ncvta.to.shared.u64 address, %1;\ncvt.u32.u64 %0, address;\n}"
+      : "=r"(v)
+      : "l"(memory));
+  return v;
+}
+
 SECATEUR_DEVICE void store_shared16(uint32_t target, Words4 value) {
   asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(target), "r"(value.word[0]),
                "r"(value.word[1]), "r"(value.word[2]), "r"(value.word[3])
