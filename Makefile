@@ -7,7 +7,7 @@ VENV   := .venv
 READY  := $(VENV)/.ready
 BIN    := $(VENV)/bin
 
-.PHONY: demo test test-gpu sanitize tune-gpu bench-gpu check format bench clean help
+.PHONY: demo test test-gpu sanitize tune-gpu bench-gpu gpu-first check format bench clean help
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -43,6 +43,10 @@ BENCH = bench-packing $(foreach part,1 2 3 4 5 6,bench-linears-$(part)) bench-dr
 bench-gpu: $(READY)
 	$(BIN)/python -m bench.run_on_gpu $(or $(STEP),$(BENCH))
 	$(BIN)/python -m bench.kernel_plots
+
+# make gpu-first  a short visit to a GPU: does the layout hold, are kernels right, how fast (MINUTES=9)
+gpu-first: $(READY)
+	$(BIN)/python -m bench.run_on_gpu --first --minutes $(or $(MINUTES),9)
 
 # make check   lint, format, types, and whether the README shows the recorded figures
 check: $(READY)
