@@ -72,8 +72,12 @@ _RATES = {
 }
 
 
+_CLOCKS = {"": Prediction(1.75, "assumed; 1.98 without load")}
+_BY_LAST_PART = {"dense-equivalent rate": _RATES, "multiprocessor clock": _CLOCKS}
+
+
 def prediction_of(name: str) -> Prediction | None:
     """What was expected of a measurement; None where nothing was."""
-    table = _RATES if name.endswith("dense-equivalent rate") else PREDICTED
+    table = _BY_LAST_PART.get(name.rpartition(", ")[2], PREDICTED)
     found = [prefix for prefix in table if name.startswith(prefix)]
     return table[max(found, key=len)] if found else None

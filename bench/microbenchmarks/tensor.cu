@@ -127,8 +127,9 @@ void measure(const char* name, Case c, int groups, int group_threads, int per_st
   });
   const double each = static_cast<double>(groups) * c.steps * per_step;
   const std::string of = name;
-  report((of + ", clocks an instruction").c_str(),
-         median_clocks(c.clocks, how.blocks) * units / each, "clocks");
+  const double clocks = median_clocks(c.clocks, how.blocks);
+  report((of + ", clocks an instruction").c_str(), clocks * units / each, "clocks");
+  report((of + ", multiprocessor clock").c_str(), clocks / taken * 1e-9, "GHz");
   report((of + ", dense-equivalent rate").c_str(), each * flops * how.blocks / taken * 1e-12,
          "TFLOP/s");
 }

@@ -37,6 +37,7 @@ def test_the_longest_prefix_decides() -> None:
     assert expected("wgmma.sp m64n128, 2 warpgroups, clocks an instruction") == 64
     assert expected("wgmma.sp m64n128, 2 warpgroups, dense-equivalent rate") == 1150
     assert expected("wgmma m64n128, 1 warpgroup, dense-equivalent rate") == 700
+    assert expected("wgmma m64n128, 1 warpgroup, multiprocessor clock") == 1.75
     assert expected("something else") is None
 
 
