@@ -33,8 +33,9 @@ from bench.goal_measures import (
     versus_cusparselt,
 )
 from bench.kernel_records import RESULTS
-from bench.kernel_tables import markdown
+from bench.kernel_tables import NOT_MEASURED, markdown
 
+_HEADS = ("goal", "bound", "measured", "verdict", "decided by")
 Verdict = Literal["reached", "missed", "so far", "not measured"]
 Measure = Callable[[Records], Found | None]
 
@@ -130,6 +131,15 @@ def _where(found: Found) -> str:
     return "; ".join(part for part in (found.where, count) if part)
 
 
+def goals_table(folder: Path = RESULTS) -> str:
+    """What was measured of the goals, as Markdown with a summary below."""
+    table = rows(read_all(folder))
+    measured = [row for row in table if row[3] != "not measured"]
+    if not measured:
+        return NOT_MEASURED
+    return f"{markdown(_HEADS, measured)}\n\n{summary(table)}."
+
+
 def summary(table: Sequence[Sequence[str]]) -> str:
     """How many rows have each verdict."""
     names: tuple[Verdict, ...] = ("reached", "missed", "so far", "not measured")
@@ -143,7 +153,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--kind", default="ours auto", help="how the names of candidates begin")
     options = parser.parse_args(arguments)
     table = rows(read_all(options.results, options.kind))
-    print(markdown(["goal", "bound", "measured", "verdict", "decided by"], table))
+    print(markdown(_HEADS, table))
     print(summary(table))
 
 

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from bench.goals import goals_table
 from bench.kernel_tables import tables
 from bench.records import RESULTS
 from bench.regional_tables import ablation_table, curve_table
@@ -194,6 +195,7 @@ SECTIONS = {
     "ablation": ablation_table,
     "throughput": throughput_table,
     "cost": cost_table,
+    "kernel-goals": goals_table,
     # What kernels do on a GPU, as recorded by `make bench-gpu`.
     **{name: partial(str, text) for name, text in tables().items()},
 }

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from bench.goal_measures import SMALL, Records, errors, floor_of_dense, read_all
-from bench.goals import GOALS, Goal, main, rows, summary
+from bench.goals import GOALS, Goal, goals_table, main, rows, summary
 from bench.kernel_choices import cases, table
 from bench.kernel_choices import main as choices_main
 from bench.linear_operands import LOW_RANK, SPARSE
@@ -163,6 +163,16 @@ def test_records_are_read_from_a_folder(tmp_path: Path, capsys: pytest.CaptureFi
     assert "| 4096 x 4096, M = 1 | 4.5, memory | 1.59 | 2.00 | 4.7 us, 95% | 2.09 | 2.00 |" in (
         capsys.readouterr().out
     )
+
+
+def test_the_readme_shows_what_was_measured(tmp_path: Path) -> None:
+    assert goals_table(tmp_path) == "not measured yet"
+    text = "\n".join(json.dumps(linear(size, 1)) for size in SEVEN)
+    (tmp_path / "linears.jsonl").write_text(text, encoding="utf-8")
+    shown = goals_table(tmp_path)
+    assert "| 2:4 chain, M = 1, mean | >= 1.85 | 2.00 | reached |  |" in shown
+    assert "not measured |" not in shown
+    assert shown.endswith("4 reached, 1 so far, 38 not measured.")
 
 
 def test_which_kernel_is_the_fastest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
