@@ -8,17 +8,22 @@ import torch
 from secateur_kernels.dispatch.choice import Choice
 from secateur_kernels.dispatch.problem import Problem
 from secateur_kernels.layouts.low_rank import RANK_STEP
+from secateur_kernels.low_rank_linear import cuda_config as low_rank_cuda
 from secateur_kernels.low_rank_linear import triton_config as low_rank_triton
 from secateur_kernels.sparse24_linear import cuda_kernel as sparse24_cuda
 from secateur_kernels.sparse24_linear import triton_config as sparse24_triton
 
 # From here on a matrix product is bound by arithmetic, and torch's own kernel is the better one.
 _FEW_TOKENS = 64
+# Up to here the compiled low-rank kernels are bound by memory, not by what t costs them.
+_LOW_RANK_TOKENS = 16
 
 _CONFIGS: dict[tuple[str, str], Callable[..., Any]] = {
     ("sparse24_linear", "cuda"): sparse24_cuda.SkinnyConfig,
     ("sparse24_linear", "triton"): sparse24_triton.Sparse24TritonConfig,
+    ("low_rank_linear", "cuda"): low_rank_cuda.LowRankCudaConfig,
     ("low_rank_linear", "triton"): low_rank_triton.LowRankTritonConfig,
+    ("sparse24_low_rank_linear", "cuda"): low_rank_cuda.LowRankCudaConfig,
     ("sparse24_low_rank_linear", "triton"): low_rank_triton.LowRankTritonConfig,
 }
 
@@ -37,12 +42,12 @@ def candidates(problem: Problem) -> list[Choice]:
         return _on_cpu(problem)
     if problem.op == "sparse24_linear":
         return _sparse24(problem)
-    triton = _low_rank_triton(problem)
+    cuda, triton = _low_rank_cuda(problem), _low_rank_triton(problem)
     # Two products, or three with the sparse part unpacked first.
     products = Choice("unpack" if problem.op == "sparse24_low_rank_linear" else "two_gemms")
     named = Choice(products.backend, reason="arithmetic decides")
-    few = problem.m <= _FEW_TOKENS
-    return [*triton, named] if few else [named, *triton]
+    ours = [*cuda, *triton] if problem.m <= _LOW_RANK_TOKENS else [*triton, *cuda]
+    return [*ours, named] if problem.m <= _FEW_TOKENS else [named, *ours]
 
 
 def candidates_to_tune(problem: Problem) -> list[Choice]:
@@ -82,6 +87,23 @@ def _sparse24(problem: Problem) -> list[Choice]:
     return [*choices, *triton, *products] if m <= _FEW_TOKENS else [*choices, *products, *triton]
 
 
+def low_rank_shape(problem: Problem) -> low_rank_cuda.LowRankShape:
+    """What the compiled low-rank kernels divide."""
+    sparse = problem.op == "sparse24_low_rank_linear"
+    sizes = (problem.m, problem.n, problem.k, problem.rank, problem.groups)
+    return low_rank_cuda.LowRankShape(*sizes, sparse)
+
+
+def _low_rank_cuda(problem: Problem) -> list[Choice]:
+    device, shape = problem.device, low_rank_shape(problem)
+    fits = problem.dtype in (torch.bfloat16, torch.float16)
+    if not (device.has_library and fits and low_rank_cuda.supports(shape, device.capability)):
+        return []
+    shared = low_rank_cuda.shared_bytes_of(device.capability)
+    config = low_rank_cuda.default_config(shape, device.num_sms, shared)
+    return [Choice("cuda", config, "the factors are streamed once")]
+
+
 def _low_rank_triton(problem: Problem) -> list[Choice]:
     fits = problem.dtype in (torch.bfloat16, torch.float16) and problem.rank % RANK_STEP == 0
     if not (problem.device.has_triton and fits):
@@ -94,8 +116,11 @@ def _low_rank_triton(problem: Problem) -> list[Choice]:
 
 def _configs_to_tune(problem: Problem, backend: str) -> Sequence[Any]:
     m, n, k = problem.m, problem.n, problem.k
+    device = problem.device
+    if backend == "cuda" and problem.op != "sparse24_linear":
+        shared = low_rank_cuda.shared_bytes_of(device.capability)
+        return low_rank_cuda.candidate_configs(low_rank_shape(problem), device.num_sms, shared)
     if backend == "cuda":
-        device = problem.device
         return sparse24_cuda.candidate_configs(m, n, k, device.num_sms, device.capability)
     if backend == "triton" and problem.op == "sparse24_linear":
         return sparse24_triton.candidate_configs(m, n, k)

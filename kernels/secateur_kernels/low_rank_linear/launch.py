@@ -1,20 +1,28 @@
 """The backends of the low-rank linears behind one call each."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from secateur_kernels.backends import HAS_TRITON, matmul_dtype, require_triton
+from secateur_kernels.backends import (
+    HAS_TRITON,
+    matmul_dtype,
+    require_cuda_tensor,
+    require_triton,
+)
+from secateur_kernels.dispatch.candidates import low_rank_shape
 from secateur_kernels.dispatch.choice import Choice
 from secateur_kernels.dispatch.decide import decide
 from secateur_kernels.dispatch.problem import Problem
 from secateur_kernels.epilogue import apply_epilogue
 from secateur_kernels.errors import SecateurError
 from secateur_kernels.layouts.low_rank import RANK_STEP
+from secateur_kernels.library import require_library
 from secateur_kernels.linear_arguments import contiguous
-from secateur_kernels.low_rank_linear import triton_config
+from secateur_kernels.low_rank_linear import cuda_kernel, triton_config
 from secateur_kernels.low_rank_linear.reference import low_rank, product, two_gemms
 from secateur_kernels.sparse24_linear.packed import Packed24
 from secateur_kernels.sparse24_linear.reference import dense_weight
@@ -24,25 +32,58 @@ if HAS_TRITON:
     from secateur_kernels.low_rank_linear import triton_kernel
 
 
-def choice_of(problem: Problem, x: Tensor, backend: str) -> Choice:
+def choice_of(problem: Problem, x: Tensor, backend: str, library_fits: bool = True) -> Choice:
     """What dispatch chooses, or the backend that was named.
+
+    Args:
+        problem: the facts of the call.
+        x: for its device and dtype.
+        backend: `auto`, or a name.
+        library_fits: whether the compiled kernels can put the groups' rows together.
 
     Raises:
         SecateurError: the named backend is not there, or does not take these factors.
     """
     if backend == "auto":
-        return decide(problem)
+        return choose_for(problem, library_fits)
     config: Any = None
     if backend == "triton":
         require_triton(x)
-        if x.dtype not in (torch.bfloat16, torch.float16) or problem.rank % RANK_STEP:
-            raise SecateurError(
-                f"expected bf16 or fp16 and a rank divisible by {RANK_STEP} for backend triton, "
-                f"got {x.dtype} and rank {problem.rank}"
-            )
+        _check_instructions(problem, x, backend)
         sizes = (problem.m, problem.n, problem.k, problem.rank)
         config = triton_config.default_config(*sizes, problem.device.num_sms)
+    elif backend == "cuda":
+        require_cuda_tensor(x)
+        require_library(x.device)
+        _check_instructions(problem, x, backend)
+        config = _cuda_config(problem)
     return Choice(backend, config, "asked for by name")
+
+
+def choose_for(problem: Problem, library_fits: bool) -> Choice:
+    """What dispatch chooses, without the compiled library where it does not fit."""
+    if not library_fits:
+        problem = replace(problem, device=replace(problem.device, has_library=False))
+    return decide(problem)
+
+
+def _check_instructions(problem: Problem, x: Tensor, backend: str) -> None:
+    if x.dtype not in (torch.bfloat16, torch.float16) or problem.rank % RANK_STEP:
+        raise SecateurError(
+            f"expected bf16 or fp16 and a rank divisible by {RANK_STEP} for backend {backend}, "
+            f"got {x.dtype} and rank {problem.rank}"
+        )
+
+
+def _cuda_config(problem: Problem) -> cuda_kernel.LowRankCudaConfig:
+    shape, device = low_rank_shape(problem), problem.device
+    if not cuda_kernel.supports(shape, device.capability):
+        raise SecateurError(
+            f"expected 1 to 64 tokens, 1 to 8 groups, and tokens * rank that fit into shared "
+            f"memory for backend cuda, got {problem}"
+        )
+    shared = cuda_kernel.shared_bytes_of(device.capability)
+    return cuda_kernel.default_config(shape, device.num_sms, shared)
 
 
 def launch(
@@ -58,9 +99,10 @@ def launch(
     """y [M, output columns] for checked arguments, x [M, K] and residual with contiguous rows."""
     epilogue = (contiguous(bias), residual, activation)
     groups = tuple(group_rows)
-    if choice.backend == "triton":
+    if choice.backend in ("triton", "cuda"):
+        kernel: Any = triton_kernel if choice.backend == "triton" else cuda_kernel
         factors = (down.contiguous(), up.contiguous(), groups)
-        return triton_kernel.launch(x, *factors, *epilogue, choice.config)
+        return kernel.launch(x, *factors, *epilogue, choice.config)  # type: ignore[no-any-return]
     multiply = low_rank if choice.backend == "reference" else two_gemms
     return multiply(x, down, up, groups, *epilogue)
 
@@ -78,10 +120,12 @@ def launch_with_sparse(
 ) -> Tensor:
     """As `launch` with a 2:4 part added before the epilogue."""
     groups = tuple(group_rows)
-    if choice.backend == "triton":
+    if choice.backend in ("triton", "cuda"):
+        kernel: Any = triton_kernel if choice.backend == "triton" else cuda_kernel
         factors = (down.contiguous(), up.contiguous(), groups)
         epilogue = (contiguous(bias), residual, activation)
-        return triton_kernel.launch_with_sparse(x, weight, *factors, *epilogue, choice.config)
+        run = kernel.launch_with_sparse
+        return run(x, weight, *factors, *epilogue, choice.config)  # type: ignore[no-any-return]
     if choice.backend == "unpack":
         both = x @ unpack24_data(*weight).T + product(x, down, up, groups, x.dtype)
     else:

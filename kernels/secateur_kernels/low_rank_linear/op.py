@@ -18,7 +18,7 @@ from secateur_kernels.low_rank_linear.gradient import into_factors_and_input
 from secateur_kernels.low_rank_linear.launch import choice_of, launch
 from secateur_kernels.namespace import LIBRARY
 
-BACKENDS = ("auto", "reference", "triton", "two_gemms")
+BACKENDS = ("auto", "reference", "triton", "cuda", "two_gemms")
 FLOATS = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 
 LIBRARY.define(
@@ -38,12 +38,13 @@ def low_rank_linear(
 ) -> Tensor:
     """y = epilogue((x @ down.T) @ up.T), by groups of rows.
 
-    The epilogue is that of `sparse24_linear`. The backends `reference` and `triton` keep the
-    intermediate in fp32 and round once; `two_gemms` rounds after each product. The gradient
+    The epilogue is that of `sparse24_linear`. The backends `reference`, `triton` and `cuda` keep
+    the intermediate in fp32 and round once; `two_gemms` rounds after each product. The gradient
     reaches x, both factors, bias and residual.
 
     Args:
-        x: [..., K], bf16, fp16, fp32 or fp64 as the factors (`triton`: bf16 and fp16).
+        x: [..., K], bf16, fp16, fp32 or fp64 as the factors (`triton` and `cuda`: bf16 and fp16;
+            `cuda`: 1 to 64 tokens, fewer where their t does not fit into shared memory).
         weight: factors of [N, K]; rows [gate; up] for `silu_and_mul`.
         bias: [N], dtype of x.
         residual: [..., output columns], dtype of x.

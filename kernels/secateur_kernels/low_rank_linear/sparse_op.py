@@ -8,20 +8,20 @@ from torch import Tensor
 
 from secateur_kernels.backends import Backend, check_backend
 from secateur_kernels.dispatch.choice import Choice
-from secateur_kernels.dispatch.decide import decide
 from secateur_kernels.dispatch.problem import Problem, device_facts
 from secateur_kernels.epilogue import epilogue_backward, output_columns
 from secateur_kernels.errors import SecateurError
 from secateur_kernels.layouts.fragment24 import Fragment24
 from secateur_kernels.layouts.low_rank import LowRank
 from secateur_kernels.linear_arguments import as_matrix, check_linear
+from secateur_kernels.low_rank_linear.cuda_kernel import takes_groups
 from secateur_kernels.low_rank_linear.gradient import into_factors_and_input
-from secateur_kernels.low_rank_linear.launch import choice_of, launch_with_sparse
+from secateur_kernels.low_rank_linear.launch import choice_of, choose_for, launch_with_sparse
 from secateur_kernels.low_rank_linear.op import FLOATS, check_low_rank
 from secateur_kernels.namespace import LIBRARY
 from secateur_kernels.sparse24_linear.packed import SCHEMA, Packed24, check_packed
 
-BACKENDS = ("auto", "reference", "triton", "unpack")
+BACKENDS = ("auto", "reference", "triton", "cuda", "unpack")
 
 LIBRARY.define(
     f"sparse24_low_rank_linear(Tensor x, {SCHEMA}, Tensor down, Tensor up, int[] group_rows, "
@@ -67,7 +67,8 @@ def sparse24_low_rank_linear(
 
 def explain(x: Tensor, weight: Fragment24, factors: LowRank) -> Choice:
     """What `auto` would use for these arguments, and why."""
-    return decide(_problem(as_matrix(x), *weight.shape, factors.rank, len(factors.group_rows)))
+    problem = _problem(as_matrix(x), *weight.shape, factors.rank, len(factors.group_rows))
+    return choose_for(problem, takes_groups(factors.group_rows, weight.row_order))
 
 
 def _problem(x: Tensor, rows: int, columns: int, rank: int, groups: int) -> Problem:
@@ -111,7 +112,8 @@ def _run(
     if columns == 0:
         return launch_with_sparse(Choice("reference"), matrix, weight, *rest).view(shape)
     problem = _problem(matrix, rows, columns, up.shape[1], len(group_rows))
-    choice = choice_of(problem, matrix, backend)
+    fits = takes_groups(group_rows, row_order)
+    choice = choice_of(problem, matrix, backend, fits)
     return launch_with_sparse(choice, matrix, weight, *rest).view(shape)
 
 

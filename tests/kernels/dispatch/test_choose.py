@@ -91,7 +91,9 @@ def test_rules_of_thumb() -> None:
     assert choose(replace(PROBLEM, device=bare, m=4096, dense_copy=True), None).backend == "dense"
     old = replace(bare, has_triton=False)
     assert choose(replace(PROBLEM, device=old), None).backend == "unpack"
-    assert choose(LOW_RANK, None).backend == "triton"
+    assert choose(LOW_RANK, None).backend == "cuda"
+    assert choose(replace(LOW_RANK, m=32), None).backend == "triton"
+    assert choose(replace(LOW_RANK, device=bare), None).backend == "triton"
     assert choose(replace(LOW_RANK, m=512), None).backend == "two_gemms"
     assert choose(replace(LOW_RANK, dtype=torch.float32), None).backend == "two_gemms"
     assert choose(replace(LOW_RANK, rank=1000), None).backend == "two_gemms"

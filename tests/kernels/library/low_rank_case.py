@@ -166,5 +166,3 @@ def run(case: Case, emulator: Any) -> tuple[Tensor, Tensor]:
     Call(x_view, factors, packed, y, case, bias, placed).run(emulator, case.seed)
     activation = "silu_and_mul" if case.silu else "none"
     return y, apply_epilogue(exact, bias, residual, activation).to(case.dtype)
-
-

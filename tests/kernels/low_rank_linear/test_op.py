@@ -155,7 +155,8 @@ def test_says_why() -> None:
         ({"x": torch.ones(3, 13)}, r"expected x \[\.\.\., 12\]"),
         ({"x": torch.ones(3, 12).half()}, "expected x of the factors' dtype torch.float32"),
         ({"bias": torch.ones(15)}, r"expected bias float32 \[16\]"),
-        ({"backend": "cuda"}, "expected backend auto, reference, triton, two_gemms, got 'cuda'"),
+        ({"backend": "dense"}, "reference, triton, cuda, two_gemms, got 'dense'"),
+        ({"backend": "cuda"}, "expected x on an NVIDIA GPU for backend cuda, got cpu"),
         ({"activation": "relu"}, "expected activation none or silu_and_mul"),
     ],
 )

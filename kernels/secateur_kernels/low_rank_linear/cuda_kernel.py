@@ -1,0 +1,162 @@
+"""The low-rank linear for few tokens by the compiled library, a 2:4 part beside it or not."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from secateur_kernels.dependent_launch import wants_dependent_launch
+from secateur_kernels.epilogue import output_columns
+from secateur_kernels.errors import SecateurError
+from secateur_kernels.library import require_library
+from secateur_kernels.low_rank_linear.cuda_config import (
+    LowRankCudaConfig,
+    LowRankShape,
+    candidate_configs,
+    default_config,
+    shared_bytes_of,
+    supports,
+    workspace_floats,
+)
+from secateur_kernels.sparse24_linear.packed import Packed24
+
+__all__ = [
+    "LowRankCudaConfig",
+    "LowRankShape",
+    "candidate_configs",
+    "default_config",
+    "launch",
+    "launch_with_sparse",
+    "shared_bytes_of",
+    "supports",
+    "takes_groups",
+]
+
+_TILE_ROWS = 16
+
+
+def takes_groups(group_rows: Sequence[int], sparse_row_order: str | None) -> bool:
+    """Whether the kernels can put the rows of these groups together.
+
+    Args:
+        group_rows: rows of each group.
+        sparse_row_order: that of the 2:4 weight beside the factors; None where there is none.
+    """
+    if sparse_row_order is None:
+        return True
+    if sparse_row_order == "gate_up":
+        return len(group_rows) == 1 or (len(group_rows) == 2 and len(set(group_rows)) == 1)
+    return all(rows % _TILE_ROWS == 0 for rows in group_rows[:-1])
+
+
+def launch(
+    x: Tensor,
+    down: Tensor,
+    up: Tensor,
+    group_rows: tuple[int, ...],
+    bias: Tensor | None,
+    residual: Tensor | None,
+    activation: str,
+    config: LowRankCudaConfig,
+) -> Tensor:
+    """Run both kernels on checked arguments.
+
+    The result is the same, bit for bit, at each call with the same config. The intermediate and all
+    sums are in fp32, and there is one rounding at the end. `up` is read before the first kernel has
+    ended, and in a captured graph `down` before the kernel in front of that has: see
+    `dependent_launch`.
+
+    Args:
+        x: bf16 or fp16 [M, K] on a GPU, rows contiguous; rows that start at multiples of 16 bytes
+            are read faster, as is `down` where K is divisible by 8.
+        down: [G * r, K], contiguous, dtype of x; r divisible by 16.
+        up: [N, r], contiguous, dtype of x.
+        group_rows: rows of each of the G groups; for silu_and_mul one group, or two equal ones.
+        bias: [N], contiguous, or None.
+        residual: [M, output columns], rows contiguous, or None.
+        activation: `none`, or `silu_and_mul`: rows are [gate; up].
+        config: how the work is divided.
+
+    Returns:
+        [M, N], or [M, N / 2] for silu_and_mul; contiguous, dtype of x.
+
+    Raises:
+        SecateurError: the library cannot run on the device.
+    """
+    return _launch(x, None, down, up, group_rows, bias, residual, activation, config)
+
+
+def launch_with_sparse(
+    x: Tensor,
+    weight: Packed24,
+    down: Tensor,
+    up: Tensor,
+    group_rows: tuple[int, ...],
+    bias: Tensor | None,
+    residual: Tensor | None,
+    activation: str,
+    config: LowRankCudaConfig,
+) -> Tensor:
+    """As `launch` with x @ S.T, S a 2:4 weight [N, K], summed by the second kernel as well.
+
+    Raises:
+        SecateurError: also where `takes_groups` says no.
+    """
+    return _launch(x, weight, down, up, group_rows, bias, residual, activation, config)
+
+
+def _launch(
+    x: Tensor,
+    weight: Packed24 | None,
+    down: Tensor,
+    up: Tensor,
+    group_rows: tuple[int, ...],
+    bias: Tensor | None,
+    residual: Tensor | None,
+    activation: str,
+    config: LowRankCudaConfig,
+) -> Tensor:
+    require_library(x.device)
+    order = None if weight is None else weight.row_order
+    if not takes_groups(group_rows, order):
+        raise SecateurError(
+            f"expected groups of multiples of {_TILE_ROWS} rows beside a 2:4 weight, in row order "
+            f"gate_up one or two equal ones, for backend cuda, got {list(group_rows)}"
+        )
+    silu, gate_up = activation == "silu_and_mul", order == "gate_up"
+    config = fitted(config, group_rows, silu or gate_up)
+    tokens, rows = len(x), up.shape[0]
+    y = torch.empty(tokens, output_columns(rows, activation), dtype=x.dtype, device=x.device)
+    floats = workspace_floats(config, tokens, down.shape[0])
+    torch.ops.secateur_cuda.low_rank(
+        x,
+        None if weight is None else weight.data,
+        down,
+        up,
+        group_rows,
+        bias,
+        residual,
+        y,
+        torch.empty(floats, dtype=torch.float32, device=x.device),
+        gate_up,
+        silu,
+        wants_dependent_launch(x.device),
+        (config.down_warps, config.down_row_tiles, config.down_stages, config.splits),
+        (config.up_warps, config.up_row_tiles, config.up_stages, config.up_blocks),
+    )
+    return y
+
+
+def fitted(
+    config: LowRankCudaConfig, group_rows: Sequence[int], gate_and_up: bool
+) -> LowRankCudaConfig:
+    """The config for these groups: pairs of row tiles for gate and up, no idle thread blocks."""
+    if gate_and_up and config.up_row_tiles == 1:
+        config = replace(config, up_row_tiles=2, up_stages=max(1, config.up_stages // 2))
+    if gate_and_up:
+        blocks = -(-(sum(group_rows) // 2) // _TILE_ROWS)
+    else:
+        step = _TILE_ROWS * config.up_row_tiles
+        blocks = sum(-(-rows // step) for rows in group_rows)
+    return replace(config, up_blocks=min(config.up_blocks, max(1, blocks)))

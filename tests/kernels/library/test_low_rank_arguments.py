@@ -1,0 +1,229 @@
+"""What the C interface of the low-rank kernels refuses; configs against its formulas."""
+
+import ctypes
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from kernels.library.low_rank_case import Call, Case, LowRankNeeds
+
+from secateur_kernels.layouts import Fragment24, LowRank
+from secateur_kernels.low_rank_linear.cuda_config import (
+    LowRankCudaConfig,
+    LowRankShape,
+    candidate_configs,
+    default_config,
+    down_shared_bytes,
+    shared_bytes_of,
+    supports,
+    up_shared_bytes,
+    workspace_floats,
+)
+from secateur_kernels.low_rank_linear.cuda_kernel import fitted, takes_groups
+
+H200 = (9, 0)
+# N, K, rank: a quarter of the smaller side, and less.
+SHAPES = [(6144, 4096, 1024), (4096, 4096, 1024), (28672, 4096, 1024), (4096, 14336, 1024)]
+SHAPES += [(8192, 8192, 2048), (57344, 8192, 2048), (8192, 28672, 2048), (4096, 4096, 128)]
+SHAPES += [(1000, 384, 96), (64, 64, 16), (1, 1, 16), (152064, 3584, 64), (100, 70000, 512)]
+
+
+def sound_call(sparse: bool = False) -> Call:
+    """Three tokens, two groups; gate and up where there is a 2:4 weight."""
+    x, y = torch.zeros(3, 128, dtype=torch.float16), torch.zeros(3, 96, dtype=torch.float16)
+    factors = LowRank(
+        torch.zeros(64, 128, dtype=torch.float16),
+        torch.zeros(96, 32, dtype=torch.float16),
+        (48, 48),
+    )
+    packed = Fragment24.from_dense(torch.zeros(96, 128, dtype=torch.float16)) if sparse else None
+    call = Call(x, factors, packed, y, Case(dtype=torch.float16, up=(2, 2, 2, 3)))
+    workspace = torch.zeros(1 << 12)
+    call.kept = (*call.kept, workspace)  # type: ignore[assignment]
+    call.arguments.workspace = workspace.data_ptr() + -workspace.data_ptr() % 16
+    call.arguments.workspace_bytes = 4 * (1 << 12) - 16
+    return call
+
+
+def answer(call: Call, emulator: Any) -> str:
+    code = emulator.functions.secateur_low_rank_check(ctypes.byref(call.arguments))
+    return str(emulator.text(code))
+
+
+def test_sound_arguments_are_accepted(emulator: Any) -> None:
+    assert answer(sound_call(), emulator) == "no error"
+    assert answer(sound_call(sparse=True), emulator) == "no error"
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"x": 0}, "got a null pointer"),
+        ({"down": 0}, "got a null pointer"),
+        ({"up": 0}, "got a null pointer"),
+        ({"y": None}, "got a null pointer"),
+        ({"rows": 0}, "at least one row"),
+        ({"columns": 0}, "at least one row"),
+        ({"columns": 2**30 + 1}, "to 2**30"),
+        ({"tokens": 0}, "expected 1 to 64 tokens"),
+        ({"tokens": 65}, "expected 1 to 64 tokens"),
+        ({"value_type": 2}, "expected value type"),
+        ({"groups": 0}, "expected 1 to 8 groups"),
+        ({"groups": 9}, "expected 1 to 8 groups"),
+        ({"groups": 1}, "whose rows add up"),
+        ({"rows": 97}, "whose rows add up"),
+        ({"group_rows": None}, "expected 1 to 8 groups"),
+        ({"rank": 0}, "divisible by 16"),
+        ({"rank": 24}, "divisible by 16"),
+        ({"rank": 2**30}, "to 2**30"),
+        ({"workspace_bytes": 100}, "the workspace is smaller"),
+        ({"workspace": None}, "the workspace is smaller"),
+        ({"x_stride": -1}, "strides of x and residual"),
+        ({"rows": 95, "silu_and_mul": 1}, "expected row order gate_up for silu_and_mul"),
+        ({"down_division.warps": 0}, "expected 1 to 8 warps"),
+        ({"up_division.warps": 9}, "expected 1 to 8 warps"),
+        ({"down_division.row_tiles": 3}, "1 or 2 row tiles"),
+        ({"up_division.row_tiles": 0}, "1 or 2 row tiles"),
+        ({"tokens": 17}, "2 for over 16 tokens"),
+        ({"up_division.row_tiles": 1, "silu_and_mul": 1}, "gate_up and silu_and_mul"),
+        ({"down_division.stages": 0}, "1 to 16 stages"),
+        ({"up_division.stages": 17}, "1 to 16 stages"),
+        ({"down_division.blocks": 0}, "K in 1 to 64 ranges"),
+        ({"down_division.blocks": 65}, "K in 1 to 64 ranges"),
+        ({"up_division.blocks": 5}, "1 to row blocks thread blocks"),
+        ({"up_division.blocks": 0}, "1 to row blocks thread blocks"),
+        ({"up_division.blocks": 2**40}, "1 to row blocks thread blocks"),
+        ({"rank": 2**27}, "more shared memory"),
+    ],
+    ids=str,
+)
+def test_what_does_not_fit_is_refused(changes: dict[str, Any], text: str, emulator: Any) -> None:
+    call = sound_call()
+    for name, value in changes.items():
+        owner, _, field = name.rpartition(".")
+        setattr(getattr(call.arguments, owner) if owner else call.arguments, field, value)
+    assert text in answer(call, emulator)
+
+
+@pytest.mark.parametrize("name", ["x", "down", "up", "y", "workspace"])
+def test_misaligned_pointers_are_refused(name: str, emulator: Any) -> None:
+    call = sound_call()
+    setattr(call.arguments, name, getattr(call.arguments, name) + 1)
+    assert "a pointer is not aligned" in answer(call, emulator)
+
+
+@pytest.mark.parametrize(
+    ("groups", "order", "text"),
+    [
+        ((40, 56), "natural", "multiples of 16 rows"),
+        ((48, 32, 16), "gate_up", "two equal ones"),
+        ((32, 64), "gate_up", "two equal ones"),
+        ((16, 32, 48), "natural", "no error"),
+        ((48, 48), "gate_up", "no error"),
+        ((96,), "gate_up", "no error"),
+    ],
+)
+def test_groups_beside_a_sparse_weight(
+    groups: tuple[int, ...], order: str, text: str, emulator: Any
+) -> None:
+    call = sound_call(sparse=True)
+    rows = (ctypes.c_int64 * len(groups))(*groups)
+    call.arguments.group_rows, call.arguments.groups = ctypes.addressof(rows), len(groups)
+    call.arguments.gate_up = order == "gate_up"
+    found = answer(call, emulator)
+    assert text in found
+    assert takes_groups(groups, order) == (found == "no error")
+    assert takes_groups(groups, None)
+
+
+def needs_of(
+    config: LowRankCudaConfig, shape: LowRankShape, group_rows: tuple[int, ...], emulator: Any
+) -> LowRankNeeds:
+    x = torch.zeros(1, 1, dtype=torch.bfloat16)
+    tiny = LowRank(x.expand(16, 1).contiguous(), x.expand(16, 16).contiguous(), (16,))
+    call = Call(x, tiny, None, x, Case())
+    rows = (ctypes.c_int64 * len(group_rows))(*group_rows)
+    a = call.arguments
+    a.group_rows, a.groups = ctypes.addressof(rows), len(group_rows)
+    a.tokens, a.rows, a.columns, a.rank = shape.m, sum(group_rows), shape.k, shape.rank
+    a.sparse = 64 if shape.sparse else 0
+    for name in ("warps", "row_tiles", "stages"):
+        setattr(a.down_division, name, getattr(config, f"down_{name}"))
+        setattr(a.up_division, name, getattr(config, f"up_{name}"))
+    a.down_division.blocks, a.up_division.blocks = config.splits, config.up_blocks
+    return call.needs(emulator)
+
+
+def check(config: LowRankCudaConfig, shape: LowRankShape, limit: int, emulator: Any) -> None:
+    needs = needs_of(config, shape, (shape.n,), emulator)
+    assert needs.workspace_bytes == 4 * workspace_floats(config, shape.m, shape.rank)
+    assert needs.down_shared_bytes == down_shared_bytes(config, shape.m) <= limit
+    assert needs.up_shared_bytes == up_shared_bytes(config, shape) <= limit
+
+
+@pytest.mark.parametrize("sparse", [False, True], ids=["factors", "beside 2:4"])
+@pytest.mark.parametrize("size", SHAPES, ids=str)
+def test_defaults_and_candidates_are_accepted(
+    size: tuple[int, int, int], sparse: bool, emulator: Any
+) -> None:
+    for capability, num_sms in ((H200, 132), ((8, 0), 108), ((8, 9), 72)):
+        limit = shared_bytes_of(capability)
+        for m in (1, 8, 9, 16, 17, 32, 33, 64):
+            n, k, rank = size
+            shape = LowRankShape(m, n, -(-k // 4) * 4, rank, sparse=sparse)
+            if not supports(shape, capability):
+                continue
+            config = default_config(shape, num_sms, limit)
+            candidates = candidate_configs(shape, num_sms, limit)
+            assert candidates[0] == config
+            assert len(candidates) <= 16
+            for candidate in candidates:
+                check(candidate, shape, limit, emulator)
+                # Gate and up together: two row tiles in the room of one.
+                twice = fitted(candidate, (n - n % 2,), True)
+                assert up_shared_bytes(twice, shape) <= limit
+
+
+def test_defaults_of_an_h200() -> None:
+    shape = LowRankShape(1, 4096, 4096, 1024)
+    config = default_config(shape, 132, shared_bytes_of(H200))
+    assert config == LowRankCudaConfig(8, 1, 2, 2, 8, 1, 2, 132)
+    # Both kernels' thread blocks side by side.
+    room = down_shared_bytes(config, 1) + up_shared_bytes(config, shape)
+    assert room <= shared_bytes_of(H200)
+    assert "K in 2" in str(config)
+
+
+@settings(
+    deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(data=st.data())
+def test_needs_are_those_of_the_library(data: st.DataObject, emulator: Any) -> None:
+    m = data.draw(st.integers(1, 64))
+    least = 2 if m > 16 else 1
+    shape = LowRankShape(
+        m,
+        data.draw(st.integers(1, 40000)),
+        4 * data.draw(st.integers(1, 8000)),
+        16 * data.draw(st.integers(1, 128)),
+        sparse=data.draw(st.booleans()),
+    )
+    sizes = st.tuples(st.integers(1, 8), st.integers(least, 2), st.integers(1, 16))
+    config = LowRankCudaConfig(
+        *data.draw(sizes), data.draw(st.integers(1, 64)), *data.draw(sizes), 10**6
+    )
+    check(fitted(config, (shape.n,), False), shape, 2**40, emulator)
+
+
+def test_what_is_supported() -> None:
+    for m, rank in ((64, 512), (32, 1024), (16, 2048)):
+        assert supports(LowRankShape(m, 4096, 4096, rank), H200)
+        assert not supports(LowRankShape(m, 4096, 4096, 2 * rank), H200)
+    assert supports(LowRankShape(16, 4096, 4096, 1024), (8, 0))
+    assert not supports(LowRankShape(0, 64, 64, 16), H200)
+    assert not supports(LowRankShape(65, 64, 64, 16), H200)
+    assert not supports(LowRankShape(1, 64, 64, 24), H200)
+    assert not supports(LowRankShape(1, 64, 64, 16, groups=9), H200)
+    assert not supports(LowRankShape(1, 64, 64, 16), (7, 5))
