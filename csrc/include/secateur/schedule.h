@@ -63,7 +63,8 @@ struct Schedule {
     return row_blocks % blocks == 0 ? 0 : static_cast<int64_t>(blocks) * slots_per_block();
   }
   SECATEUR_INLINE constexpr int slot(int block, int row_block) const {
-    const bool later = row_block != first_unit(block) / steps;
+    // Whether the range begins before the row block: first_unit(block) < row_block * steps.
+    const bool later = block * units() < row_block * steps * blocks;
     return block * slots_per_block() + (later ? 1 : 0);
   }
 };
