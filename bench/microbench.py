@@ -25,7 +25,7 @@ from bench.microbench_predictions import Prediction, prediction_of
 
 NAME = "microbenchmarks"
 # The most telling first.
-PROGRAMS = ("launch", "tensor", "memory", "cluster", "shared")
+PROGRAMS = ("launch", "tensor", "fed", "memory", "cluster", "shared")
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ _L2 = "assumed for re-reads of x and small layers, the limit at 64 to 256 tokens
 _PORT = "128 bytes a clock: 32 banks of 4 bytes"
 _SPARSE = "assumed; cuSPARSELt reaches 1000 to 1190"
 _FULL = "full rate: 2048 multiply-adds a clock, twice that for 2:4"
+_FED = "as without loads, if two warpgroups hide them; one cannot at 64 tokens"
 _WARP = "assumed: 9 clocks an instruction and scheduler; 4 would be the rate of wgmma.sp"
 _FIXED = "fixed cost of the prototype, 3.4 to 3.7 us at few tokens"
 _DEPENDENT = "assumed with programmatic dependent launch"
@@ -48,6 +49,9 @@ PREDICTED = {
     "wgmma m64n64, ": Prediction(32, _FULL),
     "wgmma m64n128, ": Prediction(64, _FULL),
     "wgmma m64n256, ": Prediction(128, _FULL),
+    "fed wgmma.sp m64n64, ": Prediction(32, _FED),
+    "fed wgmma.sp m64n128, ": Prediction(64, _FED),
+    "fed wgmma.sp m64n256, ": Prediction(128, _FED),
     "launch of nothing": Prediction(2.0, "a guess"),
     "launch of nothing, dependent": Prediction(1.0, "a guess"),
     "launch of nothing, clusters of 8": Prediction(2.3, "a guess"),
@@ -68,6 +72,7 @@ _RATES = {
     "mma.sp m16n8k32": Prediction(840, "9 clocks, 132 multiprocessors, 1.75 GHz"),
     "mma m16n8k16": Prediction(590, "6.4 clocks, 132 multiprocessors, 1.75 GHz"),
     "wgmma.sp": Prediction(1150, _SPARSE),
+    "fed wgmma.sp": Prediction(1150, _SPARSE),
     "wgmma m": Prediction(700, "cuBLAS reaches 736 to 790 on 8192^3"),
 }
 
