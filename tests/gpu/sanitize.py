@@ -36,8 +36,11 @@ from gpu.packing_checks import (  # noqa: E402
 
 from secateur_kernels.dispatch.problem import device_facts  # noqa: E402
 from secateur_kernels.layouts.fragment24 import RowOrder  # noqa: E402
+from secateur_kernels.low_rank_linear import cuda_kernel as low_rank_kernel  # noqa: E402
+from secateur_kernels.low_rank_linear.cuda_kernel import LowRankShape  # noqa: E402
 from secateur_kernels.pack24.op import Form, pack24  # noqa: E402
 from secateur_kernels.sparse24_linear import cuda_kernel  # noqa: E402
+from secateur_kernels.sparse24_linear.packed import Packed24  # noqa: E402
 from secateur_kernels.testing.tolerance import assert_within  # noqa: E402
 from secateur_kernels.threshold.op import keep_largest_per_row  # noqa: E402
 from secateur_kernels.unpack24.op import unpack24  # noqa: E402
@@ -52,6 +55,7 @@ SIZES = (
     Size(LOW_RANK, 130, 68, 17, (100, 30)),
     Size(LOW_RANK, 72, 1160, 48),
     Size(BOTH, 130, 200, 17),
+    Size(BOTH, 208, 200, 140, (104, 104), row_order="gate_up"),
 )
 TOKENS = (1, 9, 17, 33, 65, 129)
 Launch = tuple[str, Callable[[torch.device], None]]
@@ -69,8 +73,6 @@ def launches(device: torch.device) -> Iterator[Launch]:
 
 def _linears(backend: str) -> Iterator[Launch]:
     for size in SIZES:
-        if backend == "cuda" and size.op != SPARSE:
-            continue
         for dtype in (BF16, FP16):
             name = f"{size.op} {size} {dtype} {backend}"
             yield name, partial(_run_linear, size, dtype, backend)
@@ -105,6 +107,8 @@ def _configs() -> Iterator[Launch]:
     """Every way to divide the work that tuning would try, in the compiled kernel."""
     for m in (1, 9, 17, 33):
         yield f"compiled configs, {m} tokens", partial(_run_configs, m)
+        for op in (LOW_RANK, BOTH):
+            yield f"compiled configs of {op}, {m} tokens", partial(_run_low_rank_configs, op, m)
 
 
 def _run_configs(m: int, device: torch.device) -> None:
@@ -118,6 +122,26 @@ def _run_configs(m: int, device: torch.device) -> None:
     for config in cuda_kernel.candidate_configs(m, size.n, size.k, capability=facts.capability):
         weight = (there.sparse.data, size.n, size.k, False)
         y = cuda_kernel.launch(x.to(device), *weight, None, None, "none", config)
+        assert_within(y.cpu(), expected, str(config))
+
+
+def _run_low_rank_configs(op: str, m: int, device: torch.device) -> None:
+    size = Size(op, 520, 584, 272)
+    layer = random_layer(size, BF16, CPU)
+    there = _moved(layer, device)
+    assert there.factors is not None
+    x = values((m, size.k), BF16, torch.Generator().manual_seed(2))
+    expected = layer.expected(x, "cuda")
+    facts = device_facts(device)
+    shape = LowRankShape(m, size.n, size.k, size.rank, sparse=op == BOTH)
+    shared = low_rank_kernel.shared_bytes_of(facts.capability)
+    rest = (there.factors.down, there.factors.up, (size.n,), None, None, "none")
+    for config in low_rank_kernel.candidate_configs(shape, facts.num_sms, shared):
+        if there.sparse is None:
+            y = low_rank_kernel.launch(x.to(device), *rest, config)
+        else:
+            packed = Packed24.of(there.sparse)
+            y = low_rank_kernel.launch_with_sparse(x.to(device), packed, *rest, config)
         assert_within(y.cpu(), expected, str(config))
 
 

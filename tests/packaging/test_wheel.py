@@ -133,6 +133,11 @@ def test_no_kernel_spills(builder: ModuleType) -> None:
     # Warps along rows and tokens, token tiles a warp, thread blocks a multiprocessor.
     tiles = ("4x2x8x1", "2x2x8x2", "4x1x8x2", "2x2x4x3")
     shapes |= {f"tiles {t} {tile}" for t in ("bf16", "fp16") for tile in tiles}
+    # Row tiles and token tiles of either kernel, and whether a 2:4 weight stands beside.
+    pairs = ("1x1", "1x2", "2x1", "2x2", "2x4", "2x8")
+    for value in ("bf16", "fp16"):
+        shapes |= {f"low_rank down {value} {pair}" for pair in pairs}
+        shapes |= {f"low_rank up {value} {pair}x{both}" for pair in pairs for both in (0, 1)}
     compiled = [a for a in builder.architectures().split(";") if a.startswith("sm_")]
     expected = {(name, a) for name in {*shapes, "unpack24"} for a in compiled}
     assert {(kernel.kernel, kernel.architecture) for kernel in found} == expected
@@ -140,3 +145,6 @@ def test_no_kernel_spills(builder: ModuleType) -> None:
     for kernel in found:
         if re.fullmatch(r"skinny .* (2x1|2x2|2x4|4x1|4x2)", kernel.kernel):
             assert kernel.registers <= 96
+        # Eight warps, two thread blocks.
+        if re.fullmatch(r"low_rank .* (1x1|1x2|2x1|2x2)(x.)?", kernel.kernel):
+            assert kernel.registers <= 128
