@@ -37,6 +37,10 @@ LINK = ["-shared", "-cudart", "static", "-Xlinker", "--exclude-libs,ALL", "-Xlin
 LINK += ["-Xlinker", "--no-as-needed", "-ltorch", "-ltorch_cpu"]
 
 
+# What ptxas only notes: that it made asynchronous products wait for each other, or left registers
+# as they were. A kernel would be slow, or wait for ever.
+LOSSES = ("instructions are serialized", "setmaxnreg ignored")
+
 # Source files of these endings hold the instances of a kernel for one value type.
 _TYPES = {"bf16", "fp16"}
 
@@ -167,6 +171,9 @@ def _compile(nvcc: str, torch: Path, definitions: list[str], folder: Path) -> st
     with ThreadPoolExecutor(os.cpu_count()) as threads:
         logs = list(threads.map(_run, commands))
     libraries = ["-L", str(torch / "lib")]
+    lost = [line for log in logs for line in log.splitlines() if any(t in line for t in LOSSES)]
+    if lost:
+        raise RuntimeError("\n".join(lost))
     logs.append(_run([nvcc, *map(str, objects), "-o", str(folder / NAME), *libraries, *LINK]))
     for path in objects:
         path.unlink()

@@ -1,0 +1,142 @@
+"""How the compiled 2:4 kernel for warpgroups (compute capability 9.0) divides its work.
+
+y is cut into tiles, one at a time for a thread block. A cluster of thread blocks works on a group
+of tiles: those side by side along rows fetch x together, those along tokens the weight. `waves`
+times as many groups as there are clusters are given out whole; what is left is divided into
+contiguous ranges of steps of 64 columns, and a group that several ranges share is summed through a
+workspace in fixed order. The formulas are those of `csrc/include/secateur/tile_schedule.h` and
+`wide/problem.h`.
+"""
+
+from dataclasses import dataclass
+
+MAX_SIZE = 2**30
+MAX_STAGES = 16
+SHARED_BYTES = 227 * 1024
+"""What a thread block may have."""
+HALF_SHARED_BYTES = 113 * 1024
+"""What it may have if two are to share a multiprocessor."""
+
+_CAPABILITY = (9, 0)
+_UNIT = 64
+_UNIT_BYTES = 4608
+_TOKEN_BYTES = 128
+_BARRIERS = 16
+_STAGING_BYTES = 2560
+_ALIGNMENT = 1008
+_STEPS = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class Tile:
+    """An instance of the kernel: what a thread block computes at a time."""
+
+    warpgroups: int
+    panels: int
+    tokens: int
+
+    @property
+    def rows(self) -> int:
+        """Of the weight."""
+        return self.warpgroups * self.panels * _UNIT
+
+    @property
+    def floats(self) -> int:
+        """Of its sums."""
+        return self.rows * self.tokens
+
+    @property
+    def resident(self) -> int:
+        """Thread blocks that fit into the registers of a multiprocessor."""
+        return 2 if self.panels * self.tokens <= _UNIT else 1
+
+    def shared_bytes(self, stages: int) -> int:
+        """Shared memory of a thread block: the ring of stages, and what results go through."""
+        stage = self.rows // _UNIT * _UNIT_BYTES + self.tokens * _TOKEN_BYTES + _BARRIERS
+        return _ALIGNMENT + stages * stage + self.warpgroups * 4 * _STAGING_BYTES
+
+    def most_stages(self, shared_bytes: int) -> int:
+        """As many as fit."""
+        stage = self.shared_bytes(1) - self.shared_bytes(0)
+        return min(MAX_STAGES, (shared_bytes - self.shared_bytes(0)) // stage)
+
+
+TILES = (
+    Tile(2, 1, 32),
+    Tile(2, 2, 32),
+    Tile(2, 1, 64),
+    Tile(2, 2, 64),
+    Tile(2, 1, 128),
+    Tile(2, 2, 128),
+    Tile(3, 1, 192),
+    Tile(2, 1, 256),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WideConfig:
+    """One way to run the kernel; the library checks it."""
+
+    kernel: str = "wide"
+    warpgroups: int
+    """That multiply; with `panels` and `tokens` one of `TILES`."""
+    panels: int
+    """Of 64 rows, a warpgroup."""
+    tokens: int
+    """Of a tile."""
+    stages: int
+    """Steps of 64 columns in flight: 2 to 16, as shared memory allows."""
+    cluster_rows: int = 1
+    """Tiles along rows that fetch x together: 1, 2 or 4."""
+    cluster_tokens: int = 1
+    """Tiles along tokens that fetch the weight together: 1, 2 or 4; 8 in all at most."""
+    blocks: int
+    """Thread blocks: whole clusters, at most one for each pair (group of tiles, step)."""
+    waves: int
+    """Groups of tiles that a cluster computes whole: 0 to ceil(groups / clusters)."""
+    group: int
+    """Groups of tiles along rows that are computed at about the same time."""
+
+    @property
+    def tile(self) -> Tile:
+        """The instance."""
+        return Tile(self.warpgroups, self.panels, self.tokens)
+
+    @property
+    def cluster(self) -> int:
+        """Thread blocks of a cluster."""
+        return self.cluster_rows * self.cluster_tokens
+
+
+def supports(m: int, n: int, k: int, capability: tuple[int, int]) -> bool:
+    """Whether the kernel takes x [m, k] and a weight [n, k] on a device of this capability."""
+    if capability != _CAPABILITY or not (1 <= m <= MAX_SIZE and max(n, k) <= MAX_SIZE):
+        return False
+    # Of the tile that covers the most.
+    return groups_of(Tile(2, 2, 128), (1, 1), m, n) * -(-k // _UNIT) <= _STEPS
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a call must bring along."""
+
+    workspace_floats: int
+    counters: int
+
+
+def needs(config: WideConfig, m: int, n: int, k: int) -> Needs:
+    """Workspace (float32) and counters (int32, zero) for x [m, k] and a weight [n, k]."""
+    groups = groups_of(config.tile, (config.cluster_rows, config.cluster_tokens), m, n)
+    clusters = config.blocks // config.cluster
+    left = groups - min(config.waves * clusters, groups)
+    sharers = min(clusters, left * -(-k // _UNIT))
+    if left == 0 or left % sharers == 0:
+        return Needs(0, 0)
+    slots = sharers * (1 if sharers % left == 0 else 2) * config.cluster
+    warps = config.warpgroups * 4
+    return Needs(slots * config.tile.floats, left * config.cluster * warps)
+
+
+def groups_of(tile: Tile, cluster: tuple[int, int], m: int, n: int) -> int:
+    """Groups of tiles of y [m, n], for clusters of so many tiles of rows and of tokens."""
+    return -(-n // (tile.rows * cluster[0])) * -(-m // (tile.tokens * cluster[1]))
