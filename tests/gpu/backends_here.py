@@ -4,7 +4,7 @@ import gc
 
 import pytest
 import torch
-from gpu.forced_kernels import is_forced
+from gpu.forced_kernels import is_forced, supported
 from gpu.layers import BACKENDS
 
 from secateur_kernels.backends import HAS_TRITON
@@ -18,6 +18,9 @@ def why_not(backend: str, device: torch.device) -> str | None:
         return "the package triton is not installed"
     if (backend == "cuda" or is_forced(backend)) and not facts.has_library:
         return f"the compiled library is not there for {facts.name}"
+    # Sizes that every kernel takes, where it is for the device at all.
+    if is_forced(backend) and not supported(backend, 64, 4096, 4096, device):
+        return f"{backend} is not for {facts.name}"
     return None
 
 

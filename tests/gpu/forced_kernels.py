@@ -7,6 +7,7 @@ its choice is replaced. A kernel that is added to the table is tested wherever b
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -14,8 +15,14 @@ import torch
 from torch import Tensor
 
 from secateur_kernels.dispatch.choice import Choice
-from secateur_kernels.dispatch.problem import DeviceFacts, device_facts
-from secateur_kernels.sparse24_linear import cuda_choice, cuda_config, cuda_kernel, cuda_tiles
+from secateur_kernels.dispatch.problem import device_facts
+from secateur_kernels.sparse24_linear import (
+    cuda_choice,
+    cuda_config,
+    cuda_kernel,
+    cuda_tiles,
+    cuda_wide,
+)
 from secateur_kernels.sparse24_linear import op as sparse24_op
 
 _PREFIX = "cuda-"
@@ -23,31 +30,33 @@ _PREFIX = "cuda-"
 
 @dataclass(frozen=True)
 class Kernel:
-    """A kernel for sparse24_linear: m, n, k and the device decide."""
+    """A kernel for sparse24_linear; all functions take m, n and k first."""
 
-    supports: Callable[[int, int, int, DeviceFacts], bool]
-    default_config: Callable[[int, int, int, DeviceFacts], Any]
-    candidate_configs: Callable[[int, int, int, DeviceFacts], list[Any]]
+    supports: Callable[[int, int, int, tuple[int, int]], bool]
+    """m, n, k and the compute capability."""
+    default_config: Callable[[int, int, int, int, tuple[int, int]], Any]
+    """m, n, k, multiprocessors and the compute capability."""
+    candidate_configs: Callable[[int, int, int, int, tuple[int, int]], list[Any]]
     launch: Callable[..., Tensor]
+
+
+def _kernel(module: ModuleType) -> Kernel:
+    return Kernel(module.supports, module.default_config, module.candidate_configs, module.launch)
+
+
+def _skinny_supports(m: int, n: int, k: int, capability: tuple[int, int]) -> bool:
+    return cuda_config.supports(m, capability)
 
 
 KERNELS = {
     "skinny": Kernel(
-        lambda m, n, k, facts: cuda_config.supports(m, facts.capability),
-        lambda m, n, k, facts: cuda_choice.default_config(m, n, k, facts.num_sms, facts.capability),
-        lambda m, n, k, facts: cuda_choice.candidate_configs(
-            m, n, k, facts.num_sms, facts.capability
-        ),
+        _skinny_supports,
+        cuda_choice.default_config,
+        cuda_choice.candidate_configs,
         cuda_kernel.launch,
     ),
-    "tiles": Kernel(
-        lambda m, n, k, facts: cuda_tiles.supports(m, n, k, facts.capability),
-        lambda m, n, k, facts: cuda_tiles.default_config(m, n, k, facts.num_sms, facts.capability),
-        lambda m, n, k, facts: cuda_tiles.candidate_configs(
-            m, n, k, facts.num_sms, facts.capability
-        ),
-        cuda_tiles.launch,
-    ),
+    "wide": _kernel(cuda_wide),
+    "tiles": _kernel(cuda_tiles),
 }
 
 FORCED = tuple(_PREFIX + name for name in KERNELS)
@@ -66,12 +75,13 @@ def kernel_of(backend: str) -> Kernel:
 
 def supported(backend: str, m: int, n: int, k: int, device: torch.device) -> bool:
     """Whether a forced kernel takes x [m, k] and a weight [n, k]."""
-    return kernel_of(backend).supports(m, n, k, device_facts(device))
+    return kernel_of(backend).supports(m, n, k, device_facts(device).capability)
 
 
 def configs(backend: str, m: int, n: int, k: int, device: torch.device) -> list[Any]:
     """What tuning would time of a forced kernel."""
-    return kernel_of(backend).candidate_configs(m, n, k, device_facts(device))
+    facts = device_facts(device)
+    return kernel_of(backend).candidate_configs(m, n, k, facts.num_sms, facts.capability)
 
 
 @contextmanager
@@ -86,7 +96,9 @@ def forced(backend: str, config: Any = None) -> Iterator[None]:
 
     def choose(x: Tensor, rows: int, columns: int, dense: Tensor | None, named: str) -> Choice:
         assert named == "cuda", f"expected backend cuda while a kernel is forced, got {named}"
-        chosen = config or kernel.default_config(len(x), rows, columns, device_facts(x.device))
+        facts = device_facts(x.device)
+        device = (facts.num_sms, facts.capability)
+        chosen = config or kernel.default_config(len(x), rows, columns, *device)
         return Choice("cuda", chosen, f"forced by a test: {backend}")
 
     with pytest.MonkeyPatch.context() as patch:

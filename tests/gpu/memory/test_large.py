@@ -16,6 +16,7 @@ OURS = ((SPARSE, "triton"), (SPARSE, "cuda"), (SPARSE, "unpack"), (SPARSE, "auto
 # The compiled kernel takes few tokens, so that neither x nor y gets that large.
 EVERY = (
     *((op, backend) for op, backend in OURS if backend != "cuda"),
+    (SPARSE, "cuda-wide"),
     (SPARSE, "cuda-tiles"),
     (LOW_RANK, "triton"),
     (LOW_RANK, "two_gemms"),
@@ -60,7 +61,8 @@ def test_more_tokens_than_a_grid_has_rows(op: str, backend: str, device: torch.d
 
 @pytest.mark.parametrize(
     ("m", "op", "backend"),
-    [(m, *which) for m in (1, 16, 64) for which in OURS] + [(256, SPARSE, "triton")],
+    [(m, *which) for m in (1, 16, 64) for which in OURS]
+    + [(256, SPARSE, backend) for backend in ("triton", "cuda-wide", "cuda-tiles")],
 )
 def test_a_large_weight(m: int, op: str, backend: str, device: torch.device) -> None:
     skip_unless_there(backend, device)
