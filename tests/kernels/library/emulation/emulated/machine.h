@@ -139,6 +139,7 @@ class Machine {
   // What a thread of a cluster has written to shared memory is seen by the other thread blocks only
   // after it was published, by an arrival that releases: all of it, or that in its own block.
   void wrote(uint32_t address, int bytes) {
+    spare_barriers(in_window(address), bytes);
     if (cluster_ == 1) return;
     const Written now{in_window(address), bytes};
     // What was there before is gone, whoever wrote it.
@@ -215,6 +216,7 @@ class Machine {
     shared(landing.target + landing.bytes - 16, 16);
     landing.target = in_window(landing.target);
     if (landing.barrier != 0) landing.barrier = in_window(landing.barrier);
+    spare_barriers(landing.target, landing.bytes);
     std::memset(shared(landing.target, 1), poison, landing.bytes);
     (bulk ? bulk_ : queues_[running_]).push_back(landing);
   }
@@ -330,6 +332,27 @@ class Machine {
     while (true) m.yield();
   }
 
+  // Memory of an mbarrier is nothing else.
+  void spare_barriers(uint32_t start, int bytes) {
+    const auto next = barriers_.lower_bound(start);
+    const bool hit = next != barriers_.end() && next->first < start + bytes;
+    const bool cut = next != barriers_.begin() && std::prev(next)->first + 8 > start;
+    if (hit || cut) fail("shared memory: an mbarrier is overwritten");
+  }
+
+  // For some rounds a warp or a thread block does not run, or nobody sleeps: what only holds while
+  // all go on at about the same pace is found out.
+  void fall_asleep() {
+    const int warps = threads_ / lanes, all = cluster_ * warps;
+    const uint64_t kind = random_() % 4;
+    first_asleep_ = awake_ = 0;
+    if (kind == 0) first_asleep_ = random_() % all, awake_ = first_asleep_ + 1;
+    if (kind == 1 && cluster_ > 1) {
+      first_asleep_ = random_() % cluster_ * warps, awake_ = first_asleep_ + warps;
+    }
+  }
+  bool asleep(int warp) const { return first_asleep_ <= warp && warp < awake_; }
+
   int arrive(Sync& sync, int threads) {
     const int generation = sync.generation;
     if (++sync.arrived == threads) {
@@ -395,6 +418,8 @@ class Machine {
   std::vector<bool> passed_;  // and it has ended
   bool dependent_ = false;
   bool predecessor_ended_ = true;
+  int first_asleep_ = 0;  // warps [first_asleep_, awake_)
+  int awake_ = 0;
   bool progress_ = false;
   std::string error_;
 };
@@ -427,12 +452,14 @@ inline void Machine::run(int block, const std::function<void()>& body) {
     fiber.context.uc_link = nullptr;
     makecontext(&fiber.context, reinterpret_cast<void (*)()>(&Machine::enter), 0);
   }
-  int idle = 0;
+  int idle = 0, round = 0;
   while (error_.empty()) {
     bool all_done = bulk_.empty();
     progress_ = false;
+    if (round++ % 40 == 0) fall_asleep();
     for (int turn = 0; turn < threads / lanes; ++turn) {
       const int warp = random_() % (threads / lanes);
+      if (asleep(warp)) continue;
       for (int i = 0; i < lanes && error_.empty(); ++i) {
         running_ = warp * lanes + i;
         if (!fibers_[running_].done) swapcontext(&scheduler_, &fibers_[running_].context);
