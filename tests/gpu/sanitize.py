@@ -24,6 +24,7 @@ sys.path[:0] = [str(ROOT / "kernels"), str(ROOT / "tests")]
 
 import torch  # noqa: E402
 from gpu.backends_here import why_not  # noqa: E402
+from gpu.forced_kernels import FORCED, configs, forced  # noqa: E402
 from gpu.layers import BOTH, LOW_RANK, SPARSE, Layer, Size, random_layer  # noqa: E402
 from gpu.layers import random_values as values  # noqa: E402
 from gpu.packing_checks import (  # noqa: E402
@@ -39,7 +40,6 @@ from secateur_kernels.layouts.fragment24 import RowOrder  # noqa: E402
 from secateur_kernels.low_rank_linear import cuda_kernel as low_rank_kernel  # noqa: E402
 from secateur_kernels.low_rank_linear.cuda_kernel import LowRankShape  # noqa: E402
 from secateur_kernels.pack24.op import Form, pack24  # noqa: E402
-from secateur_kernels.sparse24_linear import cuda_kernel  # noqa: E402
 from secateur_kernels.sparse24_linear.packed import Packed24  # noqa: E402
 from secateur_kernels.testing.tolerance import assert_within  # noqa: E402
 from secateur_kernels.threshold.op import keep_largest_per_row  # noqa: E402
@@ -104,24 +104,25 @@ def _moved(layer: Layer, device: torch.device) -> Layer:
 
 
 def _configs() -> Iterator[Launch]:
-    """Every way to divide the work that tuning would try, in the compiled kernel."""
-    for m in (1, 9, 17, 33):
-        yield f"compiled configs, {m} tokens", partial(_run_configs, m)
-        for op in (LOW_RANK, BOTH):
+    """Every way to divide the work that tuning would try, in each compiled kernel."""
+    for m in (1, 9, 17, 33, 129):
+        for backend in FORCED:
+            yield f"configs of {backend}, {m} tokens", partial(_run_configs, backend, m)
+        for op in (LOW_RANK, BOTH) if m <= 33 else ():
             yield f"compiled configs of {op}, {m} tokens", partial(_run_low_rank_configs, op, m)
 
 
-def _run_configs(m: int, device: torch.device) -> None:
+def _run_configs(backend: str, m: int, device: torch.device) -> None:
     size = Size(SPARSE, 520, 584)
     layer = random_layer(size, BF16, CPU)
     there = _moved(layer, device)
-    assert there.sparse is not None
+    if not there.takes(backend, m):
+        return
     x = values((m, size.k), BF16, torch.Generator().manual_seed(2))
-    expected = layer.expected(x, "cuda")
-    facts = device_facts(device)
-    for config in cuda_kernel.candidate_configs(m, size.n, size.k, capability=facts.capability):
-        weight = (there.sparse.data, size.n, size.k, False)
-        y = cuda_kernel.launch(x.to(device), *weight, None, None, "none", config)
+    expected = layer.expected(x, backend)
+    for config in configs(backend, m, size.n, size.k, device):
+        with forced(backend, config):
+            y = there(x.to(device), "cuda")
         assert_within(y.cpu(), expected, str(config))
 
 
