@@ -39,7 +39,7 @@ LINK += ["-Xlinker", "--no-as-needed", "-ltorch", "-ltorch_cpu"]
 
 # What ptxas only notes: that it made asynchronous products wait for each other, or left registers
 # as they were. A kernel would be slow, or wait for ever.
-LOSSES = ("instructions are serialized", "setmaxnreg ignored")
+LOSSES = ("Potential Performance Loss", "'setmaxnreg' ignored")
 
 # Source files of these endings hold the instances of a kernel for one value type.
 _TYPES = {"bf16", "fp16"}

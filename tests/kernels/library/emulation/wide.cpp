@@ -38,7 +38,7 @@ extern "C" int emulate_sparse24_wide(const SecateurSparse24Wide* a, uint64_t see
       with_shape(a->warpgroups, a->panels, a->tile_tokens, [&](auto shape) {
         using S = decltype(shape);
         // Dynamic shared memory is aligned to 16 bytes only.
-        const int misplaced = 16 * (seed % 64);
+        const int misplaced = 16 * ((seed + 21) % 64);
         const int bytes = shared_bytes<S>(a->stages);
         Machine machine(S::threads, misplaced + bytes, seed + cluster, size);
         allow(*a, machine);
