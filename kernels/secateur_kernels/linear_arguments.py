@@ -79,3 +79,23 @@ def contiguous(tensor: Tensor | None) -> Tensor | None:
 
 def _short(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
+
+
+def with_aligned_rows(x: Tensor) -> Tensor:
+    """The same numbers as kernels for many tokens read them.
+
+    Args:
+        x: [M, K] of 16-bit values.
+
+    Returns:
+        x itself if its rows are contiguous and start at different multiples of 16 bytes, else a
+        copy whose rows are K rounded up to 8 elements apart.
+    """
+    tokens, columns = x.shape
+    step = 16 // x.element_size()
+    apart = tokens == 1 or (x.stride(0) % step == 0 and x.stride(0) > 0)
+    if x.stride(1) == 1 and apart and x.data_ptr() % 16 == 0:
+        return x
+    stride = columns + -columns % step
+    aligned = torch.empty(tokens, stride, dtype=x.dtype, device=x.device)[:, :columns]
+    return aligned.copy_(x)

@@ -4,10 +4,8 @@ Tests name one as a backend of its own, `cuda-tiles` say. Calls go through the o
 its choice is replaced. A kernel that is added to the table is tested wherever backends are.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -16,48 +14,11 @@ from torch import Tensor
 
 from secateur_kernels.dispatch.choice import Choice
 from secateur_kernels.dispatch.problem import device_facts
-from secateur_kernels.sparse24_linear import (
-    cuda_choice,
-    cuda_config,
-    cuda_kernel,
-    cuda_tiles,
-    cuda_wide,
-)
 from secateur_kernels.sparse24_linear import op as sparse24_op
+from secateur_kernels.sparse24_linear.cuda_kernels import KERNELS, CudaKernel
 
 _PREFIX = "cuda-"
 
-
-@dataclass(frozen=True)
-class Kernel:
-    """A kernel for sparse24_linear; all functions take m, n and k first."""
-
-    supports: Callable[[int, int, int, tuple[int, int]], bool]
-    """m, n, k and the compute capability."""
-    default_config: Callable[[int, int, int, int, tuple[int, int]], Any]
-    """m, n, k, multiprocessors and the compute capability."""
-    candidate_configs: Callable[[int, int, int, int, tuple[int, int]], list[Any]]
-    launch: Callable[..., Tensor]
-
-
-def _kernel(module: ModuleType) -> Kernel:
-    return Kernel(module.supports, module.default_config, module.candidate_configs, module.launch)
-
-
-def _skinny_supports(m: int, n: int, k: int, capability: tuple[int, int]) -> bool:
-    return cuda_config.supports(m, capability)
-
-
-KERNELS = {
-    "skinny": Kernel(
-        _skinny_supports,
-        cuda_choice.default_config,
-        cuda_choice.candidate_configs,
-        cuda_kernel.launch,
-    ),
-    "wide": _kernel(cuda_wide),
-    "tiles": _kernel(cuda_tiles),
-}
 
 FORCED = tuple(_PREFIX + name for name in KERNELS)
 """The names under which tests know them as backends."""
@@ -68,7 +29,7 @@ def is_forced(backend: str) -> bool:
     return backend.startswith(_PREFIX)
 
 
-def kernel_of(backend: str) -> Kernel:
+def kernel_of(backend: str) -> CudaKernel:
     """The kernel that a backend's name forces."""
     return KERNELS[backend.removeprefix(_PREFIX)]
 
@@ -103,5 +64,4 @@ def forced(backend: str, config: Any = None) -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sparse24_op, "choice_of", choose)
-        patch.setattr(cuda_kernel, "launch", kernel.launch)
         yield

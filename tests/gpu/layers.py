@@ -12,7 +12,7 @@ from secateur_kernels.layouts import Fragment24, LowRank, RowOrder
 from secateur_kernels.low_rank_linear import op as low_rank_op
 from secateur_kernels.low_rank_linear import sparse_op
 from secateur_kernels.low_rank_linear.cuda_kernel import LowRankShape, supports, takes_groups
-from secateur_kernels.sparse24_linear import cuda_kernel
+from secateur_kernels.sparse24_linear import cuda_kernels
 from secateur_kernels.sparse24_linear import launch as sparse24_launch
 from secateur_kernels.sparse24_linear import op as sparse24_op
 from secateur_kernels.testing.tolerance import (
@@ -87,7 +87,7 @@ class Layer:
             return True
         capability = device_facts(self.device).capability
         if self.factors is None:
-            return cuda_kernel.supports(m, capability)
+            return cuda_kernels.supports(m, *self.shape, capability)
         groups = self.factors.group_rows
         order = None if self.sparse is None else self.sparse.row_order
         sizes = LowRankShape(m, *self.shape, self.factors.rank, len(groups), order is not None)

@@ -10,7 +10,7 @@ from secateur_kernels.dispatch.problem import Problem
 from secateur_kernels.layouts.low_rank import RANK_STEP
 from secateur_kernels.low_rank_linear import cuda_config as low_rank_cuda
 from secateur_kernels.low_rank_linear import triton_config as low_rank_triton
-from secateur_kernels.sparse24_linear import cuda_kernel as sparse24_cuda
+from secateur_kernels.sparse24_linear import cuda_kernels as sparse24_cuda
 from secateur_kernels.sparse24_linear import triton_config as sparse24_triton
 
 # From here on a matrix product is bound by arithmetic, and torch's own kernel is the better one.
@@ -19,7 +19,7 @@ _FEW_TOKENS = 64
 _LOW_RANK_TOKENS = 16
 
 _CONFIGS: dict[tuple[str, str], Callable[..., Any]] = {
-    ("sparse24_linear", "cuda"): sparse24_cuda.SkinnyConfig,
+    ("sparse24_linear", "cuda"): sparse24_cuda.config_of,
     ("sparse24_linear", "triton"): sparse24_triton.Sparse24TritonConfig,
     ("low_rank_linear", "cuda"): low_rank_cuda.LowRankCudaConfig,
     ("low_rank_linear", "triton"): low_rank_triton.LowRankTritonConfig,
@@ -74,7 +74,7 @@ def _on_cpu(problem: Problem) -> list[Choice]:
 def _sparse24(problem: Problem) -> list[Choice]:
     device, m, n, k = problem.device, problem.m, problem.n, problem.k
     choices: list[Choice] = []
-    if device.has_library and sparse24_cuda.supports(m, device.capability):
+    if device.has_library and sparse24_cuda.supports(m, n, k, device.capability):
         by_library = sparse24_cuda.default_config(m, n, k, device.num_sms, device.capability)
         choices.append(Choice("cuda", by_library, "the weight is streamed once"))
     triton: list[Choice] = []

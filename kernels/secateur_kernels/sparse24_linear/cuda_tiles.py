@@ -7,7 +7,7 @@ from secateur_kernels.dependent_launch import wants_dependent_launch
 from secateur_kernels.epilogue import output_columns
 from secateur_kernels.errors import SecateurError
 from secateur_kernels.library import require_library
-from secateur_kernels.linear_arguments import contiguous
+from secateur_kernels.linear_arguments import contiguous, with_aligned_rows
 from secateur_kernels.sparse24_linear.cuda_tiles_choice import candidate_configs, default_config
 from secateur_kernels.sparse24_linear.cuda_tiles_config import (
     MAX_SIZE,
@@ -18,9 +18,6 @@ from secateur_kernels.sparse24_linear.cuda_tiles_config import (
 from secateur_kernels.sparse24_linear.tickets import Counters, take_counters
 
 __all__ = ["TilesConfig", "candidate_configs", "default_config", "launch", "needs", "supports"]
-
-_ALIGNED = 8
-"""Elements: 16 bytes."""
 
 
 def launch(
@@ -90,21 +87,3 @@ def launch(
         config.group,
     )
     return y
-
-
-def with_aligned_rows(x: Tensor) -> Tensor:
-    """The same numbers in contiguous rows that start at multiples of 16 bytes.
-
-    Args:
-        x: [M, K] of 16-bit values.
-
-    Returns:
-        x itself if its rows are so, else a copy whose rows are K rounded up to 8 elements apart.
-    """
-    tokens, columns = x.shape
-    apart = tokens == 1 or x.stride(0) % _ALIGNED == 0
-    if x.stride(1) == 1 and apart and x.data_ptr() % (2 * _ALIGNED) == 0:
-        return x
-    stride = columns + -columns % _ALIGNED
-    aligned = torch.empty(tokens, stride, dtype=x.dtype, device=x.device)[:, :columns]
-    return aligned.copy_(x)

@@ -7,7 +7,7 @@ from secateur_kernels.dependent_launch import wants_dependent_launch
 from secateur_kernels.epilogue import output_columns
 from secateur_kernels.errors import SecateurError
 from secateur_kernels.library import require_library
-from secateur_kernels.linear_arguments import contiguous
+from secateur_kernels.linear_arguments import contiguous, with_aligned_rows
 from secateur_kernels.sparse24_linear.cuda_wide_choice import candidate_configs, default_config
 from secateur_kernels.sparse24_linear.cuda_wide_config import (
     MAX_SIZE,
@@ -18,9 +18,6 @@ from secateur_kernels.sparse24_linear.cuda_wide_config import (
 from secateur_kernels.sparse24_linear.tickets import Counters, take_counters
 
 __all__ = ["WideConfig", "candidate_configs", "default_config", "launch", "needs", "supports"]
-
-_ALIGNED = 8
-"""Elements: 16 bytes."""
 
 
 def launch(
@@ -71,7 +68,7 @@ def launch(
         workspace = torch.empty(needed.workspace_floats, dtype=torch.float32, device=x.device)
         counters = take_counters(x.device, needed.counters)
     torch.ops.secateur_cuda.sparse24_wide(
-        _with_aligned_rows(x),
+        with_aligned_rows(x),
         data,
         contiguous(bias),
         residual if residual is None or residual.stride(1) == 1 else residual.contiguous(),
@@ -93,14 +90,3 @@ def launch(
         config.group,
     )
     return y
-
-
-def _with_aligned_rows(x: Tensor) -> Tensor:
-    """x as the tensor memory accelerator takes it: itself, or a copy in padded rows."""
-    tokens, columns = x.shape
-    apart = tokens == 1 or (x.stride(0) % _ALIGNED == 0 and x.stride(0) >= _ALIGNED)
-    if x.stride(1) == 1 and apart and x.data_ptr() % (2 * _ALIGNED) == 0:
-        return x
-    stride = columns + -columns % _ALIGNED
-    aligned = torch.empty(tokens, stride, dtype=x.dtype, device=x.device)[:, :columns]
-    return aligned.copy_(x)

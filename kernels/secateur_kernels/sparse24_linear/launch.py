@@ -11,7 +11,7 @@ from secateur_kernels.dispatch.problem import Problem, device_facts
 from secateur_kernels.errors import SecateurError
 from secateur_kernels.library import require_library
 from secateur_kernels.linear_arguments import contiguous
-from secateur_kernels.sparse24_linear import cuda_kernel, triton_config
+from secateur_kernels.sparse24_linear import cuda_kernels, triton_config
 from secateur_kernels.sparse24_linear.packed import Packed24
 from secateur_kernels.sparse24_linear.reference import dense_weight, linear, linear_of_dense
 from secateur_kernels.unpack24.op import unpack24_data
@@ -44,7 +44,7 @@ def choice_of(x: Tensor, rows: int, columns: int, dense: Tensor | None, backend:
     elif backend == "cuda":
         require_cuda_tensor(x)
         require_library(x.device)
-        config = cuda_kernel.default_config(len(x), rows, columns, facts.num_sms, facts.capability)
+        config = cuda_kernels.default_config(len(x), rows, columns, facts.num_sms, facts.capability)
     elif backend == "dense" and dense is None:
         raise SecateurError("backend dense is not there: the caller gave no dense copy")
     return Choice(backend, config, "asked for by name")
@@ -61,7 +61,7 @@ def launch(
 ) -> Tensor:
     """y [M, output columns] for checked arguments, x [M, K] and residual with contiguous rows."""
     if choice.backend in ("triton", "cuda"):
-        kernel: Any = triton_kernel if choice.backend == "triton" else cuda_kernel
+        kernel: Any = triton_kernel if choice.backend == "triton" else cuda_kernels
         data, rows, columns, _, _ = weight
         shape = (rows, columns, weight.gate_up)
         epilogue = (contiguous(bias), residual, activation)

@@ -14,8 +14,8 @@ import torch
 
 from secateur_kernels.dependent_launch import dependent_launch, wants_dependent_launch
 from secateur_kernels.layouts import Fragment24
-from secateur_kernels.sparse24_linear import cuda_kernel
-from secateur_kernels.sparse24_linear.cuda_config import SkinnyConfig
+from secateur_kernels.sparse24_linear import cuda_skinny
+from secateur_kernels.sparse24_linear.cuda_skinny_config import SkinnyConfig
 
 CPU = torch.device("cpu")
 HERE = Path(__file__).parent
@@ -63,7 +63,7 @@ def test_other_threads_are_not_forced(capturing: list[bool]) -> None:
 
 def test_the_launch_passes_it_on(capturing: list[bool], monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[tuple[Any, ...]] = []
-    monkeypatch.setattr(cuda_kernel, "require_library", lambda device: None)
+    monkeypatch.setattr(cuda_skinny, "require_library", lambda device: None)
     op = lambda *arguments: calls.append(arguments)  # noqa: E731
     monkeypatch.setattr(torch.ops.secateur_cuda, "sparse24_skinny", op, raising=False)
     weight = Fragment24.from_dense(torch.zeros(64, 256, dtype=torch.bfloat16))
@@ -71,7 +71,7 @@ def test_the_launch_passes_it_on(capturing: list[bool], monkeypatch: pytest.Monk
     config = SkinnyConfig(warps=2, row_tiles=2, stages=3, blocks=4, cluster=4)
     for captured in (False, True):
         capturing.append(captured)
-        cuda_kernel.launch(x, weight.data, 64, 256, False, None, None, "none", config)
+        cuda_skinny.launch(x, weight.data, 64, 256, False, None, None, "none", config)
     gate_up, silu, dependent, *tiling = zip(*(call[8:] for call in calls), strict=True)
     assert gate_up == silu == (False, False)
     assert dependent == (False, True)

@@ -9,7 +9,7 @@ import torch
 
 from secateur_kernels import SecateurError, library
 from secateur_kernels.library import LibraryStatus, check_capability, require_library
-from secateur_kernels.sparse24_linear.cuda_kernel import SkinnyConfig, launch
+from secateur_kernels.sparse24_linear.cuda_skinny import SkinnyConfig, launch
 from secateur_kernels.unpack24 import cuda_kernel as unpack_kernel
 
 BUILT = LibraryStatus(True, Path("lib.so"), ("sm_80", "sm_90a"), "0.1.0")

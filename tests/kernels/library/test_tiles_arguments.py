@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from kernels.library.tiles_case import Case, Tiles, arguments_of, needs_of
 
 from secateur_kernels.layouts import Fragment24
-from secateur_kernels.sparse24_linear.cuda_tiles import with_aligned_rows
+from secateur_kernels.linear_arguments import with_aligned_rows
 from secateur_kernels.sparse24_linear.cuda_tiles_choice import (
     MOST_CANDIDATES,
     candidate_configs,

@@ -4,7 +4,7 @@ The estimate counts bytes that pass through the busiest multiprocessor. It is no
 but orders configs: `secateur tune` measures.
 """
 
-from secateur_kernels.sparse24_linear.cuda_config import (
+from secateur_kernels.sparse24_linear.cuda_skinny_config import (
     CLUSTERS,
     SkinnyConfig,
     Split,

@@ -7,8 +7,8 @@ from secateur_kernels.dependent_launch import wants_dependent_launch
 from secateur_kernels.epilogue import output_columns
 from secateur_kernels.errors import SecateurError
 from secateur_kernels.library import require_library
-from secateur_kernels.sparse24_linear.cuda_choice import candidate_configs, default_config
-from secateur_kernels.sparse24_linear.cuda_config import (
+from secateur_kernels.sparse24_linear.cuda_skinny_choice import candidate_configs, default_config
+from secateur_kernels.sparse24_linear.cuda_skinny_config import (
     MAX_TOKENS,
     SkinnyConfig,
     needs,

@@ -8,13 +8,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from secateur_kernels.layouts import Fragment24
-from secateur_kernels.sparse24_linear import cuda_config
-from secateur_kernels.sparse24_linear.cuda_choice import (
+from secateur_kernels.sparse24_linear import cuda_skinny_config as cuda_config
+from secateur_kernels.sparse24_linear.cuda_skinny_choice import (
     MOST_CANDIDATES,
     candidate_configs,
     default_config,
 )
-from secateur_kernels.sparse24_linear.cuda_config import SkinnyConfig, needs, supports
+from secateur_kernels.sparse24_linear.cuda_skinny_config import SkinnyConfig, needs, supports
 
 SHAPES = [(6144, 4096), (4096, 4096), (28672, 4096), (4096, 14336), (8192, 8192), (57344, 8192)]
 SHAPES += [(8192, 28672)]
@@ -106,8 +106,8 @@ def test_needs_are_those_of_the_library(data: st.DataObject, emulator: Any) -> N
 
 
 def test_what_is_supported() -> None:
-    assert supports(1, (8, 0))
-    assert supports(64, (9, 0))
-    assert not supports(0, (9, 0))
-    assert not supports(65, (9, 0))
-    assert not supports(1, (7, 5))
+    assert supports(1, 64, 64, (8, 0))
+    assert supports(64, 64, 64, (9, 0))
+    assert not supports(0, 64, 64, (9, 0))
+    assert not supports(65, 64, 64, (9, 0))
+    assert not supports(1, 64, 64, (7, 5))

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 MAX_TOKENS = 64
+MAX_SIZE = 1 << 30
+"""Of rows and columns."""
 CLUSTERS = (2, 4, 8)
 _TILE_ROWS = 16
 _UNIT = 64
@@ -43,9 +45,10 @@ class SkinnyConfig:
         return self.warps * self.row_tiles * _TILE_ROWS
 
 
-def supports(m: int, capability: tuple[int, int]) -> bool:
-    """Whether the kernel takes m tokens on a device of this compute capability."""
-    return 1 <= m <= MAX_TOKENS and capability >= (8, 0)
+def supports(m: int, n: int, k: int, capability: tuple[int, int]) -> bool:
+    """Whether the kernel takes x [m, k] and a weight [n, k] on a device of this capability."""
+    fits = 1 <= m <= MAX_TOKENS and max(n, k) <= MAX_SIZE
+    return fits and capability >= (8, 0)
 
 
 def token_tiles(m: int) -> int:

@@ -1,0 +1,74 @@
+"""Which compiled kernel of the 2:4 linear takes what."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from secateur_kernels.dispatch.candidates import candidates, candidates_to_tune, config_from
+from secateur_kernels.dispatch.problem import DeviceFacts, Problem
+from secateur_kernels.errors import SecateurError
+from secateur_kernels.sparse24_linear.cuda_kernels import (
+    KERNELS,
+    candidate_configs,
+    config_of,
+    default_config,
+    kernels_for,
+    supports,
+)
+
+HOPPER, AMPERE, ADA = (9, 0), (8, 0), (8, 9)
+TOKENS = (1, 8, 32, 33, 64, 65, 512, 8192)
+
+
+@pytest.mark.parametrize("m", TOKENS)
+def test_the_kernel_for_a_number_of_tokens(m: int) -> None:
+    on_hopper = default_config(m, 4096, 4096, 132, HOPPER).kernel
+    elsewhere = default_config(m, 4096, 4096, 108, AMPERE).kernel
+    assert on_hopper == ("skinny" if m <= 32 else "wide")
+    assert elsewhere == ("skinny" if m <= 64 else "tiles")
+
+
+def test_order_of_the_kernels() -> None:
+    assert kernels_for(64, 256, 256, HOPPER) == ["wide", "skinny", "tiles"]
+    assert kernels_for(65, 256, 256, HOPPER) == ["wide", "tiles"]
+    assert kernels_for(8, 256, 256, HOPPER) == ["skinny", "wide", "tiles"]
+    assert kernels_for(8, 256, 256, ADA) == ["skinny", "tiles"]
+    assert kernels_for(8, 256, 256, (12, 0)) == ["skinny", "tiles"]
+    assert kernels_for(8, 256, 256, (7, 5)) == []
+    assert not supports(8, 256, 256, (7, 5))
+
+
+@pytest.mark.parametrize("capability", [HOPPER, ADA])
+@pytest.mark.parametrize("m", TOKENS)
+def test_what_is_timed(m: int, capability: tuple[int, int]) -> None:
+    configs = candidate_configs(m, 4096, 4096, 132, capability)
+    assert configs[0] == default_config(m, 4096, 4096, 132, capability)
+    kernels = {config.kernel for config in configs}
+    assert "tiles" not in kernels or capability == ADA
+    assert ("skinny" in kernels) == (m <= 64)
+    assert len(configs) <= 48
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_configs_come_back_from_a_table(name: str) -> None:
+    config = KERNELS[name].default_config(48, 4096, 4096, 132, HOPPER)
+    fields = dataclasses.asdict(config)
+    assert fields["kernel"] == name
+    assert config_from("sparse24_linear", "cuda", fields) == config
+
+
+def test_an_unknown_kernel_is_refused() -> None:
+    with pytest.raises(SecateurError, match=r"expected kernel skinny, wide, tiles, got 'narrow'"):
+        config_of(kernel="narrow", blocks=1)
+    with pytest.raises(SecateurError, match=r"compiled kernels, got 0, 64 and 64"):
+        default_config(0, 64, 64, 132, HOPPER)
+
+
+def test_dispatch_offers_them() -> None:
+
+    device = DeviceFacts("NVIDIA H200", HOPPER, 132, has_triton=True, has_library=True)
+    problem = Problem("sparse24_linear", 2048, 4096, 4096, torch.bfloat16, device)
+    assert candidates(problem)[0].config.kernel == "wide"
+    timed = [c.config.kernel for c in candidates_to_tune(problem) if c.backend == "cuda"]
+    assert set(timed) == {"wide"}
