@@ -10,10 +10,11 @@ from torch import Tensor
 
 from bench import cusparselt
 from bench.linear_operands import LOW_RANK, SPARSE, Operands
-from secateur_kernels.dispatch.candidates import candidates_to_tune
 from secateur_kernels.dispatch.choice import Choice
+from secateur_kernels.dispatch.problem import DeviceFacts, device_facts
 from secateur_kernels.errors import SecateurError
 from secateur_kernels.low_rank_linear import op as low_rank_op
+from secateur_kernels.sparse24_linear import cuda_kernels
 from secateur_kernels.sparse24_linear import launch as sparse24_launch
 from secateur_kernels.sparse24_linear import op as sparse24_op
 from secateur_kernels.sparse24_linear.packed import Packed24
@@ -113,16 +114,21 @@ def _add_ours(found: Candidates, operands: Operands, x: Tensor, name: str) -> No
 
 
 def kernels_for(operands: Operands, x: Tensor) -> dict[str, Choice]:
-    """The compiled 2:4 kernels that take x: name -> its first choice of a config.
+    """The compiled 2:4 kernels that take x, also those that dispatch would not time: name -> the
+    config that each takes where nothing was measured."""
+    n, k = operands.shape.size
+    device = device_facts(x.device)
+    if not device.has_library:
+        return {}
+    return {
+        name: Choice("cuda", _default_config(name, len(x), n, k, device), "by name")
+        for name in cuda_kernels.kernels_for(len(x), n, k, device.capability)
+    }
 
-    They are told apart by their configs' field `kernel`.
-    """
-    problem = sparse24_launch.problem_of(x, *operands.shape.size, dense_copy=False)
-    first: dict[str, Choice] = {}
-    for choice in candidates_to_tune(problem):
-        if choice.backend == "cuda":
-            first.setdefault(str(getattr(choice.config, "kernel", "skinny")), choice)
-    return first
+
+def _default_config(name: str, m: int, n: int, k: int, device: DeviceFacts) -> Any:
+    kernel = cuda_kernels.KERNELS[name]
+    return kernel.default_config(m, n, k, device.num_sms, device.capability)
 
 
 def _kernel_step(operands: Operands, choice: Choice) -> Step:

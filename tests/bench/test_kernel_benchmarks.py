@@ -1,6 +1,5 @@
 """Kernel benchmarks run on the CPU at tiny sizes: what they record, and that they resume."""
 
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from bench.shapes import LARGEST_FOUR, MODELS, SEVEN, SHAPES, drawn, shape_of
 
 from secateur_kernels import dependent_launch
 from secateur_kernels.dispatch.choice import Choice
+from secateur_kernels.dispatch.problem import DeviceFacts
 from secateur_kernels.dispatch.table import load_table
 from secateur_kernels.pack24.op import pack24
 from secateur_kernels.threshold.op import keep_largest_per_row
@@ -111,34 +111,27 @@ def test_only_a_chain_launches_dependents(monkeypatch: pytest.MonkeyPatch) -> No
     assert forced == {"dense": {None}, "ours auto": {None, False}}
 
 
-@dataclass(frozen=True)
-class MadeUpConfig:
-    kernel: str
-    size: int
+H200 = DeviceFacts("NVIDIA H200", (9, 0), 132, has_triton=True, has_library=True)
 
 
 def test_compiled_kernels_are_candidates_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first config of each, and what launches with it."""
-    choices = [
-        Choice("cuda", MadeUpConfig("skinny", 1)),
-        Choice("cuda", MadeUpConfig("skinny", 2)),
-        Choice("triton", MadeUpConfig("other", 3)),
-        Choice("cuda", MadeUpConfig("wide", 4), "many tokens"),
-    ]
-    launched = []
+    """Each with its own config, and launched with it."""
+    launched: list[Choice] = []
 
     def launch(choice: Choice, x: torch.Tensor, *others: object) -> torch.Tensor:
         launched.append(choice)
         return torch.zeros(len(x), 96, dtype=x.dtype)
 
-    monkeypatch.setattr(linear_candidates, "candidates_to_tune", lambda problem: choices)
+    monkeypatch.setattr(linear_candidates, "device_facts", lambda device: H200)
     monkeypatch.setattr(linear_candidates.sparse24_launch, "launch", launch)
     operands = make_operands(SPARSE, shape_of(96, 64), torch.bfloat16, CPU)
-    found = candidates_for(operands, torch.zeros(2, 64, dtype=torch.bfloat16), False, ["kernels"])
-    assert set(found.steps) == {"dense", "ours skinny", "ours wide"}
-    assert launched == [choices[0], choices[3]]
-    wide = "cuda with MadeUpConfig(kernel='wide', size=4): many tokens"
-    assert found.notes["ours wide"] == wide
+    for m, names in ((2, {"skinny", "wide", "tiles"}), (300, {"wide", "tiles"})):
+        launched.clear()
+        x = torch.zeros(m, 64, dtype=torch.bfloat16)
+        found = candidates_for(operands, x, False, ["kernels"])
+        assert {name.removeprefix("ours ") for name in found.steps} == {"dense", *names}
+        assert {choice.config.kernel for choice in launched} == names
+        assert found.notes["ours wide"].startswith("cuda with WideConfig(")
 
 
 def test_records_of_another_version_do_not_count(tmp_path: Path) -> None:
