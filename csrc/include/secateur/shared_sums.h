@@ -18,8 +18,8 @@ SECATEUR_INLINE constexpr int warp_slot_offset(int row_tile, int token_tile, int
 
 // Leaves `sums` in slot `mine` of `count`; `slot(i)` is the warp's part of slot i. True for the last
 // warp to do so, which then has the sum of all slots. `counter` must be zero before the first, and is
-// zero again after the last.
-template <int RowTiles, int TokenTiles, typename Slot>
+// zero again after the last. `InFlight` loads of 16 bytes a lane wait for the L2 cache together.
+template <int RowTiles, int TokenTiles, int InFlight = 4, typename Slot>
 SECATEUR_DEVICE bool add_shares(WarpSums<RowTiles, TokenTiles>& sums, int mine, int count,
                                 uint32_t* counter, const Slot& slot) {
   const int lane = device::lane();
@@ -49,8 +49,8 @@ SECATEUR_DEVICE bool add_shares(WarpSums<RowTiles, TokenTiles>& sums, int mine, 
 #pragma unroll
       for (int n = 0; n < TokenTiles; ++n) {
         device::add_partial(sums[r][n], source + warp_slot_offset(r, n, 0, TokenTiles));
-        // Four loads in flight: more do not fit into registers.
-        if (n % 4 == 3) device::sync_warp();
+        // More loads in flight than these do not fit into registers.
+        if ((r * TokenTiles + n + 1) % InFlight == 0) device::sync_warp();
       }
     }
   }

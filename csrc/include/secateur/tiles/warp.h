@@ -27,7 +27,7 @@ SECATEUR_DEVICE bool reduce(Sums<Shape>& sums, const Problem& problem, int tile)
       problem.workspace + warp * warp_slot_floats(Shape::row_tiles, Shape::token_tiles);
   uint32_t* counter =
       problem.counters + static_cast<int64_t>(schedule.counter(tile)) * Shape::warps + warp;
-  return add_shares<Shape::row_tiles, Shape::token_tiles>(
+  return add_shares<Shape::row_tiles, Shape::token_tiles, 16>(
       sums, device::block() - first, count, counter, [&](int i) {
         return workspace + schedule.slot(first + i, i == 0 && later) * Shape::slot_floats;
       });
