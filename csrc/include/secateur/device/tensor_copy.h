@@ -1,7 +1,11 @@
 // Copies of boxes of a matrix by the tensor memory accelerator (sm_90 and up).
 #pragma once
 
+#include "secateur/common.h"
+
+#if defined(__CUDACC__) || defined(SECATEUR_EMULATED)
 #include "secateur/device.h"
+#endif
 
 #if defined(SECATEUR_EMULATED)
 #include "emulated/tensor_copy.h"
@@ -14,6 +18,8 @@ namespace secateur::device {
 struct alignas(128) TensorMap {
   uint64_t word[16];
 };
+
+#if defined(__CUDACC__)  // other host code knows the map only
 
 SECATEUR_DEVICE void prefetch_map(const TensorMap& map) {
 #if __CUDA_ARCH__ >= 900
@@ -53,6 +59,8 @@ SECATEUR_DEVICE uint64_t read_again_policy() {
   asm("createpolicy.fractional.L2::evict_normal.b64 %0, 1.0;" : "=l"(policy));
   return policy;
 }
+
+#endif
 
 }  // namespace secateur::device
 #endif
