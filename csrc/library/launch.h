@@ -44,6 +44,12 @@ cudaError_t prepare(Kernel* kernel, int device, KernelFacts* facts) {
     error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                  facts->shared_bytes);
   }
+  // The division between shared memory and L1 cache is then the same for all kernels: where it
+  // changes, a multiprocessor first has to run empty.
+  if (error == cudaSuccess) {
+    error = cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
+                                 cudaSharedmemCarveoutMaxShared);
+  }
   // Clusters of more than eight thread blocks.
   if (error == cudaSuccess && facts->for_hopper) {
     cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);

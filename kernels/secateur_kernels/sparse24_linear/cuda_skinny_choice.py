@@ -56,13 +56,15 @@ def candidate_configs(
 
     Returns:
         at most `MOST_CANDIDATES`; one and two thread blocks a multiprocessor, with and without
-        clusters, and where x is read often both numbers of row tiles.
+        clusters, where x is read often both numbers of row tiles, and the default with a ring that
+        leaves room for no other thread block.
     """
     if num_sms:
         ranked = _ranked(m, n, k, num_sms, capability, waves=2)
         # Two row tiles a warp, and four where that halves what is read of a large tile of x.
         row_tiles = (2,) if token_tiles(m) < 4 else (2, 4)
         chosen = [split.config(r, m, capability) for split in ranked for r in row_tiles]
+        chosen.insert(1, ranked[0].config(2, m, capability, alone=True))
     else:
         chosen = [
             split.config(row_tiles, m, capability)

@@ -56,13 +56,16 @@ def token_tiles(m: int) -> int:
     return next(tiles for tiles in (1, 2, 4, 8) if m <= 8 * tiles)
 
 
-def shared_bytes(capability: tuple[int, int]) -> int:
+def shared_bytes(capability: tuple[int, int], alone: bool = False) -> int:
     """What a thread block may use of shared memory.
 
     On 9.0 two thread blocks then share a multiprocessor: two of a layer, or one of it and one of
-    the next, which fetches its first weights meanwhile. Elsewhere what every GPU from 8.0 on has.
+    the next, which fetches its first weights meanwhile; or it is alone there, with all of it.
+    Elsewhere what every GPU from 8.0 on has.
     """
-    return (113 if capability == _HOPPER else 99) * 1024
+    if capability != _HOPPER:
+        return 99 * 1024
+    return (227 if alone else 113) * 1024
 
 
 def stage_bytes(block_rows: int, m: int) -> int:
@@ -106,9 +109,11 @@ class Split:
     blocks: int
     cluster: int = 1
 
-    def config(self, row_tiles: int, m: int, capability: tuple[int, int]) -> SkinnyConfig:
-        """With as many stages as fit."""
-        fit = shared_bytes(capability) // stage_bytes(self.block_rows, m)
+    def config(
+        self, row_tiles: int, m: int, capability: tuple[int, int], alone: bool = False
+    ) -> SkinnyConfig:
+        """With as many stages as fit; `alone` on a multiprocessor, or for two thread blocks."""
+        fit = shared_bytes(capability, alone) // stage_bytes(self.block_rows, m)
         return SkinnyConfig(
             warps=self.block_rows // (_TILE_ROWS * row_tiles),
             row_tiles=row_tiles,
