@@ -15,7 +15,7 @@ __global__ __launch_bounds__(Shape::threads, blocks_per_sm<Shape>) void kernel(
     const __grid_constant__ Problem problem) {
   extern __shared__ __align__(1024) uint8_t shared[];
   if constexpr (device::has_warpgroups) {
-    run_block<Value, Shape>(problem, static_cast<uint32_t>(__cvta_generic_to_shared(shared)));
+    run_block<Value, Shape>(problem, device::shared_address(shared));
   } else {
     __trap();  // nobody launches it
   }

@@ -34,7 +34,9 @@ SECATEUR_DEVICE void run_block(const Problem& problem, uint32_t shared) {
   if (alone) {
     device::sync_block();
   } else {
-    device::sync_cluster();
+    // What initialise() wrote is published by its own fence.
+    device::cluster_arrive_relaxed();
+    device::cluster_wait();
   }
   device::let_successor_start();
   if (warp >= Shape::warps) {
@@ -49,8 +51,6 @@ SECATEUR_DEVICE void run_block(const Problem& problem, uint32_t shared) {
     device::wait_for_predecessor();
     consume<Value, Shape>(problem, ring, member, warp, lane);
   }
-  // Mates may still reach this thread block's barriers.
-  if (!alone) device::sync_cluster();
 }
 
 }  // namespace secateur::wide

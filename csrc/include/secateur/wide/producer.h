@@ -66,6 +66,16 @@ SECATEUR_DEVICE void produce_weights(const Problem& problem, Ring<Shape> ring,
   }
 }
 
+// Until the last use of every stage is released: then no mate will reach this thread block's barriers
+// any more, and it may leave.
+template <typename Shape>
+SECATEUR_DEVICE void wait_for_releases(Ring<Shape>& ring) {
+  for (int i = 0; i < ring.stages; ++i) {
+    device::barrier_wait(ring.empty(ring.stage), ring.phase ^ 1);
+    ring.advance();
+  }
+}
+
 // Thread blocks that share x fetch a part of the tokens each.
 template <typename Shape>
 SECATEUR_DEVICE void produce_x(const Problem& problem, Ring<Shape> ring, const Member& member,
@@ -93,6 +103,7 @@ SECATEUR_DEVICE void produce_x(const Problem& problem, Ring<Shape> ring, const M
       ring.advance();
     }
   }
+  wait_for_releases(ring);
 }
 
 }  // namespace secateur::wide
