@@ -42,8 +42,10 @@ SECATEUR_DEVICE void cluster_arrive() {
 // release waits for global memory as well, as a fence of the whole GPU does.
 SECATEUR_DEVICE void cluster_arrive_shared() {
 #if __CUDA_ARCH__ >= 900
-  asm volatile("fence.release.sync_restrict::shared::cta.cluster;\nbarrier.cluster.arrive.relaxed;" ::
-                   : "memory");
+  asm volatile(
+      "fence.release.sync_restrict::shared::cta.cluster;\n"
+      "barrier.cluster.arrive.relaxed;" ::
+          : "memory");
 #endif
 }
 // For a barrier that only keeps thread blocks alive: nothing is published, and the writes so far,

@@ -9,8 +9,8 @@
 
 namespace secateur::skinny {
 
-// Warps 0 to warps - 1 multiply, the last one copies. Bulk: for sm_90, with bulk copies and clusters. `shared` has shared_bytes() bytes and is
-// 128-byte aligned.
+// Warps 0 to warps - 1 multiply, the last one copies. `shared` has shared_bytes() bytes and is
+// 128-byte aligned. Bulk: for sm_90, with bulk copies and clusters.
 template <typename Value, typename Shape, bool Bulk>
 SECATEUR_DEVICE void run_block(const Problem& problem, uint32_t shared) {
   const int warp = device::thread() / warp_lanes, lane = device::lane();

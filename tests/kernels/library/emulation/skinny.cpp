@@ -56,8 +56,8 @@ void allow(const SecateurSparse24Skinny& a, Machine& machine) {
 
 }  // namespace
 
-// Clusters, most often of one thread block, run one after the other in an order that follows from the
-// seed. `bulk`: as on sm_90. 1: see emulation_message.
+// Clusters, most often of one thread block, run one after the other, in an order that follows from
+// the seed. `bulk`: as on sm_90. 1: see emulation_message.
 extern "C" int emulate_sparse24_skinny(const SecateurSparse24Skinny* a, int bulk, uint64_t seed) {
   if (const int error = secateur_sparse24_skinny_check(a)) return error;
   if (a->cluster > 1 && !bulk) return SECATEUR_NO_CLUSTERS;

@@ -282,11 +282,11 @@ class Machine {
 
   // The two halves of a barrier over the whole cluster.
   void cluster_arrive() {
-    if (cluster_tokens_[running_] >= 0) fail("two arrivals at the cluster's barrier without a wait");
+    if (cluster_tokens_[running_] >= 0) fail("two arrivals at a cluster's barrier without a wait");
     cluster_tokens_[running_] = arrive(cluster_sync_, cluster_ * threads_);
   }
   void cluster_wait() {
-    if (cluster_tokens_[running_] < 0) fail("a wait at the cluster's barrier without an arrival");
+    if (cluster_tokens_[running_] < 0) fail("a wait at a cluster's barrier without an arrival");
     wait(cluster_sync_, cluster_tokens_[running_]);
     cluster_tokens_[running_] = -1;
   }
