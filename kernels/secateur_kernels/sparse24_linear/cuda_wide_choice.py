@@ -9,6 +9,7 @@ from math import sqrt
 
 from secateur_kernels.sparse24_linear.cuda_wide_config import (
     HALF_SHARED_BYTES,
+    MOST_STEPS,
     SHARED_BYTES,
     TILES,
     Tile,
@@ -87,10 +88,16 @@ def candidate_configs(
 
 
 def _tiles(m: int, n: int) -> list[Tile]:
-    """Those whose rows and tokens would not be mostly beyond the problem."""
+    """Those that are neither mostly beyond the problem, nor far too small for it."""
     least = min(tile.rows for tile in TILES)
-    enough = min((tile.tokens for tile in TILES if tile.tokens >= m), default=TILES[-1].tokens)
-    return [t for t in TILES if t.tokens <= enough and (t.rows < n + _UNIT or t.rows == least)]
+    enough = min((tile.tokens for tile in TILES if tile.tokens >= m), default=0)
+    most = enough or TILES[-1].tokens
+    fewest = most // 4 if m <= 2 * most else most // 2
+    return [
+        tile
+        for tile in TILES
+        if fewest <= tile.tokens <= most and (tile.rows < n + _UNIT or tile.rows == least)
+    ]
 
 
 def _ranked(m: int, n: int, k: int, num_sms: int) -> list[WideConfig]:
@@ -103,6 +110,8 @@ def _ranked(m: int, n: int, k: int, num_sms: int) -> list[WideConfig]:
             if tile.rows * (cluster[0] - 1) >= n or tile.tokens * (cluster[1] - 1) >= m:
                 continue
             groups = groups_of(tile, cluster, m, n)
+            if groups * steps > MOST_STEPS:
+                continue
             for clusters, waves in _divisions(groups, steps, _clusters(num_sms, size, tile)):
                 config = WideConfig(
                     warpgroups=tile.warpgroups,

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 MAX_SIZE = 2**30
 MAX_STAGES = 16
+MOST_STEPS = 2**31 - 1
+"""Of 64 columns, in all groups of tiles together."""
 SHARED_BYTES = 227 * 1024
 """What a thread block may have."""
 HALF_SHARED_BYTES = 113 * 1024
@@ -24,7 +26,6 @@ _TOKEN_BYTES = 128
 _BARRIERS = 16
 _STAGING_BYTES = 2560
 _ALIGNMENT = 1008
-_STEPS = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ def supports(m: int, n: int, k: int, capability: tuple[int, int]) -> bool:
     if capability != _CAPABILITY or not (1 <= m <= MAX_SIZE and max(n, k) <= MAX_SIZE):
         return False
     # Of the tile that covers the most.
-    return groups_of(Tile(2, 2, 128), (1, 1), m, n) * -(-k // _UNIT) <= _STEPS
+    return groups_of(Tile(2, 2, 128), (1, 1), m, n) * -(-k // _UNIT) <= MOST_STEPS
 
 
 @dataclass(frozen=True)
