@@ -7,8 +7,8 @@
 
 namespace secateur::tiles {
 
-// The instances: rows x tokens of a tile. The larger, the less is read twice; two thread blocks on a
-// multiprocessor hide each other's waits; the smaller ones give every multiprocessor a tile.
+// The instances: rows x tokens of a tile. The larger, the less is read twice; two thread blocks on
+// a multiprocessor hide each other's waits; the smaller ones give every multiprocessor a tile.
 using Shape256x128 = Shape<4, 2, 8, 1>;
 using Shape128x128 = Shape<2, 2, 8, 2>;
 using Shape256x64 = Shape<4, 1, 8, 2>;

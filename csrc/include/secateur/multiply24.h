@@ -24,11 +24,11 @@ SECATEUR_DEVICE void clear_sums(WarpSums<RowTiles, TokenTiles>& sums) {
   }
 }
 
-// `weights` and `x` are shared addresses of the first sub-tile and the first token tile. All sums get
-// fragment 0 before any gets fragment 1, so that neighbouring instructions do not wait for each
-// other. Tokens are loaded one tile ahead, weights of fragment 1 as soon as those of fragment 0 have
-// been used for the last time. `between(i)` is called before the products of each token tile, i from
-// 0 to 2 * TokenTiles - 1: there is time for other things.
+// `weights` and `x` are shared addresses of the first sub-tile and the first token tile. All sums
+// get fragment 0 before any gets fragment 1, so that neighbouring instructions do not wait for each
+// other. Tokens are loaded one tile ahead, weights of fragment 1 as soon as those of fragment 0
+// have been used for the last time. `between(i)` is called before the products of each token tile,
+// i from 0 to 2 * TokenTiles - 1: there is time for other things.
 template <typename Value, int RowTiles, int TokenTiles, typename Between>
 SECATEUR_DEVICE void multiply_step(WarpSums<RowTiles, TokenTiles>& sums, uint32_t weights,
                                    uint32_t x, int lane, const Between& between) {

@@ -16,9 +16,10 @@ SECATEUR_INLINE constexpr int warp_slot_offset(int row_tile, int token_tile, int
   return ((row_tile * token_tiles + token_tile) * warp_lanes + lane) * accumulator::items;
 }
 
-// Leaves `sums` in slot `mine` of `count`; `slot(i)` is the warp's part of slot i. True for the last
-// warp to do so, which then has the sum of all slots. `counter` must be zero before the first, and is
-// zero again after the last. `InFlight` loads of 16 bytes a lane wait for the L2 cache together.
+// Leaves `sums` in slot `mine` of `count`; `slot(i)` is the warp's part of slot i. True for the
+// last warp to do so, which then has the sum of all slots. `counter` must be zero before the first,
+// and is zero again after the last. `InFlight` loads of 16 bytes a lane wait for the L2 cache
+// together.
 template <int RowTiles, int TokenTiles, int InFlight = 4, typename Slot>
 SECATEUR_DEVICE bool add_shares(WarpSums<RowTiles, TokenTiles>& sums, int mine, int count,
                                 uint32_t* counter, const Slot& slot) {

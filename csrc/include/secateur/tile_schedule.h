@@ -5,8 +5,8 @@
 // `waves` times as many tiles as there are thread blocks are given out whole, in turn. What is left
 // is a list of units (tile, step of 64 columns) that is divided into contiguous ranges of equal
 // length, one a thread block: no waves at all split K for few tiles, ceil(tiles / blocks) waves
-// split nothing. A tile that several thread blocks share is summed by the last of them to finish, in
-// slot order. Where clusters work on a tile together, "thread block" means cluster.
+// split nothing. A tile that several thread blocks share is summed by the last of them to finish,
+// in slot order. Where clusters work on a tile together, "thread block" means cluster.
 #pragma once
 
 #include "secateur/common.h"
@@ -38,7 +38,9 @@ struct TileSchedule {
   static SECATEUR_INLINE constexpr bool fits(int64_t row_blocks, int64_t token_blocks,
                                              int64_t steps, int64_t blocks, int64_t waves,
                                              int64_t group) {
-    if (blocks < 1 || waves < 0 || group < 1 || waves > INT32_MAX || group > INT32_MAX) return false;
+    if (blocks < 1 || waves < 0 || waves > INT32_MAX || group < 1 || group > INT32_MAX) {
+      return false;
+    }
     if (row_blocks > INT32_MAX / token_blocks) return false;
     const int64_t tiles = row_blocks * token_blocks;
     return tiles <= INT32_MAX / steps && blocks <= tiles * steps &&

@@ -126,7 +126,8 @@ SECATEUR_DEVICE void write_patches(const Output& output, int64_t first_tile, int
     const int n = All::token_tile(f, 0), token = first + n * accumulator::tile_tokens;
     const bool exists = patch.tile + n < TokenTiles && token < output.tokens;
     const int64_t left = patch.end - column;
-    return {token * stride + column, !exists || left <= 0 ? 0 : left < 8 ? static_cast<int>(left) : 8};
+    const int count = left < 8 ? static_cast<int>(left) : 8;
+    return {token * stride + column, exists && left > 0 ? count : 0};
   };
 #pragma unroll
   for (int start = 0; start < All::fours; start += batch) {

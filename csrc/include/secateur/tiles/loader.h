@@ -1,5 +1,6 @@
-// How the ring is filled: every warp copies its share of a stage by cp.async, on every GPU. A warp of
-// its own for that would leave the others fewer registers, which are given out in fours of warps.
+// How the ring is filled: every warp copies its share of a stage by cp.async, on every GPU. A warp
+// of its own for that would leave the others fewer registers, which are given out in fours of
+// warps.
 #pragma once
 
 #include "secateur/device.h"
@@ -10,8 +11,8 @@ namespace secateur::tiles {
 // What one warp copies, step after step, running ahead across tiles.
 template <typename Shape>
 struct Loader {
-  // The warp's share of a stage: pieces of 512 bytes of the row panel that it multiplies, then every
-  // fourth token for each of its lanes of eight neighbours, the same chunk of each.
+  // The warp's share of a stage: pieces of 512 bytes of the row panel that it multiplies, then x of
+  // four tokens at a time, of which a lane always copies the same chunk.
   static constexpr int piece_bytes = warp_lanes * 16;
   static constexpr int pieces = fragment24::unit_bytes / piece_bytes;
   static constexpr int weight_copies = static_cast<int>(ceil_div(pieces, Shape::token_warps));

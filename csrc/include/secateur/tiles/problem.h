@@ -25,8 +25,8 @@ struct Problem {
 };
 
 // A tile of y is that of a thread block: RowWarps x TokenWarps warps, each with 64 rows and
-// TokenTiles groups of eight tokens. `blocks_per_sm` thread blocks have to fit into the registers of
-// a multiprocessor.
+// TokenTiles groups of eight tokens. `blocks_per_sm` thread blocks have to fit into the registers
+// of a multiprocessor.
 template <int RowWarps_, int TokenWarps_, int TokenTiles_, int BlocksPerSm_>
 struct Shape {
   static constexpr int row_warps = RowWarps_;
@@ -57,8 +57,8 @@ SECATEUR_INLINE constexpr int shared_bytes(int stage_bytes, int stages) {
   return stages * (stage_bytes + 16);
 }
 
-// The ring of stages in shared memory, and where in it a warp stands. A stage's phase flips each time
-// round.
+// The ring of stages in shared memory, and where in it a warp stands. A stage's phase flips each
+// time round.
 template <typename Shape>
 struct Ring {
   uint32_t base;

@@ -40,7 +40,8 @@ extern "C" int emulate_write_block(const SecateurLinear* a, int row_tiles, int t
     const auto run = [&](auto rows, auto tokens) {
       constexpr int r = decltype(rows)::value, n = decltype(tokens)::value;
       if (row_tiles != r || token_tiles != n) return;
-      const auto write_type = a->value_type == SECATEUR_BF16 ? write<Bf16, r, n> : write<Fp16, r, n>;
+      const bool bf16 = a->value_type == SECATEUR_BF16;
+      const auto write_type = bf16 ? write<Bf16, r, n> : write<Fp16, r, n>;
       write_type(*a, first_tile, first_token, sums, machine);
     };
     using std::integral_constant;
