@@ -1,0 +1,120 @@
+"""What ptxas made of the asynchronous products of warpgroups: no register is written under one.
+
+A product reads its sparse operand and metadata from registers, and goes on reading them after the
+instruction was issued. ptxas is known to take the metadata's register for something else too early.
+"""
+
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import triton
+
+from secateur_kernels.library import NAME
+
+PRODUCT = re.compile(r"HGMMA\.SP\S* R(\d+), R(\d+), gdesc\[UR\d+\], R\d+, (?:!?UP\w+, )?R(\d+), 0x")
+WAIT = re.compile(r"WARPGROUP\.DEPBAR\.LE gsb0, 0x(\d)")
+LOAD = re.compile(r"LD[SGLC]\S*?(?:\.(64|128))?(?:\.\w+)* R(\d+), ")
+JUMP = re.compile(r"BRA (?:\S+, )?0x([0-9a-f]+)")
+
+
+def cuobjdump() -> str | None:
+    """On the path, or the one that comes with Triton."""
+    beside = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+    return shutil.which("cuobjdump") or shutil.which("cuobjdump", path=str(beside))
+
+
+def kernels(sass: str) -> Iterator[tuple[str, list[tuple[int, str]]]]:
+    """Name and instructions, with addresses, of every kernel that has such products."""
+    for part in sass.split("Function : ")[1:]:
+        name = part.split("\n", 1)[0]
+        lines = re.findall(r"/\*([0-9a-f]{4,5})\*/\s+(.*?);", part)
+        if any("HGMMA.SP" in text for _, text in lines):
+            yield name, [(int(address, 16), text) for address, text in lines]
+
+
+def main_loop(lines: list[tuple[int, str]]) -> list[str]:
+    """The instructions of the loop that holds the products, twice."""
+    products = [address for address, text in lines if "HGMMA.SP" in text]
+    for address, text in lines:
+        jump = JUMP.search(text)
+        if jump and int(jump[1], 16) <= products[0] <= products[-1] <= address:
+            start = int(jump[1], 16)
+            return [text for at, text in lines if start <= at <= address] * 2
+    raise AssertionError("no loop around the products")
+
+
+def written(text: str) -> set[int]:
+    """General registers that an ordinary instruction writes, the first operand being the target."""
+    body = re.sub(r"^@!?U?P\w+\s+", "", text.strip())
+    load = LOAD.match(body)
+    if load:
+        count = {"64": 2, "128": 4}.get(load[1] or "", 1)
+        return set(range(int(load[2]), int(load[2]) + count))
+    if body.startswith(("ST", "HGMMA", "WARPGROUP", "SYNCS", "BRA", "ISETP", "R2UR", "RED", "U")):
+        return set()
+    target = re.match(r"(\S+) (?:P\w+, )?R(\d+)(?:,|\s|$)", body)
+    if not target:
+        return set()
+    wide = ".WIDE" in target[1] or target[1].startswith("CS2R")
+    return {int(target[2]), int(target[2]) + 1} if wide else {int(target[2])}
+
+
+def hazards(loop: list[str]) -> list[str]:
+    """Writes to registers that a product still reads or sums into."""
+    groups: list[set[int]] = []
+    found = []
+    current: set[int] = set()
+    for text in loop:
+        product, wait = PRODUCT.search(text), WAIT.search(text)
+        if product:
+            tokens = re.search(r"64x(\d+)x32", text)
+            assert tokens is not None
+            sums, values, metadata = (int(number) for number in product.groups())
+            current |= set(range(sums, sums + int(tokens[1]) // 2))
+            current |= {*range(values, values + 4), metadata}
+            if "gsb0" in text:
+                groups.append(current)
+                current = set()
+        elif wait:
+            groups = groups[len(groups) - min(int(wait[1]), len(groups)) :]
+        else:
+            busy = set().union(*groups, current)
+            if written(text) & busy:
+                found.append(text)
+    return found
+
+
+def test_a_hazard_is_seen() -> None:
+    product = "HGMMA.SP.64x64x32.F32.BF16 R24, R100, gdesc[UR4], R24, R109, 0x1, gsb0 "
+    loop = [
+        product,
+        "LDS R109, [R8+0x400] ",
+        "WARPGROUP.DEPBAR.LE gsb0, 0x0 ",
+        "LDS.128 R100, [R4] ",
+    ]
+    assert hazards(loop) == [loop[1]]
+    assert hazards([product, "LDS.128 R97, [R4] "]) == ["LDS.128 R97, [R4] "]
+    assert hazards([product, "IMAD.WIDE R54, R1, R2, RZ "]) == ["IMAD.WIDE R54, R1, R2, RZ "]
+    assert hazards([product, "LDS.128 R112, [R4] ", "STS [R24], R3 "]) == []
+
+
+@pytest.mark.slow
+def test_no_register_is_written_under_a_product(root: Path) -> None:
+    tool = cuobjdump()
+    library = root / "kernels" / "secateur_kernels" / NAME
+    if tool is None or not library.exists():
+        pytest.skip("needs cuobjdump and the compiled library")
+    command = [tool, "-sass", "-arch", "sm_90a", str(library)]
+    sass = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    found = dict(kernels(sass))
+    assert len([name for name in found if "4wide" in name]) == 16
+    for name, lines in found.items():
+        loop = main_loop(lines)
+        # Two steps of a panel, or one of two, each of two products; all of them understood.
+        assert sum(PRODUCT.search(text) is not None for text in loop) == 8, name
+        assert sum("HGMMA" in text for _, text in lines) == 4, name
+        assert hazards(loop) == [], name
