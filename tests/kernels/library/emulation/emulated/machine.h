@@ -457,6 +457,7 @@ inline void Machine::run(int block, const std::function<void()>& body) {
     bool all_done = bulk_.empty();
     progress_ = false;
     if (round++ % 40 == 0) fall_asleep();
+    if (idle > 40) awake_ = first_asleep_;  // all others may be waiting for who sleeps
     for (int turn = 0; turn < threads / lanes; ++turn) {
       const int warp = random_() % (threads / lanes);
       if (asleep(warp)) continue;
