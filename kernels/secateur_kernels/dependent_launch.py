@@ -3,7 +3,7 @@
 Programmatic dependent launch (PDL, compute capability 9.0): a kernel of the compiled library lets
 its successor start as soon as all its thread blocks run. The successor fetches its first weights,
 then waits until everything in front of it has ended, and only then touches anything else. In a
-chain of small layers that hides most of what a launch and the first fetch cost.
+chain of small layers this is meant to hide what a launch and the first fetch cost.
 
 **When it is used.** In eager calls it is off; while the current stream is captured into a CUDA
 graph it is on. `dependent_launch` forces either. The library leaves it out by itself where the GPU,
