@@ -2,20 +2,16 @@
 
 import ctypes
 import shutil
-import subprocess
 from collections.abc import Sequence
 from ctypes import c_int32, c_int64, c_uint64, c_void_p
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from kernels.library.build_emulation import build_emulation
 from torch import Tensor
 
 from secateur_kernels.layouts import Fragment24
-
-ROOT = Path(__file__).parents[3]
-CSRC = ROOT / "csrc"
 
 
 class Unpack24(ctypes.Structure):
@@ -180,17 +176,8 @@ class Emulator:
 
 
 @pytest.fixture(scope="session")
-def emulator(tmp_path_factory: pytest.TempPathFactory) -> Emulator:
+def emulator() -> Emulator:
     compiler = shutil.which("g++")
     if compiler is None:
         pytest.skip("needs g++")
-    here = Path(__file__).parent / "emulation"
-    library = tmp_path_factory.mktemp("emulation") / "libemulation.so"
-    sources = [*CSRC.glob("*/arguments.cpp"), CSRC / "library" / "error_text.cpp"]
-    command: list[Any] = [compiler, "-std=c++17", "-O1", "-fPIC", "-shared", "-o", library]
-    command += ["-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
-    command += ["-DSECATEUR_EMULATED", f"-I{CSRC / 'include'}", f"-I{CSRC}", f"-I{here}"]
-    command += [*here.glob("*.cpp"), *sources]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return Emulator(library)
+    return Emulator(build_emulation(compiler))
