@@ -3,7 +3,8 @@
 
 namespace secateur::wide {
 
-int launch_fp16(const SecateurSparse24Wide& arguments, const Problem& problem, cudaStream_t stream) {
+int launch_fp16(const SecateurSparse24Wide& arguments, const Problem& problem,
+                cudaStream_t stream) {
   return launch<Fp16>(arguments, problem, stream);
 }
 

@@ -1,7 +1,7 @@
 // Warpgroups of four warps (sm_90a): asynchronous products with a 2:4 operand in registers, and how
 // registers are shared out.
 //
-// What a product reads and writes - sums, values, metadata, shared memory - must be left alone until
+// What a product reads and writes (sums, values, metadata, shared memory) must be left alone until
 // a wait that covers its group; `own` says from where on sums are ordinary registers again.
 #pragma once
 
@@ -64,10 +64,10 @@ SECATEUR_DEVICE void own(float (&sums)[TokenTiles][4]) {
   }
 }
 
-// Begins sums += a @ b: `values` and `metadata` are the lane's part of a (64 rows x 32 columns, 2:4;
-// as for multiply_sparse, the warp's sixteen rows), b is 32 columns of TokenTiles * 8 tokens in
-// shared memory, where `tokens` (matrix_descriptor.h) says. The sums of a warp are tiles of 16 rows x
-// 8 tokens side by side, each laid out as accumulator.h says.
+// Begins sums += a @ b: `values` and `metadata` are the lane's part of a (64 rows x 32 columns,
+// 2:4; as for multiply_sparse, the warp's sixteen rows), b is 32 columns of TokenTiles * 8 tokens
+// in shared memory, where `tokens` (matrix_descriptor.h) says. The sums of a warp are tiles of 16 rows
+// x 8 tokens side by side, each laid out as accumulator.h says.
 template <typename Value, int Selector, int TokenTiles>
 SECATEUR_DEVICE void wgmma_sparse(float (&sums)[TokenTiles][4], const Words4& values,
                                   const uint32_t& metadata, uint64_t tokens);

@@ -1,5 +1,5 @@
-// The warpgroups that multiply: each owns panels of rows, keeps its sums in registers to the end of a
-// segment, and never waits for another but through the ring.
+// The warpgroups that multiply: each owns panels of rows, keeps its sums in registers to the end of
+// a segment, and never waits for another but through the ring.
 #pragma once
 
 #include "secateur/device/cluster.h"

@@ -59,7 +59,8 @@ SECATEUR_INLINE constexpr int shared_bytes(int stages) {
 }
 
 // The ring of stages in shared memory, and where in it a warp stands: x of all stages, then the
-// weights of all stages. Everyone walks it in the same order; a stage's phase flips each time round.
+// weights of all stages. Everyone walks it in the same order; a stage's phase flips each time
+// round.
 template <typename Shape>
 struct Ring {
   uint32_t base;

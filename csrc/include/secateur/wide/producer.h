@@ -1,5 +1,6 @@
 // The two warps that fill the ring: one brings weights by bulk copies, the other x by the tensor
-// memory accelerator. Each announces its own bytes, so that weights can be under way before x exists.
+// memory accelerator. Each announces its own bytes, so that weights can be under way before x
+// exists.
 #pragma once
 
 #include "secateur/device/cluster.h"
@@ -66,8 +67,8 @@ SECATEUR_DEVICE void produce_weights(const Problem& problem, Ring<Shape> ring,
   }
 }
 
-// Until the last use of every stage is released: then no mate will reach this thread block's barriers
-// any more, and it may leave.
+// Until the last use of every stage is released: then no mate will reach this thread block's
+// barriers any more, and it may leave.
 template <typename Shape>
 SECATEUR_DEVICE void wait_for_releases(Ring<Shape>& ring) {
   for (int i = 0; i < ring.stages; ++i) {

@@ -76,14 +76,16 @@ template <typename Value>
 SECATEUR_DEVICE void add_bias(Eight& sums, const Output& output, int64_t row) {
   if (output.bias == nullptr) return;
   const int64_t left = output.rows - row;
-  const Eight bias = read_eight<Value>(output.bias, row, left < 8 ? static_cast<int>(left) : 8, false);
+  const int count = left < 8 ? static_cast<int>(left) : 8;
+  const Eight bias = read_eight<Value>(output.bias, row, count, false);
 #pragma unroll
   for (int i = 0; i < 8; ++i) sums.value[i] += bias.value[i];
 }
 
 // Eight finished rows of the weight for one token, to eight columns of y.
 template <typename Value>
-SECATEUR_DEVICE void finish_eight(const Output& output, int64_t token, int64_t column, Eight& sums) {
+SECATEUR_DEVICE void finish_eight(const Output& output, int64_t token, int64_t column,
+                                  Eight& sums) {
   const int64_t left = output.columns() - column;
   const int count = left < 8 ? static_cast<int>(left) : 8;
   if (output.residual != nullptr) {

@@ -19,7 +19,8 @@ void allow(const SecateurSparse24Wide& a, Machine& machine) {
 
 // As library/tensor_map.h has the driver encode it.
 device::TensorMap map_of(const SecateurSparse24Wide& a) {
-  const int64_t stride = a.linear.tokens > 1 ? a.linear.x_stride : ceil_div(a.linear.columns, 8) * 8;
+  const int64_t alone = ceil_div(a.linear.columns, 8) * 8;
+  const int64_t stride = a.linear.tokens > 1 ? a.linear.x_stride : alone;
   return {static_cast<const uint8_t*>(a.linear.x), a.linear.columns, a.linear.tokens, 2 * stride,
           box_tokens(a)};
 }

@@ -15,9 +15,9 @@ inline float value_of(uint16_t bits, bool bf16) {
 }
 
 // Element (k, n) of B, at [k * tokens + n]. Descriptor: bits 0-13 start address, 16-29 leading and
-// 32-45 stride offset, all in units of 16 bytes, 49-51 base offset, 62-63 swizzle (1: 128 bytes). In
-// that mode, with K contiguous, eight columns (n) of 128 bytes make a repetition of 1024 bytes, the
-// next ones follow at the stride offset, and bits 4-6 of an address are combined with bits 7-9.
+// 32-45 stride offset, all in units of 16 bytes, 49-51 base offset, 62-63 swizzle (1: 128 bytes).
+// In that mode, with K contiguous, eight columns (n) of 128 bytes make a repetition of 1024 bytes,
+// the next ones follow at the stride offset, and bits 4-6 of an address are combined with bits 7-9.
 inline std::vector<float> read_tokens(Machine& machine, int rank, uint64_t descriptor, int tokens,
                                       bool bf16) {
   const auto field = [&](int low, int bits) { return (descriptor >> low) & ((1ull << bits) - 1); };

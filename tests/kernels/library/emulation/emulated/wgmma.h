@@ -2,8 +2,9 @@
 //
 // Products are deferred: a thread only leaves the addresses of its registers, and at some time
 // between then and the wait that covers it, the product reads registers and shared memory as they
-// are at that time. Sums are poison until that wait. What a GPU would not say is reported: registers
-// that change while a product may read or write them, missing fences, warps that disagree.
+// are at that time. Sums are poison until that wait. What a GPU would not say is reported:
+// registers that change while a product may read or write them, missing fences,
+// warps that disagree.
 #pragma once
 
 #include <cstring>
@@ -168,8 +169,8 @@ inline bool TensorCores::advance(uint64_t random) {
 }
 
 // A, 64 rows: warp w has rows 16w to 16w + 15 in the fragment of mma.sp.m16n8k32, with metadata
-// alike. B: 32 x n, where the descriptor says. D: warp w, rows 16w + q + 8 * h, columns 8j + 2t + e in
-// item 4j + 2h + e of lane 4q + t.
+// alike. B: 32 x n, where the descriptor says. D: warp w, rows 16w + q + 8 * h, columns 8j + 2t + e
+// in item 4j + 2h + e of lane 4q + t.
 inline void TensorCores::execute(int index, Product& product) {
   const int rank = index * warpgroup_lanes / machine_.threads();
   const int tokens = 8 * product.token_tiles;
