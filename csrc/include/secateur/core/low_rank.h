@@ -1,6 +1,6 @@
-/* A weight that is two thin factors, with or without a packed 2:4 weight beside them, and few tokens:
- * y = epilogue((x @ down.T) @ up.T [+ x @ sparse.T]). Two kernels, t = x @ down.T and the rest; t
- * stays in fp32. */
+/* A weight that is two thin factors, with or without a packed 2:4 weight beside them, and few
+ * tokens: y = epilogue((x @ down.T) @ up.T [+ x @ sparse.T]). Two kernels, t = x @ down.T and the
+ * rest; t stays in fp32. */
 #ifndef SECATEUR_CORE_LOW_RANK_H
 #define SECATEUR_CORE_LOW_RANK_H
 
@@ -10,17 +10,18 @@
 extern "C" {
 #endif
 
-/* How one of the two kernels divides its work. A thread block owns 16 * row_tiles rows of the factor
- * at a time, and its warps take chunks of 128 columns in turns. */
+/* How one of the two kernels divides its work. A thread block owns 16 * row_tiles rows of the
+ * factor at a time, and its warps take chunks of 128 columns in turns. */
 struct SecateurLowRankDivision {
   int32_t warps;     /* 1 to 8 */
-  int32_t row_tiles; /* 1 or 2; 2 for more than 16 tokens, and for up with silu_and_mul or gate_up */
+  /* 1 or 2; 2 for more than 16 tokens, and for up with silu_and_mul or gate_up */
+  int32_t row_tiles;
   int32_t stages;    /* chunks in flight, a warp: 1 to 16 */
   int64_t blocks;    /* down: into how many ranges K is split, 1 to 64; up: thread blocks */
 };
 
-/* 1 to 64 tokens. In `linear`, gate_up is the row order of `sparse`; silu_and_mul needs it where there
- * is a sparse weight, and even rows [gate; up] elsewhere. */
+/* 1 to 64 tokens. In `linear`, gate_up is the row order of `sparse`; silu_and_mul needs it where
+ * there is a sparse weight, and even rows [gate; up] elsewhere. */
 struct SecateurLowRank {
   struct SecateurLinear linear;
   const void* down;   /* [groups * rank, columns], contiguous */

@@ -1,5 +1,5 @@
-// What both kernels do: a thread block takes row blocks one after the other, its warps take chunks of
-// columns in turns, each through a ring of its own, and one warp adds their sums in order.
+// What both kernels do: a thread block takes row blocks one after the other, its warps take chunks
+// of columns in turns, each through a ring of its own, and one warp adds their sums in order.
 #pragma once
 
 #include "secateur/low_rank/multiply.h"
@@ -74,8 +74,8 @@ SECATEUR_DEVICE bool combine(Sums<Shape>& sums, uint32_t place, int warps, int w
   return true;
 }
 
-// A task says what a stage is: `fetch_weights` (before the kernel in front has ended), `fetch_operand`
-// (after), `announce`, `begin`, `multiply`, `finish`.
+// A task says what a stage is: `fetch_weights` (before the kernel in front has ended),
+// `fetch_operand` (after), `announce`, `begin`, `multiply`, `finish`.
 template <typename Shape, typename Task>
 SECATEUR_DEVICE void run_block(Task& task, const Division& d, const Places& places, uint32_t shared,
                                const Cursor& first, int warp, int lane) {

@@ -15,8 +15,8 @@ constexpr int row_pieces = row_bytes / piece_bytes;
 constexpr int rows_at_once = warp_lanes / row_pieces;
 static_assert(rows_at_once == 2, "half a warp a row");
 
-// Piece p of a row lies at p ^ (row % 8), so that ldmatrix, which reads one piece of eight neighbouring
-// rows at a time, touches every bank once.
+// Piece p of a row lies at p ^ (row % 8), so that ldmatrix, which reads one piece of eight
+// neighbouring rows at a time, touches every bank once.
 SECATEUR_INLINE constexpr int piece_offset(int row, int piece) {
   return row * row_bytes + ((piece ^ (row % 8)) * piece_bytes);
 }

@@ -9,9 +9,10 @@ namespace secateur::low_rank {
 
 constexpr int pieces = 3;
 
-// t of a chunk of 128 columns: a row of 512 bytes a token. Of every 32 columns, lane 4 * q + t of the
-// instruction takes two neighbours of each eight, 8 * p + 2 * t: they lie together, those of p = 0 and 1
-// in the first half of 128 bytes, the others in the second, odd tokens with the halves exchanged.
+// t of a chunk of 128 columns: a row of 512 bytes a token. Of every 32 columns, lane 4 * q + t of
+// the instruction takes two neighbours of each eight, 8 * p + 2 * t: they lie together, those of p
+// = 0 and 1 in the first half of 128 bytes, the others in the second, odd tokens with the halves
+// exchanged.
 SECATEUR_INLINE constexpr int hidden_offset(int token, int column) {
   const int pair = column / 8 % 4, lane = column / 2 % 4;
   return token * hidden_row_bytes + column / 32 * 128 +
@@ -26,8 +27,8 @@ constexpr int hidden_block_bytes = 128;
 
 SECATEUR_DEVICE bool finite(float v) { return v - v == 0.0f; }
 
-// Adds the partial sums of `Tokens` tokens from `token` on in the order of splits, `Splits` loads of
-// each under way together. Whether they are all finite.
+// Adds the partial sums of `Tokens` tokens from `token` on in the order of splits, `Splits` loads
+// of each under way together. Whether they are all finite.
 template <int Tokens, int Splits>
 SECATEUR_DEVICE bool add_partials(uint32_t target, const Up& up, int group, int chunk, int token,
                                   int lane) {

@@ -35,10 +35,12 @@ SECATEUR_INLINE constexpr int blocks_of(int chunk, int columns) {
   return left < blocks_per_chunk ? left : blocks_per_chunk;
 }
 
-// What a lane passes to ldmatrix.x4 to get the operand A of the first 16 columns of a tile: lanes 0 to 15
-// name the 16 rows of piece 0, lanes 16 to 31 those of piece 1. Rows lie at multiples of 256 bytes, so
-// that other columns differ in bits of the address.
-SECATEUR_INLINE constexpr int weights_offset(int lane) { return piece_offset(lane % 16, lane / 16); }
+// What a lane passes to ldmatrix.x4 to get the operand A of the first 16 columns of a tile: lanes 0
+// to 15 name the 16 rows of piece 0, lanes 16 to 31 those of piece 1. Rows lie at multiples of 256
+// bytes, so that other columns differ in bits of the address.
+SECATEUR_INLINE constexpr int weights_offset(int lane) {
+  return piece_offset(lane % 16, lane / 16);
+}
 SECATEUR_INLINE constexpr uint32_t at_columns(uint32_t address, int columns) {
   return address ^ static_cast<uint32_t>(2 * columns);
 }
@@ -54,7 +56,8 @@ SECATEUR_DEVICE Weights load_weights(uint32_t tile, int block) {
            device::load_matrices(at_columns(tile, column + 16))}};
 }
 
-// The token that stands for column `column` of token tile n: tokens that do not exist read another's.
+// The token that stands for column `column` of token tile n: tokens that do not exist read
+// another's.
 SECATEUR_INLINE constexpr int token_of(int column, int n, int tokens) {
   const int token = n * accumulator::tile_tokens + column;
   return token < tokens ? token : tokens - 1;

@@ -1,6 +1,6 @@
-// y = epilogue((x @ down.T) @ up.T [+ x @ sparse.T]) for few tokens, in two kernels: the first leaves
-// partial sums of t = x @ down.T, the second adds them and multiplies by up. In both a thread block
-// owns 16 or 32 rows of a factor at a time, and its warps split the columns.
+// y = epilogue((x @ down.T) @ up.T [+ x @ sparse.T]) for few tokens, in two kernels: the first
+// leaves partial sums of t = x @ down.T, the second adds them and multiplies by up. In both a
+// thread block owns 16 or 32 rows of a factor at a time, and its warps split the columns.
 #pragma once
 
 #include "secateur/common.h"

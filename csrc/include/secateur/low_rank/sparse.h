@@ -5,8 +5,8 @@
 
 namespace secateur::low_rank {
 
-// `gate_up`: packed sub-tiles hold eight gate rows and their eight up rows, but the sums 16 gate rows
-// and then 16 up rows: two accumulators of each go to either.
+// `gate_up`: packed sub-tiles hold eight gate rows and their eight up rows, but the sums 16 gate
+// rows and then 16 up rows: two accumulators of each go to either.
 template <typename Value, int Selector, typename Shape>
 SECATEUR_DEVICE void multiply_fragment(Sums<Shape>& sums, const Words4 (&values)[Shape::row_tiles],
                                        const uint32_t (&metadata)[Shape::row_tiles], int n,

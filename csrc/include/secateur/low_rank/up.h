@@ -134,8 +134,8 @@ struct UpTask {
   }
 };
 
-// Thread blocks take contiguous ranges of row blocks, the first of them one more where they cannot all
-// be of equal length.
+// Thread blocks take contiguous ranges of row blocks, the first of them one more where they cannot
+// all be of equal length.
 SECATEUR_INLINE constexpr int first_row_block(const Up& up, int block) {
   const int more = up.row_blocks % up.blocks;
   return block * (up.row_blocks / up.blocks) + (block < more ? block : more);
