@@ -66,8 +66,8 @@ SECATEUR_DEVICE void own(float (&sums)[TokenTiles][4]) {
 
 // Begins sums += a @ b: `values` and `metadata` are the lane's part of a (64 rows x 32 columns,
 // 2:4; as for multiply_sparse, the warp's sixteen rows), b is 32 columns of TokenTiles * 8 tokens
-// in shared memory, where `tokens` (matrix_descriptor.h) says. The sums of a warp are tiles of 16 rows
-// x 8 tokens side by side, each laid out as accumulator.h says.
+// in shared memory, where `tokens` (matrix_descriptor.h) says. The sums of a warp are tiles of 16
+// rows x 8 tokens side by side, each laid out as accumulator.h says.
 template <typename Value, int Selector, int TokenTiles>
 SECATEUR_DEVICE void wgmma_sparse(float (&sums)[TokenTiles][4], const Words4& values,
                                   const uint32_t& metadata, uint64_t tokens);
