@@ -3,10 +3,7 @@
 import torch
 from torch import Tensor
 
-from secateur_kernels.dependent_launch import wants_dependent_launch
-from secateur_kernels.epilogue import output_columns
-from secateur_kernels.errors import SecateurError
-from secateur_kernels.library import require_library
+from secateur_kernels.sparse24_linear.cuda_call import call_kernel, check_call
 from secateur_kernels.sparse24_linear.cuda_skinny_choice import candidate_configs, default_config
 from secateur_kernels.sparse24_linear.cuda_skinny_config import (
     MAX_TOKENS,
@@ -14,7 +11,6 @@ from secateur_kernels.sparse24_linear.cuda_skinny_config import (
     needs,
     supports,
 )
-from secateur_kernels.sparse24_linear.tickets import Counters, take_counters
 
 __all__ = ["SkinnyConfig", "candidate_configs", "default_config", "launch", "supports"]
 
@@ -54,38 +50,17 @@ def launch(
     Raises:
         SecateurError: the library cannot run on the device, or M is out of range.
     """
-    require_library(x.device)
-    tokens = len(x)
-    if not 1 <= tokens <= MAX_TOKENS:
-        raise SecateurError(
-            f"expected 1 to {MAX_TOKENS} tokens for the compiled kernel, got {tokens}"
-        )
-    y = torch.empty(tokens, output_columns(rows, activation), dtype=x.dtype, device=x.device)
-    needed = needs(config, tokens, rows, columns)
-    workspace, counters = None, Counters(0, 0)
-    if needed.counters:
-        workspace = torch.empty(needed.workspace_floats, dtype=torch.float32, device=x.device)
-        counters = take_counters(x.device, needed.counters)
-    torch.ops.secateur_cuda.sparse24_skinny(
-        _with_contiguous_rows(x),
+    check_call(x, MAX_TOKENS)
+    needed = needs(config, len(x), rows, columns)
+    return call_kernel(
+        torch.ops.secateur_cuda.sparse24_skinny,
+        x if x.stride(1) == 1 else x.contiguous(),
         data,
-        None if bias is None else bias.contiguous(),
-        None if residual is None else _with_contiguous_rows(residual),
-        y,
-        workspace,
-        counters.address,
-        counters.count,
+        rows,
         gate_up,
-        activation == "silu_and_mul",
-        wants_dependent_launch(x.device),
-        config.warps,
-        config.row_tiles,
-        config.stages,
-        config.blocks,
-        config.cluster,
+        bias,
+        residual,
+        activation,
+        (needed.workspace_floats, needed.counters),
+        (config.warps, config.row_tiles, config.stages, config.blocks, config.cluster),
     )
-    return y
-
-
-def _with_contiguous_rows(matrix: Tensor) -> Tensor:
-    return matrix if matrix.stride(1) == 1 else matrix.contiguous()

@@ -21,7 +21,7 @@ from gpu.layers import SPARSE, Layer, Size, random_layer
 from torch import Tensor
 
 from secateur_kernels.dispatch.problem import device_facts
-from secateur_kernels.sparse24_linear import cuda_skinny
+from secateur_kernels.sparse24_linear import cuda_call
 from secateur_kernels.sparse24_linear.cuda_skinny_config import SkinnyConfig
 from secateur_kernels.sparse24_linear.tickets import COUNTERS, Counters
 
@@ -134,7 +134,7 @@ def test_counters_that_are_filled_in_the_graph(
         filled = torch.zeros(max(count, COUNTERS), dtype=torch.int32, device=device)
         return Counters(filled.data_ptr(), len(filled), filled)
 
-    monkeypatch.setattr(cuda_skinny, "take_counters", own)
+    monkeypatch.setattr(cuda_call, "take_counters", own)
     layers = [random_layer(Size(SPARSE, 1024, 1024), BF16, device, seed=i) for i in range(3)]
     config = SkinnyConfig(warps=4, row_tiles=2, stages=4, blocks=60)
     run = chain([forced_call(layer, config) for layer in layers], 1024)

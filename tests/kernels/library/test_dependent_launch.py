@@ -14,7 +14,7 @@ import torch
 
 from secateur_kernels.dependent_launch import dependent_launch, wants_dependent_launch
 from secateur_kernels.layouts import Fragment24
-from secateur_kernels.sparse24_linear import cuda_skinny
+from secateur_kernels.sparse24_linear import cuda_call, cuda_skinny
 from secateur_kernels.sparse24_linear.cuda_skinny_config import SkinnyConfig
 
 CPU = torch.device("cpu")
@@ -63,7 +63,7 @@ def test_other_threads_are_not_forced(capturing: list[bool]) -> None:
 
 def test_the_launch_passes_it_on(capturing: list[bool], monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[tuple[Any, ...]] = []
-    monkeypatch.setattr(cuda_skinny, "require_library", lambda device: None)
+    monkeypatch.setattr(cuda_call, "require_library", lambda device: None)
     op = lambda *arguments: calls.append(arguments)  # noqa: E731
     monkeypatch.setattr(torch.ops.secateur_cuda, "sparse24_skinny", op, raising=False)
     weight = Fragment24.from_dense(torch.zeros(64, 256, dtype=torch.bfloat16))

@@ -5,7 +5,8 @@ import torch
 from torch import Tensor
 
 from secateur_kernels.errors import SecateurError
-from secateur_kernels.sparse24_linear.cuda_wide import default_config, launch, with_aligned_rows
+from secateur_kernels.linear_arguments import with_aligned_rows
+from secateur_kernels.sparse24_linear.cuda_wide import default_config, launch
 
 
 def matrix(rows: int, columns: int) -> Tensor:

@@ -1,0 +1,80 @@
+"""What every compiled 2:4 kernel is called with besides how its work is divided."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from secateur_kernels.dependent_launch import wants_dependent_launch
+from secateur_kernels.epilogue import output_columns
+from secateur_kernels.errors import SecateurError
+from secateur_kernels.library import require_library
+from secateur_kernels.linear_arguments import contiguous
+from secateur_kernels.sparse24_linear.tickets import Counters, take_counters
+
+
+def check_call(x: Tensor, most_tokens: int) -> None:
+    """Raise SecateurError unless the library runs on x's device and the kernel takes its tokens."""
+    require_library(x.device)
+    if not 1 <= len(x) <= most_tokens:
+        raise SecateurError(
+            f"expected 1 to {most_tokens} tokens for the compiled kernel, got {len(x)}"
+        )
+
+
+def call_kernel(
+    op: Callable[..., Any],
+    x: Tensor,
+    data: Tensor,
+    rows: int,
+    gate_up: bool,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    activation: str,
+    needed: tuple[int, int],
+    tiling: tuple[int, ...],
+    dependent: bool | None = None,
+) -> Tensor:
+    """y [M, output columns] by an op of the library.
+
+    Args:
+        op: of `torch.ops.secateur_cuda`.
+        x: [M, K] as the kernel reads it, M at least 1.
+        data: as `Fragment24.data`.
+        rows: N.
+        gate_up: whether the row order is gate_up rather than natural.
+        bias: [N] or None.
+        residual: [M, output columns] or None; copied unless its rows are contiguous.
+        activation: `none`, or `silu_and_mul`.
+        needed: floats of workspace, and counters.
+        tiling: how the work is divided, in the op's order.
+        dependent: whether weights may be read before the kernel in front has ended; None leaves
+            that to `dependent_launch`.
+    """
+    y = torch.empty(len(x), output_columns(rows, activation), dtype=x.dtype, device=x.device)
+    floats, count = needed
+    workspace, counters = None, Counters(0, 0)
+    if count:
+        workspace = torch.empty(floats, dtype=torch.float32, device=x.device)
+        counters = take_counters(x.device, count)
+    op(
+        x,
+        data,
+        contiguous(bias),
+        with_contiguous_rows(residual),
+        y,
+        workspace,
+        counters.address,
+        counters.count,
+        gate_up,
+        activation == "silu_and_mul",
+        wants_dependent_launch(x.device) if dependent is None else dependent,
+        *tiling,
+    )
+    return y
+
+
+def with_contiguous_rows(matrix: Tensor | None) -> Tensor | None:
+    """The matrix, copied unless its last dimension is contiguous."""
+    return matrix if matrix is None or matrix.stride(1) == 1 else matrix.contiguous()
