@@ -32,8 +32,9 @@ SECATEUR_DEVICE bool add_shares(WarpSums<RowTiles, TokenTiles>& sums, int mine, 
       device::store_partial(target + warp_slot_offset(r, n, 0, TokenTiles), sums[r][n]);
     }
   }
-  device::fence_device();
+  // In this order: the fence of the lane that takes the ticket covers what the other lanes wrote.
   device::sync_warp();
+  device::fence_device();
   uint32_t before = 0;
   if (lane == 0) before = device::take_ticket(counter);
   before = device::shuffle(before, 0);
