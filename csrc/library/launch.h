@@ -52,8 +52,10 @@ cudaError_t prepare(Kernel* kernel, int device, KernelFacts* facts) {
   }
   // Clusters of more than eight thread blocks.
   if (error == cudaSuccess && facts->for_hopper) {
-    cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
-    cudaGetLastError();  // devices without clusters refuse, and need it not
+    const cudaError_t refused =
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
+    // Devices without clusters refuse, and need it not. An error of the caller's own stays.
+    if (refused != cudaSuccess) cudaGetLastError();
   }
   return error;
 }
