@@ -366,7 +366,11 @@ def test_compress_removes_attention_and_inspect_says_so(cli: Cli, tmp_path: Path
         (["--method", "laser", "--cut", "q:0:0.5", "--rank", "3"], "leave out `budget` and `rank`"),
         (["--ignore", "x"], "need --method"),
         (["--method", "magic", "--pattern", "2:4"], "expected one of magnitude, wanda, sparsegpt"),
-        (["--method", "magnitude"], "needs `sparsity`"),
+        (
+            ["--method", "svd-whitend", "--rank", "4"],
+            "best-2:4 (zeros) or laser, svd, svd-whitened",
+        ),
+        (["--method", "magnitude"], "needs --pattern, such as 2:4, or --sparsity"),
         (["--method", "magnitude", "--pattern", "2:5"], "K = 32"),
         (["--method", "wanda", "--pattern", "2:4"], "this recipe needs calibration"),
         (["--drop-blocks", "1"], "this recipe needs calibration"),

@@ -106,16 +106,28 @@ def recipe_of(path: Path | None, drop: DropOptions, options: StageOptions) -> Re
 
 
 def _stage(options: StageOptions) -> dict[str, Any]:
+    if options.method not in (*get_args(Method), *get_args(FactorMethod)):
+        # Before the checks of what goes with it: those would take a misspelt factor for a pruner.
+        raise SecateurError(
+            f"--method: expected one of {PRUNERS} (zeros) or {FACTORERS} (factors), "
+            f"got {options.method!r}"
+        )
     if options.method not in get_args(FactorMethod):
         if options.of_factoring:
             raise SecateurError(
                 f"--budget, --rank, --joint and --strict are for {FACTORERS}, "
                 f"not for {options.method}"
             )
+        pattern = options.pattern or _pattern_of(options)
+        if pattern == UNSTRUCTURED and options.sparsity is None:
+            raise SecateurError(
+                f"--method {options.method} needs --pattern, such as 2:4, or --sparsity, the "
+                "fraction of zeros, such as 0.5"
+            )
         return {
             "stage": "prune",
             "method": options.method,
-            "pattern": options.pattern or _pattern_of(options),
+            "pattern": pattern,
             "sparsity": options.sparsity,
             "ignore": options.ignore,
             "reconstruct": {"preset": "published"} if options.published else None,
