@@ -334,9 +334,10 @@ def _tuning_table(stage: PruneRecord) -> Table:
 def _factor_table(number: int, stage: FactorRecord) -> Table:
     title = f"Stage {number}: {stage.method}, {stage.kept_fraction:.1%} of the values kept"
     table = Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("Layer")
-    for column in ("Count", "Ranks", "Kept", "Error, mean", "Error, worst"):
+    table.add_column("Layer", no_wrap=True)
+    for column in ("Count", "Ranks", "Kept", "Error, mean"):
         table.add_column(column, justify="right")
+    table.add_column("Error, worst", justify="right", no_wrap=True)  # ranks wrap at 80 columns
     for kind, layers in layers_by_kind(stage.layers).items():
         kept = sum(layer.num_parameters for layer in layers)
         whole = sum(layer.shape[0] * layer.shape[1] for layer in layers)

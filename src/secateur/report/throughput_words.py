@@ -143,7 +143,8 @@ def _device(record: ThroughputRecord) -> str:
     if machine.get("device", "cpu") != "cpu":
         return printable(machine["device"])
     threads = machine.get("threads", "?")
-    return f"{printable(machine.get('processor', 'a CPU'))}, {threads} threads"
+    noun = "thread" if threads == "1" else "threads"
+    return f"{printable(machine.get('processor', 'a CPU'))}, {threads} {noun}"
 
 
 def findings(record: ThroughputRecord) -> list[str]:
