@@ -8,6 +8,24 @@ namespace {
 
 bool is_cluster(int size) { return size == 1 || size == 2 || size == 4; }
 
+// Clusters that split the steps of a tile; the rest of the configuration is sound.
+int check_steps(const SecateurSparse24Wide& a) {
+  if (a.cluster_steps == 1) return SECATEUR_OK;
+  const int64_t tiles = row_groups(a) * token_groups(a);
+  const bool whole = a.waves * (a.blocks / a.cluster_steps) >= tiles;
+  const bool alone = a.cluster_rows == 1 && a.cluster_tokens == 1;
+  const bool enough = ceil_div(a.linear.columns, fragment24::unit_columns) >= a.cluster_steps;
+  int code = SECATEUR_BAD_WIDE_STEPS;
+  if (!whole || !alone || !enough) return code;
+  with_shape(a.warpgroups, a.panels, a.tile_tokens, [&](auto shape) {
+    using S = decltype(shape);
+    if (!S::splits_steps) return;
+    const bool fits = S::sum_bytes <= a.stages * S::stage_bytes;
+    code = fits ? SECATEUR_OK : SECATEUR_SMALL_WIDE_RING;
+  });
+  return code;
+}
+
 int check_configuration(const SecateurSparse24Wide& a) {
   const int error = check_shape(a.linear, 4, max_size);
   if (error == SECATEUR_BAD_TOKENS) return SECATEUR_BAD_TOKEN_COUNT;
@@ -22,12 +40,15 @@ int check_configuration(const SecateurSparse24Wide& a) {
       a.cluster_rows * a.cluster_tokens > max_cluster) {
     return SECATEUR_BAD_WIDE_CLUSTER;
   }
-  const int cluster = a.cluster_rows * a.cluster_tokens;
+  if (!is_cluster(a.cluster_steps) && a.cluster_steps != max_cluster) {
+    return SECATEUR_BAD_WIDE_STEPS;
+  }
+  const int cluster = a.cluster_rows * a.cluster_tokens * a.cluster_steps;
   const bool fits = a.blocks % cluster == 0 &&
                     TileSchedule::fits(row_groups(a), token_groups(a),
                                        ceil_div(a.linear.columns, fragment24::unit_columns),
                                        a.blocks / cluster, a.waves, a.group);
-  return fits ? SECATEUR_OK : SECATEUR_BAD_WIDE_SCHEDULE;
+  return fits ? check_steps(a) : SECATEUR_BAD_WIDE_SCHEDULE;
 }
 
 int check_pointers(const SecateurSparse24Wide& a) {

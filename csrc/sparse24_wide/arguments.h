@@ -38,7 +38,7 @@ inline Problem problem_of(const SecateurSparse24Wide& a) {
   p.counters = static_cast<uint32_t*>(a.counters);
   p.output = output_of(a.linear);
   p.stages = a.stages;
-  p.cluster = {a.cluster_rows, a.cluster_tokens};
+  p.cluster = {a.cluster_rows, a.cluster_tokens, a.cluster_steps};
   p.schedule = {static_cast<int>(row_groups(a)),
                 static_cast<int>(token_groups(a)),
                 fragment24::steps(static_cast<int>(a.linear.columns)),

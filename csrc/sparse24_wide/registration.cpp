@@ -10,7 +10,8 @@ void sparse24_wide(const Tensor& x, const Tensor& data, const std::optional<Tens
                    std::optional<Tensor> workspace, int64_t counters, int64_t counter_count,
                    bool gate_up, bool silu_and_mul, bool dependent, int64_t warpgroups,
                    int64_t panels, int64_t tile_tokens, int64_t stages, int64_t cluster_rows,
-                   int64_t cluster_tokens, int64_t blocks, int64_t waves, int64_t group) {
+                   int64_t cluster_tokens, int64_t cluster_steps, int64_t blocks, int64_t waves,
+                   int64_t group) {
   SecateurSparse24Wide a{};
   a.linear = linear_of(x, bias, residual, y, gate_up, silu_and_mul, dependent);
   check_weight(data, a.linear.rows, a.linear.columns);
@@ -29,6 +30,7 @@ void sparse24_wide(const Tensor& x, const Tensor& data, const std::optional<Tens
   a.stages = static_cast<int32_t>(stages);
   a.cluster_rows = static_cast<int32_t>(cluster_rows);
   a.cluster_tokens = static_cast<int32_t>(cluster_tokens);
+  a.cluster_steps = static_cast<int32_t>(cluster_steps);
   a.blocks = blocks;
   a.waves = waves;
   a.group = group;
@@ -42,7 +44,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(secateur_cuda, library) {
       "sparse24_wide(Tensor x, Tensor data, Tensor? bias, Tensor? residual, Tensor(a!) y, "
       "Tensor(b!)? workspace, int counters, int counter_count, bool gate_up, bool silu_and_mul, "
       "bool dependent, int warpgroups, int panels, int tile_tokens, int stages, int cluster_rows, "
-      "int cluster_tokens, int blocks, int waves, int group) -> ()");
+      "int cluster_tokens, int cluster_steps, int blocks, int waves, int group) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(secateur_cuda, CUDA, library) {

@@ -134,6 +134,14 @@ SECATEUR_DEVICE void copy_bulk(uint32_t target, const void* source, uint32_t byt
 #endif
 }
 
+// Stands between ordinary writes to shared memory (the thread's own, or those of others that a
+// barrier has shown it) and bulk copies to the same place.
+SECATEUR_DEVICE void fence_before_copies() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+#endif
+}
+
 // Sixteen bytes of which the first `valid` come from `source` and the others are zero.
 SECATEUR_DEVICE void copy16(uint32_t target, const void* source, int valid) {
   asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(target), "l"(source),

@@ -85,6 +85,7 @@ def launch(
         config.stages,
         config.cluster_rows,
         config.cluster_tokens,
+        config.cluster_steps,
         config.blocks,
         config.waves,
         config.group,

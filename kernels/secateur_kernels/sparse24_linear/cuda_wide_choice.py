@@ -37,10 +37,16 @@ _MEMORY = 18
 _STEP_CLOCKS = 40
 _TILE_CLOCKS = 1500
 _TICKET_CLOCKS = 3000
+# Two barriers over a cluster.
+_CLUSTER_CLOCKS = 1400
 # Below this many steps a share of a tile is not worth its reduction.
 _LEAST_STEPS = 4
 # Clusters that are worth a try: tiles along rows, tiles along tokens.
 _CLUSTERS = ((1, 1), (2, 1), (1, 2), (4, 1), (2, 2))
+# Thread blocks of a cluster that split the steps of a tile.
+_STEP_CLUSTERS = (2, 4, 8)
+_MOST_STEPS_SPLIT = 4
+"""Candidates with such clusters, beside those that are among the best anyway."""
 # How many multiprocessors clusters of four reach depends on the chip; the default avoids them.
 _LARGEST_DEFAULT_CLUSTER = 2
 
@@ -58,7 +64,7 @@ def default_config(
         capability: of the device: there is one only.
     """
     ranked = _ranked(m, n, k, num_sms)
-    return next(config for config in ranked if config.cluster <= _LARGEST_DEFAULT_CLUSTER)
+    return next(config for config in ranked if _may_be_default(config))
 
 
 def candidate_configs(
@@ -74,17 +80,26 @@ def candidate_configs(
         capability: of the device: there is one only.
 
     Returns:
-        at most `MOST_CANDIDATES`, of every tile that is worth it the best few.
+        at most `MOST_CANDIDATES`: the best clusters that split steps, and of every tile that is
+        worth it the best few.
     """
     first = default_config(m, n, k, num_sms or _SMS)
     tiles = _tiles(m, n)
     left = {tile: MOST_CANDIDATES // len(tiles) for tile in tiles}
-    found = {first: None}
-    for config in _ranked(m, n, k, num_sms or _SMS):
+    ranked = _ranked(m, n, k, num_sms or _SMS)
+    split = [config for config in ranked if config.cluster_steps > 1][:_MOST_STEPS_SPLIT]
+    found = dict.fromkeys([first, *split])
+    for config in ranked:
         left[config.tile] -= 1
         if left[config.tile] >= 0 and len(found) < MOST_CANDIDATES:
             found[config] = None
     return list(found)
+
+
+def _may_be_default(config: WideConfig) -> bool:
+    """Larger clusters only where two share a multiprocessor, so that none waits for a place."""
+    split = config.cluster_steps > 1 and config.tile.resident == 2
+    return split or config.cluster <= _LARGEST_DEFAULT_CLUSTER
 
 
 def _tiles(m: int, n: int) -> list[Tile]:
@@ -125,7 +140,28 @@ def _ranked(m: int, n: int, k: int, num_sms: int) -> list[WideConfig]:
                     group=_group(tile, cluster, m, n, min(clusters, groups)),
                 )
                 found[config] = _clocks(config, m, n, steps, num_sms)
+        for config in _with_steps_split(tile, m, n, steps, num_sms):
+            found[config] = _clocks(config, m, n, steps, num_sms)
     return sorted(found, key=lambda config: found[config])
+
+
+def _with_steps_split(tile: Tile, m: int, n: int, steps: int, num_sms: int) -> Iterator[WideConfig]:
+    """Clusters that split the steps of a tile: where all tiles find a place at the same time."""
+    tiles = groups_of(tile, (1, 1), m, n)
+    if not tile.splits_steps:
+        return
+    for size in _STEP_CLUSTERS:
+        if size * _LEAST_STEPS <= steps and tiles <= _clusters(num_sms, size, tile):
+            yield WideConfig(
+                warpgroups=tile.warpgroups,
+                panels=tile.panels,
+                tokens=tile.tokens,
+                stages=_stages(tile),
+                cluster_steps=size,
+                blocks=tiles * size,
+                waves=1,
+                group=_group(tile, (1, 1), m, n, tiles),
+            )
 
 
 def _stages(tile: Tile) -> int:
@@ -174,6 +210,10 @@ def _clocks(config: WideConfig, m: int, n: int, steps: int, num_sms: int) -> flo
     share = -(-config.blocks // num_sms)
     step = _step_clocks(config, m) * share
     end = _TILE_CLOCKS + 8 * tile.floats / _SHARED
+    if config.cluster_steps > 1:
+        # Every thread block reads as much as it has itself, most of it from others.
+        end += _CLUSTER_CLOCKS + 4 * tile.floats * share / _L2
+        steps = -(-steps // config.cluster_steps)
     whole = min(config.waves * clusters, groups)
     clocks = -(-whole // clusters) * (steps * step + end)
     left = groups - whole

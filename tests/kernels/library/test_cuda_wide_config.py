@@ -19,6 +19,7 @@ from secateur_kernels.sparse24_linear.cuda_wide_choice import (
 from secateur_kernels.sparse24_linear.cuda_wide_config import (
     SHARED_BYTES,
     TILES,
+    Needs,
     WideConfig,
     groups_of,
     needs,
@@ -96,6 +97,19 @@ def test_needs_are_those_of_the_library(data: st.DataObject, emulator: Any) -> N
     check(config, m, n, k, emulator)
 
 
+@pytest.mark.parametrize("m", [33, 64])
+def test_clusters_split_the_steps_of_few_tiles(m: int) -> None:
+    config = default_config(m, 4096, 4096, 132)
+    assert config.cluster_steps > 1
+    assert needs(config, m, 4096, 4096) == Needs(0, 0)
+    for tokens in (m, 128, 256):
+        timed = {c.cluster_steps for c in candidate_configs(tokens, 4096, 4096, 132)}
+        assert 1 in timed
+        assert len(timed) > 1
+    # There are tiles for all multiprocessors.
+    assert default_config(4096, 4096, 4096, 132).cluster_steps == 1
+
+
 def test_what_is_supported() -> None:
     assert supports(1, 64, 64, (9, 0))
     assert supports(65536, 152064, 8192, (9, 0))
@@ -122,6 +136,17 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"cluster_rows": 3}, "expected clusters of 1, 2 or 4"),
     ({"cluster_rows": 4, "cluster_tokens": 4}, "to 8 in all"),
     ({"cluster_rows": 2, "blocks": 3}, "expected whole clusters"),
+    ({"cluster_steps": 3}, "expected the steps of 64 columns of a tile split among"),
+    ({"cluster_steps": 16}, "expected the steps of 64 columns of a tile split among"),
+    # A tile that is not whole; a step for two; shared loads beside; a tile that is too large.
+    ({"cluster_steps": 2}, "whole tiles only"),
+    ({"cluster_steps": 4, "blocks": 4, "waves": 1}, "a step for each"),
+    ({"cluster_steps": 2, "cluster_rows": 2, "blocks": 4, "waves": 1}, "clusters of nothing else"),
+    ({"cluster_steps": 2, "panels": 2, "tile_tokens": 128, "waves": 1}, "256 x 64 at most"),
+    (
+        {"cluster_steps": 2, "tile_tokens": 128, "stages": 2, "waves": 1},
+        "expected as many stages as hold the sums",
+    ),
     ({"blocks": 0}, "expected whole clusters"),
     ({"blocks": 10**6}, "expected whole clusters"),
     ({"waves": 9}, "expected whole clusters"),

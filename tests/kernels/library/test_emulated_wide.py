@@ -53,6 +53,17 @@ CASES = {
     "shared in waves, then split": Case(
         70, 520, 192, Tiling(cluster_rows=2, blocks=4, waves=1, stages=2)
     ),
+    "steps split by two": Case(32, 128, 512, Tiling(cluster_steps=2, blocks=2, waves=1)),
+    "steps split by four, unevenly": Case(
+        24, 128, 448, Tiling(cluster_steps=4, blocks=4, waves=1), bias=True, residual=True
+    ),
+    "steps split by eight": Case(40, 100, 576, Tiling(cluster_steps=8, blocks=16, waves=1)),
+    "steps split, tiles in turn": Case(
+        70, 300, 320, Tiling(cluster_steps=2, blocks=4, waves=5, stages=2)
+    ),
+    "steps split, a warpgroup without a panel": Case(
+        20, 64, 256, Tiling(panels=2, cluster_steps=2, blocks=2, waves=1), residual=True
+    ),
     "rows beyond N": Case(30, 50, 64),
     "odd N": Case(33, 37, 128, residual=True, bias=True),
     "N of four": Case(33, 68, 128, residual=True, bias=True),
@@ -154,6 +165,59 @@ def test_nan_at_a_dropped_column_does_not_reach_the_row(emulator: Any) -> None:
     emulate(arguments_of(x, packed, y, Tiling()), 0, emulator)
     assert y[0, 7].isnan()
     assert (y[0, torch.arange(64) != 7] == 48.0).all()
+
+
+@settings(
+    deadline=None, max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(data=st.data())
+def test_any_shape_with_its_steps_split(data: st.DataObject, emulator: Any) -> None:
+    warpgroups, panels, tile_tokens = data.draw(st.sampled_from(TILES[:5]), "tile")
+    size = data.draw(st.sampled_from([2, 2, 4]), "cluster")
+    tiling = Tiling(warpgroups, panels, tile_tokens, cluster_steps=size)
+    gate_up = data.draw(st.booleans(), "gate_up")
+    rows = data.draw(st.integers(1, 18).map(lambda n: 16 * n) if gate_up else st.integers(1, 280))
+    tokens = data.draw(st.integers(1, tile_tokens + 20), "tokens")
+    tiles = tiling.groups(tokens, rows)
+    count = data.draw(st.integers(1, tiles), "clusters")
+    tiling = dataclasses.replace(
+        tiling,
+        blocks=count * size,
+        waves=-(-tiles // count),
+        stages=data.draw(st.integers(3, 4), "stages"),
+    )
+    case = Case(
+        tokens,
+        rows,
+        4 * data.draw(st.integers(16 * size - 15, 16 * size + 60), "columns / 4"),
+        tiling,
+        dtype=data.draw(st.sampled_from([torch.bfloat16, torch.float16])),
+        gate_up=gate_up,
+        bias=data.draw(st.booleans(), "bias"),
+        residual=data.draw(st.booleans(), "residual"),
+        dependent=data.draw(st.booleans(), "dependent"),
+        seed=data.draw(st.integers(0, 2**20), "seed"),
+    )
+    y, expected = run(case, emulator)
+    assert torch.equal(y, expected)
+
+
+def test_steps_split_by_threads_in_any_order_change_no_bit(emulator: Any) -> None:
+    generator = torch.Generator().manual_seed(0)
+    dense = weight_of(Case(0, 128, 384), generator)
+    dense = dense * torch.rand(dense.shape, generator=generator).to(dense.dtype)
+    packed = Fragment24.from_dense(dense)
+    x = aligned_rows(torch.randn(33, 384, generator=generator).to(dense.dtype), 0)
+    tiling = Tiling(cluster_steps=4, blocks=4, waves=2)
+    assert needs_of(arguments_of(x, packed, x, tiling), emulator).workspace_bytes == 0
+    results = []
+    for seed in range(3):
+        y = torch.empty(33, 128, dtype=dense.dtype)
+        emulate(arguments_of(x, packed, y, tiling), seed, emulator)
+        results.append(y)
+    assert all(torch.equal(results[0], other) for other in results[1:])
+    exact = x.double() @ dense.double().T
+    torch.testing.assert_close(results[0].double(), exact, rtol=2**-8, atol=2**-8)
 
 
 @pytest.mark.parametrize("cluster_rows", [1, 2])

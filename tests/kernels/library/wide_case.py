@@ -25,7 +25,7 @@ class Wide(ctypes.Structure):
         *((name, c_void_p) for name in ("weight", "workspace", "counters")),
         *((name, c_int64) for name in ("workspace_bytes", "counter_count")),
         *((name, c_int32) for name in ("warpgroups", "panels", "tile_tokens", "stages")),
-        *((name, c_int32) for name in ("cluster_rows", "cluster_tokens")),
+        *((name, c_int32) for name in ("cluster_rows", "cluster_tokens", "cluster_steps")),
         *((name, c_int64) for name in ("blocks", "waves", "group")),
     )
 
@@ -50,13 +50,14 @@ class Tiling:
     stages: int = 3
     cluster_rows: int = 1
     cluster_tokens: int = 1
+    cluster_steps: int = 1
     blocks: int = 1
     waves: int = 0
     group: int = 4
 
     @property
     def cluster(self) -> int:
-        return self.cluster_rows * self.cluster_tokens
+        return self.cluster_rows * self.cluster_tokens * self.cluster_steps
 
     def groups(self, tokens: int, rows: int) -> int:
         """Groups of tiles of a problem."""

@@ -11,7 +11,9 @@ extern "C" {
 /* Any number of tokens to 2**30; columns divisible by 4; rows of x start at multiples of 16 bytes.
  * A thread block computes tiles of warpgroups * panels * 64 rows x tile_tokens tokens of y, and a
  * cluster a group of cluster_rows x cluster_tokens tiles at a time; secateur/tile_schedule.h says
- * who computes which group. */
+ * who computes which group. Where clusters split K instead, cluster_rows and cluster_tokens are 1,
+ * each cluster computes whole tiles, of 128 rows x 128 or 256 x 64 at most, and their sums (4 bytes
+ * each) fit into the ring of stages. */
 struct SecateurSparse24Wide {
   struct SecateurLinear linear;
   const void* weight; /* [panels, steps, 4608] bytes */
@@ -25,6 +27,7 @@ struct SecateurSparse24Wide {
   int32_t stages;         /* of 64 columns, in flight: 2 to 16 */
   int32_t cluster_rows;   /* tiles of rows that fetch x together: 1, 2, 4 */
   int32_t cluster_tokens; /* tiles of tokens that fetch weights together: 1, 2, 4 */
+  int32_t cluster_steps;  /* thread blocks that split the steps of a tile: 1, 2, 4, 8 */
   int64_t blocks;         /* thread blocks: whole clusters */
   int64_t waves;          /* groups of tiles a cluster that are not split along K */
   int64_t group;          /* groups of tiles, along rows, that are walked side by side */

@@ -26,7 +26,7 @@ SECATEUR_DEVICE void run_block(const Problem& problem, uint32_t shared) {
   device::sync_block();
   if (warp == problem.warps) {
     produce<Shape, Bulk>(problem, ring, lane);
-    if (Bulk && problem.cluster > 1) attend_cluster_sum();
+    if (Bulk && problem.cluster > 1) cluster_sums::attend();
   } else {
     consume<Value, Shape, Bulk>(problem, ring, warp, lane);
   }

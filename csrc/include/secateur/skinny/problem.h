@@ -82,9 +82,6 @@ SECATEUR_INLINE constexpr int slot_offset(int warp, int row_tile, int token_tile
   return (((warp * row_tiles + row_tile) * token_tiles + token_tile) * warp_lanes + lane) * 4;
 }
 
-// The accumulators of a warp for 16 rows and eight tokens, within a slot.
-constexpr int tile_sum_bytes = warp_lanes * 4 * 4;
-
 // The first sub-tile of a warp, counted over the whole weight.
 SECATEUR_INLINE constexpr int first_tile(int row_block, int warps, int warp, int row_tiles) {
   return (row_block * warps + warp) * row_tiles;

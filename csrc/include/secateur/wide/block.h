@@ -26,12 +26,12 @@ template <typename Value, typename Shape>
 SECATEUR_DEVICE void run_block(const Problem& problem, uint32_t shared) {
   constexpr uint32_t mask = matrix_descriptor::swizzle_bytes - 1;
   const int warp = device::shuffle(device::thread() / warp_lanes, 0), lane = device::lane();
-  const bool alone = problem.cluster.size() == 1;
-  const Member member(problem.cluster, device::block(), alone ? 0 : device::cluster_rank());
+  const int rank = problem.cluster.size() == 1 ? 0 : device::cluster_rank();
+  const Member member(problem.cluster, device::block(), rank);
   // By way of a shuffle, so that the compiler keeps it instead of asking for it in every step.
   const Ring<Shape> ring{device::shuffle((shared + mask) & ~mask, 0), problem.stages};
   if (device::thread() == 0) initialise<Shape>(problem, ring);
-  if (alone) {
+  if (problem.cluster.mates() == 1) {
     device::sync_block();
   } else {
     // What initialise() wrote is published by its own fence.
@@ -46,6 +46,7 @@ SECATEUR_DEVICE void run_block(const Problem& problem, uint32_t shared) {
       device::wait_for_predecessor();
       produce_x<Shape>(problem, ring, member, lane);
     }
+    if (warp > Shape::warps + 1) attend_sums(problem, member);
   } else {
     device::take_registers<Registers<Shape>::consumer>();
     device::wait_for_predecessor();

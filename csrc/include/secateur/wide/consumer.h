@@ -4,6 +4,7 @@
 
 #include "secateur/device/cluster.h"
 #include "secateur/device/wgmma.h"
+#include "secateur/wide/cluster_sum.h"
 #include "secateur/wide/problem.h"
 #include "secateur/wide/producer.h"
 #include "secateur/wide/reduce.h"
@@ -44,7 +45,7 @@ struct Consumer {
   uint32_t mate_empty;            // empty(0) of the thread block that the lane tells of releases
   int lane;
   bool tells;
-  bool alone;  // no cluster
+  bool alone;  // shares nothing that is fetched
 
   SECATEUR_DEVICE void wait_full() const {
     device::barrier_wait(ring.full(ring.stage), ring.phase);
@@ -126,7 +127,7 @@ template <typename Value, typename Shape>
 SECATEUR_DEVICE void consume(const Problem& problem, Ring<Shape> ring, const Member& member,
                              int warp, int lane) {
   const Cluster& cluster = member.cluster;
-  Consumer<Shape> self{ring, {}, 0, lane, lane < cluster.mates(), cluster.size() == 1};
+  Consumer<Shape> self{ring, {}, 0, lane, lane < cluster.mates(), cluster.mates() == 1};
   if (!self.alone && self.tells) {
     self.mate_empty = device::map_shared(ring.empty(0), member.mate(lane));
   }
@@ -137,7 +138,8 @@ SECATEUR_DEVICE void consume(const Problem& problem, Ring<Shape> ring, const Mem
   while (walk.next(segment)) {
     const int panel = first_panel<Shape>(problem, member, segment.tile);
     const int here = panels_here<Shape>(problem, panel);
-    const int steps = segment.end - segment.first;
+    const TileSegment own = member.own(segment);
+    const int steps = own.end - own.first;
     if (here == 0) {
       skip(self, steps);
       continue;
@@ -152,6 +154,12 @@ SECATEUR_DEVICE void consume(const Problem& problem, Ring<Shape> ring, const Mem
     const Sharers sharers = sharers_of(problem.schedule, segment);
     Sums<Shape> sums;
     multiply<Value>(sums, self, steps);
+    if constexpr (Shape::splits_steps) {
+      if (problem.cluster.steps > 1) {
+        sum_in_cluster<Value, Shape>(sums, problem, member, ring.base, segment.tile);
+        continue;
+      }
+    }
     if (mine >= here) continue;
     if (sharers.count > 1 && !reduce<Shape>(sums, problem, member, sharers, segment.tile, warp)) {
       continue;

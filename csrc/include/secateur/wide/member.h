@@ -1,17 +1,20 @@
 // A cluster of thread blocks works on a group of tiles: `rows` tiles of rows that share x, times
-// `tokens` tiles of tokens that share weights. This is a thread block's place in it: rows first.
+// `tokens` tiles of tokens that share weights. This is a thread block's place in it: rows first. Or
+// it works on one tile, of whose steps each of `steps` thread blocks takes a part.
 #pragma once
 
 #include "secateur/common.h"
+#include "secateur/tile_schedule.h"
 
 namespace secateur::wide {
 
 struct Cluster {
   int rows;
   int tokens;
+  int steps;  // above 1 rows and tokens are 1
 
-  SECATEUR_INLINE constexpr int size() const { return rows * tokens; }
-  // How many share something with a thread block, itself included.
+  SECATEUR_INLINE constexpr int size() const { return rows * tokens * steps; }
+  // How many share what they fetch with a thread block, itself included.
   SECATEUR_INLINE constexpr int mates() const { return rows + tokens - 1; }
 };
 
@@ -21,13 +24,23 @@ struct Member {
   int rank;   // in it
   int row;
   int token;
+  int step;
 
   SECATEUR_INLINE constexpr Member(const Cluster& cluster, int block, int rank)
       : cluster(cluster),
         index(block / cluster.size()),
         rank(rank),
         row(rank % cluster.rows),
-        token(rank / cluster.rows) {}
+        token(cluster.steps > 1 ? 0 : rank / cluster.rows),
+        step(cluster.steps > 1 ? rank : 0) {}
+
+  // The part of a segment that the thread block takes.
+  SECATEUR_INLINE constexpr TileSegment own(const TileSegment& segment) const {
+    if (cluster.steps == 1) return segment;
+    const int count = segment.end - segment.first;
+    return {segment.tile, segment.first + count * step / cluster.steps,
+            segment.first + count * (step + 1) / cluster.steps};
+  }
 
   // Those that share x, and those that share weights, as bits of their ranks.
   SECATEUR_INLINE constexpr uint16_t row_mates() const {

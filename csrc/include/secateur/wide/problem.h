@@ -48,6 +48,11 @@ struct Shape {
   static constexpr int weight_bytes = block_panels * fragment24::unit_bytes;  // of a stage
   static constexpr int x_bytes = tokens * x_tile::token_bytes;
   static_assert(x_bytes % matrix_descriptor::swizzle_bytes == 0, "x of a stage starts aligned");
+
+  // Clusters can split its steps: larger tiles have thread blocks enough, and no registers left.
+  static constexpr bool splits_steps = panels * tokens <= 128;
+  static constexpr int sum_bytes = 4 * slot_floats;
+  static constexpr int stage_bytes = weight_bytes + x_bytes;
 };
 
 // What a configuration needs of shared memory: the ring starts at a multiple of 1024, and behind it
@@ -55,7 +60,7 @@ struct Shape {
 template <typename Shape>
 SECATEUR_INLINE constexpr int shared_bytes(int stages) {
   return matrix_descriptor::swizzle_bytes - 16 +
-         stages * (Shape::weight_bytes + Shape::x_bytes + 16) + Shape::warps * staging::bytes;
+         stages * (Shape::stage_bytes + 16) + Shape::warps * staging::bytes;
 }
 
 // The ring of stages in shared memory, and where in it a warp stands: x of all stages, then the
@@ -73,7 +78,7 @@ struct Ring {
     return base + stages * Shape::x_bytes + stage * Shape::weight_bytes;
   }
   SECATEUR_INLINE uint32_t barriers() const {
-    return base + stages * (Shape::x_bytes + Shape::weight_bytes);
+    return base + stages * Shape::stage_bytes;
   }
   SECATEUR_INLINE uint32_t full(int i) const { return barriers() + 8 * i; }
   SECATEUR_INLINE uint32_t empty(int i) const { return barriers() + 8 * (stages + i); }

@@ -3,6 +3,7 @@
 // exists.
 #pragma once
 
+#include "secateur/cluster_sums.h"
 #include "secateur/device/cluster.h"
 #include "secateur/wide/problem.h"
 
@@ -29,6 +30,21 @@ SECATEUR_INLINE int first_token(const Problem& problem, const Member& member, in
   return (token_block * member.cluster.tokens + member.token) * Shape::tokens;
 }
 
+// At the end of a tile whose steps a cluster splits: the ring holds sums until all have read them.
+SECATEUR_DEVICE void leave_ring_to_sums(const Member& member) {
+  if (member.cluster.steps == 1) return;
+  cluster_sums::attend();
+  device::fence_before_copies();
+}
+
+// For the copying warpgroup's other warps.
+SECATEUR_DEVICE void attend_sums(const Problem& problem, const Member& member) {
+  if (member.cluster.steps == 1) return;
+  TileWalk walk(problem.schedule, member.index);
+  TileSegment segment;
+  while (walk.next(segment)) cluster_sums::attend();
+}
+
 // One unit of each panel, a lane each. Thread blocks that share weights fetch a part each.
 template <typename Shape>
 SECATEUR_DEVICE void produce_weights(const Problem& problem, Ring<Shape> ring,
@@ -45,10 +61,11 @@ SECATEUR_DEVICE void produce_weights(const Problem& problem, Ring<Shape> ring,
   while (walk.next(segment)) {
     const int panel = first_panel<Shape>(problem, member, segment.tile);
     const int here = panels_here<Shape>(problem, panel);
+    const TileSegment own = member.own(segment);
     const uint8_t* source = problem.weight +
-                            fragment24::unit_offset(panel, segment.first, schedule.steps) +
+                            fragment24::unit_offset(panel, own.first, schedule.steps) +
                             lane * panel_stride + member.token * part;
-    for (int left = segment.end - segment.first; left > 0; --left) {
+    for (int left = own.end - own.first; left > 0; --left) {
       device::barrier_wait(ring.empty(ring.stage), ring.phase ^ 1);
       const uint32_t full = ring.full(ring.stage);
       if (lane == 0) device::barrier_arrive_expect(full, here * unit_bytes);
@@ -64,6 +81,7 @@ SECATEUR_DEVICE void produce_weights(const Problem& problem, Ring<Shape> ring,
       source += unit_bytes;
       ring.advance();
     }
+    leave_ring_to_sums(member);
   }
 }
 
@@ -88,7 +106,8 @@ SECATEUR_DEVICE void produce_x(const Problem& problem, Ring<Shape> ring, const M
   TileSegment segment;
   while (walk.next(segment)) {
     const int token = first_token<Shape>(problem, member, segment.tile) + member.row * part;
-    for (int step = segment.first; step < segment.end; ++step) {
+    const TileSegment own = member.own(segment);
+    for (int step = own.first; step < own.end; ++step) {
       device::barrier_wait(ring.empty(ring.stage), ring.phase ^ 1);
       if (lane == 0) {
         const uint32_t full = ring.full(ring.stage), target = ring.x() + offset;
@@ -103,6 +122,7 @@ SECATEUR_DEVICE void produce_x(const Problem& problem, Ring<Shape> ring, const M
       device::sync_warp();
       ring.advance();
     }
+    leave_ring_to_sums(member);
   }
   wait_for_releases(ring);
 }

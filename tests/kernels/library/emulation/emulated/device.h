@@ -58,6 +58,7 @@ inline void copy_bulk(uint32_t target, const void* source, uint32_t bytes, uint3
   landing.counted = bytes;
   machine().start_copy(landing, true);
 }
+inline void fence_before_copies() { machine().fence_before_copies(); }
 inline void copy16(uint32_t target, const void* source, int valid) {
   if (target % 16 || (valid > 0 && reinterpret_cast<uintptr_t>(source) % 16)) {
     machine().fail("cp.async: expected multiples of 16 bytes");

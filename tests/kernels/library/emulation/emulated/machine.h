@@ -77,7 +77,8 @@ class Machine {
       : random_(seed),
         threads_(threads),
         cluster_(cluster),
-        shared_(cluster, std::vector<uint8_t>(shared_bytes, poison)) {}
+        shared_(cluster, std::vector<uint8_t>(shared_bytes, poison)),
+        plain_(cluster, std::vector<bool>(shared_bytes)) {}
 
   static Machine*& current() {
     static Machine* machine = nullptr;
@@ -140,6 +141,8 @@ class Machine {
   // after it was published, by an arrival that releases: all of it, or that in its own block.
   void wrote(uint32_t address, int bytes) {
     spare_barriers(in_window(address), bytes);
+    const uint32_t place = in_window(address) - window(0);
+    std::fill_n(plain_[place >> 24].begin() + (place & ((1 << 24) - 1)), bytes, true);
     if (cluster_ == 1) return;
     const Written now{in_window(address), bytes};
     // What was there before is gone, whoever wrote it.
@@ -149,6 +152,16 @@ class Machine {
                    writes.end());
     }
     unpublished_[running_].push_back(now);
+  }
+  // Bulk copies overtake ordinary writes to the same place unless a fence stands between. Whoever
+  // puts it there has to know of the writes; that is not looked at.
+  void fence_before_copies() { std::fill(plain_[rank()].begin(), plain_[rank()].end(), false); }
+  void require_fenced(uint32_t mapped, int bytes) {
+    const uint32_t place = mapped - window(0);
+    const auto first = plain_[place >> 24].begin() + (place & ((1 << 24) - 1));
+    if (std::find(first, first + bytes, true) != first + bytes) {
+      fail("shared memory: a bulk copy over ordinary writes, without a fence between");
+    }
   }
   void publish(bool everything) {
     std::vector<Written>& mine = unpublished_[running_];
@@ -217,6 +230,7 @@ class Machine {
     landing.target = in_window(landing.target);
     if (landing.barrier != 0) landing.barrier = in_window(landing.barrier);
     spare_barriers(landing.target, landing.bytes);
+    if (bulk) require_fenced(landing.target, landing.bytes);
     std::memset(shared(landing.target, 1), poison, landing.bytes);
     (bulk ? bulk_ : queues_[running_]).push_back(landing);
   }
@@ -397,6 +411,7 @@ class Machine {
   int threads_;
   int cluster_;
   std::vector<std::vector<uint8_t>> shared_;  // a thread block each
+  std::vector<std::vector<bool>> plain_;      // bytes written by threads since the last fence
   std::vector<Region> regions_;
   std::vector<Fiber> fibers_;
   std::vector<Collective> collectives_;
@@ -430,6 +445,7 @@ inline void Machine::run(int block, const std::function<void()>& body) {
   body_ = &body;
   barriers_.clear();
   for (auto& memory : shared_) std::fill(memory.begin(), memory.end(), poison);
+  for (auto& bytes : plain_) std::fill(bytes.begin(), bytes.end(), false);
   const int threads = cluster_ * threads_;
   fibers_ = std::vector<Fiber>(threads);
   collectives_ = std::vector<Collective>(threads / lanes);

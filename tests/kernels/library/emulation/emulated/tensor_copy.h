@@ -56,6 +56,7 @@ inline void start_box_rows(uint32_t target, const TensorMap& map, int64_t column
       const uint8_t* source = map.base + (row + r) * map.row_bytes + 2 * (column + 8 * c);
       const uint32_t place = m.in_window(swizzled128(target + 128 * r + 16 * c));
       if (valid > 0) m.check_global(source, valid, false);
+      m.require_fenced(place, 16);
       std::memset(m.shared(place, 16), emulation::poison, 16);
       chunks.push_back({place, source, valid});
     }
