@@ -1,5 +1,5 @@
-// How kernels are launched: shared memory up to the device's limit, clusters, programmatic dependent
-// launch.
+// How kernels are launched: shared memory up to the device's limit, clusters, programmatic
+// dependent launch.
 #pragma once
 
 #include <cuda_runtime.h>

@@ -29,8 +29,8 @@ inline decltype(&cuTensorMapEncodeTiled) encode_function() {
   return found;
 }
 
-// Boxes of 64 columns and `box_tokens` tokens of x, in shared memory as x_tile.h has them; what lies
-// beyond x is zero.
+// Boxes of 64 columns and `box_tokens` tokens of x, in shared memory as x_tile.h has them; what
+// lies beyond x is zero.
 inline int map_x(const SecateurLinear& a, int box_tokens, device::TensorMap* map) {
   const auto encode = encode_function();
   if (encode == nullptr) return SECATEUR_NO_TENSOR_MAP;

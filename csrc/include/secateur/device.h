@@ -154,8 +154,8 @@ SECATEUR_DEVICE void wait_for_copies() { asm volatile("cp.async.wait_all;" ::: "
 
 // ---- shared memory --------------------------------------------------------------------------
 
-// The address of shared memory, in a register of its own: the compiler, left alone, makes it anew in
-// every loop, from a special register that is slow to read.
+// The address of shared memory, in a register of its own: the compiler, left alone, makes it anew
+// in every loop, from a special register that is slow to read.
 SECATEUR_DEVICE uint32_t shared_address(const void* memory) {
   uint32_t v;
   asm volatile(

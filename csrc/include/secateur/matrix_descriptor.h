@@ -1,5 +1,5 @@
-// How a warpgroup's product is told where its tokens lie in shared memory: a tile as x_tile.h has it,
-// 128 bytes a token in the order of the 128-byte swizzle, the first token at a multiple of 1024.
+// How a warpgroup's product is told where its tokens lie in shared memory: a tile as x_tile.h has
+// it, 128 bytes a token in the order of the 128-byte swizzle, the first token at a multiple of 1024.
 #pragma once
 
 #include "secateur/common.h"

@@ -74,9 +74,9 @@ SECATEUR_DEVICE void write_pairs(const uint32_t (&pairs)[TokenTiles], const Plac
   }
 }
 
-// Eight columns of y from `column` on, but for those from `end` on, for the tokens from `first_token`
-// on: `value(n, i)` is the sum of token tile n and the lane's token i of two. A lane brings two tokens
-// of one column, and gets two columns of one token by transposition.
+// Eight columns of y from `column` on, but for those from `end` on, for the tokens from
+// `first_token` on: `value(n, i)` is the sum of token tile n and the lane's token i of two. A lane
+// brings two tokens of one column, and gets two columns of one token by transposition.
 template <typename Value, int TokenTiles, typename Sum>
 SECATEUR_DEVICE void write_eight_columns(const Output& output, int64_t column, int first_token,
                                          const Sum& value, int end) {

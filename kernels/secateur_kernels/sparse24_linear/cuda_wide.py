@@ -3,11 +3,8 @@
 import torch
 from torch import Tensor
 
-from secateur_kernels.dependent_launch import wants_dependent_launch
-from secateur_kernels.epilogue import output_columns
-from secateur_kernels.errors import SecateurError
-from secateur_kernels.library import require_library
-from secateur_kernels.linear_arguments import contiguous, with_aligned_rows
+from secateur_kernels.linear_arguments import with_aligned_rows
+from secateur_kernels.sparse24_linear.cuda_call import call_kernel, check_call
 from secateur_kernels.sparse24_linear.cuda_wide_choice import candidate_configs, default_config
 from secateur_kernels.sparse24_linear.cuda_wide_config import (
     MAX_SIZE,
@@ -15,7 +12,6 @@ from secateur_kernels.sparse24_linear.cuda_wide_config import (
     needs,
     supports,
 )
-from secateur_kernels.sparse24_linear.tickets import Counters, take_counters
 
 __all__ = ["WideConfig", "candidate_configs", "default_config", "launch", "needs", "supports"]
 
@@ -57,37 +53,29 @@ def launch(
     Raises:
         SecateurError: the library cannot run on the device, or M is out of range.
     """
-    require_library(x.device)
-    tokens = len(x)
-    if not 1 <= tokens <= MAX_SIZE:
-        raise SecateurError(f"expected 1 to 2**30 tokens for the compiled kernel, got {tokens}")
-    y = torch.empty(tokens, output_columns(rows, activation), dtype=x.dtype, device=x.device)
-    needed = needs(config, tokens, rows, columns)
-    workspace, counters = None, Counters(0, 0)
-    if needed.counters:
-        workspace = torch.empty(needed.workspace_floats, dtype=torch.float32, device=x.device)
-        counters = take_counters(x.device, needed.counters)
-    torch.ops.secateur_cuda.sparse24_wide(
+    check_call(x, MAX_SIZE)
+    needed = needs(config, len(x), rows, columns)
+    return call_kernel(
+        torch.ops.secateur_cuda.sparse24_wide,
         with_aligned_rows(x),
         data,
-        contiguous(bias),
-        residual if residual is None or residual.stride(1) == 1 else residual.contiguous(),
-        y,
-        workspace,
-        counters.address,
-        counters.count,
+        rows,
         gate_up,
-        activation == "silu_and_mul",
-        wants_dependent_launch(x.device) if dependent is None else dependent,
-        config.warpgroups,
-        config.panels,
-        config.tokens,
-        config.stages,
-        config.cluster_rows,
-        config.cluster_tokens,
-        config.cluster_steps,
-        config.blocks,
-        config.waves,
-        config.group,
+        bias,
+        residual,
+        activation,
+        (needed.workspace_floats, needed.counters),
+        (
+            config.warpgroups,
+            config.panels,
+            config.tokens,
+            config.stages,
+            config.cluster_rows,
+            config.cluster_tokens,
+            config.cluster_steps,
+            config.blocks,
+            config.waves,
+            config.group,
+        ),
+        dependent,
     )
-    return y
