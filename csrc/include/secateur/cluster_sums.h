@@ -5,6 +5,7 @@
 
 #include "secateur/accumulator.h"
 #include "secateur/device/cluster.h"
+#include "secateur/fragment24.h"
 #include "secateur/write_tile.h"
 
 namespace secateur::cluster_sums {
@@ -85,7 +86,7 @@ SECATEUR_DEVICE void finish_share(const Output& output, const Shared& shared, ui
     const int64_t tile = shared.first_tile + item / items_per_tile;
     const int token =
         shared.first_token + item % items_per_tile * ItemTiles * accumulator::tile_tokens;
-    if (token >= output.tokens) continue;
+    if (token >= output.tokens || tile * fragment24::tile_rows >= output.rows) continue;
     const uint32_t place = base + item * ItemTiles * tile_bytes + device::lane() * 16;
     float mine[ItemTiles][accumulator::items];
     add_ranks<ItemTiles, Together>(mine, place, shared.ranks);
@@ -99,9 +100,10 @@ SECATEUR_DEVICE void publish() {
   device::cluster_arrive_shared();
   device::cluster_wait();
 }
-// Others may still read this thread block's sums; nothing is published.
+// Others may still read this thread block's sums. Nothing is published, but a relaxed arrival could
+// overtake this thread's own reads of theirs, if their values are not used.
 SECATEUR_DEVICE void retire() {
-  device::cluster_arrive_relaxed();
+  device::cluster_arrive_shared();
   device::cluster_wait();
 }
 
@@ -110,7 +112,8 @@ SECATEUR_DEVICE void attend() {
   device::sync_block();
   device::cluster_arrive_relaxed();
   device::cluster_wait();
-  retire();
+  device::cluster_arrive_relaxed();
+  device::cluster_wait();
 }
 
 }  // namespace secateur::cluster_sums

@@ -118,6 +118,7 @@ template <typename Shape>
 SECATEUR_DEVICE void skip(Consumer<Shape>& self, int steps) {
   for (int left = steps; left > 0; --left) {
     self.wait_full();
+    device::sync_warp();  // no lane is a round behind
     self.release(self.ring.stage);
     self.ring.advance();
   }
