@@ -1,9 +1,11 @@
 """What the C interface refuses, and in which words."""
 
+import re
 from typing import Any
 
 import pytest
 import torch
+from kernels.library.build_emulation import CSRC
 
 from secateur_kernels.layouts import Fragment24
 
@@ -98,6 +100,10 @@ def test_unpacking_refuses_what_does_not_fit(
 
 
 def test_every_code_has_its_text(emulator: Any) -> None:
-    texts = {emulator.text(code) for code in range(-32, 1)}
-    assert len(texts) == 33
-    assert emulator.text(-33) == "unknown error code"
+    header = (CSRC / "include/secateur/core/status.h").read_text(encoding="utf-8")
+    codes = [int(code) for code in re.findall(r"SECATEUR_\w+ = (-\d+)", header)]
+    assert codes == [-code for code in range(1, len(codes) + 1)]
+    texts = {emulator.text(code) for code in (0, *codes)}
+    assert len(texts) == len(codes) + 1
+    assert "unknown error code" not in texts
+    assert emulator.text(-len(codes) - 1) == "unknown error code"
