@@ -92,4 +92,27 @@ inline SecateurLinear linear_of(const Tensor& x, const std::optional<Tensor>& bi
   return a;
 }
 
+// A number of a configuration, which the C interface takes as 32 bits.
+inline int32_t small(int64_t value) {
+  const auto narrow = static_cast<int32_t>(value);
+  STD_TORCH_CHECK(narrow == value, "expected a number of 32 bits, got ", value);
+  return narrow;
+}
+
+// What every kernel for a packed weight has beside `linear`; checks the tensors.
+template <typename Arguments>
+void set_packed24(Arguments& a, const Tensor& data, std::optional<Tensor>& workspace,
+                  int64_t counters, int64_t counter_count) {
+  check_weight(data, a.linear.rows, a.linear.columns);
+  check_same_device(data, "data", a.linear.device);
+  a.weight = data.const_data_ptr();
+  if (workspace) {
+    check_same_device(*workspace, "workspace", a.linear.device);
+    a.workspace = workspace->mutable_data_ptr();
+    a.workspace_bytes = workspace->numel() * static_cast<int64_t>(workspace->element_size());
+  }
+  a.counters = reinterpret_cast<void*>(counters);
+  a.counter_count = counter_count;
+}
+
 }  // namespace secateur::registration

@@ -19,8 +19,7 @@ void check_factor(const Tensor& factor, const char* name, const Tensor& x, int64
 // Warps, row tiles, stages, blocks.
 SecateurLowRankDivision division_of(const std::vector<int64_t>& numbers, const char* name) {
   STD_TORCH_CHECK(numbers.size() == 4, "expected four numbers for ", name);
-  return {static_cast<int32_t>(numbers[0]), static_cast<int32_t>(numbers[1]),
-          static_cast<int32_t>(numbers[2]), numbers[3]};
+  return {small(numbers[0]), small(numbers[1]), small(numbers[2]), numbers[3]};
 }
 
 void low_rank(const Tensor& x, const std::optional<Tensor>& data, const Tensor& down,

@@ -9,25 +9,15 @@ void sparse24_skinny(const Tensor& x, const Tensor& data, const std::optional<Te
                      const std::optional<Tensor>& residual, Tensor y,
                      std::optional<Tensor> workspace, int64_t counters, int64_t counter_count,
                      bool gate_up, bool silu_and_mul, bool dependent, int64_t warps,
-                     int64_t row_tiles, int64_t stages, int64_t blocks,
-                     int64_t cluster) {
+                     int64_t row_tiles, int64_t stages, int64_t blocks, int64_t cluster) {
   SecateurSparse24Skinny a{};
   a.linear = linear_of(x, bias, residual, y, gate_up, silu_and_mul, dependent);
-  check_weight(data, a.linear.rows, a.linear.columns);
-  check_same_device(data, "data", a.linear.device);
-  a.weight = data.const_data_ptr();
-  if (workspace) {
-    check_same_device(*workspace, "workspace", a.linear.device);
-    a.workspace = workspace->mutable_data_ptr();
-    a.workspace_bytes = workspace->numel() * static_cast<int64_t>(workspace->element_size());
-  }
-  a.counters = reinterpret_cast<void*>(counters);
-  a.counter_count = counter_count;
-  a.warps = static_cast<int32_t>(warps);
-  a.row_tiles = static_cast<int32_t>(row_tiles);
-  a.stages = static_cast<int32_t>(stages);
+  set_packed24(a, data, workspace, counters, counter_count);
+  a.warps = small(warps);
+  a.row_tiles = small(row_tiles);
+  a.stages = small(stages);
   a.blocks = blocks;
-  a.cluster = static_cast<int32_t>(cluster);
+  a.cluster = small(cluster);
   check(secateur_sparse24_skinny(&a, current_stream(a.linear.device)));
 }
 

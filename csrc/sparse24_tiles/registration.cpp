@@ -13,16 +13,7 @@ void sparse24_tiles(const Tensor& x, const Tensor& data, const std::optional<Ten
                     int64_t group) {
   SecateurSparse24Tiles a{};
   a.linear = linear_of(x, bias, residual, y, gate_up, silu_and_mul, dependent);
-  check_weight(data, a.linear.rows, a.linear.columns);
-  check_same_device(data, "data", a.linear.device);
-  a.weight = data.const_data_ptr();
-  if (workspace) {
-    check_same_device(*workspace, "workspace", a.linear.device);
-    a.workspace = workspace->mutable_data_ptr();
-    a.workspace_bytes = workspace->numel() * static_cast<int64_t>(workspace->element_size());
-  }
-  a.counters = reinterpret_cast<void*>(counters);
-  a.counter_count = counter_count;
+  set_packed24(a, data, workspace, counters, counter_count);
   a.tile_rows = tile_rows;
   a.tile_tokens = tile_tokens;
   a.stages = stages;

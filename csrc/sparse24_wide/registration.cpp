@@ -14,23 +14,14 @@ void sparse24_wide(const Tensor& x, const Tensor& data, const std::optional<Tens
                    int64_t group) {
   SecateurSparse24Wide a{};
   a.linear = linear_of(x, bias, residual, y, gate_up, silu_and_mul, dependent);
-  check_weight(data, a.linear.rows, a.linear.columns);
-  check_same_device(data, "data", a.linear.device);
-  a.weight = data.const_data_ptr();
-  if (workspace) {
-    check_same_device(*workspace, "workspace", a.linear.device);
-    a.workspace = workspace->mutable_data_ptr();
-    a.workspace_bytes = workspace->numel() * static_cast<int64_t>(workspace->element_size());
-  }
-  a.counters = reinterpret_cast<void*>(counters);
-  a.counter_count = counter_count;
-  a.warpgroups = static_cast<int32_t>(warpgroups);
-  a.panels = static_cast<int32_t>(panels);
-  a.tile_tokens = static_cast<int32_t>(tile_tokens);
-  a.stages = static_cast<int32_t>(stages);
-  a.cluster_rows = static_cast<int32_t>(cluster_rows);
-  a.cluster_tokens = static_cast<int32_t>(cluster_tokens);
-  a.cluster_steps = static_cast<int32_t>(cluster_steps);
+  set_packed24(a, data, workspace, counters, counter_count);
+  a.warpgroups = small(warpgroups);
+  a.panels = small(panels);
+  a.tile_tokens = small(tile_tokens);
+  a.stages = small(stages);
+  a.cluster_rows = small(cluster_rows);
+  a.cluster_tokens = small(cluster_tokens);
+  a.cluster_steps = small(cluster_steps);
   a.blocks = blocks;
   a.waves = waves;
   a.group = group;
