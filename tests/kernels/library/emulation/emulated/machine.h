@@ -4,6 +4,7 @@
 // before the kernel in front has ended, copies nobody waited for.
 #pragma once
 
+#include <setjmp.h>
 #include <ucontext.h>
 
 #include <algorithm>
@@ -105,7 +106,9 @@ class Machine {
   int rank() const { return running_ / threads_; }
   int cluster() const { return cluster_; }
   int block() const { return block_ + rank(); }
-  void yield() { swapcontext(&fibers_[running_].context, &scheduler_); }
+  void yield() {
+    if (_setjmp(fibers_[running_].place) == 0) _longjmp(scheduler_, 1);
+  }
   void fail(const std::string& message) {
     if (running_ < 0) throw std::runtime_error(message + ", outside of any thread");
     if (error_.empty()) error_ = message + ", thread " + std::to_string(running_);
@@ -330,11 +333,35 @@ class Machine {
     int generation = 0;
   };
   struct Fiber {
-    ucontext_t context;
-    std::unique_ptr<char[]> stack;
+    jmp_buf place;  // where it goes on, once begun
+    bool begun = false;
     bool done = false;
   };
+
   static constexpr size_t stack_bytes = 64 * 1024;
+
+  // Kept from launch to launch: fresh pages would cost more than what runs on them.
+  static char* stack(int fiber) {
+    static std::vector<std::unique_ptr<char[]>> stacks;
+    while (stacks.size() <= static_cast<size_t>(fiber)) stacks.emplace_back(new char[stack_bytes]);
+    return stacks[fiber].get();
+  }
+
+  // Lets a thread run until it yields. A context only begins it: each swap is a system call.
+  void resume(int running) {
+    running_ = running;
+    Fiber& fiber = fibers_[running];
+    if (_setjmp(scheduler_) != 0) return;
+    if (fiber.begun) _longjmp(fiber.place, 1);
+    fiber.begun = true;
+    ucontext_t context;
+    getcontext(&context);
+    context.uc_stack.ss_sp = stack(running);
+    context.uc_stack.ss_size = stack_bytes;
+    context.uc_link = nullptr;
+    makecontext(&context, reinterpret_cast<void (*)()>(&Machine::enter), 0);
+    setcontext(&context);
+  }
 
   static void enter() {
     Machine& m = *current();
@@ -418,7 +445,7 @@ class Machine {
   std::vector<std::deque<Landing>> queues_;
   std::deque<Landing> bulk_;
   std::map<uint32_t, Barrier> barriers_;
-  ucontext_t scheduler_;
+  jmp_buf scheduler_;
   const std::function<void()>* body_ = nullptr;
   int running_ = 0;
   int block_ = 0;
@@ -460,14 +487,6 @@ inline void Machine::run(int block, const std::function<void()>& body) {
   units_.clear();
   predecessor_ended_ = !dependent_;
   bulk_.clear();
-  for (Fiber& fiber : fibers_) {
-    fiber.stack.reset(new char[stack_bytes]);
-    getcontext(&fiber.context);
-    fiber.context.uc_stack.ss_sp = fiber.stack.get();
-    fiber.context.uc_stack.ss_size = stack_bytes;
-    fiber.context.uc_link = nullptr;
-    makecontext(&fiber.context, reinterpret_cast<void (*)()>(&Machine::enter), 0);
-  }
   int idle = 0, round = 0;
   while (error_.empty()) {
     bool all_done = bulk_.empty();
@@ -478,8 +497,7 @@ inline void Machine::run(int block, const std::function<void()>& body) {
       const int warp = random_() % (threads / lanes);
       if (asleep(warp)) continue;
       for (int i = 0; i < lanes && error_.empty(); ++i) {
-        running_ = warp * lanes + i;
-        if (!fibers_[running_].done) swapcontext(&scheduler_, &fibers_[running_].context);
+        if (!fibers_[warp * lanes + i].done) resume(warp * lanes + i);
       }
     }
     running_ = -1;
