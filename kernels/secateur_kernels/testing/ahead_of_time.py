@@ -25,8 +25,7 @@ from triton.compiler import ASTSource
 from secateur_kernels.errors import SecateurError
 from secateur_kernels.testing.compile_case import CompileCase
 
-_RESOURCES = re.compile(r"\b(REG|STACK|SHARED):(\d+)")
-_MNEMONIC = re.compile(r"^\s*/\*[0-9a-f]+\*/\s+(?:@!?\w+\s+)?([A-Z][A-Z0-9_]*)", re.MULTILINE)
+_RESOURCES = re.compile(r"\b(REG|STACK|SHARED|LOCAL):(\d+)")
 
 
 @dataclass(frozen=True)
@@ -39,21 +38,15 @@ class CompileReport:
     """10 * major + minor, such as 90."""
     registers: int
     """A thread."""
-    stack_bytes: int
-    """A thread; not zero where registers spill."""
+    local_bytes: int
+    """A thread, with its stack; not zero where registers spill."""
     shared_bytes: int
     """A block."""
-    local_stores: int
-    """STL instructions."""
-    local_loads: int
-    """LDL instructions."""
-    instructions: int
-    """In the whole kernel, padding included."""
 
     @property
     def spills(self) -> bool:
         """Whether anything lives in local memory, which is as slow as global memory."""
-        return self.stack_bytes > 0 or self.local_stores > 0 or self.local_loads > 0
+        return self.local_bytes > 0
 
 
 def compile_case(case: CompileCase, capability: int) -> CompileReport:
@@ -74,16 +67,13 @@ def compile_case(case: CompileCase, capability: int) -> CompileReport:
         compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     except Exception as error:  # Triton raises whatever its passes and ptxas raise.
         raise SecateurError(f"{case.name} does not compile for sm_{capability}: {error}") from error
-    resources, mnemonics = _disassembled(compiled.asm["cubin"])
+    resources = _resources(compiled.asm["cubin"])
     return CompileReport(
         name=case.name,
         capability=capability,
         registers=resources["REG"],
-        stack_bytes=resources["STACK"],
+        local_bytes=resources["STACK"] + resources["LOCAL"],
         shared_bytes=max(resources["SHARED"], int(compiled.metadata.shared)),
-        local_stores=mnemonics.count("STL"),
-        local_loads=mnemonics.count("LDL"),
-        instructions=len(mnemonics),
     )
 
 
@@ -111,22 +101,17 @@ def _source(case: CompileCase) -> ASTSource:
     return ASTSource(case.kernel, signature, dict(case.constexprs), attributes)
 
 
-def _disassembled(cubin: bytes) -> tuple[dict[str, int], list[str]]:
-    """Resource usage and all mnemonics (without modifiers) of a binary of one kernel."""
+def _resources(cubin: bytes) -> dict[str, int]:
+    """Resource usage of a binary of one kernel."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "kernel.cubin")
         path.write_bytes(cubin)
-        usage = _output_of(triton.knobs.nvidia.cuobjdump.path, "-res-usage", str(path))
-        listing = _output_of(triton.knobs.nvidia.nvdisasm.path, "-c", str(path))
+        command = (triton.knobs.nvidia.cuobjdump.path, "-res-usage", str(path))
+        usage = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     resources = {name: int(value) for name, value in _RESOURCES.findall(usage)}
-    mnemonics = _MNEMONIC.findall(listing)
-    if set(resources) != {"REG", "STACK", "SHARED"} or not mnemonics:
-        raise SecateurError(f"cannot read what cuobjdump and nvdisasm printed: {usage[:500]!r}")
-    return resources, mnemonics
-
-
-def _output_of(*command: str) -> str:
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    if set(resources) != {"REG", "STACK", "SHARED", "LOCAL"}:
+        raise SecateurError(f"cannot read what cuobjdump printed: {usage[:500]!r}")
+    return resources
 
 
 def cases_of(modules: Sequence[str]) -> list[CompileCase]:
@@ -169,8 +154,7 @@ def _line(result: CompileReport | SecateurError, as_json: bool) -> str:
     verdict = "SPILLS  " if result.spills else "ok      "
     return (
         f"{verdict} sm_{result.capability} {result.registers:3} registers "
-        f"{result.stack_bytes:5} stack {result.shared_bytes:6} shared "
-        f"{result.instructions:5} instructions  {result.name}"
+        f"{result.local_bytes:5} local {result.shared_bytes:6} shared  {result.name}"
     )
 
 
