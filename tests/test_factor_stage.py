@@ -1,6 +1,7 @@
 """The factor stage: factors in place of matrices, ranks within a budget, LASER's cuts."""
 
 import copy
+import weakref
 from typing import Any, get_args
 
 import pytest
@@ -9,7 +10,7 @@ from families import FAMILIES, tiny_model
 from torch import Tensor, nn
 
 from secateur import SecateurError, compress, compress_with_report, lowrank
-from secateur.calibration.inputs import capture_inputs
+from secateur.calibration.inputs import BlockInputs, capture_inputs
 from secateur.calibration.observe import observed
 from secateur.calibration.tokens import CalibrationTokens
 from secateur.models.inventory import take_inventory
@@ -132,12 +133,31 @@ def test_dense_targets_are_met_by_least_squares() -> None:
     solution = torch.linalg.lstsq(of_inputs, of_dense @ sites[0].weight.T).solution.T
 
     moments = collect_moments(
-        inventory.blocks.modules[0], 0, sites, inputs, dense_inputs, trace, torch.device("cpu")
+        inventory.blocks.modules[0], 0, sites, (inputs, dense_inputs), trace, torch.device("cpu")
     )
     stage = FactorStage(method="svd-whitened", rank=32, dense_targets=True, damping=0.0)
     found = factor_group(FactorGroup(tuple(sites)), 32, stage, moments[sites[0].name], 6)
     # The moments are summed in fp32.
     assert torch.allclose(found[0].dense().double(), solution, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(("dense_targets", "most"), [(False, 1), (True, 2)])
+def test_no_more_activations_are_held_than_streams(
+    dense_targets: bool, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alive: list[weakref.ref[Tensor]] = []
+    held: list[int] = []
+
+    def watched(*args: Any) -> BlockInputs:
+        held.append(sum(buffer() is not None for buffer in alive))
+        inputs = capture_inputs(*args)
+        alive.append(weakref.ref(inputs.hidden[0]))
+        return inputs
+
+    monkeypatch.setattr("secateur.run_stages.capture_inputs", watched)
+    stage = {"method": "svd-whitened", "budget": 0.1, "importance": "output"}
+    run(tiny_model("llama"), {**stage, "dense_targets": dense_targets})
+    assert max(held) + 1 == most
 
 
 def test_importance_is_that_of_plain_autograd() -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from secateur import SecateurError, compress_with_report
 from secateur.calibration.inputs import BlockInputs
 from secateur.models.replay import BlockCall
-from secateur.report.record import PruneRecord
+from secateur.report.record import FactorRecord, PruneRecord
 
 # Not that of the short runs by which a model is looked at before it is changed.
 LENGTH = 9
@@ -65,6 +65,33 @@ def test_smaller_batches_count_every_token_once(samples: int) -> None:
     assert {layer.num_tokens for layer in record.layers} == {54}
     for name, weight in roomy.items():
         assert torch.equal(weight == 0, tight[name] == 0), name
+
+
+FACTORS = {"method": "svd-whitened", "rank": 8, "write": "dense", "importance": "output"}
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{}, {"dense_targets": True}, {"rank": None, "budget": 0.1}],
+    ids=["inputs", "both-streams", "ranks"],
+)
+def test_factors_count_every_token_once_too(more: dict[str, Any]) -> None:
+    def factored(model: nn.Module) -> FactorRecord:
+        stage = {"stage": "factor", **FACTORS, **more}
+        _, report = compress_with_report(model, {"stages": [stage]}, calibration=tokens())
+        record = report.stages[0]
+        assert isinstance(record, FactorRecord)
+        return record
+
+    roomy, tight = tiny_model("llama"), tiny_model("llama")
+    factored(roomy)
+    with room_for(2, tight) as ran:
+        record = factored(tight)
+    assert max(ran) <= 2
+    assert {layer.num_tokens for layer in record.layers if layer.rank} == {54}
+    assert "from here on 2 samples run together" in record.blocks[0].note
+    for name, weight in roomy.state_dict().items():
+        torch.testing.assert_close(tight.state_dict()[name], weight, rtol=1e-3, atol=1e-4)
 
 
 def test_the_report_says_that_memory_was_short() -> None:

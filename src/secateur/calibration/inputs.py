@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,8 @@ from secateur.models.trace import Trace
 
 TOKENS_PER_BATCH = 1024
 """Enough tokens at once to keep the processor busy, few enough to keep activations small."""
+
+Value = TypeVar("Value")
 
 NewBuffer = Callable[[int, torch.dtype], Tensor]
 """Makes a flat tensor of so many elements and this dtype, contents undefined."""
@@ -81,13 +84,27 @@ class BlockInputs:
         """Run block `index` on every batch and keep what comes out in `outputs`.
 
         Raises:
-            torch.OutOfMemoryError: a batch does not fit; nothing that watches the block may count
-                a batch twice, so that the caller has to start over with `halved` batches.
+            torch.OutOfMemoryError: as `run_batch`.
         """
-        for kept, hidden, calls in zip(self.outputs, self.hidden, self.calls, strict=True):
-            output = _run(block, calls[index], hidden, self.device)
-            _require_alike(index, output, hidden)
-            kept.copy_(output)
+        for batch in range(len(self)):
+            self.run_batch(block, index, batch)
+
+    def run_batch(self, block: nn.Module, index: int, batch: int) -> None:
+        """Run block `index` on one batch and keep what comes out in `outputs`.
+
+        Raises:
+            torch.OutOfMemoryError: it does not fit. Nothing that watches the block may count a
+                batch twice, so that all has to start over: see `in_smaller_batches`.
+        """
+        hidden = self.hidden[batch]
+        output = _run(block, self.calls[batch][index], hidden, self.device)
+        _require_alike(index, output, hidden)
+        self.outputs[batch].copy_(output)
+
+    def keep_outputs(self) -> None:
+        """Make what `run_block` kept the next block's inputs."""
+        for hidden, output in zip(self.hidden, self.outputs, strict=True):
+            hidden.copy_(output)
 
     def halved(self) -> "BlockInputs":
         """The same samples in the same memory, in batches of half the size.
@@ -111,6 +128,38 @@ class BlockInputs:
                 for first in range(0, size, half)
             ]
         return replace(self, hidden=tuple(hidden), outputs=tuple(outputs), calls=tuple(calls))
+
+
+def in_smaller_batches(
+    work: Callable[[tuple[BlockInputs, ...]], Value], streams: tuple[BlockInputs, ...]
+) -> tuple[Value, tuple[BlockInputs, ...]]:
+    """Work on batches, begun anew on batches of half the size as often as memory is short.
+
+    Args:
+        work: watches blocks while they are run, and forgets all of it when it fails.
+        streams: one or several, with batches of the same sizes.
+
+    Returns:
+        (what `work` gave, the streams that it gave it for).
+
+    Raises:
+        SecateurError: a sample alone does not fit.
+    """
+    while True:
+        try:
+            return work(streams), streams
+        except torch.OutOfMemoryError:
+            # Its traceback keeps the tensors of the failed run alive: on from outside of here.
+            pass
+        streams = tuple(stream.halved() for stream in streams)
+
+
+def shortage_note(index: int, before: BlockInputs, after: BlockInputs) -> str:
+    """What the report says of block `index` if `in_smaller_batches` made batches smaller."""
+    if len(after) == len(before):
+        return ""
+    samples = max(len(hidden) for hidden in after.hidden)
+    return f"block {index}: memory was short, from here on {samples} samples run together"
 
 
 def _run(block: nn.Module, call: BlockCall, hidden: Tensor, device: torch.device) -> Tensor:

@@ -151,9 +151,7 @@ class _BlockWalk:
         """Run the block on what enters it, then try every form."""
         block = self.inventory.blocks.modules[self.index]
         sites = [site for site in self.inventory.sites[self.index] if site.name in self.asked.ranks]
-        moments = collect_moments(
-            block, self.index, sites, self.inputs, None, self.trace, self.device
-        )
+        moments = collect_moments(block, self.index, sites, (self.inputs,), self.trace, self.device)
         for site in sites:
             for form, weight in self._weights(site, moments[site.name]):
                 with _written(site, weight):

@@ -1,12 +1,13 @@
 """The factor stage: ranks first, then block after block, each on what the ones before give it."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from time import perf_counter
 
 import torch
 from torch import nn
 
-from secateur.calibration.inputs import BlockInputs
+from secateur.calibration.inputs import BlockInputs, in_smaller_batches, shortage_note
 from secateur.calibration.statistics import RelativeError
 from secateur.calibration.tokens import CalibrationTokens
 from secateur.models.blocks import BlockList
@@ -52,6 +53,9 @@ class BlockFactorer:
         self._importance: dict[str, float] | None = None
         self._device = device
         self._progress = progress
+        self._streams: tuple[BlockInputs, ...] = ()
+        """What enters the block at hand: in the compressed model, and with dense targets also in
+        the dense one. Empty without calibration."""
 
     def run(self, enter_blocks: EnterBlocks) -> FactorRecord:
         """Factor every block.
@@ -67,16 +71,19 @@ class BlockFactorer:
         stacks = [(group.name, group.shape) for block in groups for group in block]
         more = check_stacks(self._stage, stacks) if self._stage.joint else ()
         self._importance = self._measure_importance()
-        ranks = self._ranks(groups, enter_blocks)
-        dense_inputs = enter_blocks()[0] if self._wants_dense_stream(inputs) else None
+        ranks = self._ranks(groups, inputs, trace)
+        if inputs is not None and self._ranks_by_outputs():
+            # They went through all blocks. The old buffers go first: both pairs may not fit.
+            del inputs
+            inputs, _ = enter_blocks()
+        dense_inputs = enter_blocks()[0] if self._wants_dense_stream() else None
+        self._streams = tuple(s for s in (inputs, dense_inputs) if s is not None)
         self._progress.begin(f"factor ({self._stage.method})", sum(map(len, groups)))
         layers: list[FactoredLayer] = []
         records: list[BlockRecord] = []
         for index, block in enumerate(self._blocks.modules):
             with on_device(block, self._device):
-                new, record = self._factor_block(
-                    block, index, groups[index], ranks, inputs, dense_inputs, trace
-                )
+                new, record = self._factor_block(block, index, groups[index], ranks, trace)
             layers += new
             records.append(record)
         return FactorRecord(
@@ -88,9 +95,11 @@ class BlockFactorer:
             seconds=perf_counter() - started,
         )
 
-    def _wants_dense_stream(self, inputs: BlockInputs | None) -> bool:
-        whitened = self._stage.method == "svd-whitened"
-        return inputs is not None and whitened and self._stage.dense_targets
+    def _wants_dense_stream(self) -> bool:
+        return self._stage.method == "svd-whitened" and self._stage.dense_targets
+
+    def _ranks_by_outputs(self) -> bool:
+        return self._stage.method == "svd-whitened" and self._stage.budget is not None
 
     def _measure_importance(self) -> dict[str, float] | None:
         stage = self._stage
@@ -102,26 +111,26 @@ class BlockFactorer:
         self._progress.advance()
         return importance
 
-    def _ranks(self, groups: Groups, enter_blocks: EnterBlocks) -> Mapping[str, int | None]:
+    def _ranks(
+        self, groups: Groups, inputs: BlockInputs | None, trace: Trace | None
+    ) -> Mapping[str, int | None]:
         stage = self._stage
         if stage.budget is None or stage.method == "sparse-plus-low-rank":
             return ranks_by_group(self._plan.ranks, groups)
-        if stage.method == "svd-whitened":
-            inputs, trace = enter_blocks()
-            assert inputs is not None
-            assert trace is not None
-            spectra = output_spectra(
-                self._blocks,
-                groups,
-                inputs,
-                trace,
-                stage,
-                self._importance,
-                self._device,
-                self._progress,
-            )
-        else:
-            spectra = weight_spectra(groups)
+        if not self._ranks_by_outputs():
+            return ranks_for_budget(stage, groups, weight_spectra(groups))
+        assert inputs is not None
+        assert trace is not None
+        spectra = output_spectra(
+            self._blocks,
+            groups,
+            inputs,
+            trace,
+            stage,
+            self._importance,
+            self._device,
+            self._progress,
+        )
         return ranks_for_budget(stage, groups, spectra)
 
     def _factor_block(
@@ -130,25 +139,26 @@ class BlockFactorer:
         index: int,
         groups: list[FactorGroup],
         ranks: Mapping[str, int | None],
-        inputs: BlockInputs | None,
-        dense_inputs: BlockInputs | None,
         trace: Trace | None,
     ) -> tuple[list[FactoredLayer], BlockRecord]:
         started = perf_counter()
         moments: dict[str, SiteMoments] = {}
-        if inputs is not None and trace is not None:
+        samples, note = 1, ""
+        if self._streams and trace is not None:
+            samples, before = self._streams[0].num_samples, self._streams[0]
             sites = [site for group in groups for site in group.sites]
-            moments = collect_moments(
-                block, index, sites, inputs, dense_inputs, trace, self._device
+            collect = partial(
+                collect_moments, block, index, sites, trace=trace, device=self._device
             )
-        samples = inputs.num_samples if inputs is not None else 1
+            moments, self._streams = in_smaller_batches(collect, self._streams)
+            note = shortage_note(index, before, self._streams[0])
         layers = []
         for group in groups:
             layers += self._factor_group(group, ranks[group.name], index, moments, samples)
             self._progress.advance(f"block {index}  {group.name.split('.')[-1]}")
-        error = None if inputs is None else self._propagate(block, index, inputs, dense_inputs)
+        error = self._propagate(block, index) if self._streams else None
         seconds = perf_counter() - started
-        return layers, BlockRecord(block=index, output_error=error, seconds=seconds)
+        return layers, BlockRecord(block=index, output_error=error, seconds=seconds, note=note)
 
     def _factor_group(
         self,
@@ -184,21 +194,15 @@ class BlockFactorer:
             for site, part, error, number in zip(group.sites, factored, errors, stored, strict=True)
         ]
 
-    def _propagate(
-        self,
-        block: nn.Module,
-        index: int,
-        inputs: BlockInputs,
-        dense_inputs: BlockInputs | None,
-    ) -> float:
-        """Both streams move on to the next block; how far this block's outputs moved."""
+    def _propagate(self, block: nn.Module, index: int) -> float:
+        """All streams move on to the next block; how far this block's outputs moved."""
         error = RelativeError()
+        inputs, *dense = self._streams
         for batch, output in enumerate(inputs.stream(block, index)):
             error.add(output, inputs.outputs[batch])
             inputs.hidden[batch].copy_(output)
-        if dense_inputs is not None:
-            for hidden, output in zip(dense_inputs.hidden, dense_inputs.outputs, strict=True):
-                hidden.copy_(output)
+        for stream in dense:
+            stream.keep_outputs()
         return error.value
 
 

@@ -1,10 +1,11 @@
 """The rank of every matrix out of one budget of parameters."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import torch
 
-from secateur.calibration.inputs import BlockInputs
+from secateur.calibration.inputs import BlockInputs, in_smaller_batches
 from secateur.lowrank import (
     Cholesky,
     Spectrum,
@@ -78,15 +79,16 @@ def output_spectra(
     """
     progress.begin("singular values of outputs", len(blocks))
     spectra: list[Spectrum] = []
+    streams: tuple[BlockInputs, ...] = (inputs,)
     for index, block in enumerate(blocks.modules):
         with on_device(block, device):
             sites = [site for group in groups[index] for site in group.sites]
-            moments = collect_moments(block, index, sites, inputs, None, trace, device)
+            collect = partial(collect_moments, block, index, sites, trace=trace, device=device)
+            moments, streams = in_smaller_batches(collect, streams)
             for group in groups[index]:
                 root = input_root(group, moments[group.name], inputs.num_samples, stage.damping)
                 spectra.append(_spectrum(group, root, importance))
-        for hidden, output in zip(inputs.hidden, inputs.outputs, strict=True):
-            hidden.copy_(output)
+        streams[0].keep_outputs()
         progress.advance(f"block {index}")
     return spectra
 

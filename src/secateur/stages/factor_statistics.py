@@ -28,27 +28,29 @@ def collect_moments(
     block: nn.Module,
     index: int,
     sites: Sequence[WeightSite],
-    inputs: BlockInputs,
-    dense_inputs: BlockInputs | None,
+    streams: tuple[BlockInputs, ...],
     trace: Trace,
     device: torch.device,
 ) -> dict[str, SiteMoments]:
     """Run the block, still dense, on what compressed blocks give it and on what dense ones gave.
 
-    The outputs of both streams are kept in their buffers.
+    The outputs of all streams are kept in their buffers.
 
     Args:
         block: on `device`.
         index: of the block.
         sites: whose inputs are watched.
-        inputs: of the compressed model.
-        dense_inputs: of the dense model, or None to do without.
+        streams: inputs in the compressed model, and those in the dense model or nothing.
         trace: how the model uses its blocks.
         device: where sums are kept.
 
     Returns:
         moments by site name.
+
+    Raises:
+        torch.OutOfMemoryError: a batch does not fit; see `in_smaller_batches`.
     """
+    inputs, *dense_inputs = streams
     moments: dict[str, SiteMoments] = {}
     leaders: dict[str, SiteMoments] = {}
     seen: dict[str, list[Tensor]] = {}
@@ -56,17 +58,17 @@ def collect_moments(
     for site in sites:
         leader = trace.shared_inputs.get(site.name, site.name)
         if leader not in leaders:
-            leaders[leader] = _start(site, inputs, dense_inputs is not None, device)
-            if leaders[leader].cross is None and dense_inputs is None:
+            leaders[leader] = _start(site, inputs, bool(dense_inputs), device)
+            if not dense_inputs:
                 sinks[site.name] = leaders[leader].statistics.add
             else:
                 sinks[site.name] = seen.setdefault(leader, []).append
         moments[site.name] = leaders[leader]
     with observed(sites, sinks):
-        if dense_inputs is None:
+        if not dense_inputs:
             inputs.run_block(block, index)
         else:
-            _run_both(block, index, inputs, dense_inputs, leaders, seen)
+            _run_both(block, index, inputs, dense_inputs[0], leaders, seen)
     return moments
 
 
@@ -87,13 +89,12 @@ def _run_both(
     leaders: Mapping[str, SiteMoments],
     seen: Mapping[str, list[Tensor]],
 ) -> None:
-    dense_stream, stream = dense_inputs.stream(block, index), inputs.stream(block, index)
     for batch in range(len(inputs)):
-        dense_inputs.outputs[batch].copy_(next(dense_stream))
+        dense_inputs.run_batch(block, index, batch)
         of_dense = {leader: list(batches) for leader, batches in seen.items()}
         for batches in seen.values():
             batches.clear()
-        inputs.outputs[batch].copy_(next(stream))
+        inputs.run_batch(block, index, batch)
         for leader, batches in seen.items():
             _take_in(leaders[leader], of_dense[leader], batches)
             batches.clear()

@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from secateur.calibration.inputs import BlockInputs
+from secateur.calibration.inputs import BlockInputs, in_smaller_batches, shortage_note
 from secateur.calibration.statistics import RelativeError
 from secateur.models.blocks import BlockList
 from secateur.models.device import on_device
@@ -87,7 +87,8 @@ class BlockPruner:
         self._plan = plan
         self._device = device
         self._progress = progress
-        self._halvings = 0
+        self._inputs: BlockInputs | None = None
+        """Of the block at hand, in batches that fit in memory."""
         self._seconds = {"calibrating": 0.0, "pruning": 0.0, "tuning": 0.0, "propagating": 0.0}
 
     def run(self, inputs: BlockInputs | None, trace: Trace | None) -> PruneRecord:
@@ -106,32 +107,33 @@ class BlockPruner:
             looked_at = 1 if self._finished else len(self._blocks)
             check_tuning(self._tuning, self._blocks, inputs, self._opened, looked_at)
         self._progress.begin(f"prune ({self._stage.method})", self._num_steps())
+        self._inputs = inputs
         layers: list[LayerRecord] = []
         block_records: list[BlockRecord] = []
         for index, block in enumerate(self._blocks.modules):
             before = self._finished.read(index) if self._finished else None
-            new_layers, block_record = before or self._prune_open(block, index, inputs, trace)
+            new_layers, block_record = before or self._prune_open(block, index, trace)
             if before:
-                self._pass_through(block, index, inputs)
+                self._pass_through(block, index)
             layers += new_layers
             block_records.append(block_record)
         return self._record(layers, block_records)
 
     def _prune_open(
-        self, block: nn.Module, index: int, inputs: BlockInputs | None, trace: Trace | None
+        self, block: nn.Module, index: int, trace: Trace | None
     ) -> tuple[list[LayerRecord], BlockRecord]:
         with self._opened(index):
-            layers, record = self._prune_block(block, index, inputs, trace)
+            layers, record = self._prune_block(block, index, trace)
             if self._finished:
                 self._finished.save(index, layers, record)
         return layers, record
 
-    def _pass_through(self, block: nn.Module, index: int, inputs: BlockInputs | None) -> None:
+    def _pass_through(self, block: nn.Module, index: int) -> None:
         """Move hidden states through a block that is pruned already."""
-        if inputs is not None:
+        if self._inputs is not None:
             with self._opened(index), self._timed("propagating"):
-                for batch, output in enumerate(inputs.stream(block, index)):
-                    inputs.hidden[batch].copy_(output)
+                for batch, output in enumerate(self._inputs.stream(block, index)):
+                    self._inputs.hidden[batch].copy_(output)
         self._progress.advance(f"block {index} was finished before")
 
     def _num_steps(self) -> int:
@@ -144,16 +146,17 @@ class BlockPruner:
         return num_sites + tuned * parts * (self._tuning.rounds or 0)
 
     def _prune_block(
-        self, block: nn.Module, index: int, inputs: BlockInputs | None, trace: Trace | None
+        self, block: nn.Module, index: int, trace: Trace | None
     ) -> tuple[list[LayerRecord], BlockRecord]:
         started = perf_counter()
         planned = self._plan[index]
-        if inputs is None or trace is None:
+        if self._inputs is None or trace is None:
             pruned = self._prune_sites(planned, index, {}, num_samples=1)
             return [site.record for site in pruned], BlockRecord(
                 block=index, output_error=None, seconds=perf_counter() - started
             )
-        inputs, found, short_of_memory = self._calibrate(block, index, inputs, trace)
+        found, inputs, short_of_memory = self._calibrate(block, index, self._inputs, trace)
+        self._inputs = inputs
         facts = found.sites
         if self._tuning is not None and planned:
             layers, tuned = self._prune_and_tune(block, index, inputs, facts)
@@ -181,34 +184,28 @@ class BlockPruner:
 
     def _calibrate(
         self, block: nn.Module, index: int, inputs: BlockInputs, trace: Trace
-    ) -> tuple[BlockInputs, BlockFacts, str]:
-        """What calibration says, from smaller batches where memory is short, and a note on that."""
-        for _ in range(self._halvings):
-            inputs = inputs.halved()
-        note = ""
-        while True:
-            try:
-                with self._timed("calibrating"):
-                    found = calibrate_block(
-                        block,
-                        index,
-                        self._plan[index],
-                        self._stage,
-                        inputs,
-                        trace,
-                        self._device,
-                        self._parallel,
-                        self._model_gradients,
-                    )
-                return inputs, found, note
-            except torch.OutOfMemoryError:
-                # One process that starts again would not meet the others any more.
-                if self._parallel.size > 1:
-                    raise
-            inputs = inputs.halved()
-            self._halvings += 1
-            samples = max(len(hidden) for hidden in inputs.hidden)
-            note = f"block {index}: memory was short, from here on {samples} samples run together"
+    ) -> tuple[BlockFacts, BlockInputs, str]:
+        """What calibration says, the batches that there was memory for, and a note on them."""
+
+        def calibrate(streams: tuple[BlockInputs, ...]) -> BlockFacts:
+            return calibrate_block(
+                block,
+                index,
+                self._plan[index],
+                self._stage,
+                streams[0],
+                trace,
+                self._device,
+                self._parallel,
+                self._model_gradients,
+            )
+
+        with self._timed("calibrating"):
+            # One process that starts again would not meet the others any more.
+            if self._parallel.size > 1:
+                return calibrate((inputs,)), inputs, ""
+            found, (fitting,) = in_smaller_batches(calibrate, (inputs,))
+        return found, fitting, shortage_note(index, inputs, fitting)
 
     def _prune_sites(
         self,
