@@ -22,6 +22,15 @@ _INCLUDES = (SOURCES, ROOT / "csrc" / "include", ROOT / "csrc")
 _COMPILE = ("-std=c++17", "-O3", "-Xptxas", "-v", "-gencode=arch=compute_90a,code=sm_90a")
 
 
+class ProgramError(RuntimeError):
+    """A program failed, or took too long."""
+
+    def __init__(self, message: str, printed: str) -> None:
+        """`printed`: what it had said until then."""
+        super().__init__(message)
+        self.printed = printed
+
+
 def program_names() -> list[str]:
     """Of all programs, in alphabetical order."""
     return sorted(path.stem for path in SOURCES.glob("*.cu"))
@@ -80,25 +89,35 @@ def sources_of(path: Path) -> list[Path]:
     return sorted(found)
 
 
+class ProgramError(RuntimeError):
+    """A program failed, or took too long."""
+
+    def __init__(self, message: str, printed: str) -> None:
+        """`printed`: what it had said until then."""
+        super().__init__(message)
+        self.printed = printed
+
+
 def run(program: Path, *arguments: str, timeout: float = 120.0) -> str:
     """What a program prints.
 
     Raises:
-        RuntimeError: it failed, or took longer than `timeout` seconds.
+        ProgramError: it failed, cannot be started, or took longer than `timeout` seconds.
     """
+    command = [str(program), *arguments]
     try:
-        done = subprocess.run(
-            [str(program), *arguments],
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=timeout,
-        )
+        if not os.access(program, os.X_OK):
+            program.chmod(program.stat().st_mode | 0o111)  # a copy has lost that
+        done = subprocess.run(command, capture_output=True, check=False, timeout=timeout)
     except subprocess.TimeoutExpired as error:
-        raise RuntimeError(f"{program.name} took longer than {timeout:.0f} s") from error
+        printed = (error.stdout or b"").decode(errors="replace")
+        raise ProgramError(f"{program.name} took longer than {timeout:.0f} s", printed) from error
+    except OSError as error:
+        raise ProgramError(f"{program.name} cannot be started: {error}", "") from error
+    printed, said = (text.decode(errors="replace") for text in (done.stdout, done.stderr))
     if done.returncode:
-        raise RuntimeError(f"{program.name} ended with {done.returncode}: {done.stderr.strip()}")
-    return done.stdout
+        raise ProgramError(f"{program.name} ended with {done.returncode}: {said.strip()}", printed)
+    return printed
 
 
 def main() -> None:

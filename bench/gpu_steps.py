@@ -9,8 +9,8 @@ TABLES = ROOT / "kernels" / "secateur_kernels" / "dispatch" / "tables"
 PYTHON = sys.executable
 # Without the plug-ins that pyproject.toml names, which this machine may not have.
 PYTEST = (
-    PYTHON, "-m", "pytest", "-q", "--maxfail=12", "--tb=short", "-p", "no:cacheprovider",
-    "-o", "addopts=--strict-markers --import-mode=importlib",
+    PYTHON, "-m", "pytest", "-q", "-rs", "--maxfail=60", "--most-failures", "4", "--tb=short",
+    "-p", "no:cacheprovider", "-o", "addopts=--strict-markers --import-mode=importlib",
 )  # fmt: skip
 # With the time that a step gets to stop, under eight minutes.
 BUDGET = 400.0
@@ -22,9 +22,13 @@ SANITIZERS = ("memcheck", "racecheck", "initcheck", "synccheck")
 SANITIZER_PARTS = 2
 LINEAR_PARTS = 6
 TUNE_PARTS = 4
-DRAWN_SEED = 20261121
+DRAWN_SEED = "20261121"
 # With less a step that can be cut short is not begun.
 LEAST_BUDGET = 45.0
+# With less a step whose process died is not started again.
+LEAST_AGAIN = 10.0
+# Seconds after which one attempt of a quick step, or of another one, counts as hung.
+PATIENCE, LONG_PATIENCE = 20, 120
 # What a short visit to a GPU is for, the most valuable first.
 FIRST = (
     "facts", "build", "probe", "quick", "bench-quick", "microbench", "bench-quick-low-rank",
@@ -47,6 +51,17 @@ class Step:
     flexible: bool = False
     """It takes `--budget`, ends by itself and goes on later: it may be run with less."""
     grace: float = GRACE
+    silence: float | None = None
+    """Seconds without output after which it is stopped."""
+    restarts: bool = False
+    """It takes `--budget`, and notes what it tries: where its process dies, it is started again."""
+
+    def again(self, seconds: float) -> "Step | None":
+        """The step with what is left of its own time, or None where it is not started again."""
+        budget = seconds - self.grace
+        if not self.restarts or budget < LEAST_AGAIN:
+            return None
+        return replace(self, command=(*self.command, "--budget", f"{budget:.0f}"))
 
     def within(self, seconds: float) -> "Step | None":
         """The step with what is left of a run, or None where that is too little."""
@@ -71,7 +86,7 @@ def steps(out: Path, results: Path, tables: Path) -> list[Step]:
         Step("facts", (PYTHON, "-m", "bench.gpu_facts"), 60, grace=20),
         Step("build", (PYTHON, "-m", "bench.gpu_build"), 150, grace=20),
         Step("probe", (PYTHON, "-m", "bench.one_hot_probe"), 60, grace=10),
-        Step("quick", _pytest(out, "quick", 60, *_quick()), 60, grace=20),
+        _quick(out),
         *_quick_benchmarks(results),
         *_tests(out),
         *_sanitize(),
@@ -89,31 +104,40 @@ def _large_models(results: Path) -> list[Step]:
     ]
 
 
-def _quick() -> tuple[str, ...]:
-    """The compiled kernels at a few sizes, and what packs their weights."""
+def _quick(out: Path) -> Step:
+    """The compiled kernels at a few sizes, each also by name, and what packs their weights."""
     folder = "tests/gpu/"
-    return (
-        f"{folder}accuracy/test_sparse24_linear.py::test_one_hot_tokens_recover_the_weight",
+    sizes = "130x68 or 1000x384 or 4096x4096 or gate_up or (130 and 68) or (1000 and 90)"
+    files = ("test_sparse24_linear.py", "test_low_rank_linear.py", "test_kernel_configs.py")
+    chosen = (
         f"{folder}packing",
-        f"{folder}accuracy",
+        *(f"{folder}accuracy/{name}" for name in files),
         "-k",
-        "cuda and (130x68 or 1000x384 or 4096x4096 or gate_up or (130 and 68))",
+        f"cuda and ({sizes})",
     )
+    command = _pytest(out, "quick", 90, *chosen, patience=PATIENCE)
+    return Step("quick", command, 90, grace=20, silence=60, restarts=True)
 
 
 def _quick_benchmarks(results: Path) -> list[Step]:
     """Compiled kernels against dense products, and what the machine gives at best."""
 
-    def step(name: str, budget: float, *command: str) -> Step:
+    def step(name: str, budget: float, *command: str, restarts: bool = False) -> Step:
         own = ("--budget", f"{budget:.0f}", "--results", str(results))
-        return Step(name, (PYTHON, "-m", *command, *own), budget, flexible=True, grace=20)
+        whole = (PYTHON, "-m", *command, *own)
+        silence = 60 if restarts else None
+        return Step(
+            name, whole, budget, flexible=True, grace=20, silence=silence, restarts=restarts
+        )
 
     def linears(name: str, budget: float, op: str, tokens: str, *more: str) -> Step:
-        options = ("--shapes", "seven", "--op", op, "--tokens", tokens)
-        return step(name, budget, "bench.linears", *options, *(more or ("--extent", "quick")))
+        options = ("--shapes", "seven", "--op", op, "--tokens", tokens, *patience)
+        extent = more or ("--extent", "quick")
+        return step(name, budget, "bench.linears", *options, *extent, restarts=True)
 
     sparse, low_rank = "sparse24_linear", "low_rank_linear"
     competitors = ("--extent", "competitors", "--mode", "isolated")
+    patience = ("--patience", str(PATIENCE))
     return [
         linears("bench-quick", 120, sparse, _QUICK_TOKENS),
         step("microbench", 100, "bench.microbench"),
@@ -124,9 +148,12 @@ def _quick_benchmarks(results: Path) -> list[Step]:
     ]
 
 
-def _pytest(out: Path, name: str, budget: float, *paths: str) -> tuple[str, ...]:
+def _pytest(
+    out: Path, name: str, budget: float, *paths: str, patience: int = LONG_PATIENCE
+) -> tuple[str, ...]:
     done = str(out / f"passed-{name}.txt")
-    return (*PYTEST, "--budget", f"{budget:.0f}", "--done", done, *paths)
+    limits = ("--budget", f"{budget:.0f}", "--patience", str(patience))
+    return (*PYTEST, *limits, "--done", done, *paths)
 
 
 def _tests(out: Path) -> list[Step]:
@@ -141,7 +168,12 @@ def _tests(out: Path) -> list[Step]:
         "use": "tests/gpu/use",
     }
     return [
-        Step(f"tests-{name}", _pytest(out, f"tests-{name}", BUDGET, path), flexible=True)
+        Step(
+            f"tests-{name}",
+            _pytest(out, f"tests-{name}", BUDGET, path),
+            flexible=True,
+            restarts=True,
+        )
         for name, path in parts.items()
     ]
 
@@ -172,7 +204,7 @@ def _tune(tables: Path) -> list[Step]:
 
 def _benchmarks(results: Path) -> list[Step]:
     common = ("--budget", OWN_BUDGET, "--results", str(results))
-    linears = (PYTHON, "-m", "bench.linears", *common)
+    linears = (PYTHON, "-m", "bench.linears", *common, "--patience", str(LONG_PATIENCE))
     return [
         Step("bench-packing", (PYTHON, "-m", "bench.packing", *common), flexible=True),
         *(
@@ -180,8 +212,9 @@ def _benchmarks(results: Path) -> list[Step]:
                 f"bench-linears-{part}",
                 (*linears, "--part", f"{part}/{LINEAR_PARTS}"),
                 flexible=True,
+                restarts=True,
             )
             for part in range(1, LINEAR_PARTS + 1)
         ),
-        Step("bench-drawn", (*linears, "--drawn", str(DRAWN_SEED)), flexible=True),
+        Step("bench-drawn", (*linears, "--drawn", DRAWN_SEED), flexible=True, restarts=True),
     ]

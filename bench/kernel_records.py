@@ -50,13 +50,13 @@ def machine_facts(device: torch.device) -> dict[str, str]:
             "multiprocessors": str(properties.multi_processor_count),
             "memory_bytes": str(properties.total_memory),
             "compiled_library": str(device_facts(device).has_library),
-            "library_fingerprint": _library_fingerprint(),
+            "library_fingerprint": library_fingerprint(),
             **_smi(device),
         }
     return facts
 
 
-def _library_fingerprint() -> str:
+def library_fingerprint() -> str:
     """Of the sources and options that the compiled library was built from."""
     path = library_status().path
     if path is None or not library_status().loaded:

@@ -10,14 +10,15 @@ from torch import Tensor
 
 from bench import cusparselt
 from bench.linear_operands import LOW_RANK, SPARSE, Operands
+from bench.linear_tries import Tries
 from secateur_kernels.dispatch.choice import Choice
 from secateur_kernels.dispatch.problem import DeviceFacts, device_facts
-from secateur_kernels.errors import SecateurError
 from secateur_kernels.low_rank_linear import op as low_rank_op
 from secateur_kernels.sparse24_linear import cuda_kernels
 from secateur_kernels.sparse24_linear import launch as sparse24_launch
 from secateur_kernels.sparse24_linear import op as sparse24_op
 from secateur_kernels.sparse24_linear.packed import Packed24
+from secateur_kernels.testing.attempts import Attempts
 
 # `kernels`: each compiled kernel under its own name, with the config that it takes by default.
 OURS = {
@@ -36,6 +37,8 @@ class Candidates:
     isolated: dict[str, Callable[[int], object]] = field(default_factory=dict)
     """Calls that cannot be chained."""
     notes: dict[str, str] = field(default_factory=dict)
+    kernels: dict[str, str] = field(default_factory=dict)
+    """Name -> the kernel of ours that it runs, where that is not the name."""
 
 
 def candidates_for(
@@ -43,6 +46,7 @@ def candidates_for(
     x: Tensor,
     with_competitors: bool = True,
     ours: Sequence[str] | None = None,
+    tries: Tries | None = None,
 ) -> Candidates:
     """All that can run here, each tried once; what fails is noted with its reason.
 
@@ -51,6 +55,7 @@ def candidates_for(
         x: [M, K].
         with_competitors: cuSPARSELt as well.
         ours: of `OURS`, those wanted; all by default.
+        tries: of the job, where what killed a process is left out.
     """
     found = Candidates(_torch_steps(operands, x.device))
     for name in OURS[operands.op]:
@@ -62,7 +67,7 @@ def candidates_for(
         found.notes |= notes
     elif operands.op == SPARSE:
         found.notes["cusparselt"] = cusparselt.why_not(x.device) or "not asked for"
-    _drop_what_fails(found, x)
+    _drop_what_fails(found, x, tries or Tries(Attempts(None), "", x.device))
     return found
 
 
@@ -106,11 +111,26 @@ def _add_ours(found: Candidates, operands: Operands, x: Tensor, name: str) -> No
     if name != "kernels":
         found.steps[f"ours {name}"] = _our_step(operands, name)
         if name == "auto":
-            found.notes["ours auto"] = _explained(operands, x)
+            choice = _explained(operands, x)
+            found.notes["ours auto"] = str(choice)
+            found.kernels["ours auto"] = _kernel_of(operands, choice)
+        elif name == "cuda":
+            found.kernels["ours cuda"] = _compiled_by_default(operands, x)
         return
     for kernel, choice in kernels_for(operands, x).items():
         found.steps[f"ours {kernel}"] = _kernel_step(operands, choice)
         found.notes[f"ours {kernel}"] = str(choice)
+        found.kernels[f"ours {kernel}"] = _kernel_of(operands, choice)
+
+
+def _kernel_of(operands: Operands, choice: Choice) -> str:
+    kernel = getattr(choice.config, "kernel", "")
+    return f"{operands.op} {choice.backend} {kernel}".rstrip()
+
+
+def _compiled_by_default(operands: Operands, x: Tensor) -> str:
+    names = kernels_for(operands, x) if operands.op == SPARSE else {}
+    return f"{operands.op} cuda {next(iter(names), '')}".rstrip()
 
 
 def kernels_for(operands: Operands, x: Tensor) -> dict[str, Choice]:
@@ -151,28 +171,19 @@ def _our_step(operands: Operands, backend: str) -> Step:
     )
 
 
-def _explained(operands: Operands, x: Tensor) -> str:
+def _explained(operands: Operands, x: Tensor) -> Choice:
     if operands.op == SPARSE:
-        return str(sparse24_op.explain(x, operands.packed[0]))
-    return str(low_rank_op.explain(x, operands.factors[0]))
+        return sparse24_op.explain(x, operands.packed[0])
+    return low_rank_op.explain(x, operands.factors[0])
 
 
-def _drop_what_fails(found: Candidates, x: Tensor) -> None:
+def _drop_what_fails(found: Candidates, x: Tensor, tries: Tries) -> None:
+    def runs(name: str, call: Callable[[], object]) -> bool:
+        return tries.runs(name, found.kernels.get(name, name), call, found.notes, "a first call")
+
     for name, step in list(found.steps.items()):
-        if not _runs(name, lambda step=step: step(x, 0), found.notes):  # type: ignore[misc]
+        if not runs(name, lambda step=step: step(x, 0)):  # type: ignore[misc]
             del found.steps[name]
     for name, call in list(found.isolated.items()):
-        if not _runs(name, lambda call=call: call(0), found.notes):  # type: ignore[misc]
+        if not runs(name, lambda call=call: call(0)):  # type: ignore[misc]
             del found.isolated[name]
-
-
-def _runs(name: str, call: Callable[[], object], notes: dict[str, str]) -> bool:
-    try:
-        call()
-    except SecateurError as error:
-        notes[name] = f"not there: {error}"
-    except RuntimeError as error:
-        notes[name] = f"failed: {error}"
-    else:
-        return True
-    return False

@@ -16,7 +16,9 @@ from torch import Tensor
 from bench.extent import FULL
 from bench.linear_candidates import Candidates, Step, candidates_for
 from bench.linear_operands import SPARSE, Operands
+from bench.linear_tries import Tries
 from secateur_kernels.dependent_launch import dependent_launch
+from secateur_kernels.testing.attempts import Attempts
 from secateur_kernels.timing import Timing, copies_to_rotate, time_in_turns
 
 MODES = ("isolated", "chain")
@@ -102,6 +104,7 @@ def measure(
     rounds: int = FULL.rounds,
     repeats: int = FULL.repeats,
     ours: Sequence[str] | None = None,
+    tries: Tries | None = None,
 ) -> Measured:
     """Time all candidates of a layer.
 
@@ -113,25 +116,34 @@ def measure(
         rounds: replays of each candidate, in turns with the others.
         repeats: of the whole, each with graphs of its own.
         ours: as of `candidates_for`.
+        tries: likewise.
 
     Raises:
         RuntimeError: not even the dense product runs.
+        BrokenContextError: CUDA cannot be used any more.
     """
+    tries = tries or Tries(Attempts(None), "", device)
     shape, dtype = operands.shape, operands.dense[0].dtype
     torch.manual_seed(1)
     x = torch.empty(m, shape.k, dtype=dtype, device=device).normal_()
-    found = candidates_for(operands, x, with_competitors=mode == "isolated", ours=ours)
+    found = candidates_for(operands, x, mode == "isolated", ours, tries)
     if not any(name.startswith("dense") for name in found.steps):
         raise RuntimeError(f"the dense product does not run: {found.notes}")
     activations = m * (shape.n + shape.k) * x.element_size()
     count = copies_to_rotate(operands.num_bytes + activations, device)
     with dependent_launch(False if mode == "isolated" else None):
-        calls = _that_can_be_timed(_calls(found, x, shape.n, mode), found.notes, device)
+        calls = _that_can_be_timed(_calls(found, x, shape.n, mode), found, device, count, tries)
         timings: dict[str, list[Timing]] = {name: [] for name in calls}
-        for _ in range(repeats):
-            for name, timing in time_in_turns(calls, device, count, rounds).items():
-                timings[name].append(timing)
-    return Measured(timings, _errors(found, operands, x), found.notes, count)
+
+        def time_all() -> None:
+            for _ in range(repeats):
+                for name, timing in time_in_turns(calls, device, count, rounds).items():
+                    timings[name].append(timing)
+
+        tries.together(time_all)
+    errors: dict[str, float] = {}
+    tries.together(lambda: errors.update(_errors(found, operands, x)))
+    return Measured(timings, errors, found.notes, count)
 
 
 def _calls(found: Candidates, x: Tensor, n: int, mode: str) -> dict[str, Callable[[int], object]]:
@@ -155,18 +167,23 @@ def _serial(step: Step) -> Step:
 
 
 def _that_can_be_timed(
-    calls: dict[str, Callable[[int], object]], notes: dict[str, str], device: torch.device
+    calls: dict[str, Callable[[int], object]],
+    found: Candidates,
+    device: torch.device,
+    count: int,
+    tries: Tries,
 ) -> dict[str, Callable[[int], object]]:
     """Without those that cannot be captured, each of them noted: one must not spoil the others."""
-    timed = {}
-    for name, call in calls.items():
-        try:
-            time_in_turns({name: call}, device, copies=1, rounds=1, warmup=1)
-        except RuntimeError as error:
-            notes[name] = f"failed: cannot be captured: {error}"
-        else:
-            timed[name] = call
-    return timed
+
+    def runs(name: str, call: Callable[[int], object]) -> bool:
+        blame = found.kernels.get("ours auto" if name == SERIAL else name, name)
+
+        def capture() -> None:
+            time_in_turns({name: call}, device, count, rounds=1, warmup=1)
+
+        return tries.runs(name, blame, capture, found.notes, "captured in a graph")
+
+    return {name: call for name, call in calls.items() if runs(name, call)}
 
 
 def _alone(step: Step, x: Tensor) -> Callable[[int], object]:

@@ -8,7 +8,9 @@ Each part ends within its budget; what is recorded for this machine and these ve
 measured again, so that the same command goes on where it ended. `--drawn SEED` measures shapes and
 numbers of tokens that nobody chose. `--extent quick` times our compiled kernels against dense
 products, few times each, `--extent competitors` cuSPARSELt as well; a run of a larger extent
-measures the same again. See `linear_timing.py` for what is timed.
+measures the same again. See `linear_timing.py` for what is timed. A candidate that kills the
+process (`--patience` for what hangs) is left out of the job by the next one, and out of all others
+after the second time; what it is of lies beside the records, in `linears.attempts.jsonl`.
 """
 
 import argparse
@@ -21,12 +23,20 @@ from typing import Any
 import torch
 
 from bench.ceilings import Ceilings, measure_ceilings
-from bench.exit_status import AGAIN
+from bench.exit_status import AGAIN, BROKEN
 from bench.extent import EXTENTS, FULL, Extent, covers
-from bench.kernel_records import RESULTS, append_record, made_here, read_records
+from bench.kernel_records import (
+    RESULTS,
+    append_record,
+    library_fingerprint,
+    made_here,
+    read_records,
+)
 from bench.linear_operands import LOW_RANK, SPARSE, Operands, make_operands
 from bench.linear_timing import MODES, SERIAL, Measured, measure
+from bench.linear_tries import Tries
 from bench.shapes import SEVEN, SHAPES, TINY, TOKENS, WeightShape, drawn, shape_of
+from secateur_kernels.testing.attempts import Attempts, BrokenContextError, check_usable
 
 NAME = "linears"
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -50,6 +60,9 @@ class Job:
     def key(self) -> tuple[Any, ...]:
         """What tells records apart."""
         return (self.op, self.mode, self.shape.n, self.shape.k, self.m, self.dtype, self.seed)
+
+    def __str__(self) -> str:
+        return f"{self.op} {self.mode} {self.shape} M={self.m} {self.dtype}"
 
 
 def key_of(record: dict[str, Any]) -> tuple[Any, ...]:
@@ -98,7 +111,8 @@ def run(
     folder: Path = RESULTS,
     budget: float = float("inf"),
     extent: Extent = FULL,
-) -> Iterator[tuple[Job, Measured]]:
+    attempts: Attempts | None = None,
+) -> Iterator[tuple[Job, Measured | str]]:
     """Measure what is not recorded yet, recording one line at a time, until the budget is spent.
 
     Args:
@@ -107,10 +121,15 @@ def run(
         folder: of the records.
         budget: seconds; a measurement that has begun is finished.
         extent: what of each.
+        attempts: what earlier processes died of.
 
     Yields:
-        each job with its times.
+        each job with its times, or why there are none.
+
+    Raises:
+        BrokenContextError: CUDA cannot be used any more.
     """
+    attempts = attempts or Attempts(None)
     started = time.monotonic()
     done = recorded(device, folder, extent)
     waiting = [job for job in jobs if job.key not in done]
@@ -121,12 +140,23 @@ def run(
     for job in waiting:
         if time.monotonic() - started > budget:
             return
-        if operands is None or (operands.op, operands.shape) != (job.op, job.shape):
-            operands = None  # frees the old ones before the new ones are made
-            dtype = DTYPES[job.dtype]
-            operands = make_operands(job.op, job.shape, dtype, device, extent.competitors)
-        often = (extent.rounds, extent.repeats)
-        measured = measure(operands, job.m, job.mode, device, *often, extent.ours)
+        tries = Tries(attempts, str(job), device)
+        if tries.is_hopeless():
+            yield job, "failed: left out: a process died of it"
+            continue
+        try:
+            if operands is None or (operands.op, operands.shape) != (job.op, job.shape):
+                operands = None  # frees the old ones before the new ones are made
+                dtype = DTYPES[job.dtype]
+                operands = make_operands(job.op, job.shape, dtype, device, extent.competitors)
+            often = (extent.rounds, extent.repeats)
+            measured = measure(operands, job.m, job.mode, device, *often, extent.ours, tries)
+        except BrokenContextError:
+            raise
+        except RuntimeError as error:
+            check_usable(device)
+            yield job, f"failed: {error}"
+            continue
         values = _record(job, operands, measured, ceilings) | {"extent": extent.name}
         append_record(NAME, values, device, folder)
         yield job, measured
@@ -154,8 +184,10 @@ def _record(job: Job, operands: Operands, measured: Measured, ceilings: Ceilings
     }
 
 
-def line_of(job: Job, measured: Measured) -> str:
+def line_of(job: Job, measured: Measured | str) -> str:
     """One line of the table that a run prints."""
+    if isinstance(measured, str):
+        return f"{job}: {measured}"
     dense = measured.fastest("dense")
     assert dense is not None
     cells = [f"{job.op:16} {job.mode:8} {job.shape!s:13} M={job.m:<5} dense {dense[1]:8.1f} us"]
@@ -167,9 +199,9 @@ def line_of(job: Job, measured: Measured) -> str:
     cells += [f"{name[5:]} {dense[1] / measured.microseconds(name):.2f}" for name in ours]
     if SERIAL in measured.timings:
         cells.append(f"{SERIAL} {dense[1] / measured.microseconds(SERIAL):.2f}")
-    failed = [name for name, note in measured.notes.items() if note.startswith("failed")]
-    cells += [f"failed: {', '.join(failed)}"] if failed else []
-    return "  ".join(cells)
+    bad = ("failed", "left out")
+    failed = [f"{name} {note}" for name, note in measured.notes.items() if note.startswith(bad)]
+    return "  ".join(cells) + "".join(f"\n  {line}" for line in failed)
 
 
 def options_of(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -185,6 +217,7 @@ def options_of(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--drawn", type=int, metavar="SEED", help="20 shapes drawn by a seed")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the records")
+    parser.add_argument("--patience", type=float, help="seconds after which a candidate hangs")
     parser.add_argument("--extent", choices=EXTENTS, default=FULL.name, help="what of each")
     parser.add_argument("--rounds", type=int, help="default: that of the extent")
     parser.add_argument("--repeats", type=int, help="default: that of the extent")
@@ -219,11 +252,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     jobs = part_of(jobs_of(options), options.part, options.parts)
     if options.drawn is not None:
         print(f"shapes and tokens drawn with seed {options.drawn}")
-    for job, measured in run(jobs, device, options.results, options.budget, options.extent):
-        print(line_of(job, measured), flush=True)
+    notes = options.results / f"{NAME}.attempts.jsonl"
+    attempts = Attempts(notes, options.patience, build=library_fingerprint())
+    failed = []
+    wanted = (options.results, options.budget, options.extent, attempts)
+    try:
+        for job, measured in run(jobs, device, *wanted):
+            print(line_of(job, measured), flush=True)
+            failed += [job.key] if isinstance(measured, str) else []
+    except BrokenContextError as error:
+        print(f"CUDA cannot be used any more: {error}")
+        return BROKEN
+    for death in attempts.deaths:
+        print(f"a process died of {death.what}: {death.why}")
     done = recorded(device, options.results, options.extent)
-    left = sum(job.key not in done for job in jobs)
+    left = sum(job.key not in done and job.key not in failed for job in jobs)
     print(f"{left} of {len(jobs)} left: run again" if left else f"all {len(jobs)} are recorded")
+    if failed or attempts.deaths:
+        print(f"{len(failed)} jobs failed, {len(attempts.deaths)} processes died")
+        return 1
     return AGAIN if left else 0
 
 

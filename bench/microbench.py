@@ -12,6 +12,7 @@ import argparse
 import json
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ from bench.microbench_predictions import Prediction, prediction_of
 NAME = "microbenchmarks"
 # The most telling first.
 PROGRAMS = ("launch", "tensor", "fed", "memory", "cluster", "shared")
+# No program takes that long: one that does hangs, and must not take the others' time.
+_MOST_SECONDS = 25.0
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,8 @@ class Reading:
 
 def readings_of(program: str, output: str) -> list[Reading]:
     """What a program printed, one JSON object a line."""
-    parsed = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
+    lines = [line for line in output.splitlines() if line.startswith("{") and line.endswith("}")]
+    parsed = [json.loads(line) for line in lines]
     return [Reading(program, p["name"], float(p["value"]), p["unit"]) for p in parsed]
 
 
@@ -66,24 +70,27 @@ def line_of(reading: Reading) -> str:
     return f"{line} predicted {expected.value:7.4g} ({share:5.2f} of it): {expected.why}"
 
 
-def measure(programs: Sequence[str], budget: float) -> Iterator[tuple[str, list[Reading] | str]]:
+def measure(programs: Sequence[str], budget: float) -> Iterator[tuple[str, list[Reading], str]]:
     """Run programs until the budget is spent.
 
     Yields:
-        each program's name with its readings, or why there are none.
+        each program's name, its readings, and why it said no more; empty where it ended well.
     """
     started = time.monotonic()
-    gpu_programs.build_all(programs)
+    with suppress(RuntimeError):  # below each says for itself what is wrong
+        gpu_programs.build_all(programs)
     for name in programs:
         left = budget - (time.monotonic() - started)
         if left <= 0:
             return
         try:
-            output = gpu_programs.run(gpu_programs.build(name), timeout=left)
+            program = gpu_programs.build(name)
+            output, failure = gpu_programs.run(program, timeout=min(left, _MOST_SECONDS)), ""
+        except gpu_programs.ProgramError as error:
+            output, failure = error.printed, str(error)
         except RuntimeError as error:
-            yield name, str(error)
-        else:
-            yield name, readings_of(name, output)
+            output, failure = "", str(error)
+        yield name, readings_of(name, output), failure
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -98,15 +105,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"expected programs of {', '.join(PROGRAMS)}, got {', '.join(unknown)}")
     device = torch.device("cuda", torch.cuda.current_device())
     failed, done = [], []
-    for name, found in measure(programs, options.budget):
+    for name, readings, failure in measure(programs, options.budget):
         done.append(name)
-        if isinstance(found, str):
-            failed.append(name)
-            print(f"{name}: failed: {found}", flush=True)
-            continue
-        for reading in found:
+        for reading in readings:
             append_record(NAME, reading.as_record(), device, options.results)
             print(line_of(reading), flush=True)
+        if failure:
+            failed.append(name)
+            print(f"{name}: failed: {failure}", flush=True)
     left = [name for name in programs if name not in done]
     if failed or left:
         print(f"failed: {', '.join(failed) or 'none'}; left: {', '.join(left) or 'none'}")

@@ -10,27 +10,29 @@ quick benchmarks, then as much of the rest as fits; after a failure it goes on. 
 order, what has not succeeded yet, for as long as the limit allows: repeat it until it says that all
 is done. Every step ends within its budget and prints a short table; its whole output goes to a log
 in `--out` (default `runs/gpu`). Steps whose own budget ends them go on where they ended; what does
-not fit into the time that is left is cut short, or passed over. After a change of the code, begin
-with another `--out`. Needs torch, triton, numpy and pytest; nothing is fetched, and no setting of
-the GPU is changed.
+not fit into the time that is left is cut short, or passed over. A step whose process dies, or hangs
+in a kernel, is started again without what it died of (`secateur_kernels/testing/attempts.py`).
+After a change of the code, begin with another `--out` and `--results`. Needs torch, triton, numpy
+and pytest; nothing is fetched, and no setting of the GPU is changed.
 """
 
 import argparse
 import json
 import os
 import shutil
-import signal
-import subprocess
-import threading
+import tarfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
-from bench.exit_status import AGAIN
+from bench.exit_status import AGAIN, BROKEN
 from bench.gpu_steps import FIRST, ROOT, TABLES, Step, steps
+from bench.step_process import STOPPED, Ended, run_process
 
 OUT = ROOT / "runs" / "gpu"
+_MOST_STARTS = 12
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class Outcome:
 
     step: str
     status: int
-    """Exit status; 124 where it had to be stopped, 0 where it was left out."""
+    """Exit status; 124 where it had to be stopped, minus a signal, 0 where it was left out."""
     seconds: float
     last_line: str
 
@@ -49,39 +51,29 @@ def run_step(step: Step, out: Path) -> Outcome:
     if step.needs and shutil.which(step.needs) is None:
         return Outcome(step.name, 0, 0.0, f"left out: {step.needs} is not there")
     out.mkdir(parents=True, exist_ok=True)
-    log = out / f"{step.name}.log"
     started = time.monotonic()
-    last_line = ""
-    with log.open("w", encoding="utf-8") as file:
-        # A session of its own: whatever the step starts ends with it.
-        process = subprocess.Popen(
-            step.command,
-            cwd=ROOT,
-            env=_environment(),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            start_new_session=True,
-        )
-        assert process.stdout is not None
-        stopped = threading.Event()
-        timer = threading.Timer(step.budget + step.grace, _stop, (process, stopped))
-        timer.start()
-        for line in process.stdout:
-            file.write(line)
-            print(line, end="", flush=True)
-            last_line = line.strip() or last_line
-        status = process.wait()
-        timer.cancel()
+    with (out / f"{step.name}.log").open("w", encoding="utf-8") as log:
+        ended, left = _ended(step, log, step.budget + step.grace), 0.0
+        for _ in range(1, _MOST_STARTS):
+            left = step.budget + step.grace - (time.monotonic() - started)
+            died = ended.status in (BROKEN, STOPPED) or ended.status < 0
+            again = step.again(left) if died else None
+            if again is None:
+                break
+            told = f"--- {step.name}: {ended.why or 'it cannot go on'}: started again"
+            print(told, flush=True)
+            print(told, file=log, flush=True)
+            ended = _ended(again, log, left)
     seconds = time.monotonic() - started
-    return Outcome(step.name, 124 if stopped.is_set() else status, seconds, last_line)
+    last_line = f"{ended.why}; last: {ended.last_line}" if ended.why else ended.last_line
+    return Outcome(step.name, ended.status, seconds, last_line)
 
 
-def _stop(process: "subprocess.Popen[str]", stopped: threading.Event) -> None:
-    if process.poll() is None:
-        stopped.set()
-        os.killpg(process.pid, signal.SIGKILL)
+def _ended(step: Step, log: IO[str], seconds: float) -> Ended:
+    try:
+        return run_process(step.command, ROOT, _environment(), log, seconds, step.silence)
+    except OSError as error:
+        return Ended(1, f"cannot be started: {error}", "")
 
 
 def _environment() -> dict[str, str]:
@@ -89,7 +81,8 @@ def _environment() -> dict[str, str]:
     folders = [str(ROOT / "kernels"), str(ROOT / "src"), str(ROOT), str(ROOT / "tests")]
     before = os.environ.get("PYTHONPATH")
     path = os.pathsep.join([*folders, before] if before else folders)
-    return {**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
+    told = {"PYTHONUNBUFFERED": "1", "PYTHONFAULTHANDLER": "1"}
+    return {**os.environ, **told, "PYTHONPATH": path}
 
 
 def finished(out: Path) -> set[str]:
@@ -106,8 +99,21 @@ def note(outcome: Outcome, out: Path) -> None:
         file.write(json.dumps(vars(outcome)) + "\n")
 
 
+def pack(out: Path, archive: Path) -> None:
+    """All that is in `out` as one compressed file, written aside and renamed."""
+    archive.parent.mkdir(parents=True, exist_ok=True)
+    aside = archive.with_name(f".{archive.name}.partial")
+    with tarfile.open(aside, "w:gz") as file:
+        file.add(out, arcname=out.name)
+    aside.replace(archive)
+
+
 def run_all(
-    chosen: Sequence[Step], out: Path, limit: float, keep_going: bool = False
+    chosen: Sequence[Step],
+    out: Path,
+    limit: float,
+    keep_going: bool = False,
+    archive: Path | None = None,
 ) -> list[Outcome]:
     """Run steps in order, passing over those for which the limit leaves no room.
 
@@ -116,6 +122,7 @@ def run_all(
         out: folder for logs and the list of what succeeded.
         limit: seconds in all.
         keep_going: after a failure too.
+        archive: written anew after each step, so that a run that is cut off leaves what it has.
     """
     started = time.monotonic()
     outcomes: list[Outcome] = []
@@ -128,6 +135,8 @@ def run_all(
         print(f"--- {step.name}: {' '.join(step.command)}", flush=True)
         outcome = run_step(step, out)
         note(outcome, out)
+        if archive is not None:
+            pack(out, archive)
         outcomes.append(outcome)
         if outcome.status not in (0, AGAIN) and not keep_going:
             break
@@ -144,6 +153,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--minutes", type=float, help="the same in minutes")
     parser.add_argument("--keep-going", action="store_true", help="after a failure too")
     parser.add_argument("--out", type=Path, default=OUT, help="folder for logs")
+    parser.add_argument("--archive", type=Path, help="also keep --out as this .tar.gz")
     parser.add_argument("--results", type=Path, default=ROOT / "bench" / "results")
     parser.add_argument("--tables", type=Path, default=TABLES, help="folder for dispatch's table")
     options = parser.parse_args(arguments)
@@ -163,13 +173,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"{step.name:24} {step.budget:5.0f} s  {done}")
         return 0
     limit = min(options.limit, 60 * options.minutes) if options.minutes else options.limit
-    outcomes = run_all(chosen, out, limit, options.keep_going or options.first)
+    archive = options.archive.resolve() if options.archive else None
+    outcomes = run_all(chosen, out, limit, options.keep_going or options.first, archive)
     print("\nstep                     status  seconds  last line")
     for outcome in outcomes:
         print(f"{outcome.step:24} {outcome.status:6} {outcome.seconds:8.0f}  {outcome.last_line}")
     left = [step.name for step in known.values() if step.name not in finished(out)]
     print(f"left: {', '.join(left)}" if left else "all done")
-    return max((outcome.status for outcome in outcomes), default=0)
+    return max((abs(outcome.status) for outcome in outcomes), default=0)
 
 
 if __name__ == "__main__":

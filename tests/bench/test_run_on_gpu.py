@@ -4,11 +4,13 @@ import json
 import os
 import subprocess
 import sys
+import tarfile
+import time
 from pathlib import Path
 
 import pytest
 from bench import run_on_gpu
-from bench.exit_status import AGAIN
+from bench.exit_status import AGAIN, BROKEN
 from bench.gpu_steps import FIRST, ROOT, Step, steps
 from bench.run_on_gpu import finished, main, note, run_all, run_step
 
@@ -32,6 +34,93 @@ def test_a_step_beyond_its_budget_is_stopped(tmp_path: Path) -> None:
     outcome = run_step(slow, tmp_path)
     assert outcome.status == 124
     assert outcome.seconds < 30
+
+
+DIES_TWICE = """
+import os, sys
+from pathlib import Path
+from secateur_kernels.testing.attempts import Attempts
+attempts = Attempts(Path(sys.argv[1]))
+for name, end in (("a", None), ("b", lambda: os.kill(os.getpid(), 11)), ("c", None), ("d", hang)):
+    if not attempts.died_of(name):
+        with attempts.trying(name, name):
+            if end: end()
+            print(name, "is done", flush=True)
+print(f"done with {len(attempts.deaths)} deaths and {sys.argv[2:]}")
+raise SystemExit(bool(attempts.deaths))
+"""
+
+
+def test_a_step_goes_on_without_what_it_died_of(tmp_path: Path) -> None:
+    hang = "import time\ndef hang(): time.sleep(60)\n"
+    command = (*python(hang + DIES_TWICE), str(tmp_path / "notes.jsonl"))
+    step = Step("dies", command, budget=80, grace=5, silence=4, restarts=True)
+    started = time.monotonic()
+    outcome = run_step(step, tmp_path)
+    assert time.monotonic() - started < 60
+    log = (tmp_path / "dies.log").read_text()
+    assert outcome.status == 1, log
+    assert "--- dies: killed by SIGSEGV: started again" in log
+    assert "--- dies: stopped after 4 s without output: started again" in log
+    assert outcome.last_line.startswith("done with 2 deaths and ['--budget', ")
+    assert log.count("a is done") == 3
+    assert log.count("c is done") == 2
+
+
+def test_a_step_is_not_started_again_for_nothing(tmp_path: Path) -> None:
+    """Not without notes of what it tries, and not for a moment."""
+    broken = Step("broken", python(f"print('here'); raise SystemExit({BROKEN})"), 30, grace=5)
+    for restarts, budget, starts in ((False, 30, 1), (True, 8, 1), (True, 20, 2)):
+        command = python(
+            f"from pathlib import Path; p = Path({str(tmp_path)!r}, 'starts-{restarts}-{budget}')\n"
+            "n = len(p.read_text()) if p.exists() else 0\n"
+            "p.write_text('x' * (n + 1)); raise SystemExit(0 if n else 76)"
+        )
+        step = Step(broken.name, command, budget, grace=5, restarts=restarts)
+        outcome = run_step(step, tmp_path)
+        assert len((tmp_path / f"starts-{restarts}-{budget}").read_text()) == starts
+        assert outcome.status == (0 if starts == 2 else BROKEN)
+
+
+def test_a_whole_visit_of_steps_of_every_kind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Passes, fails, hangs, dies by a signal, is not there: all others get their turn; everything
+    that was written is in the archive; the second visit does what is left."""
+    write = (
+        f"from pathlib import Path; Path({str(tmp_path)!r}, 'out', 'result').write_text('12 us')"
+    )
+    kinds = [
+        Step("facts", python("print('a fact')"), 20, grace=2),
+        Step("build", python("raise SystemExit(2)"), 20, grace=2),
+        Step("probe", python("import time; time.sleep(60)"), 2, grace=1),
+        Step("quick", python("import os; os.kill(os.getpid(), 6)"), 20, grace=2),
+        Step("bench-quick", python(f"raise SystemExit({AGAIN})"), 20, grace=2),
+        Step("microbench", (str(tmp_path / "no such program"),), 20, grace=2),
+        Step("bench-quick-low-rank", python(write), 20, grace=2),
+    ]
+    names = tuple(step.name for step in kinds)
+    monkeypatch.setattr(run_on_gpu, "steps", lambda *folders: kinds)
+    monkeypatch.setattr(run_on_gpu, "FIRST", names)
+    archive = tmp_path / "elsewhere" / "visit.tar.gz"
+    arguments = ["--first", "--minutes", "3", "--out", str(tmp_path / "out")]
+    arguments += ["--archive", str(archive)]
+    assert main(arguments) == 124
+    with tarfile.open(archive) as file:
+        logs = {f"out/{name}.log" for name in names}
+        assert {*logs, "out/steps.jsonl", "out/result"} <= set(file.getnames())
+        steps_file = file.extractfile("out/steps.jsonl")
+        assert steps_file is not None
+        lines = [json.loads(line) for line in steps_file]
+    assert [line["step"] for line in lines] == list(names)
+    assert [line["status"] for line in lines] == [0, 2, 124, -6, AGAIN, 1, 0]
+    assert "killed by SIGABRT" in lines[3]["last_line"]
+    assert "cannot be started" in lines[5]["last_line"]
+    shown = capsys.readouterr().out
+    assert "left: build, probe, quick, bench-quick, microbench" in shown
+    kinds[2] = Step("probe", python("print('sound')"), 20, grace=2)
+    main(arguments)
+    assert finished(tmp_path / "out") == {"facts", "probe", "bench-quick-low-rank"}
 
 
 def test_what_is_not_installed_is_left_out(tmp_path: Path) -> None:
@@ -114,6 +203,8 @@ def test_the_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert len(set(names)) == len(names)
     assert names[:4] == ["facts", "build", "probe", "quick"]
     assert all(step.budget + step.grace <= 8 * 60 for step in known)
+    again = [step for step in known if step.restarts]
+    assert all("--budget" in step.command and "--patience" in step.command for step in again)
     for step in known:
         for word in step.command:
             if word.startswith("tests/gpu"):
@@ -169,3 +260,57 @@ def test_the_gpu_suite_ends_in_time_and_goes_on(tmp_path: Path) -> None:
     assert "1 passed, 1 deselected" in second.stdout
     third = run_suite(tmp_path, "--done", str(done))
     assert (third.returncode, "2 deselected" in third.stdout) == (0, True)
+
+
+def test_the_gpu_suite_goes_on_without_what_kills_it(tmp_path: Path) -> None:
+    suite = tmp_path / "suite"
+    suite.mkdir()
+    conftest = (ROOT / "tests" / "gpu" / "conftest.py").read_text(encoding="utf-8")
+    conftest = conftest.replace("torch.cuda.is_available()", "True")
+    broken = (
+        "\ndef check_usable(device):\n"
+        "    if HERE.with_name('broken').exists():\n"
+        "        HERE.with_name('broken').unlink()\n"
+        "        raise BrokenContextError('illegal memory access')\n\n\n"
+    )
+    head, middle, tail = conftest.partition("\n\ndef pytest_addoption")
+    (suite / "conftest.py").write_text(head + broken + middle + tail, encoding="utf-8")
+    (suite / "test_some.py").write_text(
+        "import os, time, pytest\nfrom pathlib import Path\n"
+        "BACKENDS = ('cuda-skinny', 'cuda-wide', 'cuda-tiles', 'triton', 'auto', 'dense')\n"
+        "def hang(m): time.sleep(60)\n"
+        "@pytest.mark.parametrize('backend', BACKENDS)\n"
+        "@pytest.mark.parametrize('size', [1, 2, 3, 4])\n"
+        "def test_it(size, backend):\n"
+        "    if backend == 'cuda-wide': hang(33)\n"
+        "    if backend == 'cuda-tiles': os.kill(os.getpid(), 11)\n"
+        "    if backend == 'triton':\n"
+        "        Path(__file__).parent.with_name('broken').touch()\n"
+        "        assert False, 'row 3 is wrong'\n"
+        "    assert backend != 'dense', 'differs'\n",
+        encoding="utf-8",
+    )
+    done = tmp_path / "done.txt"
+    options = ("--patience", "2", "--most-failures", "2", "--done", str(done))
+    results = [run_suite(tmp_path, *options) for _ in range(4)]
+    told = "\n".join(result.stdout + result.stderr for result in results)
+    assert [result.returncode for result in results] == [BROKEN, -11, BROKEN, 1], told
+    assert "test_some.py:4 hang m=33" in results[0].stderr
+    assert "row 3 is wrong" in results[2].stdout
+    assert "CUDA cannot be used any more: illegal memory access" in results[2].stdout
+    # All four of skinny passed; `auto` may choose what hangs; dense stopped after two failures.
+    assert done.read_text(encoding="utf-8").count("cuda-skinny]") == 4
+    assert "2 failed" in results[3].stdout
+    assert "2 skipped" in results[3].stdout
+    assert "auto" not in done.read_text(encoding="utf-8")
+
+
+def test_a_suite_that_only_skips_has_shown_nothing(tmp_path: Path) -> None:
+    suite = tmp_path / "suite"
+    suite.mkdir()
+    conftest = (ROOT / "tests" / "gpu" / "conftest.py").read_text(encoding="utf-8")
+    (suite / "conftest.py").write_text(conftest, encoding="utf-8")
+    skipped = "import pytest\ndef test_one(): pytest.skip('the library is not there')\n"
+    (suite / "test_some.py").write_text(skipped, encoding="utf-8")
+    assert run_suite(tmp_path, "--done", str(tmp_path / "done.txt")).returncode == 1
+    assert run_suite(tmp_path).returncode == 0

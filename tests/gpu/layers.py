@@ -29,7 +29,8 @@ from secateur_kernels.testing.tolerance import (
 SPARSE, LOW_RANK, BOTH = "sparse24_linear", "low_rank_linear", "sparse24_low_rank_linear"
 
 BACKENDS = {
-    SPARSE: (*sparse24_launch.BACKENDS, *FORCED),
+    # Kernels by name come first: where one hangs, those that choose among them are left out.
+    SPARSE: (*FORCED, *sparse24_launch.BACKENDS),
     LOW_RANK: low_rank_op.BACKENDS,
     BOTH: sparse_op.BACKENDS,
 }

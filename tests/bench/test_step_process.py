@@ -1,0 +1,69 @@
+"""Processes of steps: what they print, and that each has an end."""
+
+import io
+import os
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from bench import step_process
+from bench.step_process import STOPPED, Ended, run_process
+
+
+def run(code: str, seconds: float = 60, silence: float | None = None) -> tuple[Ended, str, float]:
+    log, started = io.StringIO(), time.monotonic()
+    command = (sys.executable, "-c", code)
+    ended = run_process(command, Path.cwd(), os.environ, log, seconds, silence)
+    return ended, log.getvalue(), time.monotonic() - started
+
+
+def test_output_is_passed_on_as_it_comes(capsys: pytest.CaptureFixture[str]) -> None:
+    ended, log, _ = run("import sys; print('one'); print('two', end='', file=sys.stderr)")
+    assert (ended.status, ended.why) == (0, "")
+    assert ended.last_line in ("one", "two")
+    assert sorted(log) == sorted("one\ntwo")
+    assert capsys.readouterr().out == log
+
+
+def test_bytes_that_are_no_text_do_no_harm() -> None:
+    code = "import sys; sys.stdout.buffer.write(b'good \\xff\\n'); raise SystemExit(3)"
+    ended, log, _ = run(code)
+    assert (ended.status, log) == (3, "good \N{REPLACEMENT CHARACTER}\n")
+
+
+def test_a_signal_is_named() -> None:
+    ended, _, _ = run("import os; os.kill(os.getpid(), 11)")
+    assert (ended.status, ended.why) == (-11, "killed by SIGSEGV")
+
+
+def test_too_long_is_stopped() -> None:
+    ended, _, taken = run("import time\nwhile True: print('on', flush=True); time.sleep(.1)", 1.0)
+    assert (ended.status, ended.why) == (STOPPED, "stopped after 1 s")
+    assert taken < 30
+
+
+def test_silence_is_stopped() -> None:
+    code = "import time; print('begun', flush=True); time.sleep(60)"
+    ended, _, taken = run(code, silence=1.5)
+    assert ended == Ended(STOPPED, "stopped after 2 s without output", "begun")
+    assert taken < 30
+
+
+def test_what_it_leaves_behind_delays_nobody() -> None:
+    child = "import time; time.sleep(60)"
+    code = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {child!r}])"
+    for session in ("", ", start_new_session=True"):
+        ended, _, taken = run(code.replace("])", f"]{session})"))
+        assert ended.status == 0
+        assert taken < 30
+
+
+def test_what_cannot_be_killed_is_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where the driver waits for a kernel that never ends."""
+    monkeypatch.setattr(step_process, "_kill", lambda process: None)
+    monkeypatch.setattr(step_process, "_LAST_SECONDS", 0.2)
+    ended, _, taken = run("import time; time.sleep(20)", 0.5)
+    assert ended.status == STOPPED
+    assert ended.why.endswith("and it cannot be killed")
+    assert taken < 15

@@ -1,0 +1,108 @@
+"""What processes die of is known to the next one."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from secateur_kernels.testing.attempts import (
+    BROKEN,
+    Attempts,
+    BrokenContextError,
+    Death,
+    check_usable,
+)
+
+
+def test_what_ends_is_no_death(tmp_path: Path) -> None:
+    notes = tmp_path / "new" / "notes.jsonl"
+    attempts = Attempts(notes)
+    with attempts.trying("one", "kernel a"):
+        pass
+    with pytest.raises(ValueError, match="wrong"), attempts.trying("two", "kernel a"):
+        raise ValueError("wrong")
+    assert attempts.deaths == Attempts(notes).deaths == ()
+
+
+def run_in_a_process(code: str, notes: Path, *options: str) -> "subprocess.CompletedProcess[str]":
+    opening = (
+        "import os, sys, time\nfrom pathlib import Path\n"
+        "from secateur_kernels.testing.attempts import Attempts\n"
+        f"attempts = Attempts(Path(sys.argv[1]), {', '.join(options)})\n"
+    )
+    return subprocess.run(
+        [sys.executable, "-c", opening + code, str(notes)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+def test_a_process_that_is_killed_names_what_it_died_of(tmp_path: Path) -> None:
+    notes = tmp_path / "notes.jsonl"
+    code = (
+        "with attempts.trying('one', 'kernel a'):\n    pass\n"
+        "with attempts.trying('two', 'kernel b'):\n    os.kill(os.getpid(), 11)\n"
+    )
+    assert run_in_a_process(code, notes).returncode == -11
+    attempts = Attempts(notes)
+    assert attempts.deaths == (Death("two", "kernel b", "the process ended in the middle of it"),)
+    with attempts.trying("three", "kernel c"):
+        pass
+    later = Attempts(notes)
+    assert [(d.what, later.died_of(d.blame)) for d in later.deaths] == [("two", 1)]
+    assert later.died_of("kernel a") == 0
+
+
+def test_a_hung_process_says_where_and_with_what(tmp_path: Path) -> None:
+    notes = tmp_path / "notes.jsonl"
+    script = tmp_path / "hangs.py"
+    script.write_text(
+        "import sys, time\nimport torch\nfrom pathlib import Path\n"
+        "from secateur_kernels.testing.attempts import Attempts\n"
+        "def launch(m, config, x):\n    time.sleep(60)\n"
+        "with Attempts(Path(sys.argv[1]), 0.3).trying('one', 'kernel a'):\n"
+        "    launch(33, 'tall', torch.zeros(2, 3))\n",
+        encoding="utf-8",
+    )
+    command = [sys.executable, str(script), str(notes)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == BROKEN
+    where = "hangs.py:6 launch m=33, config='tall', x=torch.float32[2, 3]"
+    assert where in done.stderr
+    assert "one hung: no end after 0 s" in done.stderr
+    (death,) = Attempts(notes).deaths
+    assert death.blame == "kernel a"
+    assert where in death.why
+
+
+def test_another_build_begins_anew(tmp_path: Path) -> None:
+    notes = tmp_path / "notes.jsonl"
+    code = "with attempts.trying('one', 'kernel a'):\n    os._exit(1)\n"
+    run_in_a_process(code, notes, "build='old'")
+    assert Attempts(notes, build="old").died_of("kernel a") == 1
+    assert Attempts(notes, build="new").deaths == ()
+
+
+def test_a_line_that_was_cut_hides_nothing(tmp_path: Path) -> None:
+    notes = tmp_path / "notes.jsonl"
+    notes.write_text('{"trying": "one", "blame": "a", "build": ""}\n{"died": "b', encoding="utf-8")
+    assert [death.what for death in Attempts(notes).deaths] == ["one"]
+
+
+def test_a_broken_context_is_a_death(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def synchronize(device: torch.device) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access\nCompile with ...")
+
+    monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
+    check_usable(torch.device("cpu"))
+    notes = tmp_path / "notes.jsonl"
+    with pytest.raises(BrokenContextError), Attempts(notes).trying("one", "kernel a"):
+        check_usable(torch.device("cuda"))
+    (death,) = Attempts(notes).deaths
+    assert death.why == "CUDA error: an illegal memory access"
