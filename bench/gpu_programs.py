@@ -89,15 +89,6 @@ def sources_of(path: Path) -> list[Path]:
     return sorted(found)
 
 
-class ProgramError(RuntimeError):
-    """A program failed, or took too long."""
-
-    def __init__(self, message: str, printed: str) -> None:
-        """`printed`: what it had said until then."""
-        super().__init__(message)
-        self.printed = printed
-
-
 def run(program: Path, *arguments: str, timeout: float = 120.0) -> str:
     """What a program prints.
 
