@@ -4,7 +4,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.attention.flex_attention import BlockMask
 
 from secateur.engine.attention import MaskPlan, attention_of_rows, attention_set_to
 from secateur.engine.block_masks import BLOCK, block_masks
@@ -38,7 +37,7 @@ def test_attention_is_that_of_a_reference(heads: int, length: int, keys: int, pl
     if not plain:
         # Some keys are hidden, never a query's own.
         seen = seen & ((torch.arange(keys) % 3 != 1) | (torch.arange(keys) >= keys - length))
-    mask = torch.ones(1, 1, 1, 1, dtype=torch.bool) if plain else seen
+    mask = torch.zeros(1, 1, 1, 1) if plain else torch.zeros(seen.shape).masked_fill(~seen, -1e30)
     output, _ = attention_of_rows(nn.Module(), query, key, value, mask, scaling=0.3)
     expected = reference(query, key, value, seen, 0.3)
     assert output.shape == (2, length, heads, 5)
@@ -46,36 +45,26 @@ def test_attention_is_that_of_a_reference(heads: int, length: int, keys: int, pl
 
 
 @pytest.mark.parametrize("window", [None, 3])
-@pytest.mark.parametrize("additive", [False, True])
-def test_masks_show_each_token_what_is_before_it(window: int | None, additive: bool) -> None:
+def test_masks_show_each_token_what_is_before_it(window: int | None) -> None:
     positions = torch.tensor([[0, 1], [4, 6]])
-    mask = MaskPlan({"any": window}, additive).masks(positions, 8, torch.float32)
-    assert isinstance(mask, Tensor)
+    mask = MaskPlan({"any": window}, own_attention=False).masks(positions, 8, torch.float32)["any"]
+    lowest = torch.finfo(torch.float32).min
     for row in range(2):
         for token in range(2):
             at = int(positions[row, token])
             first = 0 if window is None else max(0, at - window + 1)
-            expected = [first <= key <= at for key in range(8)]
-            seen = mask[row, 0, token]
-            if additive:
-                assert seen.tolist() == [
-                    0.0 if one else torch.finfo(torch.float32).min for one in expected
-                ]
-            else:
-                assert seen.tolist() == expected
+            expected = [0.0 if first <= key <= at else lowest for key in range(8)]
+            assert mask[row, 0, token].tolist() == expected
 
 
 def test_only_windows_shorter_than_the_text_need_a_mask_for_a_lone_row() -> None:
-    plan = MaskPlan({"full_attention": None, "sliding_attention": 4}, additive=False)
+    plan = MaskPlan({"full_attention": None, "sliding_attention": 4}, own_attention=False)
     positions = torch.arange(2, 5).unsqueeze(0)
     masks = plan.causal_masks(positions, 5, torch.float32)
-    assert isinstance(masks, dict)
     assert masks["full_attention"].numel() == 1
     full = plan.masks(positions, 5, torch.float32)
-    assert isinstance(full, dict)
     assert torch.equal(masks["sliding_attention"], full["sliding_attention"])
     short = plan.causal_masks(positions[:, :2], 4, torch.float32)
-    assert isinstance(short, dict)
     assert short["sliding_attention"].numel() == 1
 
 
@@ -98,15 +87,14 @@ def test_a_model_gets_its_attention_back_also_after_an_error() -> None:
 @pytest.mark.parametrize("window", [None, 100, 300])
 def test_blocks_show_the_same_keys_as_masks(window: int | None) -> None:
     positions = torch.tensor([[0], [127], [128], [300], [510], [511]])
-    plan = MaskPlan({"any": window}, additive=False)
-    blocks = block_masks(plan.windows, positions, 512)
+    plan = MaskPlan({"any": window}, own_attention=False)
+    blocks = block_masks(plan.windows, positions, 512)["any"]
     query, key, value = states(4, 1, batch=6), states(2, 512, batch=6), states(2, 512, batch=6)
     by_blocks, _ = attention_of_rows(nn.Module(), query, key, value, blocks)
-    mask = plan.masks(positions, 512, torch.float32)
+    mask = plan.masks(positions, 512, torch.float32)["any"]
     by_mask, _ = attention_of_rows(nn.Module(), query, key, value, mask)
     # The last position is that of idle rows.
     torch.testing.assert_close(by_blocks[:-1], by_mask[:-1], rtol=0, atol=2e-6)
-    assert isinstance(blocks, BlockMask)
     first = [0 if window is None else max(0, p - window + 1) // BLOCK for p in positions[:-1, 0]]
     expected = [int(p) // BLOCK - one + 1 for p, one in zip(positions[:-1, 0], first, strict=True)]
     assert blocks.kv_num_blocks.flatten().tolist() == [*expected, 1]

@@ -69,8 +69,9 @@ def test_seeds_matter(engine: Engine) -> None:
     assert results[0].token_ids == results[2].token_ids != results[1].token_ids
 
 
-def test_a_very_low_temperature_is_greedy(engine: Engine) -> None:
-    cold = GenerationOptions(max_new_tokens=12, temperature=1e-4)
+@pytest.mark.parametrize("temperature", [1e-4, 1e-39, 1e-300])
+def test_a_very_low_temperature_is_greedy(engine: Engine, temperature: float) -> None:
+    cold = GenerationOptions(max_new_tokens=12, temperature=temperature, top_p=0.9)
     assert engine.generate(["once"], cold)[0].token_ids == (
         engine.generate(["once"], GREEDY)[0].token_ids
     )
@@ -149,6 +150,19 @@ def test_closing_a_stream_cancels_it(engine: Engine) -> None:
         engine.step()
     assert engine.num_running == engine.num_waiting == 0
     assert engine.generate(["once"], GREEDY)[0].finish_reason == "length"
+
+
+def test_streams_that_are_over_leave_nothing_behind(engine: Engine) -> None:
+    for _ in range(3):
+        list(engine.stream("once", GREEDY))
+        closed = engine.stream("once", GREEDY)
+        next(closed)
+        closed.close()
+        engine.generate(PROMPTS, GREEDY)
+    while engine.has_work:
+        assert engine.step() == []
+    assert not engine._boxes
+    assert len(engine._decode._forwards) == 1
 
 
 def test_times_are_one_a_token(engine: Engine) -> None:

@@ -36,15 +36,17 @@ def attention_of_rows(
     Args:
         query: [B, heads, T, D].
         key: [B, key heads, L, D]; so is `value`. The number of heads is a multiple of theirs.
-        attention_mask: bool [B or 1, 1, T, L], True where attention goes; or one element, for
-            causal attention to all L keys, the last T of which are the queries' own; or blocks,
-            for flex attention (in compiled code only is it fast).
+        attention_mask: [B or 1, 1, T, L], added to scores; or one element, for causal attention
+            to all L keys, the last T of which are the queries' own; or blocks, for flex attention
+            (in compiled code only is it fast).
 
     Returns:
         [B, T, heads, D], and None for probabilities that are not kept.
     """
     groups = query.shape[1] // key.shape[1]
     length = query.shape[2]
+    if isinstance(attention_mask, Tensor):
+        attention_mask = attention_mask.to(query.dtype)
     if isinstance(attention_mask, BlockMask):
         output = flex_attention(
             query, key, value, None, attention_mask, scaling, enable_gqa=groups > 1
@@ -84,49 +86,43 @@ ALL_ATTENTION_FUNCTIONS.register(ATTENTION, attention_of_rows)
 ALL_MASK_ATTENTION_FUNCTIONS.register(ATTENTION, sdpa_mask)
 
 
+Masks = dict[str, Tensor]
+"""Kind of layer -> numbers that are added to its scores: 0, or the lowest where nothing is seen."""
+
+
 @dataclass(frozen=True)
 class MaskPlan:
     """The masks that a model wants."""
 
     windows: dict[str, int | None]
     """Kind of layer -> how many tokens back it sees, itself included; None for all."""
-    additive: bool
-    """Numbers to be added to scores instead of True and False, for a model's own attention."""
+    own_attention: bool
+    """Whether the model's own attention computes, which knows no mask of one element."""
 
-    def masks(
-        self, positions: Tensor, length: int, dtype: torch.dtype
-    ) -> Tensor | dict[str, Tensor]:
-        """For tokens at `positions` int64 [B, T] and keys at 0 to `length` - 1.
+    def masks(self, positions: Tensor, length: int, dtype: torch.dtype) -> Masks:
+        """[B, 1, T, length] for tokens at `positions` int64 [B, T] and keys at 0 to `length` - 1.
 
-        Returns:
-            A mask [B, 1, T, length], or for a model with several kinds of layers one by kind.
+        Numbers and not True and False, which attention would turn into numbers in every layer.
         """
-        built = {
-            kind: self._form(_visible(positions, length, window), dtype)
+        return {
+            kind: _numbers(_visible(positions, length, window), dtype)
             for kind, window in self.windows.items()
         }
-        return built if len(built) > 1 else next(iter(built.values()))
 
-    def causal_masks(
-        self, positions: Tensor, length: int, dtype: torch.dtype
-    ) -> Tensor | dict[str, Tensor]:
+    def causal_masks(self, positions: Tensor, length: int, dtype: torch.dtype) -> Masks:
         """The same for one row whose tokens are the last of `length` keys."""
-        if self.additive:
-            return self.masks(positions, length, dtype)
-        plain = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=positions.device)
-        built = {
-            kind: _visible(positions, length, window)
-            if window is not None and window < length
-            else plain
-            for kind, window in self.windows.items()
-        }
-        return built if len(built) > 1 else next(iter(built.values()))
+        masks = {}
+        for kind, window in self.windows.items():
+            if self.own_attention or (window is not None and window < length):
+                masks[kind] = _numbers(_visible(positions, length, window), dtype)
+            else:
+                masks[kind] = torch.zeros(1, 1, 1, 1, dtype=dtype, device=positions.device)
+        return masks
 
-    def _form(self, visible: Tensor, dtype: torch.dtype) -> Tensor:
-        if not self.additive:
-            return visible
-        lowest = torch.finfo(dtype).min
-        return torch.zeros_like(visible, dtype=dtype).masked_fill(~visible, lowest)
+
+def _numbers(visible: Tensor, dtype: torch.dtype) -> Tensor:
+    lowest = torch.finfo(dtype).min
+    return torch.zeros_like(visible, dtype=dtype).masked_fill(~visible, lowest)
 
 
 def _visible(positions: Tensor, length: int, window: int | None) -> Tensor:

@@ -15,7 +15,7 @@ BLOCK = 128
 
 def block_masks(
     windows: Mapping[str, int | None], positions: Tensor, length: int
-) -> BlockMask | dict[str, BlockMask]:
+) -> dict[str, BlockMask]:
     """Masks for one new token a row, as `MaskPlan.masks` gives them.
 
     Args:
@@ -24,8 +24,7 @@ def block_masks(
         length: keys of the cache, a multiple of `BLOCK`.
     """
     position = positions.masked_fill(positions >= length - 1, 0).squeeze(1)
-    built = {kind: _block_mask(position, length, window) for kind, window in windows.items()}
-    return built if len(built) > 1 else next(iter(built.values()))
+    return {kind: _block_mask(position, length, window) for kind, window in windows.items()}
 
 
 def _block_mask(position: Tensor, length: int, window: int | None) -> BlockMask:

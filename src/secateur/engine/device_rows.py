@@ -5,6 +5,7 @@ from torch import Tensor
 
 from secateur.engine.options import GenerationOptions
 from secateur.engine.sampling import SamplingRows
+from secateur.engine.transfer import to_device
 
 
 class DeviceRows:
@@ -13,12 +14,16 @@ class DeviceRows:
     A row without a sequence is idle: it stands at the last position, which is never read.
     """
 
-    def __init__(self, rows: int, length: int, device: torch.device) -> None:
+    def __init__(self, rows: int, length: int, logits: Tensor) -> None:
+        """`logits` [..., vocabulary]: an example of the model's, for device, dtype and size."""
+        device = logits.device
         self.idle_position = length - 1
         self.tokens = torch.zeros(rows, dtype=torch.int64, device=device)
         """The newest token of every row."""
         self.positions = torch.full_like(self.tokens, self.idle_position)
         """Where it stands."""
+        self.logits = logits.new_zeros(rows, logits.shape[-1])
+        """Behind the newest token of every row: what a forward pass leaves to be chosen from."""
         self.logprobs = torch.zeros(rows, dtype=torch.float32, device=device)
         self.temperature = torch.zeros(rows, dtype=torch.float32, device=device)
         self.top_p = torch.ones(rows, dtype=torch.float32, device=device)
@@ -36,7 +41,8 @@ class DeviceRows:
             generator = torch.Generator().manual_seed(options.seed)
             numbers = torch.rand(options.max_new_tokens, generator=generator)
             first = prompt_length - 1
-            self.uniform[row, first : first + len(numbers)].copy_(numbers)
+            target = self.uniform[row, first : first + len(numbers)]
+            target.copy_(to_device(numbers, target.device))
 
     def start(self, row: int, token: Tensor, position: int) -> None:
         """Have a row decode from its first token, int64 [1]."""

@@ -5,6 +5,7 @@ import math
 from collections import deque
 from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as SequenceOf
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
 import torch
@@ -13,7 +14,9 @@ from torch import nn
 from secateur.engine.decode import DecodeShape, DecodeSteps
 from secateur.engine.device_rows import DeviceRows
 from secateur.engine.family import RowModel, check_agrees, row_model
+from secateur.engine.graphs import GraphCapture
 from secateur.engine.options import GenerationOptions
+from secateur.engine.prefill import rehearse_chunk
 from secateur.engine.result import Piece, Result
 from secateur.engine.sampling import SamplingKind
 from secateur.engine.scheduler import Scheduler
@@ -85,27 +88,26 @@ class Engine:
         self._vocabulary = len(input_embedding(model))
         self.max_batch_size = _at_least_one("max_batch_size", max_batch_size)
         self.max_length = _length(model, max_length)
-        rows_of_model = row_model(model)
+        self._prefill_chunk = _at_least_one("prefill_chunk", prefill_chunk)
+        self._model = row_model(model)
+        compiled = self._on_gpu if compile is None else compile
+        graphs = _graphs(cuda_graphs, self._device)
+        flex = _flex(attention, compiled, self._model)
         # One more position, for what is not to be kept.
         length = _GRANULE * math.ceil((self.max_length + 1) / _GRANULE)
-        self._store = rows_of_model.store(max_batch_size, length)
-        check_agrees(rows_of_model, self._store)
-        compiled = self._on_gpu if compile is None else compile
-        rows = DeviceRows(max_batch_size, length, self._device)
-        self._decode = DecodeSteps(
-            rows_of_model,
-            self._store,
-            rows,
-            compiled=compiled,
-            graphs=_graphs(cuda_graphs, self._device),
-            flex=_flex(attention, compiled, rows_of_model),
-        )
+        self._store = self._model.store(max_batch_size, length)
+        with self._on_device():
+            self._rows = DeviceRows(max_batch_size, length, check_agrees(self._model, self._store))
+            self._decode = DecodeSteps(
+                self._model,
+                self._store,
+                self._rows,
+                compiled=compiled,
+                capture=GraphCapture(self._device) if graphs else None,
+                flex=flex,
+            )
         self._scheduler = Scheduler(
-            rows_of_model,
-            self._store,
-            rows,
-            self._decode,
-            _at_least_one("prefill_chunk", prefill_chunk),
+            self._model, self._store, self._rows, self._decode, self._prefill_chunk
         )
         self._eos = _eos(model, tokenizer)
         self._ids = itertools.count()
@@ -115,6 +117,10 @@ class Engine:
     @property
     def _on_gpu(self) -> bool:
         return self._device.type == "cuda"
+
+    def _on_device(self) -> AbstractContextManager[object]:
+        """While this is open, streams and events are those of the model's GPU."""
+        return torch.cuda.device(self._device) if self._on_gpu else nullcontext()
 
     @property
     def cache_bytes(self) -> int:
@@ -207,6 +213,8 @@ class Engine:
     ) -> None:
         """Compile and capture decode steps beforehand, so that no request waits for it.
 
+        On a GPU chunks of prompts are computed as well, for kernels and the memory that they take.
+
         Args:
             batch_sizes: by default all up to `max_batch_size`.
             lengths: of the longest request in a batch; by default `max_length`, and shorter.
@@ -217,18 +225,20 @@ class Engine:
         """
         sizes = range(1, self.max_batch_size + 1) if batch_sizes is None else batch_sizes
         reach = range(1, self.max_length + 1) if lengths is None else lengths
-        shape = self._decode.shape
-        for kind in {self._kind(each) for each in options}:
-            batches = {
-                shape(_within("batch size", size, self.max_batch_size), 1, kind).batch
-                for size in sizes
-            }
-            longest = {
-                shape(1, _within("length", length, self.max_length), kind).length
-                for length in reach
-            }
-            for batch, length in itertools.product(sorted(batches), sorted(longest)):
-                self._decode.prepare(DecodeShape(batch, length, kind))
+        shapes = {
+            self._decode.shape(size, length)
+            for size, length in itertools.product(
+                _within("batch size", sizes, self.max_batch_size),
+                _within("length", reach, self.max_length),
+            )
+        }
+        kinds = {self._kind(each) for each in options}
+        with self._on_device():
+            for shape, kind in itertools.product(sorted(shapes, key=_size), kinds):
+                self._decode.prepare(shape, kind)
+            if self._on_gpu:
+                for width in _chunk_widths(min(self._prefill_chunk, self.max_length)):
+                    rehearse_chunk(width, self._model, self._store, self._rows)
 
     def _kind(self, options: GenerationOptions) -> SamplingKind:
         return Sequence(-1, (0,), options, None, self._eos).kind
@@ -285,13 +295,13 @@ class Engine:
         """Nobody reads a request's pieces any more."""
         if sequence.result is None:
             self.cancel(sequence.request_id)
-        else:
-            self._boxes.pop(sequence.request_id, None)
 
     def _pump(self) -> None:
-        for piece in self._scheduler.step():
-            box = self._boxes.get(piece.request_id)
-            (self._unread if box is None else box).append(piece)
+        with self._on_device():
+            pieces = self._scheduler.step()
+        for piece in pieces:
+            find = self._boxes.get if piece.result is None else self._boxes.pop
+            find(piece.request_id, self._unread).append(piece)
 
 
 def _at_least_one(name: str, value: int) -> int:
@@ -300,10 +310,20 @@ def _at_least_one(name: str, value: int) -> int:
     return value
 
 
-def _within(name: str, value: int, most: int) -> int:
-    if not 1 <= value <= most:
-        raise SecateurError(f"expected a {name} from 1 to {most}, but got {value}")
-    return value
+def _within(name: str, values: SequenceOf[int], most: int) -> SequenceOf[int]:
+    for value in values:
+        if not 1 <= value <= most:
+            raise SecateurError(f"expected a {name} from 1 to {most}, but got {value}")
+    return values
+
+
+def _size(shape: DecodeShape) -> tuple[int, int]:
+    return shape.batch, shape.length
+
+
+def _chunk_widths(most: int) -> list[int]:
+    """1, 2, 4 and so on, and the most: kernels are chosen by the number of tokens."""
+    return [*(1 << power for power in range((most - 1).bit_length())), most]
 
 
 def _length(model: nn.Module, wanted: int | None) -> int:
@@ -334,7 +354,7 @@ def _flex(attention: str, compiled: bool, model: RowModel) -> bool:
             "flex attention needs compiled steps on a GPU, but the model is on "
             f"{device} and compile is {compiled}"
         )
-    if model.plan.additive:
+    if model.plan.own_attention:
         raise SecateurError(
             "expected a model that takes torch's attention for flex attention, but "
             f"{type(model.model).__name__} has its own"

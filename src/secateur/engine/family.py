@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask
 
-from secateur.engine.attention import ATTENTION, MaskPlan, attention_set_to
+from secateur.engine.attention import ATTENTION, MaskPlan, Masks, attention_set_to
 from secateur.engine.slot_cache import KeyValueStore, WindowCache
 from secateur.errors import SecateurError
 from secateur.models.blocks import text_config
@@ -42,14 +42,16 @@ class RowModel:
         self,
         token_ids: Tensor,
         window: WindowCache,
-        masks: Tensor | BlockMask | Mapping[str, Tensor | BlockMask],
+        masks: Mapping[str, Tensor] | Mapping[str, BlockMask],
     ) -> Tensor:
         """Logits [B, vocabulary] behind the last of tokens int64 [B, T]; within `attending`."""
+        # A model with layers of one kind takes the mask itself.
+        mask = masks if len(masks) > 1 else next(iter(masks.values()))
         more = {"logits_to_keep": 1} if self.keeps_logits else {}
         output = self.model(
             input_ids=token_ids,
             position_ids=window.positions,
-            attention_mask=masks,
+            attention_mask=mask,
             past_key_values=window,
             use_cache=True,
             **more,
@@ -59,12 +61,15 @@ class RowModel:
 
     def attending(self) -> AbstractContextManager[None]:
         """While this is open, the model's attention is the one that the masks are made for."""
-        return attention_set_to(self.configs, "eager" if self.plan.additive else ATTENTION)
+        return attention_set_to(self.configs, "eager" if self.plan.own_attention else ATTENTION)
 
-    @property
-    def mask_dtype(self) -> torch.dtype:
-        """Of masks that are added to scores."""
-        return input_embedding(self.model).dtype
+    def masks(self, positions: Tensor, length: int) -> Masks:
+        """As `MaskPlan.masks`, in the model's dtype."""
+        return self.plan.masks(positions, length, input_embedding(self.model).dtype)
+
+    def causal_masks(self, positions: Tensor, length: int) -> Masks:
+        """As `MaskPlan.causal_masks`, in the model's dtype."""
+        return self.plan.causal_masks(positions, length, input_embedding(self.model).dtype)
 
 
 def row_model(model: nn.Module) -> RowModel:
@@ -130,10 +135,13 @@ def _refusal(model: nn.Module, reason: str) -> SecateurError:
 
 
 @torch.no_grad()
-def check_agrees(rows: RowModel, store: KeyValueStore) -> None:
+def check_agrees(rows: RowModel, store: KeyValueStore) -> Tensor:
     """Run a few tokens as the engine does, and compare with the model's own forward pass.
 
     Takes the memory of `store`, which a model that passes has written in every layer.
+
+    Returns:
+        Logits [1, vocabulary], as an example of what the model gives.
 
     Raises:
         SecateurError: the model fails, leaves a layer of the cache unused, or answers otherwise.
@@ -165,11 +173,12 @@ def check_agrees(rows: RowModel, store: KeyValueStore) -> None:
             rows.model,
             f"with a cache its logits are not those without (cosine {agreement:.3f})",
         )
+    return logits
 
 
 def _chunk(rows: RowModel, store: KeyValueStore, tokens: Tensor, first: int, last: int) -> Tensor:
     positions = torch.arange(first, last, device=tokens.device).unsqueeze(0)
     window = store.window(0, positions, last)
-    masks = rows.plan.causal_masks(positions, last, rows.mask_dtype)
+    masks = rows.causal_masks(positions, last)
     with rows.attending():
         return rows.last_logits(tokens[:, first:last], window, masks)

@@ -10,6 +10,7 @@ from secateur.engine.device_rows import DeviceRows
 from secateur.engine.family import RowModel
 from secateur.engine.sequence import Sequence
 from secateur.engine.slot_cache import KeyValueStore
+from secateur.engine.transfer import to_device
 
 _GRANULE = 64
 _MOST_ROWS = 16
@@ -76,21 +77,35 @@ def compute_chunk(
     """
     token_ids, positions = _inputs(chunk, rows.idle_position)
     last = max(member.computed + chunk.share(member) for member in chunk.members)
-    device = rows.tokens.device
-    token_ids, positions = token_ids.to(device), positions.to(device)
+    token_ids = to_device(token_ids, rows.tokens.device)
+    positions = to_device(positions, rows.tokens.device)
     if len(chunk.members) == 1:
         length = last
-        masks = model.plan.causal_masks(positions, length, model.mask_dtype)
+        masks = model.causal_masks(positions, length)
     else:
         # Kernels with a mask want its rows aligned.
         length = min(-(-last // _GRANULE) * _GRANULE, store.length)
-        masks = model.plan.masks(positions, length, model.mask_dtype)
+        masks = model.masks(positions, length)
     window = store.window(chunk.first_row, positions, length)
     with model.attending():
         logits = model.last_logits(token_ids, window, masks)
     for member in chunk.members:
         member.computed += chunk.share(member)
     return logits, positions[:, -1]
+
+
+@torch.no_grad()
+def rehearse_chunk(width: int, model: RowModel, store: KeyValueStore, rows: DeviceRows) -> None:
+    """Compute a chunk of `width` tokens that is kept nowhere, so that kernels and memory are there.
+
+    Args:
+        width: at most the positions of `store`.
+    """
+    token_ids = torch.zeros(1, width, dtype=torch.int64, device=rows.tokens.device)
+    positions = torch.full_like(token_ids, rows.idle_position)
+    window = store.window(0, positions, store.length)
+    with model.attending():
+        model.last_logits(token_ids, window, model.causal_masks(positions, store.length))
 
 
 def _inputs(chunk: Chunk, idle_position: int) -> tuple[Tensor, Tensor]:

@@ -11,6 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+# Below it nothing changes but that quotients overflow: the likeliest token is taken anyway.
+_COLDEST = 1e-5
+
 
 @dataclass(frozen=True)
 class SamplingKind:
@@ -51,8 +54,8 @@ def next_tokens(
     Returns:
         int64 [B], and with `kind.logprobs` their log-probabilities fp32 [B] at temperature 1.
     """
-    logits = logits.float()
     tokens = logits.argmax(-1)
+    logits = logits.float()
     if kind.sampled:
         sampled = _sample(logits, rows, kind.filtered)
         tokens = torch.where(rows.temperature > 0, sampled, tokens)
@@ -63,8 +66,8 @@ def next_tokens(
 
 
 def _sample(logits: Tensor, rows: SamplingRows, filtered: bool) -> Tensor:
-    # Greedy rows are computed too, at any temperature that is not 0, and thrown away.
-    temperature = rows.temperature.masked_fill(rows.temperature <= 0, 1.0)
+    # Greedy rows are computed too, at any temperature, and thrown away.
+    temperature = rows.temperature.clamp_min(_COLDEST)
     probabilities = torch.softmax(logits / temperature.unsqueeze(-1), -1)
     if filtered:
         least = _least_kept(probabilities, rows.top_p, rows.top_k)

@@ -13,11 +13,11 @@ from secateur.engine.decode import DecodeSteps
 from secateur.engine.device_rows import DeviceRows
 from secateur.engine.family import RowModel
 from secateur.engine.prefill import compute_chunk, next_chunk
-from secateur.engine.readback import Readback
 from secateur.engine.result import Piece
 from secateur.engine.sampling import SamplingKind, next_tokens
 from secateur.engine.sequence import Sequence
 from secateur.engine.slot_cache import KeyValueStore
+from secateur.engine.transfer import Readback
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,7 @@ class Scheduler:
         batch = 1 + max(row for row, _ in decoding)
         length = max(one.length for _, one in decoding)
         kind = _kind(one for _, one in decoding)
-        self._decode.run(self._decode.shape(batch, length, kind))
+        self._decode.run(self._decode.shape(batch, length), kind)
         logprobs = self._rows.logprobs[:batch] if kind.logprobs else None
         self._fly(decoding, Readback(self._rows.tokens[:batch], logprobs))
         return True
@@ -189,8 +189,8 @@ class Scheduler:
             last = max(self._in_row)
             sequence = self._in_row[last]
             gap = next(row for row in range(last + 1) if row not in self._in_row or row == last)
-            needed = self._decode.shape(len(self._in_row), 1, SamplingKind()).batch
-            now = self._decode.shape(last + 1, 1, SamplingKind()).batch
+            needed = self._decode.shape(len(self._in_row), 1).batch
+            now = self._decode.shape(last + 1, 1).batch
             if needed >= now or gap == last or not sequence.is_prefilled:
                 return
             self._store.move(last, gap, sequence.length)

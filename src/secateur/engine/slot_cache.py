@@ -4,6 +4,7 @@ transformers' `StaticCache` writes all rows of a batch at the same positions. He
 its own, so that sequences of different lengths share a step.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -63,6 +64,8 @@ class KeyValueStore:
 class WindowCache(Cache):  # type: ignore[misc]
     """Some rows of a `KeyValueStore`, as transformers models take it."""
 
+    layers: "list[_WindowLayer | NothingStored]"
+
     def __init__(
         self, store: KeyValueStore, first_row: int, positions: Tensor, length: int
     ) -> None:
@@ -77,6 +80,13 @@ class WindowCache(Cache):  # type: ignore[misc]
                 for index in range(len(store.keys))
             ]
         )
+
+    def tensors(self) -> Iterator[Tensor]:
+        """All that the pass reads and writes, the rows of the window along dimension 0."""
+        yield self.positions
+        for layer in self.layers:
+            if isinstance(layer, _WindowLayer):
+                yield from (layer.rows, layer.all_keys, layer.all_values)
 
 
 class _WindowLayer(CacheLayerMixin):  # type: ignore[misc]

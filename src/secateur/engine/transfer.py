@@ -1,7 +1,17 @@
-"""New tokens on their way to the host, while the device goes on."""
+"""Between host and device without waiting: prompts one way, new tokens the other."""
 
 import torch
 from torch import Tensor
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the host's on the device, where it arrives before what is launched later.
+
+    From ordinary memory the host would wait until all that was launched before is done.
+    """
+    if device.type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 class Readback:
