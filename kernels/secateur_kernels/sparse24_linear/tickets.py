@@ -66,11 +66,13 @@ class TicketPool:
         return Counters(owner.data_ptr(), count, owner)
 
     def _lane(self, stream: int, capture: int) -> Counters | None:
-        found = self._taken.get((capture, stream))
-        if found is None and not self._free and not capture:
+        # Before the last are gone: several graphs may be captured without a call in between, each
+        # takes a lane for good, and one that got none would fill its counters at every replay.
+        if not capture and len(self._free) < max(1, self._lanes // 4):
             start = self._allocate(self._device.index or 0, self._lanes * COUNTERS * _BYTES)
             lanes = range(start, start + self._lanes * COUNTERS * _BYTES, COUNTERS * _BYTES)
             self._free += [Counters(address, COUNTERS) for address in lanes]
+        found = self._taken.get((capture, stream))
         if found is None and self._free:
             found = self._taken[capture, stream] = self._free.pop()
         return found

@@ -57,6 +57,22 @@ def test_the_pool_grows_outside_of_captures_only() -> None:
     assert len(memory.asked) == 5
 
 
+def test_graph_after_graph_gets_a_lane_of_its_own() -> None:
+    """As benchmarks capture: a few eager calls on one stream, then several graphs, a hundred times.
+    Counters that are filled at each replay would be another node of the graph, and be timed."""
+    memory = Memory()
+    tickets = pool(memory, lanes=64)
+    seen = set()
+    for turn in range(100):
+        tickets.take(8, stream=1, capture=0)
+        for graph in range(10):
+            counters = tickets.take(8, stream=2, capture=1 + 10 * turn + graph)
+            assert counters.owner is None
+            seen.add(counters.address)
+    assert len(seen) == 1000
+    assert len(memory.asked) <= 1001 // 64 + 2
+
+
 def test_more_than_a_lane_is_for_one_call() -> None:
     many = pool(Memory()).take(COUNTERS + 1, stream=1, capture=0)
     assert many.owner is not None
