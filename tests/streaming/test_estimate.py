@@ -56,12 +56,23 @@ def test_methods_add_what_they_sum_up(folder: Path, tmp_path: Path) -> None:
         return estimate(folder, tmp_path / "out", samples(), stage=stage).host_bytes
 
     wanda = host(method="wanda")
-    # A float64 Hessian for each width that a matrix reads, and four fp32 copies of the widest.
-    assert host(method="sparsegpt") - wanda == (32**2 + 64**2) * 8 + 4 * 64**2 * 4
+    # A float64 Hessian for each matrix (some will share one), and four fp32 copies of the widest.
+    assert host(method="sparsegpt") - wanda == (6 * 32**2 + 64**2) * 8 + 4 * 64**2 * 4
     # Gradients of all matrices, also in either precision: q and o, k and v, and the MLP's three.
     elements = 2 * 32 * 32 + 2 * 16 * 32 + 3 * 32 * 64
     assert host(method="rgs") - wanda == elements * (8 + 4)
     assert host(method="wanda++") - host(method="rgs") == elements * 4 * 5 + elements
+
+
+def test_every_expert_has_a_hessian_of_its_own(tmp_path: Path) -> None:
+    folder = save(tiny_model("mixtral"), tmp_path / "in")
+    wanda, sparsegpt = (
+        estimate(folder, tmp_path / "out", samples(), stage={"method": method}).host_bytes
+        for method in ("wanda", "sparsegpt")
+    )
+    # Attention's four, and two matrices of each of eight experts.
+    hessians = (4 * 32**2 + 8 * (32**2 + 64**2)) * 8
+    assert sparsegpt - wanda == hessians + 4 * 64**2 * 4
 
 
 def test_without_calibration(folder: Path, tmp_path: Path) -> None:

@@ -215,14 +215,15 @@ class BlockPruner:
         num_samples: int,
     ) -> list[PrunedSite]:
         nothing = SiteFacts(None, None, num_samples)
-        hessians = SharedHessians(self._stage.damping, num_samples)
+        own = [facts.get(entry.site.name, nothing) for entry in planned]
+        users = (known.statistics for known in own)
+        hessians = SharedHessians(self._stage.damping, num_samples, users)
 
         def prune() -> list[PrunedSite]:
             pruned = []
-            for entry in planned:
-                site = prune_site(
-                    entry, self._stage, index, facts.get(entry.site.name, nothing), hessians
-                )
+            for entry, known in zip(planned, own, strict=True):
+                site = prune_site(entry, self._stage, index, known, hessians)
+                hessians.done(known.statistics)
                 pruned.append(site)
                 found = site.record.output_error
                 error = "" if found is None else f"  error {found:.3f}"

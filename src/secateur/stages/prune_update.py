@@ -1,5 +1,8 @@
 """Weights that make up for pruned ones: settled together with the mask, or anew on a given one."""
 
+from collections import Counter
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
@@ -18,11 +21,15 @@ from secateur.update import (
 
 
 class SharedHessians:
-    """Hessians of a block's inputs, and their factors, made once for all that share an input."""
+    """Hessians of a block's inputs; the factor of one is made once for all that share the input."""
 
-    def __init__(self, damping: float, num_samples: int) -> None:
+    def __init__(
+        self, damping: float, num_samples: int, users: Iterable[InputStatistics | None]
+    ) -> None:
+        """`users` are the statistics of every matrix that will be pruned."""
         self._damping = damping
         self._num_samples = num_samples
+        self._users_left = Counter(id(statistics) for statistics in users)
         self._factors: dict[int, HessianFactor] = {}
 
     def hessian(self, statistics: InputStatistics) -> Tensor:
@@ -34,6 +41,15 @@ class SharedHessians:
         if id(statistics) not in self._factors:
             self._factors[id(statistics)] = factor_hessian(self.hessian(statistics), self._damping)
         return self._factors[id(statistics)]
+
+    def done(self, statistics: InputStatistics | None) -> None:
+        """One of its users was pruned; after the last one the factor is forgotten.
+
+        A block with many experts has as many inputs, whose factors would not fit together.
+        """
+        self._users_left[id(statistics)] -= 1
+        if not self._users_left[id(statistics)]:
+            self._factors.pop(id(statistics), None)
 
 
 def settle(

@@ -141,8 +141,9 @@ def _work_bytes(inventory: Inventory, stage: PruneStage, dtype_bytes: int) -> in
         largest = max(rows * columns for rows, columns in shapes)
         hessians = 0
         if stage.needs_hessian:
-            # Summed in float64, used in fp32.
-            hessians = sum({columns: columns**2 for _, columns in shapes}.values()) * 8
+            # Summed in float64, used in fp32. Which matrices share an input is known later, and
+            # no two experts do.
+            hessians = sum(columns**2 for _, columns in shapes) * 8
             hessians += _HESSIAN_COPIES * max(columns for _, columns in shapes) ** 2 * 4
         gradients = elements * (8 + 4) if stage.score == "rgs" else 0
         masters = elements * 4 * _MASTER_COPIES + elements if tuned else 0
