@@ -20,7 +20,7 @@ PUBLISHED_COMPARISON_GROUP: dict[Method, ComparisonGroup] = {
     "magnitude": "matrix",
     "wanda": "row",
     "sparsegpt": "block",
-    "ria": "row",
+    "ria": "matrix",
     "gblm": "row",
     "rgs": "row",
     "wanda++": "row",
