@@ -10,6 +10,7 @@ from torch import nn
 
 from secateur.errors import SecateurError
 from secateur.evaluate.compare import Drop, compare_perplexity, compare_task
+from secateur.evaluate.items import is_task_file
 from secateur.evaluate.lm_eval_tasks import run_lm_eval
 from secateur.evaluate.perplexity import PerplexityResult, encode_text, perplexity
 from secateur.evaluate.result import Estimate, TaskResult
@@ -93,8 +94,8 @@ def run_evaluation(
         token_ids = encode_text(tokenizer, read_text(choice.text))
         length = window_length(model, choice.max_seq_length)
         measured = perplexity(model, token_ids, length, choice.batch_size, progress)
-    files = [task for task in choice.tasks if _is_file(task)]
-    names = [task for task in choice.tasks if not _is_file(task)]
+    files = [task for task in choice.tasks if is_task_file(task)]
+    names = [task for task in choice.tasks if not is_task_file(task)]
     results = [
         run_task(model, tokenizer, file, None, choice.batch_size, choice.limit, progress)
         for file in files
@@ -111,11 +112,6 @@ def window_length(model: nn.Module, asked: int | None) -> int:
     if asked is not None:
         return asked
     return min(DEFAULT_SEQ_LENGTH, context_length(model) or DEFAULT_SEQ_LENGTH)
-
-
-def _is_file(task: str) -> bool:
-    # Whatever looks like a path is one, so that a misspelt file is not taken for a task's name.
-    return task.endswith((".jsonl", ".json")) or "/" in task or Path(task).exists()
 
 
 def read_text(path: Path) -> str:

@@ -9,10 +9,9 @@ from torch import nn
 
 from secateur.errors import SecateurError
 from secateur.models.blocks import find_blocks
+from secateur.models.matrix_types import in_attention
 
 InheritedPart = Literal["both", "attention", "mlp"]
-
-_ATTENTION_ENDINGS = ("attn", "attention")
 
 
 def initialise(model: Any, seed: int) -> None:
@@ -47,8 +46,7 @@ def initialise_part(model: Any, inherited: InheritedPart, seed: int) -> None:
     for new, old in zip(find_blocks(fresh).modules, find_blocks(model).modules, strict=True):
         values = dict(new.named_parameters())
         for name, parameter in old.named_parameters():
-            is_attention = any(part.endswith(_ATTENTION_ENDINGS) for part in name.split("."))
-            if parameter.ndim > 1 and is_attention == (inherited == "mlp"):
+            if parameter.ndim > 1 and in_attention(name) == (inherited == "mlp"):
                 with torch.no_grad():
                     parameter.copy_(values[name])
 

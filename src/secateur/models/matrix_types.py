@@ -43,7 +43,12 @@ _MLP: dict[str, MatrixType] = {
     "dense_h_to_4h": "mlp_in",
     "dense_4h_to_h": "mlp_out",
 }
-_ATTENTION_PARTS = ("attn", "attention")
+_ATTENTION_ENDINGS = ("attn", "attention")
+
+
+def in_attention(name: str) -> bool:
+    """Whether what has this dotted name is in the attention of its block, for every family."""
+    return any(part.endswith(_ATTENTION_ENDINGS) for part in name.split("."))
 
 
 def matrix_type(site: WeightSite) -> MatrixType | None:
@@ -55,6 +60,5 @@ def matrix_type(site: WeightSite) -> MatrixType | None:
     """
     if site.is_expert:
         return None
-    *path, leaf = site.name.split(".")
-    in_attention = any(part.endswith(_ATTENTION_PARTS) for part in path)
-    return (_ATTENTION if in_attention else _MLP).get(leaf)
+    path, _, leaf = site.name.rpartition(".")
+    return (_ATTENTION if in_attention(path) else _MLP).get(leaf)

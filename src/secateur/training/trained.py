@@ -7,9 +7,8 @@ from torch import nn
 
 from secateur.errors import SecateurError
 from secateur.models.inventory import Inventory, take_inventory
+from secateur.models.matrix_types import in_attention
 from secateur.models.swap import compressed_modules
-
-_ATTENTION_ENDINGS = ("attn", "attention")
 
 
 def mlp_parameters(model: nn.Module, blocks: Sequence[int]) -> tuple[str, ...]:
@@ -22,7 +21,7 @@ def mlp_parameters(model: nn.Module, blocks: Sequence[int]) -> tuple[str, ...]:
     Raises:
         SecateurError: there are none.
     """
-    names = tuple(name for name in _matrices(model, blocks) if not _in_attention(name))
+    names = tuple(name for name in _matrices(model, blocks) if not in_attention(name))
     return _not_empty(names, "a matrix in an MLP", blocks)
 
 
@@ -138,10 +137,6 @@ def _site_parameters(inventory: Inventory, blocks: Sequence[int]) -> set[int]:
             if site.expert is None and isinstance(bias, nn.Parameter):
                 wanted.add(id(bias))
     return wanted
-
-
-def _in_attention(name: str) -> bool:
-    return any(part.endswith(_ATTENTION_ENDINGS) for part in name.split("."))
 
 
 def _not_empty(names: tuple[str, ...], what: str, blocks: Sequence[int]) -> tuple[str, ...]:
