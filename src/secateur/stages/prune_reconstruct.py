@@ -1,6 +1,6 @@
 """The regional optimizer in the prune stage: tune each pruned block against its dense outputs."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from math import isnan
@@ -136,6 +136,7 @@ def tune_block(
         parallel: processes that tune the same block, each with samples and targets of its own.
     """
     settings = _settings(tuning, index)
+    products = products_dtype(tuning, _device_type(block), _floating_dtypes(block))
     rounds: list[TuningRound] = []
     notes: list[str] = []
 
@@ -147,7 +148,7 @@ def tune_block(
             settings,
             masks=masks,
             project=None if project is None else lambda _: project(),
-            autocast=torch.bfloat16 if tuning.autocast else None,
+            autocast=products,
             progress=_Rounds(progress, f"block {index}  {part}"),
             parallel=parallel,
         )
@@ -169,6 +170,30 @@ def tune_block(
             with silenced(block, halves.attention):
                 tune("mlp", BlockSamples(between, samples.calls), dense_outputs)
     return Tuned(tuple(rounds), masks, "; ".join(notes))
+
+
+def products_dtype(
+    tuning: Reconstruction, device_type: str, dtypes: Collection[torch.dtype]
+) -> torch.dtype | None:
+    """In which dtype products of masters are taken; None for fp32, that of the masters.
+
+    Args:
+        tuning: that may say so itself.
+        device_type: where the block is tuned.
+        dtypes: of the block's floating parameters, before they got masters.
+    """
+    chosen = tuning.autocast
+    if chosen is None:
+        chosen = device_type == "cuda" and all(dtype.itemsize < 4 for dtype in dtypes)
+    return torch.bfloat16 if chosen else None
+
+
+def _device_type(block: nn.Module) -> str:
+    return next(block.parameters()).device.type
+
+
+def _floating_dtypes(block: nn.Module) -> set[torch.dtype]:
+    return {value.dtype for value in block.parameters() if value.is_floating_point()}
 
 
 def _settings(tuning: Reconstruction, index: int) -> ReconstructionSettings:
