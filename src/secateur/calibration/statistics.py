@@ -1,6 +1,6 @@
 """Streaming statistics of the inputs of a linear layer: nothing grows with the number of tokens."""
 
-from dataclasses import dataclass
+from math import sqrt
 
 import torch
 from torch import Tensor
@@ -57,14 +57,22 @@ class InputStatistics:
         rows = inputs.reshape(-1, inputs.shape[-1])
         self.num_tokens += len(rows)
         if self._gram is None:
-            # In pieces, so that the widened copy stays in the cache and costs no memory.
-            for piece in torch.split(rows, _ROWS_AT_ONCE):
-                self._sum_squares += piece.float().square().sum(dim=0)
+            self._add_squares(rows)
         else:
             wide = rows.float()
             for columns, following in self._pieces():
                 self._gram[columns, following] += wide[:, columns].T @ wide[:, following]
         self._keep_sample(rows)
+
+    def _add_squares(self, rows: Tensor) -> None:
+        if rows.is_cuda:
+            # One kernel that reads the rows once; on a CPU it takes eight times as long as below.
+            norm = torch.linalg.vector_norm(rows, dim=0, dtype=torch.float32)
+            self._sum_squares += norm.double().square_()
+            return
+        # In pieces, so that the widened copy stays in the cache and costs no memory.
+        for piece in torch.split(rows, _ROWS_AT_ONCE):
+            self._sum_squares += piece.float().square().sum(dim=0)
 
     def _pieces(self) -> list[tuple[slice, slice]]:
         """What covers the upper half of the matrix, in pieces that need little memory at once."""
@@ -132,27 +140,42 @@ class InputStatistics:
         return self._sample[: self._sampled]
 
 
-@dataclass
 class RelativeError:
-    """||pruned - dense|| / ||dense||, summed over batches in float64."""
+    """||pruned - dense|| / ||dense||, summed over batches in float64.
 
-    difference: float = 0.0
-    reference: float = 0.0
+    Sums stay where the outputs are until they are asked for, so that no batch waits for the last.
+    """
+
+    def __init__(self) -> None:
+        self._sums: Tensor | None = None
+        """float64 [2]: of squared differences, of squares of dense outputs."""
 
     def add(self, pruned: Tensor, dense: Tensor) -> None:
         """Take in one batch of outputs of any equal shape, on whatever devices."""
         wide = dense.to(pruned.device).float()
         difference = pruned.float() - wide
-        self.difference += float(difference.square_().sum(dtype=torch.float64))
-        self.reference += float(wide.square().sum(dtype=torch.float64))
+        squares = (difference.square_(), wide.square())
+        sums = torch.stack([item.sum(dtype=torch.float64) for item in squares])
+        self._sums = sums if self._sums is None else self._sums + sums.to(self._sums.device)
+
+    @property
+    def sums(self) -> tuple[float, float]:
+        """Of squared differences, and of squares of dense outputs."""
+        if self._sums is None:
+            return 0.0, 0.0
+        difference, reference = self._sums.tolist()
+        return difference, reference
 
     def over_all(self, parallel: Parallel) -> float:
         """The error over the batches of all processes; see `value`."""
-        sums = parallel.gather((self.difference, self.reference))
-        difference, reference = (sum(column) for column in zip(*sums, strict=True))
-        return RelativeError(difference, reference).value
+        pairs = parallel.gather(self.sums)
+        return _relative(*(sum(column) for column in zip(*pairs, strict=True)))
 
     @property
     def value(self) -> float:
         """The error so far; 0 where the dense output is all zero."""
-        return (self.difference / self.reference) ** 0.5 if self.reference else 0.0
+        return _relative(*self.sums)
+
+
+def _relative(difference: float, reference: float) -> float:
+    return sqrt(difference / reference) if reference else 0.0
