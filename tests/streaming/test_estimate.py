@@ -62,6 +62,9 @@ def test_methods_add_what_they_sum_up(folder: Path, tmp_path: Path) -> None:
     elements = 2 * 32 * 32 + 2 * 16 * 32 + 3 * 32 * 64
     assert host(method="rgs") - wanda == elements * (8 + 4)
     assert host(method="wanda++") - host(method="rgs") == elements * 4 * 5 + elements
+    # Of [5 x 13, 32] in fp32, two buffers between the halves.
+    halves = {"method": "wanda++", "reconstruct": {"granularity": "halves"}}
+    assert host(**halves) - host(method="wanda++") == 2 * 5 * 13 * 32 * 4
 
 
 def test_every_expert_has_a_hessian_of_its_own(tmp_path: Path) -> None:

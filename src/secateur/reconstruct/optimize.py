@@ -99,6 +99,8 @@ class _Optimization:
         self.student, self.targets, self.samples = student, targets, samples
         self.settings, self.masks, self.autocast = settings, masks, autocast
         self.removed: dict[str, Tensor] = {}
+        self.kept: dict[str, Tensor] = {}
+        self.kept_masks: dict[str, Tensor] = {}
         self.parameters = dict(student.named_parameters())
         self.trained = _trained(self.parameters, settings, masks)
         _check_masks(self.parameters, masks)
@@ -127,7 +129,8 @@ class _Optimization:
     ) -> tuple[History, dict[str, Tensor]]:
         self._project(project, 0)
         records = [RoundRecord(0, nan, self._held_out_error(), 0)]
-        best, best_round = self._snapshot(), 0
+        self._keep()
+        best_round = 0
         best_error = inf if records[0].held_out_error is None else records[0].held_out_error
         stopped = ""
         progress.begin("reconstruct", self.settings.rounds)
@@ -140,11 +143,12 @@ class _Optimization:
             held_out = self._held_out_error()
             records.append(RoundRecord(number, error, held_out, self.steps_done))
             if held_out is None or held_out < best_error:
-                best, best_round = self._snapshot(), number
+                self._keep()
+                best_round = number
                 best_error = inf if held_out is None else held_out
             progress.advance(f"error {error if held_out is None else held_out:.4f}")
         if stopped or best_round != len(records) - 1:
-            self._restore(*best)
+            self._restore()
         return History(tuple(records), best_round, stopped), self.masks
 
     def _round(self) -> float:
@@ -250,16 +254,20 @@ class _Optimization:
     def _is_finite(self) -> bool:
         return all(bool(torch.isfinite(self.parameters[name]).all()) for name in self.trained)
 
-    def _snapshot(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Weights and masks."""
-        names = {*self.trained, *self.masks}
-        weights = {name: self.parameters[name].detach().clone() for name in names}
-        return weights, dict(self.masks)
+    def _keep(self) -> None:
+        """Weights and masks, in the memory of those that were kept before."""
+        for name in {*self.trained, *self.masks}:
+            value = self.parameters[name].detach()
+            if name in self.kept:
+                self.kept[name].copy_(value)
+            else:
+                self.kept[name] = value.clone()
+        self.kept_masks = dict(self.masks)
 
-    def _restore(self, weights: Mapping[str, Tensor], masks: dict[str, Tensor]) -> None:
-        for name, value in weights.items():
+    def _restore(self) -> None:
+        for name, value in self.kept.items():
             self.parameters[name].data.copy_(value)
-        self.masks = masks
+        self.masks = self.kept_masks
 
 
 def _trained(

@@ -219,11 +219,12 @@ def _settings(tuning: Reconstruction, index: int) -> ReconstructionSettings:
 
 
 def _outputs(block: nn.Module, samples: BlockSamples) -> tuple[Tensor, ...]:
-    """By batch, in the dtype of the block."""
+    """By batch, in the dtype of the block, where the samples are: all do not fit on its device."""
     outputs, first = [], 0
     with torch.no_grad():
         for hidden in samples.hidden:
-            outputs.append(samples.run(block, range(first, first + len(hidden))))
+            output = samples.run(block, range(first, first + len(hidden)))
+            outputs.append(output.to(hidden.device))
             first += len(hidden)
     return tuple(outputs)
 

@@ -73,18 +73,20 @@ def estimate_job(
     rest_bytes = parameter_bytes(outside_blocks(skeleton.model, blocks).values())
     model_bytes = num_bytes(skeleton.model)
     hidden = _activation_bytes(skeleton, tokens)
-    home = choose_home(activations, hidden, device)
+    # By tuning halves, what the first gave while dense, and what it gives once it is tuned.
+    between = hidden // 2 + hidden // 2 * 4 // _dtype_bytes(skeleton) if _halves(stage) else 0
+    home = choose_home(activations, hidden + between, device)
     work = _work_bytes(inventory, stage, _dtype_bytes(skeleton)) if tokens else block_bytes
     on_gpu = device.type == "cuda"
     # Pages of a mapped file count while there is room for them.
-    in_host = hidden if home != "device" or not on_gpu else 0
+    in_host = hidden + between if home != "device" or not on_gpu else 0
     reading = 2 * block_bytes
     return Estimate(
         activations=home,
         activation_bytes=hidden,
         model_bytes=model_bytes,
         largest_block_bytes=block_bytes,
-        device_bytes=(block_bytes + work + (hidden if home == "device" else 0)) if on_gpu else 0,
+        device_bytes=block_bytes + work + hidden + between - in_host if on_gpu else 0,
         host_bytes=max(reading, rest_bytes + block_bytes) + in_host + (0 if on_gpu else work),
         disk_bytes=model_bytes + (hidden if home == "file" else 0),
         seconds=_seconds(inventory, stage, tokens, device, skeleton) if tokens else 0.0,
@@ -114,6 +116,11 @@ def check_room(estimate: Estimate, output: Path, already: int = 0) -> None:
             f"expected {needed / 2**30:.1f} GiB of free memory for the largest block and what "
             f"belongs to no block, but {free / 2**30:.1f} GiB are free"
         )
+
+
+def _halves(stage: PruneStage) -> bool:
+    tuning = stage.resolved_reconstruct()
+    return tuning is not None and tuning.granularity == "halves"
 
 
 def _dtype_bytes(skeleton: Skeleton) -> int:
