@@ -37,9 +37,9 @@ class Tries:
         Raises:
             BrokenContextError: CUDA cannot be used any more.
         """
-        before = self._died_before(name, blame)
+        before, described = self._died_before(name, blame), notes.get(name, "")
         if before:
-            notes[name] = f"left out: {before}"
+            notes[name] = f"left out: {before}; {described}"
             return False
         with self.attempts.trying(self._what(name), blame):
             try:
@@ -47,7 +47,7 @@ class Tries:
                 _wait(self._device)
             except (SecateurError, RuntimeError) as error:
                 kind = "not there" if isinstance(error, SecateurError) else "failed"
-                notes[name] = f"{kind}: {how}: {error}"[:_LONGEST_NOTE]
+                notes[name] = f"{kind}: {how}: {error}"[:_LONGEST_NOTE] + f"; {described}"
                 check_usable(self._device)
                 return False
         return True
@@ -74,7 +74,7 @@ class Tries:
     def _died_before(self, name: str, blame: str) -> str:
         here = [death for death in self.attempts.deaths if death.what == self._what(name)]
         if here:
-            return f"a process died of it: {here[0].why}"
+            return f"a process died of it: {here[0].first_line}"
         count = self.attempts.died_of(blame)
         return f"{count} processes died of {blame}" if count >= _MOST_DEATHS else ""
 

@@ -264,7 +264,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"CUDA cannot be used any more: {error}")
         return BROKEN
     for death in attempts.deaths:
-        print(f"a process died of {death.what}: {death.why}")
+        print(f"a process died of {death.what}: {death.first_line}")
     done = recorded(device, options.results, options.extent)
     left = sum(job.key not in done and job.key not in failed for job in jobs)
     print(f"{left} of {len(jobs)} left: run again" if left else f"all {len(jobs)} are recorded")

@@ -34,6 +34,12 @@ class Death:
     blame: str
     """What is to be left out: a kernel, say."""
     why: str
+    """Several lines, for what hung: where, and with which values."""
+
+    @property
+    def first_line(self) -> str:
+        """Why, in short."""
+        return self.why.partition("\n")[0]
 
 
 class BrokenContextError(RuntimeError):
