@@ -24,7 +24,7 @@ def with_graphs(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> Engine:
     emulate_cuda_graphs(monkeypatch)
     engine = Engine(model, max_batch_size=3, max_length=64, prefill_chunk=16)
     engine._decode._capture = GraphCapture(torch.device("cpu"))
-    engine._decode._few_shapes = True
+    engine._decode.few_shapes = True
     engine._scheduler._steps_behind = 1
     return engine
 

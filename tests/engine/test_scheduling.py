@@ -47,7 +47,7 @@ def any_engine(request: pytest.FixtureRequest, byte_model: PreTrainedModel) -> E
     if request.param != "plain":
         engine._scheduler._steps_behind = 1
     if request.param == "few shapes":
-        engine._decode._few_shapes = True
+        engine._decode.few_shapes = True
     return engine
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from secateur.serve.faults import RequestFault
 from secateur.serve.requests import (
-    MOST_PROMPTS,
+    MOST_ANSWERS,
     MOST_STOPS,
     chat_request,
     completion_request,
@@ -34,6 +34,10 @@ def test_what_is_given_is_read() -> None:
     assert (request.max_tokens, request.temperature, request.top_p) == (3, 0.0, 0.5)
     assert (request.stop, request.seed, request.logprobs) == (("x", "y"), 7, True)
     assert completion_request(LEAST | {"stop": "x"}).stop == ("x",)
+    assert completion_request(LEAST | {"top_k": 5, "n": 3}).top_k == 5
+    assert completion_request(LEAST | {"top_k": -1}).top_k == 0
+    neutral = {"min_p": 0.0, "repetition_penalty": 1.0, "ignore_eos": False, "stop_token_ids": []}
+    assert chat_request(TALK | neutral | {"n": 3}).n == 3
     talk = chat_request(TALK | {"max_tokens": 3, "max_completion_tokens": 4})
     assert talk.max_tokens == 4
 
@@ -62,7 +66,7 @@ BAD = {
     "no prompts": ({"prompt": []}, "prompt: expected a text"),
     "flags": ({"prompt": [True]}, "prompt: expected a text"),
     "mixed": ({"prompt": ["a", 1]}, "prompt: expected a text"),
-    "prompts": ({"prompt": ["a"] * (MOST_PROMPTS + 1)}, "at most 64 prompts, got 65"),
+    "prompts": ({"prompt": ["a"] * (MOST_ANSWERS + 1)}, "at most 64 prompts, got 65"),
     "surrogate": ({"prompt": "\ud800"}, "expected valid unicode, got surrogates not allowed"),
     "stop surrogate": ({"stop": "\ud800"}, "expected valid unicode"),
     "no tokens": ({"max_tokens": 0}, "max_tokens: expected a whole number from 1 to"),
@@ -79,8 +83,14 @@ BAD = {
     "stream": ({"stream": 1}, "stream: expected true or false, got 1"),
     "options": ({"stream_options": 1}, "stream_options: expected an object, got 1"),
     "usage": ({"stream_options": {"include_usage": 1}}, "include_usage: expected true or false"),
-    "n": ({"n": 2}, "n is not supported, got 2"),
-    "n flag": ({"n": True}, "n: expected a supported value, got True"),
+    "n": ({"n": 0}, "n: expected a whole number from 1 to 64, got 0"),
+    "n flag": ({"n": True}, "n: expected a whole number from 1 to 64, got True"),
+    "answers": ({"n": 33, "prompt": ["a", "b"]}, "at most 64 answers, got 2 prompts with 33 each"),
+    "best_of": ({"best_of": True}, "best_of: expected a supported value, got True"),
+    "top_k": ({"top_k": -2}, "top_k: expected a whole number from -1 to"),
+    "min_p": ({"min_p": 0.1}, "min_p is not supported, got 0.1"),
+    "repetition": ({"repetition_penalty": 1.1}, "repetition_penalty is not supported, got 1.1"),
+    "no end": ({"ignore_eos": True}, "ignore_eos is not supported, got True"),
     "echo": ({"echo": True}, "echo is not supported, got True"),
     "penalty": ({"presence_penalty": 0.1}, "presence_penalty is not supported, got 0.1"),
     "bias": ({"logit_bias": {"1": 5}}, "logit_bias is not supported"),
@@ -111,6 +121,10 @@ BAD_TALK = {
     ),
     "no text": ({"messages": [{"role": "u", "content": [{"type": "text"}]}]}, "parts of type text"),
     "tools": ({"tools": [{"type": "function"}]}, "tools is not supported"),
+    "template": (
+        {"chat_template_kwargs": {"enable_thinking": False}},
+        "chat_template_kwargs is not supported",
+    ),
     "top": ({"logprobs": True, "top_logprobs": 3}, "top_logprobs: expected a whole number"),
     "both": ({"logprobs": True, "stream": True}, "expected logprobs without stream"),
 }

@@ -26,6 +26,7 @@ class Scripted:
         self.open = threading.Event()
         self.left: dict[int, int] = {}
         self.cancelled: list[int] = []
+        self.asked: list[GenerationOptions] = []
         self.refusal = ""
         self.failure = ""
         self._next = 0
@@ -46,6 +47,7 @@ class Scripted:
         if self.refusal:
             raise SecateurError(self.refusal)
         self._next += 1
+        self.asked.append(options)
         self.left[self._next] = options.max_new_tokens
         return self._next
 
@@ -104,6 +106,20 @@ def test_texts_of_several_prompts_stay_apart() -> None:
     serve(test)
 
 
+def test_several_answers_to_a_prompt_have_seeds_of_their_own_and_count_it_once() -> None:
+    async def test(service: Service, engine: Scripted) -> None:
+        asked = wanted(prompt=["abcd", "ef"], n=2, seed=2**63 - 1, max_tokens=1, top_k=7)
+        answer = await service.begin(asked)
+        engine.open.set()
+        choices = await answer.choices()
+        answer.close()
+        assert [(c.index, c.prompt_tokens) for c in choices] == [(0, 4), (1, 0), (2, 2), (3, 0)]
+        assert [one.seed for one in engine.asked] == [2**63 - 1, 0] * 2
+        assert {one.top_k for one in engine.asked} == {7}
+
+    serve(test, max_waiting=4)
+
+
 def test_closing_frees_every_slot_of_an_answer() -> None:
     async def test(service: Service, engine: Scripted) -> None:
         answer = await service.begin(wanted(prompt=["ab", "cd"]))
@@ -138,7 +154,9 @@ def test_what_the_engine_refuses_is_the_clients_fault() -> None:
     serve(test)
 
 
-def test_a_failing_engine_ends_what_is_open_and_takes_nothing_more() -> None:
+def test_a_failing_engine_ends_what_is_open_and_takes_nothing_more(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     async def test(service: Service, engine: Scripted) -> None:
         answer = await service.begin(wanted())
         engine.failure = "out of memory"
@@ -150,6 +168,8 @@ def test_a_failing_engine_ends_what_is_open_and_takes_nothing_more() -> None:
         assert caught.value.status == 500
 
     serve(test)
+    # Clients are told in a line; whoever runs the server sees where it happened.
+    assert "in step" in caplog.text
 
 
 def test_draining_refuses_new_requests_and_can_end_open_ones() -> None:

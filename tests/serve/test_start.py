@@ -3,16 +3,18 @@
 import json
 import shutil
 import sys
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 
 import pytest
 import typer
+from families import tiny_model
 from served import write_model
 from typer.testing import CliRunner
 
 from secateur.cli.serve import serve_command
 from secateur.compress import compress
+from secateur.engine import Engine, GenerationOptions
 from secateur.errors import SecateurError, VerificationError
 from secateur.serve import start, vllm
 from secateur.serve.server import _listen
@@ -47,6 +49,22 @@ def test_vllm_serves_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> N
         "vllm",
         "engine",
     ]
+
+
+def test_nothing_is_left_to_prepare_for_any_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("secateur.engine.decode._SHORTEST", 16)
+    engine = Engine(tiny_model("llama"), max_batch_size=3, max_length=60)
+    engine._decode.few_shapes = True
+    engine.warm_up(options=start._KINDS)
+    prepared = (set(engine._decode._forwards), set(engine._decode._choices))
+    settings = product((0, 1.0), (1.0, 0.5), (0, 3), (False, True), (2, 30))
+    options = [
+        GenerationOptions(length, temperature=t, top_p=p, top_k=k, logprobs=logprobs)
+        for t, p, k, logprobs, length in settings
+    ]
+    engine.generate([[5, 6, 7]] * len(options), options)
+    assert prepared == (set(engine._decode._forwards), set(engine._decode._choices))
+    assert len(prepared[1]) == 3 * 6
 
 
 def test_vllm_is_told_what_was_asked_for() -> None:

@@ -26,7 +26,10 @@ def serve_command(
     ] = 16,
     max_length: Annotated[
         int | None,
-        typer.Option(help="Tokens of a prompt and its answer. Default: the model's context."),
+        typer.Option(
+            help="Tokens of a prompt and its answer. Default: the model's context, "
+            "of the engine at most 4096."
+        ),
     ] = None,
     max_waiting: Annotated[
         int, typer.Option(help="Sequences that may wait for a place; more get status 429.")

@@ -54,7 +54,8 @@ class DecodeSteps:
         self._compiled = compiled
         self._capture = capture
         self._flex = flex
-        self._few_shapes = compiled or capture is not None
+        self.few_shapes = compiled or capture is not None
+        """Whether steps are made for few shapes, and take long to make."""
         self._forwards: dict[DecodeShape, Launch] = {}
         self._choices: dict[tuple[int, SamplingKind], Launch] = {}
         self._program = self._forward
@@ -67,7 +68,7 @@ class DecodeSteps:
         Where nothing is compiled or captured that is nearly the batch itself; else powers of two,
         up to all rows, and lengths of which each is four times the one before.
         """
-        if not self._few_shapes:
+        if not self.few_shapes:
             rounded = -(-length // _GRANULE) * _GRANULE
             return DecodeShape(batch, min(rounded, self._store.length))
         rows = 1 << (batch - 1).bit_length()
@@ -89,7 +90,7 @@ class DecodeSteps:
             SecateurError: the model's step cannot be captured.
         """
         if shape not in self._forwards:
-            if not self._few_shapes:
+            if not self.few_shapes:
                 # Made anew at no cost, and there may be as many as a text has lengths.
                 self._forwards.clear()
             self._forwards[shape] = self._ready(self._forward_of(shape))
@@ -97,7 +98,7 @@ class DecodeSteps:
             self._choices[shape.batch, kind] = self._ready(self._choice_of(shape.batch, kind))
 
     def _ready(self, step: Launch) -> Launch:
-        if not self._few_shapes:
+        if not self.few_shapes:
             return step
         with self._all_rows_idle():
             if self._capture is not None:

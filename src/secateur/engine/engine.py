@@ -214,6 +214,7 @@ class Engine:
         """Compile and capture decode steps beforehand, so that no request waits for it.
 
         On a GPU chunks of prompts are computed as well, for kernels and the memory that they take.
+        Without effect where nothing is compiled or captured.
 
         Args:
             batch_sizes: by default all up to `max_batch_size`.
@@ -233,6 +234,8 @@ class Engine:
             )
         }
         kinds = {self._kind(each) for each in options}
+        if not self._decode.few_shapes:
+            return
         with self._on_device():
             for shape, kind in itertools.product(sorted(shapes, key=_size), kinds):
                 self._decode.prepare(shape, kind)

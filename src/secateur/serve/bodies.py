@@ -26,6 +26,7 @@ class Choice:
     text: str
     finish_reason: str
     prompt_tokens: int
+    """0 for further answers to one prompt."""
     completion_tokens: int
     logprobs: tuple[TokenLogprob, ...] | None = None
 

@@ -15,13 +15,13 @@ from secateur.serve.faults import RequestFault
 Prompt = str | tuple[int, ...]
 
 MOST_STOPS = 16
-MOST_PROMPTS = 64
+MOST_ANSWERS = 64
 _SEED_BITS = 31
 _LARGEST_SEED = 2**63 - 1
 
-# Field -> the values that ask for nothing beyond what this server does.
+# Field -> the values that ask for nothing beyond what this server does. The lower ones are not
+# OpenAI's, but other servers take them.
 _FIXED: dict[str, tuple[object, ...]] = {
-    "n": (None, 1),
     "best_of": (None, 1),
     "echo": (None, False),
     "suffix": (None, ""),
@@ -32,6 +32,16 @@ _FIXED: dict[str, tuple[object, ...]] = {
     "tool_choice": (None, "none", "auto"),
     "functions": (None, []),
     "response_format": (None, {"type": "text"}),
+    "min_p": (None, 0),
+    "min_tokens": (None, 0),
+    "repetition_penalty": (None, 1),
+    "ignore_eos": (None, False),
+    "stop_token_ids": (None, []),
+    "prompt_logprobs": (None,),
+    "structured_outputs": (None,),
+    "chat_template": (None,),
+    "chat_template_kwargs": (None, {}),
+    "continue_final_message": (None, False),
 }
 
 
@@ -44,6 +54,10 @@ class GenerationRequest:
     """None: as many as the model has room for."""
     temperature: float
     top_p: float
+    top_k: int
+    """0: no limit."""
+    n: int
+    """Answers to each prompt."""
     stop: tuple[str, ...]
     seed: int
     """The client's, or drawn."""
@@ -94,7 +108,14 @@ def completion_request(body: Mapping[str, Any]) -> CompletionRequest:
     # 0 asks for the chosen tokens alone, without alternatives.
     wanted = _whole(body, "logprobs", 0, 0) is not None
     _no_stream(wanted and shared["stream"])
-    return CompletionRequest(**shared, logprobs=wanted, prompts=_prompts(body))
+    request = CompletionRequest(**shared, logprobs=wanted, prompts=_prompts(body))
+    if len(request.prompts) * request.n > MOST_ANSWERS:
+        raise RequestFault(
+            f"expected at most {MOST_ANSWERS} answers, got {len(request.prompts)} prompts with "
+            f"{request.n} each",
+            param="n",
+        )
+    return request
 
 
 def chat_request(body: Mapping[str, Any]) -> ChatRequest:
@@ -120,7 +141,8 @@ def _shared(
 ) -> dict[str, Any]:
     for name, allowed in _FIXED.items():
         value = body.get(name)
-        if isinstance(value, bool) != (name == "echo") and value is not None:
+        takes_flags = any(isinstance(one, bool) for one in allowed)
+        if value is not None and isinstance(value, bool) != takes_flags:
             raise _wrong(name, "a supported value", value)
         if value not in allowed:
             raise RequestFault(f"{name} is not supported, got {shown(value)}", param=name)
@@ -132,6 +154,9 @@ def _shared(
         "max_tokens": given[0] if given else default_max_tokens,
         "temperature": _number(body, "temperature", 1.0, 0.0, 2.0),
         "top_p": _top_p(body),
+        # -1 is another word for no limit.
+        "top_k": max(0, _whole(body, "top_k", -1, 2**31) or 0),
+        "n": _whole(body, "n", 1, MOST_ANSWERS) or 1,
         "stop": _stops(body),
         "seed": secrets.randbits(_SEED_BITS) if seed is None else seed & _LARGEST_SEED,
         "stream": _flag(body, "stream"),
@@ -181,9 +206,9 @@ def _prompts(body: Mapping[str, Any]) -> tuple[Prompt, ...]:
         and value
         and all(isinstance(p, str) or _are_tokens(p) for p in value)
     ):
-        if len(value) > MOST_PROMPTS:
+        if len(value) > MOST_ANSWERS:
             raise RequestFault(
-                f"expected at most {MOST_PROMPTS} prompts, got {len(value)}", param="prompt"
+                f"expected at most {MOST_ANSWERS} prompts, got {len(value)}", param="prompt"
             )
         return tuple(_prompt(item) for item in value)
     raise _wrong("prompt", "a text, a list of token ids, or a list of either", value)

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from secateur.engine import GenerationOptions, Piece, Result
@@ -40,17 +40,24 @@ class Answer:
         self._updates: asyncio.Queue[tuple[int, Update] | RequestFault] = asyncio.Queue()
         self._open: dict[int, int] = {}
         self._texts: list[list[str]] = []
+        self._prompt_tokens: list[int] = []
         self._started: dict[int, float] = {}
         self._wants_logprobs = False
 
-    def add(self, token_ids: Sequence[int], options: GenerationOptions) -> None:
+    def add(
+        self, token_ids: Sequence[int], options: GenerationOptions, is_another: bool = False
+    ) -> None:
         """Submit one more sequence.
+
+        Args:
+            is_another: to the prompt of the sequence before, whose tokens are not counted again.
 
         Raises:
             SecateurError: the engine refuses it.
         """
         index = len(self._texts)
         self._texts.append([])
+        self._prompt_tokens.append(0 if is_another else len(token_ids))
         self._wants_logprobs = options.logprobs
 
         def sink(update: Update) -> None:
@@ -130,7 +137,7 @@ class Answer:
             index=index,
             text="".join(self._texts[index]),
             finish_reason=reason,
-            prompt_tokens=result.prompt_tokens,
+            prompt_tokens=self._prompt_tokens[index],
             completion_tokens=len(result.token_ids),
             logprobs=logprobs,
         )
@@ -206,7 +213,9 @@ class Service:
         self._answers.add(answer)
         try:
             for token_ids, options in zip(prompts, all_options, strict=True):
-                answer.add(token_ids, options)
+                for number in range(request.n):
+                    own = replace(options, seed=(options.seed + number) % 2**63)
+                    answer.add(token_ids, own, is_another=number > 0)
         except SecateurError as error:
             answer.close()
             raise error if isinstance(error, RequestFault) else RequestFault(str(error)) from None
@@ -237,6 +246,7 @@ class Service:
             max_new_tokens=wanted,
             temperature=request.temperature,
             top_p=request.top_p,
+            top_k=request.top_k,
             seed=request.seed,
             stop=request.stop,
             logprobs=request.logprobs,

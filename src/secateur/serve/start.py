@@ -8,7 +8,7 @@ from typing import Literal
 from secateur.checkpoint.load import load_with_tokenizer, resolve_folder
 from secateur.checkpoint.manifest import MANIFEST_FILE
 from secateur.checkpoint.verify import verify_checkpoint
-from secateur.engine import Engine
+from secateur.engine import Engine, GenerationOptions
 from secateur.errors import SecateurError, VerificationError
 from secateur.report.record import REPORT_FILE
 from secateur.runtime.accelerate import accelerate
@@ -18,6 +18,13 @@ from secateur.serve.worker import EngineWorker
 
 Backend = Literal["vllm", "engine"]
 BACKENDS = ("auto", "vllm", "engine")
+
+# Every way in which a request may have its tokens chosen.
+_KINDS = tuple(
+    GenerationOptions(temperature=temperature, top_p=top_p, logprobs=logprobs)
+    for temperature, top_p in ((0.0, 1.0), (1.0, 1.0), (1.0, 0.5))
+    for logprobs in (False, True)
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +112,7 @@ def make_service(options: ServeOptions, folder: Path) -> Service:
         max_batch_size=options.max_batch_size,
         max_length=options.max_length,
     )
-    engine.warm_up()
+    engine.warm_up(options=_KINDS)
     worker = EngineWorker(engine, options.max_waiting)
     return Service(options.served_name, worker, loaded.tokenizer)
 

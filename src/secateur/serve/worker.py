@@ -1,6 +1,7 @@
 """The thread that runs the engine, and the way from it to the server's event loop."""
 
 import asyncio
+import logging
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -8,6 +9,8 @@ from typing import Protocol
 
 from secateur.engine import GenerationOptions, Piece
 from secateur.serve.faults import RequestFault
+
+_LOGGER = logging.getLogger(__name__)
 
 
 class SteppedEngine(Protocol):
@@ -130,6 +133,7 @@ class EngineWorker:
             try:
                 pieces = self.engine.step()
             except Exception as error:  # the thread must not die unseen, whatever the model raises
+                _LOGGER.exception("the engine failed")
                 self._fail(f"{type(error).__name__}: {error}")
                 return
             if pieces:
