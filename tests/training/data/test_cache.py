@@ -15,7 +15,7 @@ from byte_tokenizers import CHATML, CountingTokenizer, byte_tokenizer, ids_of
 from torch.utils.data import DataLoader
 
 from secateur.errors import OutOfSpaceError, SecateurError
-from secateur.training.data import TrainingData, TrainingText, cache, load_training_data
+from secateur.training.data import TrainingData, TrainingText, cache, load_training_data, stored
 from secateur.training.data.stored import read_stored
 from secateur.training.data.windows import WindowDataset
 
@@ -185,6 +185,19 @@ def test_corrupt_cache_is_made_anew(
     assert items(second) == expected
     assert read_stored(folder_of(second)) is not None
     assert [path.name for path in folder_of(second).parent.iterdir()] == [folder_of(second).name]
+
+
+def test_files_untouched_since_they_were_described_are_not_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = folder_of(load_training_data(TrainingText([CHAT], 16), byte_tokenizer(), tmp_path))
+    for path in folder.glob("*.bin"):
+        os.utime(path, ns=(0, 0))
+    monkeypatch.setattr(stored, "_digest", lambda *_: "they were read")
+    assert read_stored(folder) is not None
+    alter(folder / "loss.bin")
+    os.utime(folder / "loss.bin", ns=(0, (folder / "windows.json").stat().st_mtime_ns))
+    assert read_stored(folder) is None
 
 
 def test_cache_of_another_version_is_made_anew(

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -95,6 +96,10 @@ def write_windows(
                 )
             for file, array in zip(files, _stored_arrays(block, token_type), strict=False):
                 file.write(array.tobytes())
+        for file in files:
+            # On disk before it is described: a machine that loses power then leaves no description.
+            file.flush()
+            os.fsync(file.fileno())
     stored = StoredWindows(
         format_version=FORMAT_VERSION,
         token_type="uint16" if token_type is np.uint16 else "uint32",
@@ -116,13 +121,18 @@ def write_windows(
 
 
 def read_stored(folder: Path) -> StoredWindows | None:
-    """The description of a folder, or None where it is not whole: missing, cut off, or altered."""
+    """The description of a folder, or None where it is not whole: missing, cut off, or altered.
+
+    Files that were last written before their description are not read again: a corpus of many GB
+    would take as many seconds at every start.
+    """
     try:
         page = (folder / DESCRIPTION_FILE).read_text(encoding="utf-8")
         stored = from_plain(StoredWindows, json.loads(page))
         if stored.format_version != FORMAT_VERSION or not _has_sizes(folder, stored):
             return None
-        return stored if _digest(folder, list(stored.arrays)) == stored.sha256 else None
+        is_whole = _is_untouched(folder, stored) or _digest(folder, stored.arrays) == stored.sha256
+        return stored if is_whole else None
     except (OSError, ValueError, SecateurError):
         return None
 
@@ -140,6 +150,12 @@ def _has_sizes(folder: Path, stored: StoredWindows) -> bool:
         (folder / name).stat().st_size == np.dtype(kind).itemsize * shape[0] * shape[1]
         for name, (kind, shape) in stored.arrays.items()
     )
+
+
+def _is_untouched(folder: Path, stored: StoredWindows) -> bool:
+    """Whether nobody wrote to the files after they were described, going by their times."""
+    described = (folder / DESCRIPTION_FILE).stat().st_mtime_ns
+    return all((folder / name).stat().st_mtime_ns < described for name in stored.arrays)
 
 
 def _digest(folder: Path, names: Iterable[str]) -> str:
