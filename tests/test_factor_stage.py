@@ -26,6 +26,7 @@ from secateur.stages.factor_importance import measure_importance
 from secateur.stages.factor_statistics import collect_moments
 
 TOKENS = torch.randint(3, 128, (6, 24), generator=torch.Generator().manual_seed(1))
+OVERRIDE: dict[str, Any] = {"targets": ["re:.*q_proj"], "rank": 3}
 
 
 def run(model: nn.Module, *stages: dict[str, Any], tokens: Tensor | None = TOKENS) -> FactorRecord:
@@ -217,6 +218,30 @@ def test_relative_outputs_do_without_a_backward_pass(monkeypatch: pytest.MonkeyP
     assert run(tiny_model("llama"), stage).kept_fraction <= 0.88
 
 
+def test_given_ranks_do_without_a_backward_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> dict[str, float]:
+        raise AssertionError("the importance shares out ranks, and they are given")
+
+    monkeypatch.setattr("secateur.stages.factor.measure_importance", refuse)
+    run(tiny_model("llama"), {"method": "svd-whitened", "rank": 16})
+
+
+def test_overrides_give_other_ranks_in_one_pass() -> None:
+    names = {kind: f"model.layers.0.self_attn.{kind}_proj" for kind in ("q", "o")}
+    overrides = [
+        {"targets": ["re:.*self_attn.*"], "rank": 4},
+        {"targets": [names["o"]], "rank": 6},
+    ]
+    record = run(tiny_model("llama"), {"rank": 8, "overrides": overrides})
+    ranks = {layer.name: layer.rank for layer in record.layers}
+    assert (ranks[names["q"]], ranks[names["o"]]) == (4, 6)
+    assert {rank for name, rank in ranks.items() if ".mlp." in name} == {8}
+    # The same factors as a stage of that rank alone makes of the first matrix.
+    run(model := tiny_model("llama"), {"rank": 8, "overrides": overrides})
+    run(alone := tiny_model("llama"), {"rank": 4, "targets": [names["q"]]})
+    assert torch.equal(layers(model)[names["q"]].up, layers(alone)[names["q"]].up)
+
+
 def test_a_matrix_with_small_outputs_gets_its_share_of_a_stack() -> None:
     model = tiny_model("llama", num_blocks=1)
     with torch.no_grad():
@@ -332,6 +357,14 @@ def test_every_family_has_its_matrix_types(family: str) -> None:
         (
             {"method": "sparse-plus-low-rank", "budget": 0.4, "write": "dense"},
             "expected a budget of at most 0.000 for these 14 matrices",
+        ),
+        ({"method": "svd", "budget": 0.2, "overrides": [OVERRIDE]}, "expected a rank, and no"),
+        ({"method": "svd", "rank": 2, "joint": True, "overrides": [OVERRIDE]}, "and no `joint`"),
+        ({"method": "svd", "rank": 2, "overrides": [OVERRIDE | {"rank": 33}]}, "got 33 for"),
+        ({"method": "svd", "rank": 2, "overrides": [OVERRIDE | {"rank": 0}]}, "rank >= 1, got 0"),
+        (
+            {"method": "svd", "rank": 2, "overrides": [OVERRIDE | {"targets": ["nothing"]}]},
+            "override target 'nothing' matches none",
         ),
         ({"method": "laser"}, "laser needs at least one intervention"),
         (

@@ -15,7 +15,14 @@ from secateur.models.swap import compressed_modules
 from secateur.modules import LowRankLinear
 from secateur.plan.recipe import plan_recipe
 from secateur.plan.table import Choice, Removal, Table, Unit, select
-from secateur.recipe import DropBlocksStage, FactorStage, PruneStage, Recipe, recipe_from_text
+from secateur.recipe import (
+    DropBlocksStage,
+    FactorStage,
+    PruneStage,
+    RankOverride,
+    Recipe,
+    recipe_from_text,
+)
 
 TOKENS = torch.randint(3, 128, (4, 24), generator=torch.Generator().manual_seed(1))
 FORMS = (
@@ -106,8 +113,12 @@ def test_stages_and_their_order() -> None:
                 targets=("model.layers.1.mlp.up_proj",),
                 damping=0.5,
             ),
-            FactorStage(rank=16, targets=("model.layers.0.mlp.up_proj",), damping=0.5),
-            FactorStage(rank=8, targets=(f"model.layers.0.{KIND}",), damping=0.5),
+            FactorStage(
+                rank=16,
+                targets=("model.layers.0.mlp.up_proj", f"model.layers.0.{KIND}"),
+                overrides=(RankOverride(targets=(f"model.layers.0.{KIND}",), rank=8),),
+                damping=0.5,
+            ),
         )
     )
 

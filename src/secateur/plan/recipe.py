@@ -4,12 +4,12 @@ from collections.abc import Iterable
 
 from secateur.models.blocks import BlockList
 from secateur.plan.table import DENSE, SPARSE24, Part, Selection
-from secateur.recipe import DropBlocksStage, FactorStage, PruneStage, Recipe
+from secateur.recipe import DropBlocksStage, FactorStage, PruneStage, RankOverride, Recipe
 from secateur.recipe.recipe import Stage
 
 
 def plan_recipe(selection: Selection, blocks: BlockList, damping: float) -> Recipe | None:
-    """Stages that do what was selected: what goes, then 2:4, then factors, rank by rank.
+    """Stages that do what was selected: what goes, then 2:4, then factors of all ranks.
 
     What goes, goes first: what is left is then fitted to the inputs that it will see. Blocks are
     numbered anew once some are gone, and the names in later stages are those of the blocks then.
@@ -27,7 +27,7 @@ def plan_recipe(selection: Selection, blocks: BlockList, damping: float) -> Reci
         gone = _gone(selection, part)
         if gone:
             stages.append(DropBlocksStage(blocks=gone, granularity=part))
-    names = _later_names(selection, blocks)
+    names = later_names(selection, blocks)
     by_form: dict[str, list[str]] = {}
     for unit, choice in selection.forms.items():
         by_form.setdefault(choice.form, []).append(names[unit])
@@ -40,9 +40,25 @@ def plan_recipe(selection: Selection, blocks: BlockList, damping: float) -> Reci
                 damping=damping,
             )
         )
-    for form, rank in _ranks(selection):
-        stages.append(FactorStage(rank=rank, targets=tuple(by_form[form]), damping=damping))
+    ranks = _ranks(selection)
+    if ranks:
+        stages.append(_factors(ranks, by_form, damping))
     return Recipe(stages=tuple(stages)) if stages else None
+
+
+def _factors(
+    ranks: list[tuple[str, int]], by_form: dict[str, list[str]], damping: float
+) -> FactorStage:
+    """One pass, in which every matrix is fitted to what the ones before it give."""
+    (_, most), *others = ranks
+    return FactorStage(
+        rank=most,
+        targets=tuple(name for form, _ in ranks for name in by_form[form]),
+        overrides=tuple(
+            RankOverride(targets=tuple(by_form[form]), rank=rank) for form, rank in others
+        ),
+        damping=damping,
+    )
 
 
 def _gone(selection: Selection, part: Part) -> tuple[int, ...]:
@@ -58,8 +74,8 @@ def _ranks(selection: Selection) -> list[tuple[str, int]]:
     return sorted(found, key=lambda entry: -entry[1])
 
 
-def _later_names(selection: Selection, blocks: BlockList) -> dict[str, str]:
-    """By name in the dense model: once whole blocks are gone."""
+def later_names(selection: Selection, blocks: BlockList) -> dict[str, str]:
+    """By name in the dense model: the name once whole blocks are gone."""
     gone = set(_gone(selection, "block"))
     kept = [index for index in range(len(blocks)) if index not in gone]
     renamed: dict[str, str] = {}

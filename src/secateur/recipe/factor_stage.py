@@ -33,6 +33,18 @@ class Intervention:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RankOverride:
+    """Another rank for the matrices that `targets` match; the last matching override holds."""
+
+    targets: tuple[str, ...]
+    rank: int
+
+    def __post_init__(self) -> None:
+        require(len(self.targets) > 0, "override: `targets` must name at least one layer")
+        require(self.rank >= 1, f"override: expected rank >= 1, got {self.rank}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class FactorStage:
     """Replace matrices by two thin factors, or cut their rank.
 
@@ -49,7 +61,9 @@ class FactorStage:
     shared out by what the outputs lose. `sparse-plus-low-rank`: of all that is stored, values only;
     below one half, the pattern's own."""
     rank: int | None = None
-    """The same rank for every selected matrix."""
+    """Of every selected matrix, but for those that `overrides` match."""
+    overrides: tuple[RankOverride, ...] = ()
+    """With `rank`, and without `joint`: other ranks for some matrices, all in one pass."""
     write: Literal["factors", "dense"] | None = None
     """`factors` become low-rank layers; `dense` multiplies them back (loads everywhere, saves
     nothing). None: `dense` for `laser`, as published, else `factors`."""
@@ -100,6 +114,7 @@ class FactorStage:
             self.budget is None and self.rank is None,
             "laser cuts each matrix to its intervention's fraction; leave out `budget` and `rank`",
         )
+        require(not self.overrides, "laser has no rank to override: leave out `overrides`")
 
     def _check_size(self) -> None:
         require(not self.interventions, f"interventions are for laser, not for {self.method}")
@@ -112,6 +127,10 @@ class FactorStage:
             f"expected a budget above 0 and below 1, got {self.budget}",
         )
         require(self.rank is None or self.rank >= 1, f"expected rank >= 1, got {self.rank}")
+        require(
+            not self.overrides or (self.rank is not None and not self.joint),
+            "`overrides` change `rank` for some matrices: expected a rank, and no `joint`",
+        )
         sparse = self.method == "sparse-plus-low-rank"
         require(
             not (sparse and self.budget is not None and self.budget >= 0.5),

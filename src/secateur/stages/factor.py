@@ -105,6 +105,9 @@ class BlockFactorer:
         stage = self._stage
         if stage.method != "svd-whitened" or stage.importance != "loss" or self._tokens is None:
             return None
+        # It shares out ranks, and weighs the matrices of a stack against each other.
+        if stage.budget is None and not stage.joint:
+            return None
         self._progress.begin("importance for the loss", 1)
         sites = [site for sites in self._plan.sites for site in sites]
         importance = measure_importance(self._model, sites, self._tokens)

@@ -9,7 +9,7 @@ from secateur.errors import SecateurError
 from secateur.lowrank import break_even_rank, rank_for_fraction, storage_complaint
 from secateur.models.inventory import Inventory
 from secateur.models.matrix_types import matrix_type
-from secateur.models.selection import select_sites
+from secateur.models.selection import matches, require_match, select_sites
 from secateur.models.sites import WeightSite
 from secateur.recipe import FactorStage
 from secateur_kernels.layouts.low_rank import RANK_STEP
@@ -51,10 +51,12 @@ def _selected(stage: FactorStage, inventory: Inventory) -> FactorPlan:
         tuple(site for site in sites if id(site) in chosen) for sites in inventory.sites
     )
     if stage.rank is not None:
+        ranks = _ranks(stage, stage.rank, selected)
         # Which matrices a stack joins is known once the model has run: see `check_stacks`.
         if not stage.joint:
-            _check_rank(stage.rank, [(site.name, site.shape) for site in selected])
-        return FactorPlan(by_block, {site.name: stage.rank for site in selected})
+            for site in selected:
+                _check_rank(ranks[site.name], [(site.name, site.shape)])
+        return FactorPlan(by_block, ranks)
     assert stage.budget is not None
     shapes = {site.name: site.shape for site in selected}
     if stage.method == "sparse-plus-low-rank":
@@ -62,6 +64,16 @@ def _selected(stage: FactorStage, inventory: Inventory) -> FactorPlan:
     if not stage.joint:
         _check_budget(shapes, stage.budget)
     return FactorPlan(by_block, {})
+
+
+def _ranks(stage: FactorStage, rank: int, selected: Sequence[WeightSite]) -> dict[str, int]:
+    """By site name: the last override that matches, or the stage's own rank."""
+    ranks = {site.name: rank for site in selected}
+    for override in stage.overrides:
+        for pattern in override.targets:
+            require_match(selected, pattern, "override target")
+            ranks |= {site.name: override.rank for site in selected if matches(site, pattern)}
+    return ranks
 
 
 def check_stacks(
