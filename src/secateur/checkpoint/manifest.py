@@ -2,12 +2,16 @@
 
 import hashlib
 import json
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from secateur.checkpoint.files import read_json
 from secateur.errors import SecateurError
 
 MANIFEST_FILE = "secateur_manifest.json"
+_READ_AT_ONCE = 8
 
 
 def file_sha256(path: Path) -> str:
@@ -19,15 +23,21 @@ def file_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
+def file_digests(paths: Iterable[Path]) -> dict[Path, str]:
+    """Hex SHA-256 of each file; several are read at once."""
+    wanted = list(paths)
+    with ThreadPoolExecutor(_READ_AT_ONCE) as pool:
+        return dict(zip(wanted, pool.map(file_sha256, wanted), strict=True))
+
+
 def write_manifest(folder: Path) -> None:
     """List every file below `folder`, itself excepted."""
+    listed = [
+        path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != MANIFEST_FILE
+    ]
     files = {
-        path.relative_to(folder).as_posix(): {
-            "sha256": file_sha256(path),
-            "bytes": path.stat().st_size,
-        }
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != MANIFEST_FILE
+        path.relative_to(folder).as_posix(): {"sha256": digest, "bytes": path.stat().st_size}
+        for path, digest in file_digests(listed).items()
     }
     text = json.dumps({"format_version": 1, "files": files}, indent=2) + "\n"
     (folder / MANIFEST_FILE).write_text(text, encoding="utf-8")
@@ -44,18 +54,26 @@ def manifest_faults(folder: Path) -> list[str]:
     files = read_json(folder / MANIFEST_FILE).get("files")
     if not isinstance(files, dict):
         raise SecateurError(f"{folder / MANIFEST_FILE} has no list of files")
-    faults = [f"{name} was added" for name in _added_weights(folder, set(files))]
-    for name, entry in files.items():
-        path = folder / name
-        if not _is_sound(name, entry):
-            faults.append(f"the manifest's entry for {name!r} is not one that Secateur writes")
-        elif not path.is_file():
-            faults.append(f"{name} is missing")
-        elif path.stat().st_size != entry["bytes"]:
-            faults.append(f"{name} has {path.stat().st_size} bytes, expected {entry['bytes']}")
-        elif file_sha256(path) != entry["sha256"]:
-            faults.append(f"{name} has other content than when it was written")
-    return faults
+    added = [f"{name} was added" for name in _added_weights(folder, set(files))]
+    faults = {name: _fault_of_form(folder, name, entry) for name, entry in files.items()}
+    whole = {folder / name: name for name, fault in faults.items() if not fault}
+    for path, digest in file_digests(whole).items():
+        name = whole[path]
+        if digest != files[name]["sha256"]:
+            faults[name] = f"{name} has other content than when it was written"
+    return added + [fault for fault in faults.values() if fault]
+
+
+def _fault_of_form(folder: Path, name: str, entry: Any) -> str:
+    """What is wrong with a file beside its content, or nothing."""
+    path = folder / name
+    if not _is_sound(name, entry):
+        return f"the manifest's entry for {name!r} is not one that Secateur writes"
+    if not path.is_file():
+        return f"{name} is missing"
+    if path.stat().st_size != entry["bytes"]:
+        return f"{name} has {path.stat().st_size} bytes, expected {entry['bytes']}"
+    return ""
 
 
 def _is_sound(name: str, entry: object) -> bool:

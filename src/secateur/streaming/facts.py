@@ -1,18 +1,15 @@
 """What the result of a streaming job depends on; a job is resumed only where all of it is equal."""
 
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from secateur.calibration.tokens import CalibrationTokens
-from secateur.checkpoint.manifest import file_sha256
+from secateur.checkpoint.manifest import file_digests
 from secateur.recipe import Recipe
 from secateur.report.facts import machine_facts, package_versions
 from secateur.streaming.job import Facts
-
-_READ_AT_ONCE = 8
 
 
 def job_facts(
@@ -35,12 +32,10 @@ def job_facts(
         dtype: that the weights are read in.
     """
     files = sorted([folder / "config.json", *folder.glob("*.safetensors")])
-    with ThreadPoolExecutor(max_workers=_READ_AT_ONCE) as pool:
-        digests = list(pool.map(file_sha256, files))
     machine = machine_facts(device)
     calibration: dict[str, Any] = {"sha256 of the tokens": tokens.sha256() if tokens else None}
     return {
-        "model": {path.name: digest for path, digest in zip(files, digests, strict=True)},
+        "model": {path.name: digest for path, digest in file_digests(files).items()},
         "loading": {"dtype": dtype},
         "calibration": calibration,
         "recipe": recipe.to_dict(),

@@ -108,8 +108,9 @@ class BlockJournal:
         block: BlockRecord,
         zeros: int,
     ) -> None:
-        write_shard(self._job / WEIGHTS_FOLDER, self._shards.block_file(index), saved)
-        entry = FinishedBlock(layers, block, zeros, file_sha256(self._shard(index)))
+        weights = self._job / WEIGHTS_FOLDER
+        digest = write_shard(weights, self._shards.block_file(index), saved)
+        entry = FinishedBlock(layers, block, zeros, digest)
         write_aside(self._entry(index), json.dumps(to_plain(entry)))
         self._sound[index] = True
 

@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from transformers.core_model_loading import revert_weight_conversion
 
 from secateur.checkpoint.files import INDEX_FILE
+from secateur.checkpoint.manifest import file_sha256
 from secateur.checkpoint.write import space_errors
 from secateur.errors import VerificationError
 from secateur.models.blocks import BlockList
@@ -73,13 +75,16 @@ def saved_form(model: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.cpu().contiguous() for name, tensor in saved.items()}
 
 
-def write_shard(folder: Path, file_name: str, tensors: dict[str, Tensor]) -> None:
+def write_shard(folder: Path, file_name: str, tensors: dict[str, Tensor]) -> str:
     """Write a weight file so that it is there whole or not at all, and read it back.
 
     Args:
         folder: of the checkpoint.
         file_name: in it.
         tensors: from `saved_form`.
+
+    Returns:
+        hex SHA-256 of the file.
 
     Raises:
         OutOfSpaceError: the disk is full.
@@ -89,15 +94,26 @@ def write_shard(folder: Path, file_name: str, tensors: dict[str, Tensor]) -> Non
     with space_errors(folder):
         # Tensors that share memory (slices of a fused one) are refused by safetensors.
         save_file(_apart(tensors), aside, metadata={"format": "pt"})
-        with aside.open("rb") as file:
-            os.fsync(file.fileno())
-    with safe_open(aside, framework="pt") as file:
+        # The file is read while it goes to the disk: both take time, of different parts.
+        with ThreadPoolExecutor(2) as beside:
+            flushed, digest = beside.submit(_flush, aside), beside.submit(file_sha256, aside)
+            _require_written(aside, tensors)
+        flushed.result()
+        os.replace(aside, folder / file_name)
+        flush_names(folder)
+    return digest.result()
+
+
+def _flush(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _require_written(path: Path, tensors: dict[str, Tensor]) -> None:
+    with safe_open(path, framework="pt") as file:
         for name, tensor in tensors.items():
             if not torch.equal(_bits(file.get_tensor(name)), _bits(tensor)):
                 raise VerificationError(f"{name} is not the same after it was written")
-    with space_errors(folder):
-        os.replace(aside, folder / file_name)
-        flush_names(folder)
 
 
 def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ from transformers.modeling_utils import LoadStateDictConfig
 from secateur.checkpoint.files import INDEX_FILE, SINGLE_FILE, read_json
 from secateur.errors import SecateurError
 from secateur.models.blocks import BlockList
-from secateur.models.measure import require_finite, require_finite_weights
+from secateur.models.measure import require_finite
 from secateur.streaming.skeleton import outside_blocks
 
 Tensors = dict[str, Tensor]
@@ -47,23 +47,21 @@ class BlockSource:
         self._ahead: dict[int, Future[Tensors]] = {}
 
     def load_block(self, index: int, then: int | None = None) -> None:
-        """Fill one block.
+        """Fill one block, with whatever numbers there are.
 
         Args:
             index: of the block.
             then: the block that will be asked for next; it is read while this one is in use.
 
         Raises:
-            SecateurError: the checkpoint does not fill the block, or not with finite weights.
+            SecateurError: the checkpoint does not fill the block.
         """
         waiting = self._ahead.pop(index, None)
         tensors = waiting.result() if waiting else self._read(self._names[index])
         if then is not None and then not in self._ahead:
             self._ahead[then] = self._pool.submit(self._read, self._names[then])
         self._fill(tensors)
-        block, name = self._blocks.modules[index], self._blocks.block_name(index)
-        _require_filled(block, name)
-        require_finite_weights(block)
+        _require_filled(self._blocks.modules[index], self._blocks.block_name(index))
 
     def fill_block(self, index: int, tensors: Tensors) -> None:
         """Fill one block with tensors that are named as in a checkpoint."""

@@ -9,6 +9,7 @@ from torch import nn
 
 from secateur.calibration.inputs import BlockInputs
 from secateur.models.inventory import Inventory
+from secateur.models.measure import require_finite_weights
 from secateur.models.trace import Trace, shared_inputs_of
 from secateur.streaming.finished import BlockJournal
 from secateur.streaming.memory import return_free_memory
@@ -42,7 +43,11 @@ class BlockWalk:
 
     @contextmanager
     def opened(self, index: int) -> Iterator[None]:
-        """While this is open, a block has its weights on the device; then they are forgotten."""
+        """While this is open, a block has its weights on the device; then they are forgotten.
+
+        Raises:
+            SecateurError: the checkpoint does not fill the block, or not with finite weights.
+        """
         block = self._skeleton.blocks.modules[index]
         try:
             if self._journal.is_finished(index):
@@ -52,6 +57,8 @@ class BlockWalk:
                 following = index + 1 if index + 1 < len(self._skeleton.blocks) else None
                 self._source.load_block(index, following)
                 block.to(self._device)
+                # There it is fast.
+                require_finite_weights(block)
                 self._note_shared_inputs(index)
             yield
         finally:
