@@ -6,7 +6,8 @@ from torch import Tensor
 
 from secateur.errors import SecateurError
 from secateur.mask import select_grouped
-from secateur.update.least_squares import conjugate_gradient, damped_hessian, least_squares
+from secateur.update.damping import damped_hessian
+from secateur.update.least_squares import conjugate_gradient, least_squares
 
 
 def problem(rows: int, columns: int, seed: int = 0, num_tokens: int = 400) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from secateur.update.least_squares import damped_hessian
+from secateur.update.damping import damped_hessian
 from secateur_kernels.errors import SecateurError
 
 Select = Callable[[Tensor, float], Tensor]

@@ -7,16 +7,9 @@ With H the damped Hessian, S the kept columns of a row and w the dense row, the 
 import torch
 from torch import Tensor
 
+from secateur.update.damping import damped_hessian, require_finite_hessian, with_enough_damping
 from secateur_kernels.errors import SecateurError
 
-# Tried in turn until every system factors: (dtype, factor on the damping asked for).
-_LADDER = (
-    (torch.float32, 1.0),
-    (torch.float64, 1.0),
-    (torch.float64, 10.0),
-    (torch.float64, 100.0),
-    (torch.float64, 1000.0),
-)
 _DEFAULT_BYTES = 256 << 20
 
 
@@ -50,18 +43,12 @@ def least_squares(
     """
     _check(weight, hessian, keep_mask)
     keep = keep_mask & (hessian.diagonal() != 0)
-    for dtype, factor in _LADDER:
-        if dtype.itemsize < weight.element_size():
-            continue
-        solved = _solve_rows(
-            weight, damped_hessian(hessian, damping * factor, dtype), keep, max_bytes
-        )
-        if solved is not None:
-            return solved.to(weight.dtype)
-    raise SecateurError(
-        f"the Hessian [{len(hessian)}, {len(hessian)}] is not positive definite even in float64 "
-        f"with damping {damping * _LADDER[-1][1]:g}; use more calibration tokens or more damping"
-    )
+
+    def attempt(damped: Tensor) -> Tensor | None:
+        return _solve_rows(weight, damped, keep, max_bytes)
+
+    solved, _, _ = with_enough_damping(attempt, hessian, damping, weight.dtype)
+    return solved.to(weight.dtype)
 
 
 def conjugate_gradient(
@@ -113,15 +100,6 @@ def conjugate_gradient(
     return solution
 
 
-def damped_hessian(hessian: Tensor, damping: float, dtype: torch.dtype) -> Tensor:
-    """A copy in `dtype`, ones in place of a zero diagonal, damping * mean of that added to it."""
-    matrix = hessian.to(dtype, copy=True)
-    diagonal = matrix.diagonal()
-    diagonal += (diagonal == 0).to(dtype)
-    diagonal += damping * diagonal.mean()
-    return matrix
-
-
 def _ratio(top: Tensor, bottom: Tensor) -> Tensor:
     # A row that has arrived has neither slope nor direction: it stays.
     return torch.where(bottom > 0, top / bottom, torch.zeros_like(top))
@@ -162,5 +140,4 @@ def _check(weight: Tensor, hessian: Tensor, keep_mask: Tensor) -> None:
             f"expected hessian [{columns}, {columns}] and keep_mask {list(weight.shape)} for "
             f"weight {list(weight.shape)}, got {list(hessian.shape)} and {list(keep_mask.shape)}"
         )
-    if not bool(torch.isfinite(hessian).all()):
-        raise SecateurError("expected a finite Hessian, got NaN or Inf: check the activations")
+    require_finite_hessian(hessian)

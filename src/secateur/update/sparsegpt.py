@@ -8,16 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from secateur_kernels.errors import SecateurError
-
-# Tried in turn until the Hessian factors: (dtype, factor on the damping asked for).
-_LADDER = (
-    (torch.float32, 1.0),
-    (torch.float64, 1.0),
-    (torch.float64, 10.0),
-    (torch.float64, 100.0),
-    (torch.float64, 1000.0),
-)
+from secateur.update.damping import with_enough_damping
 
 
 @dataclass(frozen=True)
@@ -48,26 +39,11 @@ def factor_hessian(hessian: Tensor, damping: float = 0.01) -> HessianFactor:
     Raises:
         SecateurError: the Hessian is not finite, or no rung of the ladder succeeds.
     """
-    if not bool(torch.isfinite(hessian).all()):
-        raise SecateurError("expected a finite Hessian, got NaN or Inf: check the activations")
-    dead = hessian.diagonal() == 0
-    mended = hessian + torch.diag(dead.to(hessian.dtype))
-    for dtype, factor in _LADDER:
-        if dtype.itemsize < hessian.dtype.itemsize:
-            continue
-        upper = _inverse_upper(mended.to(dtype), damping * factor)
-        if upper is not None:
-            return HessianFactor(upper.to(hessian.dtype), dead, damping * factor, dtype)
-    raise SecateurError(
-        f"the Hessian [{len(hessian)}, {len(hessian)}] is not positive definite even in float64 "
-        f"with damping {damping * _LADDER[-1][1]:g}; use more calibration tokens or more damping"
-    )
+    upper, used, dtype = with_enough_damping(_inverse_upper, hessian, damping, hessian.dtype)
+    return HessianFactor(upper.to(hessian.dtype), hessian.diagonal() == 0, used, dtype)
 
 
-def _inverse_upper(hessian: Tensor, damping: float) -> Tensor | None:
-    damped = hessian + torch.eye(len(hessian), dtype=hessian.dtype, device=hessian.device) * (
-        damping * hessian.diagonal().mean()
-    )
+def _inverse_upper(damped: Tensor) -> Tensor | None:
     lower, failed = torch.linalg.cholesky_ex(damped)
     if failed:
         return None
