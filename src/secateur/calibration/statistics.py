@@ -139,6 +139,19 @@ class InputStatistics:
         assert self._sample is not None
         return self._sample[: self._sampled]
 
+    def output_error(self, dense: Tensor, new: Tensor) -> float | None:
+        """How far a matrix's outputs on the sampled tokens move; None where no token came.
+
+        Args:
+            dense: [N, K].
+            new: [N, K], what it became.
+        """
+        if self.num_tokens == 0:
+            return None
+        inputs, error = self.sample().float(), RelativeError()
+        error.add(inputs @ new.float().T, inputs @ dense.float().T)
+        return error.value
+
 
 class RelativeError:
     """||pruned - dense|| / ||dense||, summed over batches in float64.

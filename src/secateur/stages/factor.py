@@ -5,18 +5,19 @@ from functools import partial
 from time import perf_counter
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from secateur.calibration.inputs import BlockInputs, in_smaller_batches, shortage_note
 from secateur.calibration.statistics import RelativeError
 from secateur.calibration.tokens import CalibrationTokens
 from secateur.models.blocks import BlockList
 from secateur.models.device import on_device
+from secateur.models.sites import WeightSite
 from secateur.models.trace import Trace
 from secateur.progress import Progress
 from secateur.recipe import FactorStage
 from secateur.report.record import BlockRecord, FactoredLayer, FactorRecord
-from secateur.stages.factor_group import FactorGroup, factor_group, groups_of, output_error
+from secateur.stages.factor_group import Factored, FactorGroup, factor_group, groups_of
 from secateur.stages.factor_importance import measure_importance
 from secateur.stages.factor_plan import FactorPlan, check_stacks
 from secateur.stages.factor_ranks import (
@@ -177,7 +178,7 @@ class BlockFactorer:
             return _left_dense(group, index)
         factored = factor_group(group, rank, self._stage, shared, samples, self._importance)
         errors = [
-            output_error(site.weight, part.dense().to(site.parameter.dtype), shared)
+            shared.statistics.output_error(site.weight, _rounded(part, site)) if shared else None
             for site, part in zip(group.sites, factored, strict=True)
         ]
         stored = write_factored(self._model, group, factored, self._stage)
@@ -207,6 +208,10 @@ class BlockFactorer:
         for stream in dense:
             stream.keep_outputs()
         return error.value
+
+
+def _rounded(part: Factored, site: WeightSite) -> Tensor:
+    return part.dense().to(site.parameter.dtype)
 
 
 def _left_dense(group: FactorGroup, index: int) -> list[FactoredLayer]:

@@ -7,7 +7,6 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from secateur.calibration.statistics import RelativeError
 from secateur.errors import SecateurError
 from secateur.lowrank import (
     Cholesky,
@@ -187,16 +186,6 @@ def _require_finite(hessian: Tensor, group: FactorGroup) -> None:
             f"activations that enter {group.name} hold NaN or Inf; the model (or its dtype) "
             "overflows on the calibration tokens"
         )
-
-
-def output_error(weight: Tensor, new: Tensor, moments: SiteMoments | None) -> float | None:
-    """Relative change of a matrix's output on the sampled tokens; None without any."""
-    if moments is None or moments.statistics.num_tokens == 0:
-        return None
-    inputs = moments.statistics.sample().float()
-    error = RelativeError()
-    error.add(inputs @ new.float().T, inputs @ weight.float().T)
-    return error.value
 
 
 def groups_of(

@@ -6,7 +6,6 @@ from time import perf_counter
 import torch
 from torch import Tensor
 
-from secateur.calibration.statistics import InputStatistics, RelativeError
 from secateur.mask import swap_masked
 from secateur.recipe import PruneStage
 from secateur.recipe.prune_stage import Score
@@ -64,7 +63,7 @@ def prune_site(
     else:
         outcome = _prune(dense, planned, stage, facts, hessians)
     pruned = outcome.weights.to(site.parameter.dtype)
-    error = _output_error(dense, pruned, facts.statistics)
+    error = facts.statistics.output_error(dense, pruned) if facts.statistics else None
     site.weight.copy_(pruned)
     record = LayerRecord(
         name=site.name,
@@ -150,14 +149,3 @@ def _refine(
         dense, mask, stage.resolved_update(), stage, facts.statistics, hessians
     )
     return _Outcome(weights, mask, swaps, note)
-
-
-def _output_error(
-    dense: Tensor, pruned: Tensor, statistics: InputStatistics | None
-) -> float | None:
-    if statistics is None or statistics.num_tokens == 0:
-        return None
-    inputs = statistics.sample().float()
-    error = RelativeError()
-    error.add(inputs @ pruned.float().T, inputs @ dense.float().T)
-    return error.value
