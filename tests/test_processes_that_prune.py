@@ -90,11 +90,12 @@ import sys
 from prune_worker import samples
 from secateur.compress import compress
 from secateur.errors import SecateurError
-try:
-    compress(sys.argv[1], {"stages": [{"stage": "prune", "method": "wanda", "pattern": "2:4"}]},
-        calibration=samples(int(sys.argv[3])), output=sys.argv[2])
-except SecateurError as error:
-    sys.exit(f"refused: {error}")
+for count, output in ((1, sys.argv[2]), (3, sys.argv[3])):
+    try:
+        compress(sys.argv[1], {"stages": [{"stage": "prune", "method": "wanda", "pattern": "2:4"}]},
+            calibration=samples(count), output=output)
+    except SecateurError as error:
+        print(f"refused: {error}")
 """
 
 
@@ -102,14 +103,11 @@ except SecateurError as error:
 def test_the_first_process_writes(model_folder: Path, tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(PRUNE)
-    output = tmp_path / "out"
-    done = run_two(str(script), str(model_folder), str(output), "3")
+    refused, output = tmp_path / "none", tmp_path / "out"
+    done = run_two(str(script), str(model_folder), str(refused), str(output))
     assert done.returncode == 0, done.stderr[-4000:]
     assert (output / "secateur_report.json").is_file()
-    done = run_two(str(script), str(model_folder), str(tmp_path / "none"), "1")
-    assert done.returncode != 0
-    assert "refused: expected at least one calibration sample for each of 2 processes, got 1" in (
-        done.stderr
-    )
-    assert not (tmp_path / "none").exists()
+    reason = "refused: expected at least one calibration sample for each of 2 processes, got 1"
+    assert done.stdout.count(reason) == 2
+    assert not refused.exists()
     assert samples(1).shape == (1, 128)

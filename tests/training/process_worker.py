@@ -1,4 +1,4 @@
-"""One of several processes that train together: started by test_processes.py through torchrun."""
+"""One of several processes that train together, called by sharded_worker.py."""
 
 import json
 import sys
@@ -73,9 +73,9 @@ def train(model: torch.nn.Module, folder: Path, batch_size: int, steps: int = 6)
     ).run
 
 
-def main(output: Path, dtype: str) -> None:
-    torch.set_num_threads(1)
-    model = pruned_model(getattr(torch, dtype))
+def train_together(output: Path) -> None:
+    """Processes that exchange gradients (DDP)."""
+    model = pruned_model(torch.float32)
     run = train(model, output / "checkpoints", batch_size=4)
     assert all(not isinstance(p.data, torch.distributed.tensor.DTensor) for p in model.parameters())
     rank = read_settings().rank
@@ -83,7 +83,3 @@ def main(output: Path, dtype: str) -> None:
     if rank == 0:
         model.save_pretrained(output / "model")
         (output / "loss.json").write_text(json.dumps([run.loss_after, run.num_tokens]))
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2])

@@ -1,4 +1,4 @@
-"""One of two processes that hold half of every weight (FSDP2): started by test_processes.py.
+"""One of two processes, started by test_processes.py: first DDP, then half of every weight (FSDP2).
 
 accelerate shards on GPUs only, so that torch's own `fully_shard` stands for it here: the masks of
 local shards and the way back to a whole model are the same.
@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from process_worker import pruned_model, windows
+from process_worker import pruned_model, train_together, windows
 
 from secateur.models.blocks import find_blocks
 from secateur.settings import read_settings
@@ -38,8 +38,7 @@ def train_sharded(model: torch.nn.Module, pruned: PrunedWeights, rows: slice) ->
         pruned.check()
 
 
-def main(output: Path) -> None:
-    torch.set_num_threads(1)
+def train_in_halves(output: Path) -> None:
     rank = read_settings().rank
     model = pruned_model(torch.float32)
     names = pruned_parameters(model)
@@ -59,8 +58,12 @@ def main(output: Path) -> None:
     torch.save(model.state_dict(), output / f"rank-{rank}.pt")
     if rank == 0:
         model.save_pretrained(output / "model")
-    torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    torch.set_num_threads(1)
+    for train, name in ((train_together, "ddp"), (train_in_halves, "fsdp")):
+        folder = Path(sys.argv[1], name)
+        folder.mkdir(exist_ok=True)
+        train(folder)
+    torch.distributed.destroy_process_group()

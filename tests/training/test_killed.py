@@ -11,7 +11,9 @@ import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from typer.testing import CliRunner
 
+from secateur.cli.app import app
 from secateur.report.record import load_report
 from secateur.report.training_record import RecoverRecord
 
@@ -46,7 +48,7 @@ def save_text(file: Path) -> None:
     file.write_text(" ".join(WORDS[number] for number in numbers.tolist()), encoding="utf-8")
 
 
-def command(folder: Path, output: str, *more: str) -> list[str]:
+def arguments(folder: Path, output: str, *more: str) -> list[str]:
     options = {
         "--data": folder / "text.txt",
         "--output": folder / output,
@@ -59,17 +61,16 @@ def command(folder: Path, output: str, *more: str) -> list[str]:
         "--learning-rate": 0.003,
     }
     words = [str(word) for pair in options.items() for word in pair]
-    return [sys.executable, "-m", "secateur", "recover", str(folder / "model"), *words, *more]
-
-
-def environment(folder: Path) -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1", "SECATEUR_CACHE": str(folder / "cache")}
+    return ["recover", str(folder / "model"), *words, *more]
 
 
 def kill_after_a_checkpoint(folder: Path, output: str, step: int) -> None:
     state = folder / f".{output}.training" / "stage-1" / f"checkpoint-{step}" / "trainer_state.json"
     process = subprocess.Popen(
-        command(folder, output), env=environment(folder), stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "secateur", *arguments(folder, output)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stderr=subprocess.PIPE,
+        text=True,
     )
     deadline = time.monotonic() + 200
     while not state.is_file():
@@ -82,17 +83,18 @@ def kill_after_a_checkpoint(folder: Path, output: str, step: int) -> None:
 
 
 def run(folder: Path, output: str, *more: str) -> RecoverRecord:
-    done = subprocess.run(
-        command(folder, output, *more), env=environment(folder), capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    done = CliRunner().invoke(app, arguments(folder, output, *more))
+    assert done.exit_code == 0, done.exception
     stage = load_report(folder / output).stages[0]
     assert isinstance(stage, RecoverRecord)
     return stage
 
 
 @pytest.mark.slow
-def test_a_killed_training_resumes_to_the_same_end(tmp_path: Path) -> None:
+def test_a_killed_training_resumes_to_the_same_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SECATEUR_CACHE", str(tmp_path / "cache"))
     save_model(tmp_path / "model")
     save_text(tmp_path / "text.txt")
     whole = run(tmp_path, "whole")

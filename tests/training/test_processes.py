@@ -19,20 +19,24 @@ from transformers import AutoModelForCausalLM
 from secateur.models.inventory import take_inventory
 from secateur.training.pruned_weights import PrunedWeights, pruned_parameters
 
-WORKER = Path(__file__).with_name("process_worker.py")
-SHARDED = Path(__file__).with_name("sharded_worker.py")
+# It goes through both trainings, for starting processes takes longer than these do.
+WORKER = Path(__file__).with_name("sharded_worker.py")
 
 
-def run_two(worker: Path, *arguments: str) -> None:
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two processes made: `ddp` and `fsdp`."""
+    folder = tmp_path_factory.mktemp("processes")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     done = subprocess.run(
-        [*command, str(worker), *arguments],
+        [*command, str(WORKER), str(folder)],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=240,
     )
     assert done.returncode == 0, done.stderr[-4000:]
+    return folder
 
 
 def assert_two_of_four(model: torch.nn.Module) -> None:
@@ -59,27 +63,25 @@ def assert_trained_alike(
 
 
 @pytest.mark.slow
-def test_two_processes_keep_the_pattern_and_train_as_one(tmp_path: Path) -> None:
-    run_two(WORKER, str(tmp_path), "float32")
-    first, second = weights(tmp_path / "rank-0.pt"), weights(tmp_path / "rank-1.pt")
+def test_two_processes_keep_the_pattern_and_train_as_one(folder: Path, tmp_path: Path) -> None:
+    first, second = weights(folder / "ddp/rank-0.pt"), weights(folder / "ddp/rank-1.pt")
     assert all(torch.equal(first[name], second[name]) for name in first)
-    assert_two_of_four(AutoModelForCausalLM.from_pretrained(tmp_path / "model"))
+    assert_two_of_four(AutoModelForCausalLM.from_pretrained(folder / "ddp/model"))
     alone = pruned_model(torch.float32)
     before = {name: item.clone() for name, item in alone.state_dict().items()}
     run = train(alone, tmp_path / "alone", batch_size=8)
     assert_two_of_four(alone)
-    loss_after, num_tokens = json.loads((tmp_path / "loss.json").read_text())
+    loss_after, num_tokens = json.loads((folder / "ddp/loss.json").read_text())
     assert num_tokens == run.num_tokens
     assert loss_after == pytest.approx(run.loss_after, abs=1e-4)
     assert_trained_alike(first, alone, before)
 
 
 @pytest.mark.slow
-def test_sharded_weights_keep_the_pattern_and_become_whole_again(tmp_path: Path) -> None:
-    run_two(SHARDED, str(tmp_path))
-    first, second = weights(tmp_path / "rank-0.pt"), weights(tmp_path / "rank-1.pt")
+def test_sharded_weights_keep_the_pattern_and_become_whole_again(folder: Path) -> None:
+    first, second = weights(folder / "fsdp/rank-0.pt"), weights(folder / "fsdp/rank-1.pt")
     assert all(torch.equal(first[name], second[name]) for name in first)
-    assert_two_of_four(AutoModelForCausalLM.from_pretrained(tmp_path / "model"))
+    assert_two_of_four(AutoModelForCausalLM.from_pretrained(folder / "fsdp/model"))
     alone = pruned_model(torch.float32)
     before = {name: item.clone() for name, item in alone.state_dict().items()}
     train_sharded(alone, PrunedWeights(pruned_parameters(alone)), slice(0, 8))
