@@ -78,6 +78,25 @@ def test_draws_have_the_probabilities_of_the_softmax() -> None:
     assert (frequencies - expected).abs().max() <= 2.5 / count
 
 
+@pytest.mark.parametrize("size", [1, 511, 512, 513, 2000])
+def test_draws_from_a_large_vocabulary_fall_where_the_numbers_do(size: int) -> None:
+    count = 3001
+    logits = torch.randn(1, size, generator=torch.Generator().manual_seed(size))
+    logits[:, size // 2 :: 3] = -torch.inf if size > 1 else 0.0
+    uniform = (torch.arange(count) + 0.5) / count
+    options = rows([1.0] * count, uniform.tolist(), [1.0 - 1e-7] * count)
+    cumulated = torch.softmax(logits.double(), -1)[0].cumsum(0)
+    for kind in (SamplingKind(sampled=True), SamplingKind(sampled=True, filtered=True)):
+        tokens, _ = next_tokens(logits.expand(count, -1), options, kind)
+        assert torch.isfinite(logits[0, tokens]).all()
+        assert bool((tokens.diff() >= 0).all())
+        # Each probability is fp32, and so is the number.
+        slack = 4 * torch.finfo(torch.float32).eps
+        assert bool((cumulated[tokens] > uniform.double() - slack).all())
+        below = torch.where(tokens > 0, cumulated[tokens - 1], 0.0)
+        assert bool((below <= uniform.double() + slack).all())
+
+
 def test_rows_do_not_depend_on_each_other_nor_on_what_others_need() -> None:
     generator = torch.Generator().manual_seed(3)
     logits = torch.randn(5, 300, generator=generator)

@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedModel
@@ -171,3 +172,22 @@ def test_a_chunk_begins_with_the_oldest_request() -> None:
     members = prefilling((4, 0), (4, 0), (4, 0))
     members[1].request_id = -1
     assert [member.row for member in next_chunk(members, 16).members] == [1, 2]
+
+
+def test_prompts_of_any_length_are_computed_without_plans_of_cudnn(
+    byte_model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = Engine(byte_model, max_batch_size=2, max_length=80, prefill_chunk=16)
+    allowed: list[bool] = []
+
+    def note(*_: Any) -> None:
+        allowed.append(torch.backends.cuda.cudnn_sdp_enabled())
+
+    hook = byte_model.model.layers[0].self_attn.register_forward_pre_hook(note)
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    engine.submit([5] * 30, GenerationOptions(2))
+    rest(engine)
+    hook.remove()
+    # Two chunks, and a token more, whose shapes are few.
+    assert allowed == [False, False, before]
+    assert torch.backends.cuda.cudnn_sdp_enabled() == before

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from secateur.engine.device_rows import DeviceRows
 from secateur.engine.family import RowModel
@@ -14,6 +15,13 @@ from secateur.engine.transfer import to_device
 
 _GRANULE = 64
 _MOST_ROWS = 16
+# Not cuDNN, torch's first choice on Hopper: it makes a plan for every new length, which takes tens
+# of milliseconds, and keeps it for good.
+_FOR_ANY_SHAPE = [
+    SDPBackend.FLASH_ATTENTION,
+    SDPBackend.EFFICIENT_ATTENTION,
+    SDPBackend.MATH,
+]
 
 
 @dataclass(frozen=True)
@@ -87,7 +95,7 @@ def compute_chunk(
         length = min(-(-last // _GRANULE) * _GRANULE, store.length)
         masks = model.masks(positions, length)
     window = store.window(chunk.first_row, positions, length)
-    with model.attending():
+    with model.attending(), sdpa_kernel(_FOR_ANY_SHAPE):
         logits = model.last_logits(token_ids, window, masks)
     for member in chunk.members:
         member.computed += chunk.share(member)
@@ -104,7 +112,7 @@ def rehearse_chunk(width: int, model: RowModel, store: KeyValueStore, rows: Devi
     token_ids = torch.zeros(1, width, dtype=torch.int64, device=rows.tokens.device)
     positions = torch.full_like(token_ids, rows.idle_position)
     window = store.window(0, positions, store.length)
-    with model.attending():
+    with model.attending(), sdpa_kernel(_FOR_ANY_SHAPE):
         model.last_logits(token_ids, window, model.causal_masks(positions, store.length))
 
 

@@ -10,9 +10,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 # Below it nothing changes but that quotients overflow: the likeliest token is taken anyway.
 _COLDEST = 1e-5
+_PIECE = 512
 
 
 @dataclass(frozen=True)
@@ -72,8 +74,7 @@ def _sample(logits: Tensor, rows: SamplingRows, filtered: bool) -> Tensor:
     if filtered:
         least = _least_kept(probabilities, rows.top_p, rows.top_k)
         probabilities = probabilities.masked_fill(probabilities < least, 0.0)
-    # In fp64 the sum of a large vocabulary does not run backwards however it is cut up.
-    cumulated = probabilities.double().cumsum(-1)
+    cumulated = _cumulated(probabilities)
     total = cumulated[..., -1:]
     passed = (cumulated > rows.uniform.double().unsqueeze(-1) * total) & (probabilities > 0)
     return passed.to(torch.int32).argmax(-1)
@@ -85,10 +86,22 @@ def _least_kept(probabilities: Tensor, top_p: Tensor, top_k: Tensor) -> Tensor:
     places = torch.arange(ordered.shape[-1], device=ordered.device)
     limit = top_k.masked_fill(top_k <= 0, ordered.shape[-1]).unsqueeze(-1)
     ordered = ordered.masked_fill(places >= limit, 0.0)
-    cumulated = ordered.double().cumsum(-1)
+    cumulated = _cumulated(ordered)
     wanted = top_p.double().unsqueeze(-1) * cumulated[..., -1:]
     # A token is kept while those before it do not have enough together. At 1 all are.
     kept = ((cumulated - ordered) < wanted) | (top_p.unsqueeze(-1) >= 1)
     kept &= places < limit
     last = kept.sum(-1, keepdim=True).clamp_min(1) - 1
     return ordered.gather(-1, last)
+
+
+def _cumulated(values: Tensor) -> Tensor:
+    """Cumulated sums [B, V] in fp64: a large vocabulary does not run backwards however it is cut.
+
+    In pieces, all at the same time: a GPU goes through a row that is not cut one step at a time.
+    """
+    size = values.shape[-1]
+    pieces = pad(values.double(), (0, -size % _PIECE)).unflatten(-1, (-1, _PIECE)).cumsum(-1)
+    before = pad(pieces[..., :-1, -1].cumsum(-1), (1, 0))
+    cumulated: Tensor = (pieces + before.unsqueeze(-1)).flatten(-2)[..., :size]
+    return cumulated
