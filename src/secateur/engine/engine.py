@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as SequenceOf
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
@@ -56,7 +56,7 @@ class Engine:
         compile: bool | None = None,
         prefill_chunk: int = 2048,
         cuda_graphs: bool | None = None,
-        attention: Literal["sdpa", "flex"] = "sdpa",
+        attention: str = "sdpa",
     ) -> None:
         """Take memory for keys and values, and try the model on a few tokens.
 

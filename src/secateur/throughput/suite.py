@@ -19,6 +19,8 @@ from secateur.throughput.candidates import Candidate, described
 from secateur.throughput.runners import EngineRunner, Prompts, Runner, TransformersRunner
 from secateur.throughput.turn import Turn, Workload, check_turn, summarise
 
+_FLEX = "The engine's decode steps attended by flex attention."
+
 
 @dataclass(frozen=True, kw_only=True)
 class ThroughputOptions:
@@ -33,6 +35,8 @@ class ThroughputOptions:
     """Name of the model to compare with; None: the first."""
     compile: bool | None = None
     """Whether the engine compiles; None: on a GPU only."""
+    attention: str = "sdpa"
+    """Of the engine's decode steps: `sdpa` or `flex`."""
     notes: tuple[str, ...] = ()
     """Kept with the record."""
 
@@ -86,7 +90,7 @@ def run_throughput(
         baseline=baseline,
         models=tuple(described(candidate, deepest) for candidate in candidates),
         measurements=tuple(measurements),
-        notes=options.notes,
+        notes=options.notes if options.attention == "sdpa" else (*options.notes, _FLEX),
     )
 
 
@@ -107,7 +111,11 @@ def _runners(
     for candidate in candidates:
         try:
             engine = Engine(
-                candidate.model, max_batch_size=rows, max_length=length, compile=options.compile
+                candidate.model,
+                max_batch_size=rows,
+                max_length=length,
+                compile=options.compile,
+                attention=options.attention,
             )
         except SecateurError as error:
             raise SecateurError(f"{candidate.name}: {error}") from None
