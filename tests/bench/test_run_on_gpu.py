@@ -54,14 +54,14 @@ raise SystemExit(bool(attempts.deaths))
 def test_a_step_goes_on_without_what_it_died_of(tmp_path: Path) -> None:
     hang = "import time\ndef hang(): time.sleep(60)\n"
     command = (*python(hang + DIES_TWICE), str(tmp_path / "notes.jsonl"))
-    step = Step("dies", command, budget=80, grace=5, silence=4, restarts=True)
+    step = Step("dies", command, budget=160, grace=5, silence=12, restarts=True)
     started = time.monotonic()
     outcome = run_step(step, tmp_path)
-    assert time.monotonic() - started < 60
+    assert time.monotonic() - started < 120
     log = (tmp_path / "dies.log").read_text()
     assert outcome.status == 1, log
     assert "--- dies: killed by SIGSEGV: started again" in log
-    assert "--- dies: stopped after 4 s without output: started again" in log
+    assert "--- dies: stopped after 12 s without output: started again" in log
     assert outcome.last_line.startswith("done with 2 deaths and ['--budget', ")
     assert log.count("a is done") == 3
     assert log.count("c is done") == 2

@@ -77,9 +77,9 @@ def check_token_counts(case: Case, backend: str, tokens: tuple[int, ...] = TOKEN
         y = case.layer(x, backend)
         resolved = case.layer.resolved(x, backend)
         expected = case.product(resolved)[slice(0, m)]
-        assert_within(y, expected, f"{backend}, {m} tokens", case.truncates)
+        assert_within(y, expected, case.layer.described(backend, m), case.truncates)
         if resolved in ROUND_ONCE and y.numel() >= _MANY and not case.truncates:
-            assert_typical(y, expected, x.shape[1], f"{backend}, {m} tokens")
+            assert_typical(y, expected, x.shape[1], case.layer.described(backend, m))
 
 
 def check_integers(case: Case, backend: str, tokens: tuple[int, ...] = TOKENS) -> None:
@@ -95,7 +95,7 @@ def check_integers(case: Case, backend: str, tokens: tuple[int, ...] = TOKENS) -
     residual = random_values((len(case.x), rows), dtype, generator, integers=True)
     for m in case.tokens(backend, tokens):
         product = case.product(backend).value[:m]
-        what = f"{backend}, {m} tokens"
+        what = layer.described(backend, m)
         assert_same_bits(layer(case.x[:m], backend), product.to(dtype), what)
         expected = (product + bias.double() + residual[:m].double()).to(dtype)
         actual = layer(case.x[:m], backend, bias, residual[:m])
@@ -109,7 +109,7 @@ def check_one_hot(layer: Layer, backend: str, tokens: tuple[int, ...]) -> None:
     eye = torch.eye(columns, dtype=layer.dense.dtype, device=layer.dense.device)
     for m in (m for m in tokens if layer.takes(backend, m)):
         parts = [layer(eye[start : start + m], backend) for start in range(0, columns, m)]
-        assert_same_bits(torch.cat(parts).T, layer.dense, f"{backend}, {m} one-hot tokens")
+        assert_same_bits(torch.cat(parts).T, layer.dense, f"one-hot, {layer.described(backend, m)}")
 
 
 def check_epilogues(case: Case, backend: str, tokens: tuple[int, ...]) -> None:
@@ -136,8 +136,8 @@ def check_epilogues(case: Case, backend: str, tokens: tuple[int, ...]) -> None:
             product = case.product(resolved, plain)[slice(0, m)]
             expected = finished(product, dtype, resolved, some_bias, residual, activation)
             what = (
-                f"{backend}, {m} tokens, {activation}, bias {some_bias is not None}, "
-                f"residual {with_residual}"
+                f"{case.layer.described(backend, m)}, {activation}, bias "
+                f"{some_bias is not None}, residual {with_residual}"
             )
             assert_within(y, expected, what, case.truncates)
 

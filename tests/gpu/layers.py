@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from gpu.forced_kernels import FORCED, forced, is_forced, supported
+from gpu.forced_kernels import FORCED, forced, is_forced, kernel_of, supported
 from torch import Tensor
 
 from secateur_kernels.dispatch.problem import device_facts
@@ -128,6 +128,15 @@ class Layer:
             return low_rank_op.explain(x, self.factors).backend
         assert self.sparse is not None
         return sparse_op.explain(x, self.sparse, self.factors).backend
+
+    def described(self, backend: str, m: int) -> str:
+        """Backend, tokens and, for a kernel by name, its config: for messages."""
+        what = f"{backend}, {m} tokens, weight {list(self.shape)}"
+        if is_forced(backend):
+            facts = device_facts(self.device)
+            device = (facts.num_sms, facts.capability)
+            what += f", {kernel_of(backend).default_config(m, *self.shape, *device)}"
+        return what
 
     def expected(
         self,

@@ -38,6 +38,7 @@ _SILU_SLOPE = 1.1
 # Below this fp32 results may be flushed, and exp(-x) overflows where silu(x) is smaller.
 _TINY = 2.0**-118
 _ROWS_AT_ONCE = 8192
+_MOST_SPANS = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -181,12 +182,31 @@ def _report(actual: Tensor, value: Tensor, allowed: Tensor, wrong: Tensor, what:
     excess = (actual.double() - value).abs() / allowed
     excess = torch.where(wrong, excess.nan_to_num(torch.inf, torch.inf), 0.0)
     worst = tuple(int(i) for i in torch.unravel_index(excess.argmax(), excess.shape))
-    rows = int(wrong.any(dim=-1).sum()) if wrong.ndim > 1 else count
     return (
-        f"{what}: {count} of {actual.numel()} elements in {rows} rows are further from the truth "
-        f"than rounding allows; the worst at {worst}: expected {float(value[worst]):.9g} "
-        f"+- {float(allowed[worst]):.3g}, got {float(actual[worst]):.9g}"
+        f"{what}: {count} of {actual.numel()} elements are further from the truth than rounding "
+        f"allows{_pattern(actual, wrong)}; the worst at {worst}: expected "
+        f"{float(value[worst]):.9g} +- {float(allowed[worst]):.3g}, got {float(actual[worst]):.9g}"
     )
+
+
+def _pattern(actual: Tensor, wrong: Tensor) -> str:
+    """Where the wrong elements are: often that names the part of a kernel that made them."""
+    parts = []
+    if wrong.ndim == 2:
+        parts += [f"rows {_spans(wrong.any(1))}", f"columns {_spans(wrong.any(0))}"]
+    kinds = {"are NaN": actual.isnan(), "are zero": actual == 0}
+    counts = {kind: int((found & wrong).sum()) for kind, found in kinds.items()}
+    parts += [f"{count} {kind}" for kind, count in counts.items() if count]
+    return f" ({', '.join(parts)})" if parts else ""
+
+
+def _spans(hit: Tensor) -> str:
+    """The indices at which a vector is True, as spans: 0-63 and 128-191 of 4096."""
+    edges = torch.nn.functional.pad(hit.to(torch.int8), (1, 1)).diff().nonzero().flatten().tolist()
+    spans = list(zip(edges[::2], edges[1::2], strict=True))
+    told = [f"{a}-{b - 1}" if b - a > 1 else str(a) for a, b in spans[:_MOST_SPANS]]
+    more = [f"{len(spans) - _MOST_SPANS} more"] if len(spans) > _MOST_SPANS else []
+    return f"{' and '.join([*told, *more])} of {len(hit)}"
 
 
 def assert_same_bits(actual: Tensor, expected: Tensor, what: str = "result") -> None:
@@ -199,8 +219,9 @@ def assert_same_bits(actual: Tensor, expected: Tensor, what: str = "result") -> 
     if bool(different.any()):
         place = tuple(different.nonzero()[0].tolist())
         raise AssertionError(
-            f"{what}: {int(different.sum())} of {actual.numel()} elements differ, the first at "
-            f"{place}: expected {expected[place].item()}, got {actual[place].item()}"
+            f"{what}: {int(different.sum())} of {actual.numel()} elements differ"
+            f"{_pattern(actual, different)}, the first at {place}: expected "
+            f"{expected[place].item()}, got {actual[place].item()}"
         )
 
 

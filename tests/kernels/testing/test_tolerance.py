@@ -72,7 +72,7 @@ def test_a_value_two_rounding_steps_away_is_refused(dtype: torch.dtype) -> None:
     y = expected.value.to(dtype)
     assert_within(y, expected)
     y[3, 4] *= 1 + 4 * unit_of(dtype)
-    with pytest.raises(AssertionError, match=r"result: 1 of 35 .* in 1 rows .* worst at \(3, 4\)"):
+    with pytest.raises(AssertionError, match=r"result: 1 of 35 .*rows 3 of 5, .* worst at \(3, 4\)"):
         assert_within(y, expected)
 
 
@@ -166,12 +166,35 @@ def test_bits() -> None:
     assert_same_bits(torch.tensor([0.0]), torch.tensor([-0.0]))
     other = y.clone()
     other[2, 1] = torch.nan
-    with pytest.raises(AssertionError, match=r"1 of 12 elements differ, the first at \(2, 1\)"):
+    with pytest.raises(
+        AssertionError, match=r"1 of 12 elements differ \(.*\), the first at \(2, 1\)"
+    ):
         assert_same_bits(other, y)
     with pytest.raises(AssertionError, match=r"1 of 12 elements differ"):
         assert_same_bits(other, other)
     with pytest.raises(AssertionError, match="float16"):
         assert_same_bits(y, y.half())
+
+
+def test_a_failure_says_where_the_wrong_elements_are() -> None:
+    """A tile that was not written, a warp that multiplied twice: rows and columns tell."""
+    y = torch.ones(256, 512)
+    other = y.clone()
+    other[64:128, 128:192] = 0.0
+    other[64:128, 256:320] = torch.nan
+    other[130, 200] = 7.0
+    pattern = (
+        r"8193 of 131072 elements .* \(rows 64-127 and 130 of 256, columns 128-191 and 200 and "
+        r"256-319 of 512, 4096 are NaN, 4096 are zero\)"
+    )
+    with pytest.raises(AssertionError, match=pattern):
+        assert_same_bits(other, y)
+    with pytest.raises(AssertionError, match=pattern):
+        assert_within(other, exact(y))
+    every_second = y.clone()
+    every_second[:, ::2] = 2.0
+    with pytest.raises(AssertionError, match="columns 0 and 2 and 4 and 6 and 252 more of 512"):
+        assert_same_bits(every_second, y)
 
 
 def test_integers_that_do_not_fit_are_no_exact_test() -> None:
