@@ -77,6 +77,7 @@ def test_advice_of_the_checkpoint_is_ignored_without_warning(
 ) -> None:
     expected = generate_text(model, tokenizer, "the cat", 9)
     advice = {"do_sample": True, "temperature": 0.6, "top_k": 5, "repetition_penalty": 9.0}
+    advice |= {"no_repeat_ngram_size": 1, "min_new_tokens": 40, "suppress_tokens": [5, 6, 7]}
     for name, value in advice.items():
         monkeypatch.setattr(model.generation_config, name, value)
     with warnings.catch_warnings():

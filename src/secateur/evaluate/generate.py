@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from secateur.errors import SecateurError
 from secateur.evaluate.forward import check_token_ids, evaluating, input_device
@@ -32,7 +32,7 @@ def generate_text(
 
     Returns:
         The continuation alone, without special tokens. Settings that the checkpoint recommends
-        (top-k, repetition penalty) are not used.
+        (top-k, penalties) are not used.
 
     Raises:
         SecateurError: an empty prompt, one that leaves no room for `max_new_tokens` in the
@@ -40,15 +40,10 @@ def generate_text(
     """
     _check_settings(max_new_tokens, temperature, top_p)
     prompt_ids = _encode_prompt(model, tokenizer, prompt, max_new_tokens)
-    settings = _sampling(temperature, top_p) | {"pad_token_id": tokenizer.eos_token_id or 0}
     token_ids = prompt_ids.unsqueeze(0).to(input_device(model))
+    sampling = {"temperature": temperature, "top_p": top_p, "top_k": 0} if temperature > 0 else {}
     with evaluating(model), _seeded(token_ids.device, seed):
-        output = _generate_method(model)(
-            token_ids,
-            attention_mask=torch.ones_like(token_ids),
-            max_new_tokens=max_new_tokens,
-            **settings,
-        )
+        output = continue_tokens(model, tokenizer, token_ids, max_new_tokens, **sampling)
     return _continuation(tokenizer, prompt_ids.tolist(), output[0].tolist())
 
 
@@ -77,13 +72,31 @@ def _encode_prompt(
     return token_ids
 
 
-def _sampling(temperature: float, top_p: float) -> dict[str, Any]:
-    settings: dict[str, Any] = {"repetition_penalty": 1.0, "num_beams": 1}
-    if temperature == 0:
-        # None: a checkpoint's own sampling settings would only cause a warning here.
-        return settings | {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
-    sampled = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
-    return settings | sampled
+def continue_tokens(
+    model: nn.Module, tokenizer: Tokenizer, token_ids: Tensor, max_new_tokens: int, **sampling: Any
+) -> Tensor:
+    """Token ids [B, T + new] after [B, T] without padding, by the model's own `generate`.
+
+    The likeliest token each time, or sampled if there are settings for that. Of what the checkpoint
+    recommends, only which tokens end a text counts.
+    """
+    advised = getattr(model, "generation_config", None)
+    if advised is not None:
+        plain = type(advised)(eos_token_id=advised.eos_token_id)
+        model.generation_config = plain
+    try:
+        output: Tensor = generate_method(model)(
+            token_ids,
+            attention_mask=torch.ones_like(token_ids),
+            max_new_tokens=max_new_tokens,
+            pad_token_id=tokenizer.eos_token_id or 0,
+            do_sample=bool(sampling),
+            **sampling,
+        )
+    finally:
+        if advised is not None:
+            model.generation_config = advised
+    return output
 
 
 @contextmanager
@@ -94,7 +107,12 @@ def _seeded(device: torch.device, seed: int) -> Iterator[None]:
         yield
 
 
-def _generate_method(model: nn.Module) -> Any:
+def generate_method(model: nn.Module) -> Any:
+    """The model's own `generate`.
+
+    Raises:
+        SecateurError: it has none.
+    """
     method = getattr(model, "generate", None)
     if method is None:
         raise SecateurError(

@@ -1,7 +1,6 @@
 """Greedy answers to many prompts."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import torch
 from torch import nn
@@ -13,6 +12,7 @@ from secateur.evaluate.forward import (
     evaluating,
     input_device,
 )
+from secateur.evaluate.generate import continue_tokens, generate_method
 from secateur.evaluate.tokenizer import Tokenizer
 from secateur.models.blocks import context_length
 
@@ -41,11 +41,8 @@ class GreedyAnswers:
                 f"expected fewer new tokens than the model's context of {limit}, "
                 f"but got {max_new_tokens}"
             )
-        self._model: Any = model
-        if not hasattr(model, "generate"):
-            raise SecateurError(
-                f"expected a model with a generate method, but got {type(model).__name__}"
-            )
+        self._model = model
+        generate_method(model)
         self._tokenizer = tokenizer
         self._max_new_tokens = max_new_tokens
         room = None if limit is None else limit - max_new_tokens
@@ -69,19 +66,7 @@ class GreedyAnswers:
 
     def _continue(self, rows: torch.Tensor) -> list[list[int]]:
         token_ids = rows.to(input_device(self._model))
-        output = self._model.generate(
-            token_ids,
-            attention_mask=torch.ones_like(token_ids),
-            max_new_tokens=self._max_new_tokens,
-            do_sample=False,
-            num_beams=1,
-            repetition_penalty=1.0,
-            # None: a checkpoint's own sampling settings would only cause a warning here.
-            temperature=None,
-            top_p=None,
-            top_k=None,
-            pad_token_id=self._tokenizer.eos_token_id or 0,
-        )
+        output = continue_tokens(self._model, self._tokenizer, token_ids, self._max_new_tokens)
         continued: list[list[int]] = output[:, rows.shape[1] :].tolist()
         return continued
 
