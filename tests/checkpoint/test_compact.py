@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -293,3 +294,29 @@ def test_a_model_whose_factors_were_never_marked_is_found_when_written(tmp_path:
     with pytest.raises(VerificationError, match="the written model does not load"):
         write_checkpoint(model, None, recipe_from_dict(MAGNITUDE), lambda: report, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_packed_weights_are_unpacked_one_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_model("llama").to(torch.bfloat16)
+    compress_with_report(model, MAGNITUDE, checkpoint_format="compact")
+    model.save_pretrained(tmp_path)
+    canonical, copies, most = Weight24Module.canonical, list[weakref.ref[Tensor]](), [0]
+
+    def counted(module: Weight24Module) -> Any:
+        weight = canonical(module)
+        copies.append(weakref.ref(weight.values))
+        most.append(sum(copy() is not None for copy in copies))
+        return weight
+
+    monkeypatch.setattr(Weight24Module, "canonical", counted)
+    num_bytes(model)
+    assert max(most) == 1
+    monkeypatch.setattr("secateur.checkpoint.verify.load_model", lambda *_, **__: reloaded)
+    reloaded = load_model(tmp_path)
+    copies.clear()
+    most.clear()
+    require_same_model(model, tmp_path)
+    # That of the model, that of the checkpoint, and the last ones where they are replaced.
+    assert max(most) <= 4

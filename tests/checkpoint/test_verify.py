@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from families import VOCAB_SIZE, tiny_model
+from families import VOCAB_SIZE, model_from, tiny_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import LlamaConfig
 
+from secateur.checkpoint.fingerprint import fingerprint
 from secateur.checkpoint.manifest import MANIFEST_FILE, write_manifest
 from secateur.checkpoint.verify import require_same_model, verify_checkpoint
 from secateur.compress import compress
@@ -363,6 +365,27 @@ def test_one_bit_of_one_weight_is_another_model(tmp_path: Path, name: str) -> No
     with pytest.raises(VerificationError, match=message) as caught:
         require_same_model(model, tmp_path)
     assert caught.value.exit_code == 4
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_deep_16_bit_models_may_round_more(seed: int, tmp_path: Path) -> None:
+    """As on another device: what is recorded is computed by another implementation."""
+    sizes: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4}
+    config = LlamaConfig(num_hidden_layers=80, vocab_size=VOCAB_SIZE, **sizes)
+    model = model_from(config, seed)
+    for parameter in model.parameters():
+        if parameter.ndim == 2:
+            parameter.data.normal_(0, parameter.shape[1] ** -0.5)
+    model = model.to(torch.bfloat16)
+    model.save_pretrained(tmp_path)
+    model.set_attn_implementation("eager")
+    require_same_model(model, tmp_path, fingerprint(model))
+    # The same weights under a configuration that means something else.
+    config.hidden_act = "gelu"
+    other = model_from(config).to(torch.bfloat16)
+    other.load_state_dict(model.state_dict())
+    with pytest.raises(VerificationError, match="does not describe the model"):
+        require_same_model(model, tmp_path, fingerprint(other))
 
 
 def test_another_dtype_is_another_model(tmp_path: Path) -> None:

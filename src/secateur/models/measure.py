@@ -1,6 +1,7 @@
 """Sizes of a model, and whether its weights and outputs are numbers."""
 
-from collections.abc import Callable, Iterable
+import weakref
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -11,10 +12,31 @@ from secateur.errors import SecateurError
 _ELEMENTS_AT_ONCE = 1 << 22
 
 
+def own_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """What a state dict holds of a module itself, without its children, by name in the module.
+
+    A packed 2:4 weight is unpacked for it: module by module, copies of the whole model never lie
+    in memory together, as they do in the state dict of a model.
+    """
+    tensors: dict[str, Any] = {}
+    module._save_to_state_dict(tensors, "", keep_vars=True)
+    return tensors
+
+
+def saved_tensors(model: nn.Module) -> Iterator[Tensor]:
+    """Every tensor that a checkpoint holds, one after another; tied ones once."""
+    seen: dict[int, weakref.ref[Tensor]] = {}
+    for module in model.modules():
+        for tensor in own_tensors(module).values():
+            # The id of a copy that is gone may be given out again.
+            if (before := seen.get(id(tensor))) is None or before() is not tensor:
+                seen[id(tensor)] = weakref.ref(tensor)
+                yield tensor
+
+
 def num_bytes(model: nn.Module) -> int:
     """Bytes of parameters and saved buffers; tied weights count once."""
-    tensors = {id(tensor): tensor for tensor in model.state_dict(keep_vars=True).values()}
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    return sum(tensor.nbytes for tensor in saved_tensors(model))
 
 
 def require_finite_weights(model: nn.Module) -> None:
