@@ -1,39 +1,60 @@
-"""What a plan costs and buys beside each single method at the same speed, on this machine.
+"""What plans cost and buy beside single methods at the same speed, on this machine.
 
-    python -m bench.planner --model FOLDER --calibration FILE --text FILE
+    python -m bench.planner
 
-Times and losses of all choices are measured once. For each target the plan is built, and the best
-plan of low rank alone and of dropping alone; all are measured in turns with the dense model. One
-record a target.
+Times and losses of all choices are measured once. For each target three models are built: the best
+plan of all methods, of low rank alone and of dropping alone, each refined alike. Beside them are
+the single methods as they are run without a planner: `svd-whitened` with a budget, and blocks
+dropped by Block Influence. All are then timed in turns with the dense model; one record.
 """
 
+import copy
+from dataclasses import dataclass, replace
 from pathlib import Path
+from time import perf_counter
 from typing import Annotated, Any
 
 import torch
 import typer
-from rich.console import Console
+from torch import nn
 
 from bench.records import append_record
 from secateur.calibration.data import load_calibration
 from secateur.checkpoint.load import load_with_tokenizer, silence_transformers
-from secateur.cli.plan_table import plan_table
+from secateur.compress import compress_with_report
 from secateur.errors import SecateurError
 from secateur.evaluate.forward import evaluating
 from secateur.evaluate.perplexity import encode_text
 from secateur.plain import to_plain
-from secateur.plan.build import Bench, build_selection, measure_built, restricted
-from secateur.plan.make import Target, plan_from
+from secateur.plan.build import Bench, measure_built, restricted
+from secateur.plan.make import best_measured
 from secateur.plan.measure import Measured, measure_table
 from secateur.plan.options import PlanOptions
-from secateur.plan.solve import solve
+from secateur.plan.refine import best_within
+from secateur.plan.result import Measurement
 from secateur.plan.table import Limit
 from secateur.plan.workload import Workload
 from secateur.progress import SilentProgress
 
 EXAMPLE = Path("examples/books-8m")
 LENGTH = 256
-METHODS = ("plan", "low-rank", "drop")
+PLANNED = ("plan", "low-rank", "drop")
+# As a user asks for them, without a planner.
+UNPLANNED: dict[str, tuple[str, list[dict[str, Any]]]] = {
+    "budget": (
+        "svd-whitened --budget {}",
+        [{"stage": "factor", "method": "svd-whitened", "budget": b} for b in (0.4, 0.55, 0.7)],
+    ),
+    "count": ("--drop-blocks {}", [{"stage": "drop_blocks", "count": n} for n in (1, 2, 3)]),
+}
+
+
+@dataclass(frozen=True)
+class Point:
+    """A model to be measured, and what was known of it before."""
+
+    model: nn.Module
+    facts: dict[str, Any]
 
 
 def planner(
@@ -41,32 +62,27 @@ def planner(
     calibration: Annotated[Path, typer.Option(help="Text to calibrate on.")] = EXAMPLE
     / "calibration.txt",
     text: Annotated[Path, typer.Option(help="Text to measure on.")] = EXAMPLE / "evaluation.txt",
-    targets: Annotated[str, typer.Option(help="Speed-ups, separated by commas.")] = "1.2,1.3,1.4",
+    targets: Annotated[str, typer.Option(help="Speed-ups, separated by commas.")] = "1.2,1.4,1.6",
     batch: Annotated[int, typer.Option(help="Sequences.")] = 2,
     length: Annotated[int, typer.Option(help="Tokens in each; 0 to decode.")] = 256,
-    windows: Annotated[int | None, typer.Option(help="Only the first windows of the text.")] = None,
     num_samples: Annotated[int, typer.Option(help="Calibration windows.")] = 32,
-    fractions: Annotated[str, typer.Option(help="Ranks, of break-even.")] = "0.25,0.5,0.75",
-    rounds: Annotated[int, typer.Option(help="Timed turns.")] = 15,
+    refinements: Annotated[int, typer.Option(help="Of each planned model.")] = 1,
+    rounds: Annotated[int, typer.Option(help="Timed turns of each model built.")] = 15,
+    final_rounds: Annotated[int, typer.Option(help="Timed turns of all models.")] = 41,
     dtype: Annotated[str, typer.Option(help="To compute in.")] = "float32",
     device: Annotated[str | None, typer.Option(help="Default: the CPU.")] = None,
-    frontier: Annotated[
-        bool, typer.Option("--frontier", help="Predicted selections alone, all in one run.")
-    ] = False,
     shared: Annotated[
-        bool, typer.Option("--shared", help="The machine has other work: say so in the records.")
+        bool, typer.Option("--shared", help="The machine has other work: say so in the record.")
     ] = False,
 ) -> None:
+    started = perf_counter()
     silence_transformers()
     loaded = load_with_tokenizer(model, None, dtype, False, device)
     tokens = load_calibration(
         calibration, loaded.tokenizer, num_samples=num_samples, max_seq_length=LENGTH, seed=0
     )
     token_ids = encode_text(loaded.tokenizer, text.read_text(encoding="utf-8"))
-    token_ids = token_ids[: windows * LENGTH] if windows else token_ids
-    options = PlanOptions(
-        rounds=rounds, rank_fractions=tuple(float(part) for part in fractions.split(","))
-    )
+    options = PlanOptions(rounds=rounds, refinements=refinements)
     workload = Workload(batch, length or None)
     bench = Bench(loaded.model, tokens, workload, rounds, options.damping, token_ids, LENGTH)
     facts = {
@@ -77,74 +93,100 @@ def planner(
         "max_seq_length": LENGTH,
         "num_tokens": len(token_ids) // LENGTH * (LENGTH - 1),
         "dtype": dtype,
-        "rounds": rounds,
+        "workload": workload.name,
+        "refinements": refinements,
+        "rounds": final_rounds,
         "threads": torch.get_num_threads(),
         "machine_shared": shared,
     }
+    speedups = [float(target) for target in targets.split(",")]
     with evaluating(loaded.model):
         measured = measure_table(loaded.model, tokens, workload, options, SilentProgress())
-        speedups = tuple(float(target) for target in targets.split(","))
-        if frontier:
-            record_frontier(measured, bench, dict.fromkeys(METHODS, speedups), facts)
-            return
-        for speedup in speedups:
-            record_plan(measured, bench, Target(speedup=speedup), options, facts)
+        _say(started, "measured all choices")
+        points = planned_points(measured, bench, speedups, refinements, started)
+        points |= unplanned_points(bench, started)
+        found = measure_turns(bench, points, final_rounds)
+    values = {
+        "kind": "frontier",
+        "dense": to_plain(found["dense"]),
+        "points": {name: points[name].facts | result_of(found[name]) for name in points},
+        "chosen": {f"{s:g}": chosen(measured, points, found, s) for s in speedups},
+    }
+    for name, point in values["points"].items():
+        typer.echo(f"{name:26} {point['speedup']:.3f}  perplexity {point['perplexity']:.2f}")
+    seconds = {"seconds": round(perf_counter() - started)}
+    append_record("planner", values | {"time_scale": measured.time_scale} | facts | seconds)
 
 
-def record_frontier(
-    measured: Measured, bench: Bench, targets: dict[str, tuple[float, ...]], facts: dict[str, Any]
-) -> None:
-    """Predicted selections of every method, built once each and measured in turns; one record.
-
-    Args:
-        measured: the table.
-        bench: what is measured on.
-        targets: speed-ups to select for, by `plan`, `low-rank` and `drop`.
-        facts: of the run.
-    """
-    table = measured.table
-    models, points = {}, {}
-    for method, speedups in targets.items():
-        offered = table if method == "plan" else restricted(table, method)
+def planned_points(
+    measured: Measured, bench: Bench, speedups: list[float], refinements: int, started: float
+) -> dict[str, Point]:
+    """By name such as `plan 1.4`; a target that a method cannot reach has no point."""
+    points: dict[str, Point] = {}
+    for method in PLANNED:
+        table = measured.table if method == "plan" else restricted(measured.table, method)
         for speedup in speedups:
             limit = Limit(milliseconds=table.dense_milliseconds / speedup)
-            selection = solve(offered, limit)
             name = f"{method} {speedup:g}"
-            models[name], _ = build_selection(bench, selection)
-            points[name] = {
+            try:
+                best = best_within(bench, measured, table, limit, refinements, SilentProgress())
+            except SecateurError as error:
+                _say(started, f"{name}: {error}")
+                continue
+            selection = best.built.selection
+            facts = {
                 "method": method,
                 "target_speedup": speedup,
                 "predicted_speedup": table.dense_milliseconds / selection.milliseconds,
                 "predicted_loss": measured.dense_loss + selection.loss,
+                "losses_built": list(best.losses),
                 "removed": [removal.name for removal in selection.removals],
+                "forms": {unit: choice.form for unit, choice in selection.forms.items()},
             }
-    found = measure_built(bench, models)
-    for name, point in points.items():
-        result = found[name]
-        point |= {"speedup": result.speedup, **to_plain(result)}
-        typer.echo(
-            f"{name:14} {result.speedup:.3f} (predicted {point['predicted_speedup']:.3f})  "
-            f"perplexity {result.perplexity:.2f}  loss {result.loss:.4f} "
-            f"(predicted {point['predicted_loss']:.4f})"
-        )
-    values = {"kind": "frontier", "dense": to_plain(found["dense"]), "points": points}
-    append_record("planner", values | {"time_scale": measured.time_scale} | facts)
+            points[name] = Point(best.built.model, facts)
+            _say(started, f"{name}: losses {', '.join(f'{x:.4f}' for x in best.losses)}")
+    return points
 
 
-def record_plan(
-    measured: Measured, bench: Bench, target: Target, options: PlanOptions, facts: dict[str, Any]
-) -> None:
-    """Build and measure for one target; one record."""
-    console = Console(emoji=False, width=160)
-    try:
-        plan = plan_from(measured, bench, target, options, source=facts["model"])
-    except SecateurError as error:
-        console.print(f"{target.words}: {error}")
-        return
-    console.print(plan_table(plan))
-    values: dict[str, Any] = to_plain(plan)
-    found = {"kind": "plan", "target_speedup": target.speedup, "dense_loss": measured.dense_loss}
-    append_record("planner", found | values | facts)
+def unplanned_points(bench: Bench, started: float) -> dict[str, Point]:
+    """Single methods with all calibration samples, as `secateur compress` runs them."""
+    points = {}
+    for asked, (words, stages) in UNPLANNED.items():
+        for stage in stages:
+            network, _ = compress_with_report(
+                copy.deepcopy(bench.model),
+                {"stages": [stage]},
+                calibration=bench.tokens,
+                progress=SilentProgress(),
+            )
+            name = words.format(stage[asked])
+            points[name] = Point(network.eval(), {"method": name.split(" ")[0].lstrip("-")})
+            _say(started, name)
+    return points
+
+
+def measure_turns(bench: Bench, points: dict[str, Point], rounds: int) -> dict[str, Measurement]:
+    """All models and the dense one in the same turns."""
+    models = {name: point.model for name, point in points.items()}
+    return measure_built(replace(bench, rounds=rounds), models)
+
+
+def result_of(found: Measurement) -> dict[str, Any]:
+    return {"speedup": found.speedup, **to_plain(found)}
+
+
+def chosen(
+    measured: Measured, points: dict[str, Point], found: dict[str, Measurement], speedup: float
+) -> str:
+    """Which of the models planned for a target `secateur plan` hands over."""
+    dense = measured.table.dense_milliseconds
+    own = {name: f"{name} {speedup:g}" for name in PLANNED}
+    offered = {name: found[key] for name, key in own.items() if key in points}
+    return own[best_measured(offered, Limit(milliseconds=dense / speedup), dense)]
+
+
+def _say(started: float, words: str) -> None:
+    typer.echo(f"{perf_counter() - started:5.0f} s  {words}")
 
 
 if __name__ == "__main__":

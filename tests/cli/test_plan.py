@@ -79,7 +79,7 @@ def test_prints_tables(model: Path, text: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "expected exactly one of target speed-up, latency and memory"),
+        ((), r"expected exactly one limit: a target speed-up \(--target-speedup\)"),
         (("--latency", "5", "--memory", "1GB"), "expected exactly one"),
         (("--target-speedup", "0.9"), r"expected a target speed-up above 1, got 0\.9"),
         (("--memory", "much"), "expected --memory such as 10GB or 640MB, got 'much'"),

@@ -64,7 +64,7 @@ def losses(model: nn.Module) -> Losses:
 
 
 def test_dense_and_removals(model: nn.Module, losses: Losses) -> None:
-    assert losses.dense == pytest.approx(whole_loss(model), rel=1e-5)
+    assert losses.start == pytest.approx(whole_loss(model), rel=1e-5)
     for index in range(3):
         without = changed(model, lambda m, i=index: drop_blocks(m, find_blocks(m), [i]))
         assert losses.removals[index, "block"] == pytest.approx(whole_loss(without), rel=1e-5)
@@ -108,7 +108,7 @@ def test_factors_are_those_of_the_output(model: nn.Module, losses: Losses) -> No
 def test_two_of_four_is_measured_and_differs(losses: Losses) -> None:
     name = "model.layers.1.mlp.up_proj"
     assert set(losses.forms) == {(name, "rank 16"), (name, "rank 8"), (name, "2:4")}
-    assert losses.forms[name, "2:4"] != losses.dense
+    assert losses.forms[name, "2:4"] != losses.start
 
 
 def test_what_falls_by_chance_is_no_gain() -> None:

@@ -48,6 +48,7 @@ def test_methods_by_device() -> None:
         ({"rank_fractions": (0.5, 1.0)}, r"above 0 and below 1, got 0\.5, 1\.0"),
         ({"rank_fractions": ()}, "rank fractions above 0 and below 1, got none"),
         ({"rounds": 0}, "expected at least 1 round, got 0"),
+        ({"refinements": -1}, "expected at least 0 refinements, got -1"),
     ],
 )
 def test_bad_options(values: dict[str, Any], message: str) -> None:
@@ -65,7 +66,7 @@ def test_sparse24_needs_16_bits() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({}, "expected exactly one of target speed-up, latency and memory, got None, None and"),
+        ({}, r"expected exactly one limit: .*got none"),
         ({"speedup": 2.0, "num_bytes": 5}, "expected exactly one"),
         ({"speedup": 1.0}, "expected a target speed-up above 1, got 1"),
         ({"milliseconds": -3.0}, r"expected one limit above 0, milliseconds or bytes, got -3\.0"),

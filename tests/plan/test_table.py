@@ -1,9 +1,11 @@
 """What selections take, by hand."""
 
+from dataclasses import replace
+
 import pytest
 
 from secateur.errors import SecateurError
-from secateur.plan.table import Choice, Limit, Removal, Table, Unit, select
+from secateur.plan.table import Choice, Limit, Removal, Table, Unit, retimed, select
 
 DENSE = Choice("dense", 3.0, 30, 0.0)
 CUT = Choice("rank 16", 1.0, 8, 0.25, 16)
@@ -39,6 +41,26 @@ def test_forms_and_removals_add_up() -> None:
     assert found.loss == 1.25
     assert set(found.forms) == {"a", "c"}
     assert not found.is_dense
+
+
+def test_savings_as_they_were_measured() -> None:
+    selection = select(TABLE, {"a": "rank 16"}, [MLP])
+    # 5.25 of 19 ms were to be saved; half of that is.
+    slow = retimed(TABLE, selection, 19.0 - 5.25 / 2)
+    assert slow.dense_milliseconds == 19.0
+    [mlp] = [removal for removal in slow.removals if removal.name == MLP.name]
+    again = select(slow, {"a": "rank 16"}, [mlp])
+    assert again.milliseconds == 19.0 - 5.25 / 2
+    assert (again.loss, again.num_bytes) == (selection.loss, selection.num_bytes)
+    # What cannot be believed is not.
+    slowest = retimed(TABLE, selection, 25.0)
+    assert slowest == slow
+    assert retimed(TABLE, select(TABLE, {}), 18.0) == TABLE
+
+
+def test_losses_may_differ_from_their_sum() -> None:
+    table = replace(TABLE, rest_loss=-0.5)
+    assert select(table, {"a": "rank 16"}, [MLP]).loss == 0.75
 
 
 def test_excluded_combinations() -> None:

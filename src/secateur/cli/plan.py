@@ -71,7 +71,11 @@ def plan_command(
         typer.Option(help="Text file to measure perplexity on.", show_default=False),
     ] = None,
     output: Annotated[
-        Path | None, typer.Option(help="Recipe file to write, YAML.", show_default=False)
+        Path | None,
+        typer.Option(
+            help="Recipe file to write, YAML: new, or one to replace by --overwrite.",
+            show_default=False,
+        ),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace that file.")] = False,
     build: Annotated[
@@ -91,6 +95,10 @@ def plan_command(
         int | None, typer.Option(help="Tokens in a window.", show_default=False)
     ] = None,
     rounds: Annotated[int, typer.Option(help="Timed turns.")] = 15,
+    refinements: Annotated[
+        int,
+        typer.Option(help="With --build: how often losses are measured again beside the plan's."),
+    ] = PlanOptions.refinements,
     seed: Annotated[int, typer.Option(help="Of the calibration draw.")] = 0,
     dtype: Dtype = "auto",
     device: Device = None,
@@ -101,7 +109,7 @@ def plan_command(
     """Measure every layer in every form, choose the best forms for a limit, and check them."""
     target = Target(target_speedup, latency, None if memory is None else parse_bytes(memory))
     workload = Workload(batch, prefill_length, context)
-    options = PlanOptions(methods=_methods(methods), rounds=rounds)
+    options = PlanOptions(methods=_methods(methods), rounds=rounds, refinements=refinements)
     _check_output(output, overwrite)
     with waiting_for(f"load {model}"):
         loaded = load_with_tokenizer(model, revision, dtype, trust_remote_code, device)

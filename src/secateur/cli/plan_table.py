@@ -64,6 +64,6 @@ def _missed(plan: Plan) -> list[Text]:
 
 def _assumption() -> str:
     return (
-        "(...): predicted, from times and losses of single changes added up; the rest is measured, "
-        "all models in turns"
+        "(...): predicted before it was built, from times and losses of single changes, put right "
+        "by models built before; the rest is measured, all models in turns"
     )

@@ -18,7 +18,7 @@ from secateur.plan.losses import TOKENS_PER_BATCH, split_tokens
 from secateur.plan.recipe import plan_recipe
 from secateur.plan.result import Measurement
 from secateur.plan.solve import solve
-from secateur.plan.table import DENSE, SPARSE24, Limit, Selection, Table
+from secateur.plan.table import DENSE, SPARSE24, Limit, Selection, Table, retimed
 from secateur.plan.turns import Variant, milliseconds_in_turns
 from secateur.plan.workload import Workload, workload_call
 from secateur.progress import SilentProgress
@@ -56,9 +56,18 @@ class Built:
     selection: Selection
     recipe: Recipe | None
     model: nn.Module
+    table: Table
+    """That it was selected from, with times put right by what it takes."""
     speedup: float
     """Over dense, measured in turns with it."""
     attempts: int
+
+    def keeps_to(self, limit: Limit) -> bool:
+        """Whether it is as fast as asked, or nearly so; a limit of bytes is kept to exactly."""
+        if limit.milliseconds is None:
+            return self.selection.num_bytes <= limit.value
+        taken = self.table.dense_milliseconds / self.speedup
+        return taken <= limit.milliseconds * (1 + TOLERANCE)
 
 
 def restricted(table: Table, method: str) -> Table:
@@ -93,30 +102,25 @@ def build_selection(bench: Bench, selection: Selection) -> tuple[nn.Module, Reci
 
 
 def build_within(bench: Bench, table: Table, limit: Limit) -> Built:
-    """Select, build and time, with a lower limit as long as the model is slower than asked.
+    """Select, build and time; where the model is slower than asked, with times put right again.
 
     Raises:
         SecateurError: the table has no selection within the limit.
     """
-    aim = limit
     for attempt in range(1, _ATTEMPTS + 1):
-        selection = solve(table, aim)
+        selection = solve(table, limit)
         model, recipe = build_selection(bench, selection)
         times = _times(bench, {"built": model})
         speedup = times[DENSE] / times["built"]
-        built = Built(selection, recipe, model, speedup, attempt)
-        if limit.milliseconds is None or recipe is None:
+        if recipe is not None:
+            table = retimed(table, selection, table.dense_milliseconds / speedup)
+        built = Built(selection, recipe, model, table, speedup, attempt)
+        if recipe is None or built.keeps_to(limit) or attempt == _ATTEMPTS:
             return built
-        reached = table.dense_milliseconds / speedup
-        if reached <= limit.milliseconds * (1 + TOLERANCE) or attempt == _ATTEMPTS:
-            return built
-        assert aim.milliseconds is not None
         try:
-            lower = Limit(milliseconds=aim.milliseconds * limit.milliseconds / reached)
-            solve(table, lower)
+            solve(table, limit)
         except SecateurError:  # as fast as it gets
             return built
-        aim = lower
     raise AssertionError("unreachable")
 
 

@@ -1,7 +1,9 @@
-"""What each choice costs alone: it is made, the loss is measured, and it is undone.
+"""What each choice costs: it is made alone, the loss is measured, and it is undone.
 
-Factors are those that the factor stage would find on the dense model (`svd-whitened`), 2:4 is what
-SparseGPT makes. The loss is measured on other samples than those that the factors are fitted to.
+The model is the dense one, or one that does what a plan's model does (`imitate`): then a choice
+costs what it costs beside the plan's others. Factors are those that the factor stage would find on
+that model (`svd-whitened`), 2:4 is what SparseGPT makes. The loss is measured on other samples than
+those that the factors are fitted to.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,7 +24,7 @@ from secateur.models.sublayers import Sublayers, silenced
 from secateur.models.trace import Trace, trace_blocks
 from secateur.plan.held_out import HeldOutLoss
 from secateur.plan.layer_times import form_name
-from secateur.plan.table import SPARSE24, Part
+from secateur.plan.table import DENSE, SPARSE24, Part
 from secateur.progress import Progress
 from secateur.stages.factor_group import FactorGroup, input_root
 from secateur.stages.factor_statistics import SiteMoments, collect_moments
@@ -44,21 +46,28 @@ class Asked:
     """Whole blocks."""
     sublayers: Sequence[Sublayers] = ()
     """By block, where attention and MLP may go by themselves."""
+    dense_weights: Mapping[str, Tensor] = field(default_factory=dict)
+    """By site that holds another weight now: its choices are made of these, and dense is one."""
+    removed: Mapping[int, Part] = field(default_factory=dict)
+    """By block, what of it the model now runs without."""
 
 
 @dataclass(frozen=True)
 class Losses:
     """Mean losses in nats a token."""
 
-    dense: float
+    start: float
+    """Of the model as it was."""
     forms: dict[tuple[str, str], float] = field(default_factory=dict)
     """By site and form: with this one change."""
     removals: dict[tuple[int, Part], float] = field(default_factory=dict)
-    """By block and what of it is gone."""
+    """By block and what of it is gone, and nothing else of it."""
+    restored: dict[int, float] = field(default_factory=dict)
+    """By block of which something was removed: with it back, dense."""
 
     def rise(self, loss: float) -> float:
-        """Above dense; what falls by chance does not count as a gain."""
-        return max(0.0, loss - self.dense)
+        """Above the start; what falls by chance does not count as a gain."""
+        return max(0.0, loss - self.start)
 
 
 def split_tokens(tokens: CalibrationTokens) -> tuple[CalibrationTokens, CalibrationTokens]:
@@ -90,7 +99,7 @@ def measure_losses(
     Args:
         model: on `device`, in evaluation mode; left bit for bit as it was.
         inventory: of the model.
-        asked: the choices.
+        asked: the choices, and how the model differs from the dense one.
         tokens: to fit to and to measure on (see `split_tokens`).
         damping: of Hessians.
         device: where everything runs.
@@ -109,30 +118,52 @@ def measure_losses(
     held_out = HeldOutLoss(model, blocks, trace.output_forms, batches)
     held_out.move_to(0)
     losses = Losses(held_out.value())
-    progress.begin("loss of each choice", len(blocks))
+    beside = "beside the others" if asked.dense_weights or asked.removed else "of each choice"
+    progress.begin(f"loss {beside}", len(blocks))
     for index in range(len(blocks)):
         held_out.move_to(index)
         walk = _BlockWalk(inventory, index, asked, inputs, trace, damping, device)
         walk.measure(held_out.value, losses)
-        _without(blocks.modules[index], index, asked, held_out, losses)
+        _measure_removals(blocks.modules[index], index, asked, held_out, losses)
         for hidden, output in zip(inputs.hidden, inputs.outputs, strict=True):
             hidden.copy_(output)
         progress.advance(f"block {index}")
     return losses
 
 
-def _without(
+def _measure_removals(
     block: nn.Module, index: int, asked: Asked, held_out: HeldOutLoss, losses: Losses
 ) -> None:
     if not asked.removals:
         return
-    losses.removals[index, "block"] = held_out.value(without_block=True)
-    if asked.sublayers:
-        for part in ("attention", "mlp"):
-            half = asked.sublayers[index].part(part)
-            if half is not None:
+    gone = asked.removed.get(index)
+    with _whole(block, index, gone, asked):
+        if gone is not None:
+            losses.restored[index] = held_out.value()
+        parts: tuple[Part, ...] = ("block", "attention", "mlp") if asked.sublayers else ("block",)
+        for part in parts:
+            if part == gone:
+                losses.removals[index, part] = losses.start
+            elif part == "block":
+                losses.removals[index, part] = held_out.value(without_block=True)
+            elif (half := asked.sublayers[index].part(part)) is not None:
                 with silenced(block, half):
                     losses.removals[index, part] = held_out.value()
+
+
+@contextmanager
+def _whole(block: nn.Module, index: int, gone: Part | None, asked: Asked) -> Iterator[None]:
+    """While this is open, the block computes again what it runs without."""
+    if gone is None:
+        yield
+        return
+    half = None if gone == "block" else asked.sublayers[index].part(gone)
+    module = block if half is None else block.get_submodule(half.name)
+    forward = vars(module).pop("forward")
+    try:
+        yield
+    finally:
+        module.forward = forward
 
 
 @dataclass(frozen=True)
@@ -159,7 +190,10 @@ class _BlockWalk:
 
     def _weights(self, site: WeightSite, moments: SiteMoments) -> Iterator[tuple[str, Tensor]]:
         group, count = FactorGroup((site,)), self.inputs.num_samples
-        weight = group.weights()[0]
+        dense = self.asked.dense_weights.get(site.name)
+        if dense is not None:
+            yield DENSE, dense
+        weight = group.weights()[0] if dense is None else _wide(dense)
         ranks = self.asked.ranks[site.name]
         if ranks:
             found = whitened_svd(weight, input_root(group, moments, count, self.damping))
@@ -169,6 +203,10 @@ class _BlockWalk:
             factor = factor_hessian(moments.statistics.hessian(count), self.damping)
             pruned, _ = sparsegpt(weight.to(factor.upper.dtype), factor, _two_of_four, 4)
             yield SPARSE24, pruned
+
+
+def _wide(weight: Tensor) -> Tensor:
+    return weight if weight.element_size() == 8 else weight.float()
 
 
 def _two_of_four(scores: Tensor) -> Tensor:

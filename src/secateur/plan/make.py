@@ -14,10 +14,12 @@ from secateur.evaluate.forward import evaluating
 from secateur.evaluate.perplexity import encode_text
 from secateur.evaluate.suite import read_text, window_length
 from secateur.models.blocks import find_blocks
-from secateur.plan.build import TOLERANCE, Bench, Built, build_within, measure_built, restricted
+from secateur.plan.around import counted_by
+from secateur.plan.build import TOLERANCE, Bench, Built, measure_built, restricted
 from secateur.plan.measure import Measured, measure_table
 from secateur.plan.options import PlanOptions
 from secateur.plan.recipe import plan_recipe
+from secateur.plan.refine import best_within
 from secateur.plan.result import Measurement, Plan, PlannedLayer, PlanRow, Prediction
 from secateur.plan.solve import solve
 from secateur.plan.table import DENSE, Limit, Selection, Table, select
@@ -44,8 +46,8 @@ class Target:
         given = [v for v in (self.speedup, self.milliseconds, self.num_bytes) if v is not None]
         if len(given) != 1:
             raise SecateurError(
-                "expected exactly one of target speed-up, latency and memory, got "
-                f"{self.speedup}, {self.milliseconds} and {self.num_bytes}"
+                "expected exactly one limit: a target speed-up (--target-speedup), a latency "
+                f"(--latency) or memory (--memory); got {len(given) or 'none'}"
             )
         if self.speedup is not None and not 1 < self.speedup < float("inf"):
             raise SecateurError(f"expected a target speed-up above 1, got {self.speedup:g}")
@@ -99,8 +101,9 @@ def make_plan(
         max_seq_length: tokens in a window; by default 2048, or the model's context if shorter.
         seed: of the draw.
         evaluation_text: a text file to measure perplexity on.
-        build: also build the plan and measure it; where it is slower than predicted, select
-            again. It takes a copy of the model for each model built.
+        build: also build the plan and measure it, and select again by what is seen: times where
+            it is slower than predicted, losses as they are beside its own choices. It takes a
+            copy of the model for each model built.
         compare: with `build`: also the best plan of each single method at the same limit; where
             one loses less than the plan of all methods, as measured, it is the plan.
         source: name of the model, for the result.
@@ -159,7 +162,9 @@ def plan_from(
     table, methods = measured.table, options.resolved_methods(bench.device)
     limit = target.limit(table.dense_milliseconds)
     if build:
-        rows, selection, recipe = _built_rows(measured, bench, limit, methods, compare, progress)
+        rows, selection, recipe = _built_rows(
+            measured, bench, limit, methods, options.refinements, compare, progress
+        )
     else:
         selection = solve(table, limit)
         recipe = plan_recipe(selection, find_blocks(bench.model), bench.damping)
@@ -171,7 +176,7 @@ def plan_from(
         methods=methods,
         limit=target.words,
         rows=tuple(rows),
-        layers=_layers(table, selection),
+        layers=_layers(table, counted_by(table, selection)),
         removed=tuple(removal.name for removal in selection.removals),
         recipe=recipe.to_dict() if recipe else None,
         time_scale=measured.time_scale,
@@ -184,6 +189,7 @@ def _built_rows(
     bench: Bench,
     limit: Limit,
     methods: tuple[str, ...],
+    refinements: int,
     compare: bool,
     progress: Progress,
 ) -> tuple[list[PlanRow], Selection, Recipe | None]:
@@ -192,19 +198,19 @@ def _built_rows(
     wanted = {"plan": table}
     if compare and len(single) > 1:
         wanted |= {f"{name} only": restricted(table, name) for name in single}
-    progress.begin("build and measure", len(wanted) + 1)
     built: dict[str, Built] = {}
     missed: dict[str, str] = {}
     for name, offered in wanted.items():
         try:
-            built[name] = build_within(bench, offered, limit)
+            best_built = best_within(bench, measured, offered, limit, refinements, progress)
+            built[name] = best_built.built
         except SecateurError as error:
             if name == "plan":
                 raise
             missed[name] = str(error)
-        progress.advance(name)
+    progress.begin("measure all in turns", 1)
     found = measure_built(bench, {name: entry.model for name, entry in built.items()})
-    progress.advance("all in turns")
+    progress.advance()
     best = best_measured(found, limit, table.dense_milliseconds)
     rows = [_dense_row(measured, found[DENSE])]
     for name in wanted:

@@ -8,6 +8,7 @@ from secateur.calibration.tokens import CalibrationTokens
 from secateur.checkpoint.fingerprint import probe_tokens
 from secateur.errors import SecateurError
 from secateur.models.device import full_precision_products
+from secateur.models.entering import OutputForms
 from secateur.models.inventory import Inventory, take_inventory
 from secateur.models.measure import num_bytes
 from secateur.models.sites import WeightSite
@@ -28,10 +29,23 @@ _SPARSE24_BYTES = 0.5625
 
 
 @dataclass(frozen=True)
+class Scene:
+    """A model with all that may become of it, found once."""
+
+    inventory: Inventory
+    sites: tuple[WeightSite, ...]
+    """The units."""
+    forms: OutputForms
+    """What each block returns."""
+    asked: Asked
+
+
+@dataclass(frozen=True)
 class Measured:
     """A table, and what it was made of."""
 
     table: Table
+    scene: Scene
     dense_loss: float
     """Nats a token, on the held-out samples."""
     time_scale: float
@@ -76,6 +90,7 @@ def measure_table(
     with full_precision_products():
         losses = measure_losses(model, inventory, asked, tokens, options.damping, device, progress)
     forms = trace_blocks(model, inventory.blocks, {}, probe_tokens(model)).output_forms
+    scene = Scene(inventory, tuple(sites), forms, asked)
     setup = Setup(
         model,
         inventory.blocks,
@@ -90,7 +105,7 @@ def measure_table(
     )
     times = measure_times(setup, progress)
     table = build_table(model, inventory, sites, asked, losses, times)
-    return Measured(table, losses.dense, times.scale, notes)
+    return Measured(table, scene, losses.start, times.scale, notes)
 
 
 def _units(inventory: Inventory) -> list[WeightSite]:

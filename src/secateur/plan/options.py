@@ -31,6 +31,8 @@ class PlanOptions:
     """`drop` offers attention and MLP of a block by themselves, too, where the family allows."""
     rounds: int = 15
     """Timed turns."""
+    refinements: int = 2
+    """Times that losses are measured again beside a plan's own choices, to select better ones."""
     damping: float = 0.01
     """Of Hessians, as the factor stage's."""
 
@@ -46,6 +48,8 @@ class PlanOptions:
                 "expected rank fractions above 0 and below 1, got "
                 f"{', '.join(map(str, self.rank_fractions)) or 'none'}"
             )
+        if self.refinements < 0:
+            raise SecateurError(f"expected at least 0 refinements, got {self.refinements}")
         if self.rounds < 1:
             raise SecateurError(f"expected at least 1 round, got {self.rounds}")
 

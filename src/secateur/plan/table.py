@@ -1,12 +1,13 @@
 """What is known of every choice: its time on this machine, its bytes, and what it loses.
 
 Times and losses are taken to add up: the time of a model is its rest plus its layers', and its loss
-rises by the sum of what each choice alone would cost. The first holds well on one stream of work;
-the second is an assumption that a plan is checked against once it is built.
+rises by the sum of what each choice alone would cost. The first holds well on one stream of work,
+the second for few changes only. Both are checked against a plan once it is built, and the table is
+then put right: times by `retimed`, losses by `plan.around`.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from secateur.errors import SecateurError
@@ -18,6 +19,9 @@ SPARSE24 = "2:4"
 # A choice must save so much of what its dense layer takes, else the layer stays dense.
 LEAST_GAIN = 0.05
 
+# What a built model saves over what it was predicted to save is believed within these bounds.
+_SAVINGS = (0.5, 2.0)
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -28,7 +32,8 @@ class Choice:
     milliseconds: float
     num_bytes: int
     loss: float
-    """Rise of the mean loss, nats a token, with everything else dense; at least 0."""
+    """Rise of the mean loss, nats a token, with everything else dense, or as in the plan that the
+    table was measured around; at least 0."""
     rank: int | None = None
     """Of factors."""
 
@@ -111,6 +116,9 @@ class Table:
     rest_milliseconds: float
     """Of the dense model, everything but its units."""
     rest_bytes: int
+    rest_loss: float = 0.0
+    """Nats a token by which losses differ from their sum near the plan that they were measured
+    around (see `plan.around`); 0 where they were measured around the dense model."""
 
     def __post_init__(self) -> None:
         names = [unit.name for unit in self.units]
@@ -182,8 +190,41 @@ def select(table: Table, forms: Mapping[str, str], removals: Iterable[Removal] =
         num_bytes=table.rest_bytes
         + sum(choice.num_bytes for choice in chosen.values())
         - sum(removal.num_bytes for removal in gone),
-        loss=sum(choice.loss for choice in chosen.values()) + sum(r.loss for r in gone),
+        loss=table.rest_loss
+        + sum(choice.loss for choice in chosen.values())
+        + sum(removal.loss for removal in gone),
     )
+
+
+def retimed(table: Table, selection: Selection, milliseconds: float) -> Table:
+    """The table with all savings scaled alike, so that it predicts a selection's time as measured.
+
+    Args:
+        table: that predicts the selection.
+        selection: which was built.
+        milliseconds: that it takes, in the table's scale.
+    """
+    predicted = table.dense_milliseconds - selection.milliseconds
+    if predicted <= 0:
+        return table
+    scale = (table.dense_milliseconds - milliseconds) / predicted
+    scale = min(max(scale, _SAVINGS[0]), _SAVINGS[1])
+    dense = {unit.name: unit.dense.milliseconds for unit in table.units}
+    units = tuple(
+        replace(unit, choices=tuple(_saving(choice, unit, scale) for choice in unit.choices))
+        for unit in table.units
+    )
+    removals = []
+    for removal in table.removals:
+        own = sum(dense[name] for name in removal.units)
+        saved = scale * (removal.milliseconds + own)
+        removals.append(replace(removal, milliseconds=saved - own))
+    return replace(table, units=units, removals=tuple(removals))
+
+
+def _saving(choice: Choice, unit: Unit, scale: float) -> Choice:
+    dense = unit.dense.milliseconds
+    return replace(choice, milliseconds=dense - scale * (dense - choice.milliseconds))
 
 
 def _choice(unit: Unit, form: str) -> Choice:
