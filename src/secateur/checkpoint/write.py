@@ -17,6 +17,7 @@ from secateur.checkpoint.compact import needs_own_format
 from secateur.checkpoint.manifest import MANIFEST_FILE, write_manifest
 from secateur.checkpoint.verify import require_same_model
 from secateur.errors import OutOfSpaceError, SecateurError
+from secateur.new_folder import new_folder_beside
 from secateur.recipe import Recipe
 from secateur.report.record import REPORT_FILE, Report
 
@@ -168,11 +169,7 @@ def write_checkpoint(
 def _temporary_folder(output: Path) -> Iterator[Path]:
     made = [parent for parent in output.parents if not parent.exists()]
     output.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".partial", dir=output.parent))
-    # mkdtemp lets nobody else in; the folder is to be as any that mkdir makes.
-    umask = os.umask(0)
-    os.umask(umask)
-    folder.chmod(0o777 & ~umask)
+    folder = new_folder_beside(output, f".{output.name}.", ".partial")
     try:
         yield folder
     finally:

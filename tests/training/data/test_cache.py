@@ -275,6 +275,16 @@ def test_default_folder_is_that_of_the_settings(
     assert folder_of(data).parent == tmp_path / "here" / "training-data"
 
 
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
+def test_cache_is_as_readable_as_any_new_folder(tmp_path: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        data = load_training_data(TrainingText([["abcdefgh"]], 4), byte_tokenizer(), tmp_path)
+    finally:
+        os.umask(before)
+    assert folder_of(data).stat().st_mode & 0o777 == 0o777 & ~umask
+
+
 def test_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     message = r"the cache .*file/training-data cannot be written: .*; set SECATEUR_CACHE to another"

@@ -5,7 +5,6 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from secateur.errors import OutOfSpaceError, SecateurError
+from secateur.new_folder import new_folder_beside
 from secateur.texts.dataset_rows import dataset_identity
 from secateur.texts.sources import source_files
 from secateur.training.data.stored import FORMAT_VERSION, read_stored
@@ -57,7 +57,7 @@ def written_aside(target: Path) -> Iterator[Path]:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         _remove_abandoned(target.parent)
-        aside = Path(tempfile.mkdtemp(prefix=".aside-", dir=target.parent))
+        aside = new_folder_beside(target, ".aside-")
     except OSError as error:
         raise SecateurError(
             f"the cache {target.parent} cannot be written: {error}; set SECATEUR_CACHE to "
@@ -88,7 +88,7 @@ def _rename(aside: Path, target: Path) -> None:
 
 def _remove(folder: Path) -> None:
     """Away at once, so that nobody sees it half removed."""
-    trash = Path(tempfile.mkdtemp(prefix=".aside-", dir=folder.parent))
+    trash = new_folder_beside(folder, ".aside-")
     with suppress(OSError):  # another process may have been first
         os.rename(folder, trash / "removed")
     shutil.rmtree(trash, ignore_errors=True)
