@@ -12,6 +12,7 @@ from typing import Literal
 
 from secateur.errors import SecateurError
 from secateur.plain import from_plain, to_plain
+from secateur.report.record_file import read_record, record_file
 
 ATTENTION_FILE = "attention.json"
 
@@ -133,8 +134,5 @@ def load_attention(path: str | Path) -> AttentionRecord:
     Raises:
         SecateurError: there is none, or it is something else.
     """
-    path = Path(path)
-    file = path / ATTENTION_FILE if path.is_dir() else path
-    if not file.is_file():
-        raise SecateurError(f"expected {ATTENTION_FILE}, but {file} is not a file")
-    return attention_from_text(file.read_text(encoding="utf-8"), str(file))
+    file = record_file(path, ATTENTION_FILE)
+    return attention_from_text(read_record(file), str(file))

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from secateur.errors import SecateurError
 from secateur.plain import from_plain, to_plain
+from secateur.report.record_file import read_record, record_file
 from secateur.report.training_record import InheritRecord, RecoverRecord
 
 REPORT_FILE = "secateur_report.json"
@@ -304,9 +305,10 @@ def report_from_text(text: str, source: str = REPORT_FILE) -> Report:
 
 
 def load_report(path: str | Path) -> Report:
-    """Read the report of a compressed model, from its folder or the JSON file itself."""
-    path = Path(path)
-    file = path / REPORT_FILE if path.is_dir() else path
-    if not file.is_file():
-        raise SecateurError(f"expected {REPORT_FILE}, but {file} is not a file")
-    return report_from_text(file.read_text(encoding="utf-8"), str(file))
+    """Read the report of a compressed model, from its folder or the JSON file itself.
+
+    Raises:
+        SecateurError: there is none, or it is something else.
+    """
+    file = record_file(path, REPORT_FILE)
+    return report_from_text(read_record(file), str(file))

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from secateur.errors import SecateurError
 from secateur.plain import from_plain, to_plain
 from secateur.recipe.factor_stage import MatrixTypeName
+from secateur.report.record_file import read_record, record_file
 
 SEARCH_FILE = "search.json"
 
@@ -212,8 +213,5 @@ def load_search(path: str | Path) -> SearchRecord:
     Raises:
         SecateurError: there is none, or it is something else.
     """
-    path = Path(path)
-    file = path / SEARCH_FILE if path.is_dir() else path
-    if not file.is_file():
-        raise SecateurError(f"expected {SEARCH_FILE}, but {file} is not a file")
-    return search_from_text(file.read_text(encoding="utf-8"), str(file))
+    file = record_file(path, SEARCH_FILE)
+    return search_from_text(read_record(file), str(file))
