@@ -27,6 +27,7 @@ from secateur.prepare import (
     CalibrationChoice,
     EvaluationText,
     calibration_record,
+    check_calibration,
     check_form,
     check_model,
     draw_tokens,
@@ -157,6 +158,7 @@ def compress_with_report(
         raise SecateurError(f"expected checkpoint_format {known}, got {checkpoint_format!r}")
     if output is not None:
         check_output(Path(output), overwrite)
+    check_calibration(calibration, recipe)
     clock = StepClock(progress or default_progress())
     with ExitStack() as in_use:
         in_use.callback(clock.progress.close)

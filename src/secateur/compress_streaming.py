@@ -39,6 +39,7 @@ from secateur.prepare import (
     DEFAULT_SAMPLES,
     CalibrationChoice,
     calibration_record,
+    check_calibration,
     draw_tokens,
     model_record,
 )
@@ -171,7 +172,7 @@ def compress_streaming(
                 check_room(needed, job.output, bytes_in_job(job.output))
             # Settled once: the room that was checked is that of this place.
             job = replace(job, activations=needed.activations)
-        with clock.step("read the model for its fingerprint"):
+        with clock.step("fingerprint the model"):
             facts = job_facts(job.skeleton.folder, job.recipe, job.tokens, job.device, dtype)
         folder = in_use.enter_context(open_job(job.output, facts))
         if ended:
@@ -217,6 +218,7 @@ def prepare_streaming(
     if activations not in ("auto", "device", "host", "file"):
         raise SecateurError(f"expected activations auto, device, host or file, got {activations!r}")
     place = check_output(Path(output), overwrite)
+    check_calibration(choice.source, recipe)
     skeleton = build_skeleton(model, revision, dtype)
     check_output(Path(output), overwrite, skeleton.folder)
     inventory = take_inventory(skeleton.model)

@@ -64,7 +64,12 @@ def analyse_attention(
     started, progress = perf_counter(), progress or SilentProgress()
     lazy_blocks((), threshold)
     tokens = load_calibration(
-        text, tokenizer, num_samples=num_samples, max_seq_length=max_seq_length, seed=seed
+        text,
+        tokenizer,
+        num_samples=num_samples,
+        max_seq_length=max_seq_length,
+        seed=seed,
+        purpose="text",
     )
     _check_fit(model, tokens)
     blocks = _measure(model, tokens, progress)

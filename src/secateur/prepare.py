@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from secateur.calibration.data import CalibrationSource, load_calibration
+from secateur.calibration.data import CalibrationSource, check_source, load_calibration
 from secateur.calibration.tokens import CalibrationTokens
 from secateur.checkpoint.compact import needs_own_format
 from secateur.checkpoint.fingerprint import probe_tokens
@@ -170,6 +170,22 @@ def _after_drop(model: nn.Module, inventory: Inventory, stage: DropBlocksStage) 
     )
 
 
+def check_calibration(source: CalibrationSource | None, recipe: Recipe) -> None:
+    """Find before a large model is loaded that there is nothing to calibrate on.
+
+    Raises:
+        SecateurError: the recipe needs calibration and there is no source, or no such file.
+    """
+    if source is None:
+        if recipe.needs_calibration:
+            raise SecateurError(
+                "this recipe needs calibration (--calibration): give a text file, a folder, a "
+                "JSON-lines file, a dataset name, texts or token ids; magnitude alone does without"
+            )
+    else:
+        check_source(source)
+
+
 def draw_tokens(
     choice: CalibrationChoice, recipe: Recipe, loaded: LoadedModel
 ) -> CalibrationTokens | None:
@@ -178,12 +194,8 @@ def draw_tokens(
     Raises:
         SecateurError: they are missing, cannot be read, too few, too long, or not of this model.
     """
+    check_calibration(choice.source, recipe)
     if choice.source is None:
-        if recipe.needs_calibration:
-            raise SecateurError(
-                "this recipe needs calibration: give a text file, a folder, a JSON-lines file, a "
-                "dataset name, texts or token ids; magnitude alone does without"
-            )
         return None
     context = context_length(loaded.model)
     tokens = load_calibration(

@@ -8,12 +8,14 @@ from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
+    ProgressColumn,
+    Task,
     TaskID,
     TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
 )
 from rich.progress import Progress as RichBars
+from rich.table import Column
+from rich.text import Text
 
 from secateur.settings import read_settings
 
@@ -44,20 +46,48 @@ class SilentProgress:
         """Ignore."""
 
 
+class _Times(ProgressColumn):
+    """What has passed, and while a task runs what is left of it."""
+
+    def render(self, task: Task) -> Text:
+        """Such as `1:40, 2:10 left`."""
+        passed = task.finished_time if task.finished else task.elapsed
+        shown = _clock(passed or 0.0)
+        if not task.finished and task.time_remaining is not None:
+            shown += f", {_clock(task.time_remaining)} left"
+        return Text(shown, style="progress.elapsed")
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+# What is left of a line beside task, count, times and detail, and what a bar needs to be one.
+_BESIDE_BAR, _LEAST_BAR, _WIDEST_BAR = 84, 6, 28
+
+
+def _columns(width: int) -> list[ProgressColumn]:
+    """Times are never cut: on a short line the bar goes first, then the end of the detail."""
+    whole = Column(no_wrap=True)
+    rest = Column(no_wrap=True, overflow="ellipsis", ratio=1)
+    room = min(_WIDEST_BAR, width - _BESIDE_BAR)
+    return [
+        TextColumn("{task.description:<24}", markup=False, table_column=whole),
+        *([BarColumn(bar_width=room, table_column=whole)] if room >= _LEAST_BAR else []),
+        MofNCompleteColumn(table_column=Column(no_wrap=True)),
+        _Times(table_column=Column(no_wrap=True)),
+        TextColumn("{task.fields[detail]}", style="dim", markup=False, table_column=rest),
+    ]
+
+
 class TerminalProgress:
     """Rich bars on standard error, so that standard output stays clean."""
 
     def __init__(self) -> None:
-        self._bars = RichBars(
-            TextColumn("{task.description:<28}", markup=False),
-            BarColumn(bar_width=28),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[detail]}", style="dim", markup=False),
-            console=Console(stderr=True),
-        )
+        console = Console(stderr=True)
+        self._bars = RichBars(*_columns(console.width), console=console, expand=True)
         self._task: TaskID | None = None
 
     def begin(self, task: str, total: int) -> None:

@@ -26,6 +26,16 @@ class Tokenizer(Protocol):
         """A mapping with `input_ids`, a list of ids."""
 
 
+def check_source(source: CalibrationSource) -> None:
+    """Find before any token is made that a source is a path to nothing.
+
+    Raises:
+        SecateurError: there is no such file or folder, or no text in it.
+    """
+    if isinstance(source, str | Path):
+        texts.source_files(source, "calibration")
+
+
 def load_calibration(
     source: CalibrationSource,
     tokenizer: Tokenizer | None,
@@ -33,6 +43,7 @@ def load_calibration(
     num_samples: int = 128,
     max_seq_length: int = 2048,
     seed: int = 0,
+    purpose: str = "calibration",
 ) -> CalibrationTokens:
     """Draw calibration tokens.
 
@@ -49,6 +60,7 @@ def load_calibration(
         num_samples: windows to draw.
         max_seq_length: tokens in a window.
         seed: of the draw; the same arguments give the same windows.
+        purpose: what the text is for, for messages.
 
     Raises:
         SecateurError: the source cannot be read, is empty, or is too short for one window.
@@ -76,8 +88,8 @@ def load_calibration(
         )
     name = str(source) if isinstance(source, str | Path) else f"{len(source)} texts"
     enough = _SURPLUS * num_samples * max_seq_length
-    stream = _concatenated(read_texts(source), tokenizer, enough)
-    return _random_windows(stream, num_samples, max_seq_length, seed, name)
+    stream = _concatenated(texts.read_texts(source, purpose), tokenizer, enough)
+    return _random_windows(stream, num_samples, max_seq_length, seed, name, purpose)
 
 
 def _tokens_from_mapping(source: Mapping[str, Tensor]) -> CalibrationTokens:
@@ -114,13 +126,13 @@ def _in_pieces(text: str) -> Iterator[tuple[bool, str]]:
 
 
 def _random_windows(
-    stream: Tensor, num_samples: int, length: int, seed: int, source: str
+    stream: Tensor, num_samples: int, length: int, seed: int, source: str, purpose: str
 ) -> CalibrationTokens:
     if len(stream) == 0:
-        raise SecateurError(f"calibration is empty: {source} holds no text")
+        raise SecateurError(f"{purpose} is empty: {source} holds no text")
     if len(stream) < length:
         raise SecateurError(
-            f"calibration is too short: {source} gives {len(stream)} tokens, but one window of "
+            f"{purpose} is too short: {source} gives {len(stream)} tokens, but one window of "
             f"max_seq_length needs {length}; give more text or a smaller max_seq_length"
         )
     generator = torch.Generator().manual_seed(seed)
