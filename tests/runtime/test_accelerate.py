@@ -372,8 +372,14 @@ def test_rows_and_table() -> None:
     assert text.splitlines()[0].startswith("Layers on cpu, policy memory: 36.9 kB -> 46.1 kB (ref")
     cells = [" ".join(str(cell) for cell in column.cells) for column in done.table().columns]
     assert "model.layers.*.self_attn: q_proj, k_proj, v_proj (2 times)" in cells[0]
-    assert cells[4] == " ".join(["reference"] * 4), "once for both numbers of tokens"
-    assert done.__rich__().row_count == 4, "blocks that are alike stand together"
+    assert cells[2] == "2:4,\nside by side 2:4 2:4,\nsilu_and_mul 2:4"
+    assert cells[4] == "1 1 1 1"
+    reason = "reference; forced; reference backend, no speed-up claimed"
+    assert done.reasons() == (reason,), "once for all layers and both numbers of tokens"
+    assert text.splitlines()[-1] == f"1: {reason}"
+    assert done.table().row_count == 4, "blocks that are alike stand together"
+    assert max(map(len, text.splitlines())) <= 80
+    assert " how" in text.splitlines()[3]
 
 
 def test_kernels_that_differ_by_tokens_are_listed() -> None:
@@ -382,8 +388,20 @@ def test_kernels_that_differ_by_tokens_are_listed() -> None:
     text = str(done)
     assert text.startswith("Layers on cpu, policy strict: 64 B -> 64 B\n")
     assert " a: b " in text
-    assert "1 tokens: cuda" in text
-    assert "64 tokens: unpack" in text
+    assert "1: 1 tokens: cuda, 64 tokens: unpack; why" in text
+
+
+def test_no_column_is_lost_on_80_columns() -> None:
+    names = tuple(f"model.layers.31.self_attn.{name}" for name in QKV)
+    kernels = ((1, "cuda skinny"), (16, "triton"))
+    row = LayerRow(
+        names, (14336, 14336), "low-rank", "silu_and_mul", kernels, "w" * 60, 10**9, 10**9 // 2
+    )
+    lines = str(Acceleration((row,), "NVIDIA H100", "memory")).splitlines()
+    assert max(map(len, lines)) <= 80
+    assert lines[2].split() == ["layers", "shape", "form", "bytes", "how"]
+    assert lines[4].split()[-1] == "1"
+    assert "model.layers.31.self_attn:" in lines[4]
 
 
 def test_bytes_of_factors_add_up() -> None:

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from rich import box
-from rich.console import Console
+from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
@@ -14,7 +14,7 @@ from secateur.report.numbers import format_bytes
 from secateur.runtime.layers import Form
 
 Fused = Literal["", "side by side", "silu_and_mul"]
-_WIDTH = 120
+_WIDTH = 80
 
 
 @dataclass(frozen=True)
@@ -81,26 +81,41 @@ class Acceleration:
         return [row.to_plain() for row in self.rows]
 
     def table(self) -> Table:
-        """For a terminal; rows that differ in their block alone stand together."""
+        """The layers, for a terminal of 80 columns; those that differ in their block alone stand
+        together. `how` is the number of an explanation in `reasons`.
+        """
+        table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+        grouped = _alike(self.rows)
+        places = [_place(alike[0].names, len(alike)) for alike in grouped]
+        longest_word = max((len(word) for place in places for word in place.split()), default=0)
+        table.add_column("layers", overflow="fold", min_width=min(longest_word, _WIDTH // 2))
+        table.add_column("shape", no_wrap=True)
+        table.add_column("form")
+        table.add_column("bytes", no_wrap=True)
+        table.add_column("how", no_wrap=True, min_width=3)
+        numbers = {reason: str(number) for number, reason in enumerate(self.reasons(), start=1)}
+        for place, alike in zip(places, grouped, strict=True):
+            cells = (place, *_cells(alike), numbers[_reason(alike[0])])
+            table.add_row(*map(Text, cells))
+        return table
+
+    def reasons(self) -> tuple[str, ...]:
+        """Which kernels run layers, and why: each once, in the order of `table`."""
+        return tuple(dict.fromkeys(_reason(alike[0]) for alike in _alike(self.rows)))
+
+    def __rich__(self) -> Group:
+        """So that rich prints what holds for all, the table, and the explanations below it."""
         total = f"{format_bytes(self.bytes_before)} -> {format_bytes(self.bytes_after)}"
         title = f"Layers on {self.device}, policy {self.policy}: {total}"
         if self.note:
             title += f" ({self.note})"
-        table = Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-        for header in ("layers", "shape", "form", "fused", "kernel", "bytes", "why"):
-            table.add_column(header, overflow="fold", no_wrap=header in ("shape", "form", "bytes"))
-        for alike in _alike(self.rows):
-            table.add_row(*(Text(cell) for cell in _cells(alike)))
-        return table
-
-    def __rich__(self) -> Table:
-        """So that rich prints the table."""
-        return self.table()
+        lines = [Text(f"{number}: {text}") for number, text in enumerate(self.reasons(), start=1)]
+        return Group(Text(title), self.table(), *lines)
 
     def __str__(self) -> str:
         console = Console(width=_WIDTH, color_system=None)
         with console.capture() as capture:
-            console.print(self.table())
+            console.print(self)
         return "\n".join(line.rstrip() for line in capture.get().splitlines())
 
 
@@ -124,15 +139,12 @@ def _cells(alike: Sequence[LayerRow]) -> tuple[str, ...]:
     size = format_bytes(before)
     if after != before:
         size += f" -> {format_bytes(after)}"
-    return (
-        _place(row.names, len(alike)),
-        f"{row.shape[0]} x {row.shape[1]}",
-        row.form,
-        row.fused,
-        _kernels(row.kernels),
-        size,
-        row.reason,
-    )
+    form = f"{row.form},\n{row.fused}" if row.fused else row.form
+    return f"{row.shape[0]} x {row.shape[1]}", form, size
+
+
+def _reason(row: LayerRow) -> str:
+    return f"{_kernels(row.kernels)}; {row.reason}"
 
 
 def _place(names: Sequence[str], times: int) -> str:
@@ -147,4 +159,4 @@ def _kernels(kernels: Sequence[tuple[int, str]]) -> str:
     """Once where it is the same for all numbers of tokens."""
     if len({kernel for _, kernel in kernels}) == 1:
         return kernels[0][1]
-    return "\n".join(f"{m} tokens: {kernel}" for m, kernel in kernels)
+    return ", ".join(f"{m} tokens: {kernel}" for m, kernel in kernels)
