@@ -21,6 +21,8 @@ from tokenizers.pre_tokenizers import Whitespace
 from torch import Tensor, nn
 from transformers import LlamaConfig, PreTrainedModel, PreTrainedTokenizerFast
 
+from secateur import prepare
+from secateur.checkpoint import load
 from secateur.compress import compress
 from secateur.errors import OutOfSpaceError, SecateurError
 
@@ -301,6 +303,49 @@ def test_what_is_no_model(tmp_path: Path, model: Any) -> None:
 def test_model_that_is_not_there(tmp_path: Path, source: str) -> None:
     message = rf"expected a model folder or a Hub id `owner/name`, got {source}"
     refused(tmp_path, source, message)
+
+
+def test_path_into_a_folder_is_never_looked_up(
+    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(folder, tmp_path / "runs" / "wanda-2of4")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(load, "snapshot_download", lambda *_, **__: pytest.fail("asked the Hub"))
+    message = (
+        r"^runs/wanda-2of is no folder, though there is a folder runs "
+        r"\(nearest: runs/wanda-2of4\); for the Hub's model of that name say which revision"
+    )
+    refused(tmp_path, "runs/wanda-2of", message)
+    for source in ("a b/c", "owner/", "/name", "owner/na me", "-owner/name"):
+        refused(tmp_path, source, "expected a model folder or a Hub id `owner/name`, got")
+
+
+@pytest.mark.parametrize(
+    ("source", "revision"),
+    [("owner/name", None), ("runs/name", "main"), ("o-w.ner/n_a.m-e", None), ("0x/1", None)],
+)
+def test_hub_ids_are_looked_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, revision: str | None
+) -> None:
+    (tmp_path / "runs").mkdir()
+    monkeypatch.chdir(tmp_path)
+
+    def gone(repository: str, **_: Any) -> None:
+        raise OSError(f"no {repository}")
+
+    monkeypatch.setattr(load, "snapshot_download", gone)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    message = f"{source} is no folder here, and cannot be had from the Hub: no {source}"
+    refused(tmp_path, source, message, revision=revision)
+
+
+@pytest.mark.parametrize("calibration", [None, "no-such.txt"])
+def test_calibration_that_is_not_there_is_found_before_the_model_is_loaded(
+    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, calibration: str | None
+) -> None:
+    monkeypatch.setattr(prepare, "load_model", lambda *_, **__: pytest.fail("loaded the model"))
+    message = "calibration source no-such.txt" if calibration else r"calibration \(--calibration\)"
+    refused(tmp_path, folder, message, calibration=calibration)
 
 
 def test_model_that_is_a_file(folder: Path, tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """Load a model and its tokenizer from a folder or from the Hub, safetensors only."""
 
+import re
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ DTYPES = {
 # So that `import secateur` is all that plain `from_pretrained` needs for compact checkpoints.
 register()
 
+_HUB_ID = re.compile(r"[A-Za-z0-9]\w*(?:[-.]+\w+)*/\w+(?:[-.]+\w+)*", re.ASCII)
 _HUB_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
 
 
@@ -57,19 +60,38 @@ def resolve_folder(
 
     Raises:
         SecateurError: there is no such folder, or the Hub does not give it (offline mode is
-            honoured), or what the Hub has is refused as `check_config` does.
+            honoured), or what the Hub has is refused as `check_config` does. The Hub is not asked
+            for what can only be a path: no `owner/name`, or in a folder that is here, unless there
+            is a revision.
     """
     folder = Path(source)
     if folder.is_dir():
         if revision is not None:
             raise SecateurError(f"revision {revision} is for Hub ids, but {source} is a folder")
         return folder
-    if folder.exists() or str(source).count("/") != 1 or str(source).startswith((".", "/", "~")):
-        raise SecateurError(f"expected a model folder or a Hub id `owner/name`, got {source}")
+    if folder.exists() or _HUB_ID.fullmatch(str(source)) is None:
+        raise SecateurError(
+            f"expected a model folder or a Hub id `owner/name`, got {source}{_near(folder)}"
+        )
+    if revision is None and folder.parent.is_dir():
+        raise SecateurError(
+            f"{source} is no folder, though there is a folder {folder.parent}{_near(folder)}; for "
+            "the Hub's model of that name say which revision, such as main (--revision main)"
+        )
     config_only = _download(str(source), revision, ["*.json"])
     # A model that will be refused is refused before its weights travel.
     check_config(config_only, trust_remote_code, accept_compact)
     return _download(str(source), revision, [*_HUB_FILES, *(["*.py"] if trust_remote_code else [])])
+
+
+def _near(folder: Path) -> str:
+    """Folders beside a missing one that may have been meant, in brackets."""
+    try:
+        beside = [entry.name for entry in folder.parent.iterdir() if entry.is_dir()]
+    except OSError:
+        return ""
+    found = get_close_matches(folder.name, beside)
+    return f" (nearest: {', '.join(str(folder.parent / name) for name in found)})" if found else ""
 
 
 def _download(repository: str, revision: str | None, patterns: list[str]) -> Path:
@@ -84,10 +106,14 @@ def _download(repository: str, revision: str | None, patterns: list[str]) -> Pat
             )
         )
     except Exception as error:
-        offline = " (offline, as HF_HUB_OFFLINE says)" if read_settings().offline else ""
+        if read_settings().offline:
+            raise SecateurError(
+                f"{repository} is no folder here, and the Hub's cache on this machine does not "
+                "hold it; HF_HUB_OFFLINE forbids to fetch it"
+            ) from error
         first_line = str(error).strip().partition("\n")[0]
         raise SecateurError(
-            f"{repository} is no folder here, and cannot be had from the Hub{offline}: {first_line}"
+            f"{repository} is no folder here, and cannot be had from the Hub: {first_line}"
         ) from error
 
 
