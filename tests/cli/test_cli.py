@@ -24,6 +24,7 @@ from secateur_kernels.version import __version__
 
 BOOKS = Path(__file__).parents[2] / "examples" / "books-8m"
 COMMANDS = ["inspect", "compress", "evaluate", "generate", "report", "verify"]
+CALIBRATED = ["--calibration", str(BOOKS / "calibration.txt")]
 COMMANDS += ["recover", "inherit", "search", "attention", "tune", "doctor", "demo"]
 
 
@@ -128,7 +129,16 @@ def test_help_names_every_command_and_exit_code(cli: Cli) -> None:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_help(cli: Cli, command: str) -> None:
-    assert f"secateur {command}" in good(cli(command, "--help"))
+    text = good(cli(command, "--help"))
+    assert f"secateur {command}" in text
+    assert "--help" in text
+    assert "<bool>" not in text, "flags take no value"
+
+
+@pytest.mark.parametrize("command", ["compress", "recover", "inherit"])
+def test_help_of_the_output_names_the_way_to_replace_it(cli: Cli, command: str) -> None:
+    text = " ".join(good(cli(command, "--help")).replace("│", "").split())
+    assert "new or empty, or one to replace by --overwrite." in text
 
 
 @pytest.mark.parametrize(
@@ -187,7 +197,8 @@ def test_unknown_hub_id_offline(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> No
     assert perf_counter() - started < 3
     refused(
         output,
-        "no-such-owner/no-such-model is no folder here, and cannot be had from the Hub (offline",
+        "no-such-owner/no-such-model is no folder here, and the Hub's cache on this machine does "
+        "not hold it; HF_HUB_OFFLINE forbids to fetch it",
     )
 
 
@@ -209,13 +220,20 @@ def test_brackets_in_messages_are_no_markup(cli: Cli) -> None:
     refused(cli("report", "[bold]no[/x]"), "but [bold]no[/x] is not a file")
 
 
+@pytest.mark.parametrize("name", ["report.json", "secateur_report.json"])
+def test_report_that_is_not_utf8(cli: Cli, tmp_path: Path, name: str) -> None:
+    file = tmp_path / name
+    file.write_bytes("fenêtre".encode("latin-1"))
+    refused(cli("report", file if name == "report.json" else tmp_path), "is not UTF-8 text")
+
+
 # inspect
 
 
 def test_inspect(cli: Cli) -> None:
     text = good(cli("inspect", BOOKS))
     first = text.partition("\n")[0]
-    assert first == "LlamaForCausalLM: 8,392,960 parameters, 16.0 MiB, 8 blocks at model.layers"
+    assert first == "LlamaForCausalLM: 8,392,960 parameters, 16.8 MB, 8 blocks at model.layers"
     for kind in ("self_attn.q_proj", "self_attn.k_proj", "mlp.gate_proj", "mlp.down_proj"):
         (line,) = (line for line in text.splitlines() if kind in line)
         assert " Linear " in line
@@ -356,14 +374,14 @@ def test_compress_removes_attention_and_inspect_says_so(cli: Cli, tmp_path: Path
             ["--method", "svd", "--pattern", "2:4"],
             "--published and --calibrate-all-experts are for magnitude",
         ),
-        (["--method", "svd"], "svd needs either `budget` or `rank`"),
+        (["--method", "svd"], "svd needs either --budget or --rank"),
         (["--method", "svd", "--rank", "4", "--cut", "q:0:0.5"], "--cut is for laser, not for svd"),
         (["--method", "laser"], "name them by --cut TYPE:BLOCK:FRACTION"),
         (["--method", "laser", "--cut", "q:0"], "expected --cut TYPE:BLOCK:FRACTION"),
         (["--method", "laser", "--cut", "q:x:0.5"], "such as mlp_in:7:0.1, got 'q:x:0.5'"),
         (["--method", "laser", "--cut", "q:0:0.5", "--joint"], "are not for laser"),
-        (["--method", "laser", "--cut", "w:0:0.5"], "matrix"),
-        (["--method", "laser", "--cut", "q:0:0.5", "--rank", "3"], "leave out `budget` and `rank`"),
+        (["--method", "laser", "--cut", "w:0:0.5"], "--cut: expected one of"),
+        (["--method", "laser", "--cut", "q:0:0.5", "--rank", "3"], "leave out --budget and --rank"),
         (["--ignore", "x"], "need --method"),
         (["--method", "magic", "--pattern", "2:4"], "expected one of magnitude, wanda, sparsegpt"),
         (
@@ -374,20 +392,26 @@ def test_compress_removes_attention_and_inspect_says_so(cli: Cli, tmp_path: Path
         (["--method", "magnitude", "--pattern", "2:5"], "K = 32"),
         (["--method", "wanda", "--pattern", "2:4"], "this recipe needs calibration"),
         (["--drop-blocks", "1"], "this recipe needs calibration"),
-        (["--drop-blocks", "0"], "`count` of at least 1"),
-        (["--drop-blocks", "2"], "would remove 2 of 2 blocks"),
+        (["--drop-blocks", "0"], "expected --drop-blocks of at least 1, got 0"),
+        (["--drop-blocks", "2", *CALIBRATED], "would remove 2 of 2 blocks"),
         (["--criterion", "perplexity"], "--protect-last and --remeasure need --drop-blocks"),
         (["--remeasure"], "--protect-last and --remeasure need --drop-blocks"),
-        (["--drop-blocks", "1", "--criterion", "luck"], "expected one of block_influence"),
-        (["--drop-blocks", "1", "--granularity", "head"], "expected one of block, attention, mlp"),
-        (["--drop-blocks", "1", "--protect-first", "2"], "protected only 0 may go"),
-        (["--drop-blocks", "1", "--protect-last", "-1"], "`protect_last` of at least 0"),
         (
-            ["--drop-blocks", "1", "--criterion", "angular_distance", "--remeasure"],
-            "nothing to `remeasure`",
+            ["--drop-blocks", "1", "--criterion", "luck"],
+            "--criterion: expected one of block_influence",
         ),
         (
-            ["--drop-blocks", "1", "--granularity", "mlp", "--format", "dense"],
+            ["--drop-blocks", "1", "--granularity", "head"],
+            "--granularity: expected one of block, attention, mlp",
+        ),
+        (["--drop-blocks", "1", "--protect-first", "2", *CALIBRATED], "protected only 0 may go"),
+        (["--drop-blocks", "1", "--protect-last", "-1"], "--protect-last of at least 0"),
+        (
+            ["--drop-blocks", "1", "--criterion", "angular_distance", "--remeasure"],
+            "nothing to --remeasure",
+        ),
+        (
+            ["--drop-blocks", "1", "--granularity", "mlp", "--format", "dense", *CALIBRATED],
             "checkpoint_format dense cannot say",
         ),
         (["--recipe", "x.yaml", "--remeasure"], "give either --recipe or the options"),
@@ -403,7 +427,7 @@ def test_compress_removes_attention_and_inspect_says_so(cli: Cli, tmp_path: Path
         (["--method", "magnitude", "--sparsity", "0.5", "--text", "no.txt"], "tokenizer"),
         (
             ["--method", "wanda", "--pattern", "2:4", "--calibration", "no-such.txt"],
-            "calibration from text needs the model's tokenizer",
+            "calibration source no-such.txt is neither a file nor a folder",
         ),
     ],
 )
@@ -421,6 +445,30 @@ def test_no_space(cli: Cli, tiny: Path, tmp_path: Path, monkeypatch: pytest.Monk
     refused(output, "expected 32 MiB of free space for", code=5)
     assert "has 5 MiB" in output.error
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--method", "gate"], "--method: expected one of gates, linears"),
+        (["--loss", "distill"], "--loss: expected one of cross_entropy, distillation"),
+        (["--data-format", "csv"], "--data-format: expected one of auto"),
+        (["--near-cut", "0"], "expected --near-cut of at least 1, got 0"),
+        (["--epochs", "0"], "expected --epochs above 0, got 0.0"),
+    ],
+)
+def test_recover_names_its_options(
+    cli: Cli, tiny: Path, tmp_path: Path, options: list[str], message: str
+) -> None:
+    output = cli("recover", tiny, "--output", tmp_path / "out", "--data", "x.txt", *options)
+    refused(output, message)
+    assert "recipe" not in output.error
+    assert "stages" not in output.error
+
+
+def test_pattern_that_cannot_be_read_is_no_fault_of_a_recipe(cli: Cli, tiny: Path) -> None:
+    output = cli("compress", tiny, "--output", "out", "--method", "magnitude", "--pattern", "2-4")
+    refused(output, "error: expected --pattern `unstructured` or `keep:group`")
 
 
 @pytest.mark.parametrize("name", ["a[bold]b", "a[/x]b"])

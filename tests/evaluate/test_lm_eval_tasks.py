@@ -143,5 +143,5 @@ def test_missing_lm_eval_is_said_with_the_command(
     monkeypatch: pytest.MonkeyPatch, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     monkeypatch.setitem(sys.modules, "lm_eval", None)
-    with pytest.raises(SecateurError, match=r"expected lm-eval, .*pip install 'secateur\[lm-eval"):
+    with pytest.raises(SecateurError, match=r"no such file here; .*pip install 'secateur\[lm-eval"):
         run_lm_eval(model, tokenizer, ["choice"])

@@ -142,14 +142,18 @@ def test_the_command_makes_models_of_a_shape() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "expected either models or --shape"),
-        (("m", "--shape", "tiny"), "expected either models or --shape"),
+        ((), "say what to measure: models, or --shape NAME"),
+        (("m", "--shape", "tiny"), "say what to measure: models, or --shape NAME"),
         (("m", "--forms", "dense"), "--forms with --shape only"),
         (("m", "m"), "expected different models, got m, m"),
         (("--shape", "x"), "expected --shape one of"),
         (("--shape", "tiny", "--batch-sizes", "1,0"), "expected --batch-sizes as numbers"),
         (("--shape", "tiny", "--prompt-lengths", "a"), "expected --prompt-lengths as numbers"),
         (("--shape", "tiny", "--new-tokens", "0"), "expected a workload of at least 1"),
+        (
+            ("--shape", "tiny", "--attention", "flex"),
+            "flex attention needs compiled steps on a GPU",
+        ),
         (("--shape", "tiny", "--against", "x"), "expected --against transformers, got 'x'"),
         (("--shape", "tiny", "--dtype", "int8"), "expected dtype auto, bfloat16"),
         (("--shape", "tiny", "--json", "/nowhere/x"), "expected a file in a folder that exists"),

@@ -15,6 +15,7 @@ from secateur.cli.convert import convert_command
 from secateur.cli.demo import demo_command
 from secateur.cli.doctor import doctor_command
 from secateur.cli.evaluate import evaluate_command
+from secateur.cli.flags import Command, Group
 from secateur.cli.generate import generate_command
 from secateur.cli.inherit import inherit_command
 from secateur.cli.inspect import inspect_command
@@ -36,6 +37,7 @@ Exit codes: 0 done; 1 unexpected error; 2 bad input or usage, nothing was writte
 
 app = typer.Typer(
     name="secateur",
+    cls=Group,
     help="Prune transformer language models block by block, and see what it cost and bought.",
     epilog=EXIT_CODES,
     no_args_is_help=True,
@@ -61,7 +63,7 @@ for _command in (
     doctor_command,
     demo_command,
 ):
-    app.command(name=_command.__name__.removesuffix("_command"))(_command)
+    app.command(name=_command.__name__.removesuffix("_command"), cls=Command)(_command)
 
 
 @app.callback(invoke_without_command=True)

@@ -57,6 +57,9 @@ def bench_command(
         str | None,
         typer.Option(help="transformers: also the baseline's own generate, eager and static."),
     ] = None,
+    attention: Annotated[
+        str, typer.Option(help="Of the engine's decode steps, on a GPU: sdpa or flex.")
+    ] = "sdpa",
     json_lines: Annotated[
         Path | None, typer.Option("--json", help="Append a JSON line for each measurement.")
     ] = None,
@@ -74,7 +77,7 @@ def bench_command(
     if against not in (None, "transformers"):
         raise SecateurError(f"expected --against transformers, got {against!r}")
     if bool(models) == (shape is not None) or (forms is not None and shape is None):
-        raise SecateurError("expected either models or --shape, and --forms with --shape only")
+        raise SecateurError("say what to measure: models, or --shape NAME with or without --forms")
     options = ThroughputOptions(
         workloads=tuple(
             Workload(rows, length, new_tokens)
@@ -84,6 +87,7 @@ def bench_command(
         rounds=rounds,
         against_transformers=against is not None,
         baseline=baseline,
+        attention=attention,
         notes=tuple(note or ()),
     )
     for path in filter(None, (json_lines, page)):

@@ -1,174 +1,98 @@
 """`secateur compress`: run a recipe, write the checkpoint, say what it cost and bought."""
 
-from pathlib import Path
-from typing import Annotated, cast, get_args
+from typing import cast
 
-import typer
 from rich.console import Console
 
-from secateur.cli.compress_recipe import (
-    FACTORERS,
-    PRUNERS,
-    DropOptions,
-    StageOptions,
-    recipe_of,
+from secateur.cli.compress_options import (
+    Activations,
+    Budget,
+    CalibrateAllExperts,
+    Calibration,
+    CriterionName,
+    Cut,
+    DropBlocks,
+    DryRun,
+    EvaluationText,
+    FormatName,
+    Granularity,
+    Ignore,
+    Joint,
+    MaxSeqLength,
+    MethodName,
+    NumCalibrationSamples,
+    Pattern,
+    ProtectFirst,
+    ProtectLast,
+    Published,
+    Rank,
+    RecipeFile,
+    Remeasure,
+    Resume,
+    Seed,
+    Sparsity,
+    Stream,
+    Strict,
 )
+from secateur.cli.compress_recipe import DropOptions, StageOptions, recipe_of
 from secateur.cli.compress_stream import (
     StreamedRun,
     estimate_table,
     require_no_streaming,
     require_streamable,
 )
-from secateur.cli.options import Device, Dtype, ModelArgument, Revision, TrustRemoteCode
+from secateur.cli.options import (
+    Device,
+    Dtype,
+    ModelArgument,
+    Output,
+    Overwrite,
+    Revision,
+    TrustRemoteCode,
+)
 from secateur.compress import CheckpointFormat, compress_with_report
 from secateur.prepare import DEFAULT_SAMPLES, CalibrationChoice
-from secateur.recipe import Criterion
 from secateur.report.table import report_table
 from secateur.settings import read_settings
 from secateur.streaming.activations import Home
 
-_CRITERIA = ", ".join(get_args(Criterion))
-
 
 def compress_command(
     model: ModelArgument,
-    output: Annotated[Path, typer.Option(help="Folder to write; must be empty or new.")],
-    recipe: Annotated[
-        Path | None, typer.Option(help="Recipe file, YAML or JSON.", show_default=False)
-    ] = None,
-    method: Annotated[
-        str | None,
-        typer.Option(help=f"{PRUNERS} (zeros) or {FACTORERS} (factors).", show_default=False),
-    ] = None,
-    pattern: Annotated[
-        str | None,
-        typer.Option(help="keep:group such as 2:4, or unstructured.", show_default=False),
-    ] = None,
-    sparsity: Annotated[
-        float | None,
-        typer.Option(help="Fraction of zeros, for unstructured.", show_default=False),
-    ] = None,
-    budget: Annotated[
-        float | None,
-        typer.Option(help="Factors: fraction of the parameters to remove.", show_default=False),
-    ] = None,
-    rank: Annotated[
-        int | None,
-        typer.Option(help="Factors: the same rank everywhere.", show_default=False),
-    ] = None,
-    cut: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="laser: TYPE:BLOCK:FRACTION, such as mlp_in:7:0.1 (`secateur search` finds "
-            "some). Repeatable.",
-            show_default=False,
-        ),
-    ] = None,
-    joint: Annotated[
-        bool, typer.Option("--joint", help="Factors: q/k/v and gate/up share one `down`.")
-    ] = False,
-    strict: Annotated[
-        bool,
-        typer.Option("--strict", help="Factors: refuse ranks that store more than the matrix."),
-    ] = False,
-    published: Annotated[
-        bool,
-        typer.Option("--published", help="Regional optimizer: the paper's own, gentler setting."),
-    ] = False,
-    drop_blocks: Annotated[
-        int | None,
-        typer.Option(help="Drop this many blocks of least influence.", show_default=False),
-    ] = None,
-    criterion: Annotated[
-        str | None,
-        typer.Option(
-            help=f"--drop-blocks: {_CRITERIA}. Default: block_influence.", show_default=False
-        ),
-    ] = None,
-    granularity: Annotated[
-        str | None,
-        typer.Option(
-            help="--drop-blocks: block, or only its attention or mlp. Default: block.",
-            show_default=False,
-        ),
-    ] = None,
-    protect_first: Annotated[int, typer.Option(help="--drop-blocks: never the first so many.")] = 0,
-    protect_last: Annotated[int, typer.Option(help="--drop-blocks: never the last so many.")] = 0,
-    remeasure: Annotated[
-        bool,
-        typer.Option("--remeasure", help="--drop-blocks: measure anew after each removal."),
-    ] = False,
-    calibration: Annotated[
-        str | None,
-        typer.Option(
-            help="Text file, folder, JSON lines, or dataset name[:config[:split]].",
-            show_default=False,
-        ),
-    ] = None,
-    num_calibration_samples: Annotated[int, typer.Option(help="Windows.")] = DEFAULT_SAMPLES,
-    max_seq_length: Annotated[
-        int | None,
-        typer.Option(help="Tokens in a window. Default: 2048, or the model's context."),
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Of the windows' places.")] = 0,
-    calibrate_all_experts: Annotated[
-        bool,
-        typer.Option(
-            "--calibrate-all-experts",
-            help="Statistics of every expert are those of all tokens; the router still decides "
-            "what the model gives.",
-        ),
-    ] = False,
-    ignore: Annotated[
-        list[str] | None,
-        typer.Option(help="Leave these matrices dense: name, class, or re:regex. Repeatable."),
-    ] = None,
-    text: Annotated[
-        Path | None,
-        typer.Option(help="Measure perplexity on this text, before and after.", show_default=False),
-    ] = None,
-    checkpoint_format: Annotated[
-        str,
-        typer.Option(
-            "--format", help="dense, compact (2:4 and factors as such), or auto: as made."
-        ),
-    ] = "auto",
+    output: Output,
+    recipe: RecipeFile = None,
+    method: MethodName = None,
+    pattern: Pattern = None,
+    sparsity: Sparsity = None,
+    budget: Budget = None,
+    rank: Rank = None,
+    cut: Cut = None,
+    joint: Joint = False,
+    strict: Strict = False,
+    published: Published = False,
+    ignore: Ignore = None,
+    drop_blocks: DropBlocks = None,
+    criterion: CriterionName = None,
+    granularity: Granularity = None,
+    protect_first: ProtectFirst = 0,
+    protect_last: ProtectLast = 0,
+    remeasure: Remeasure = False,
+    calibration: Calibration = None,
+    num_calibration_samples: NumCalibrationSamples = DEFAULT_SAMPLES,
+    max_seq_length: MaxSeqLength = None,
+    seed: Seed = 0,
+    calibrate_all_experts: CalibrateAllExperts = False,
+    text: EvaluationText = None,
+    checkpoint_format: FormatName = "auto",
     device: Device = None,
     dtype: Dtype = "auto",
     revision: Revision = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace the output once the new one is complete.")
-    ] = False,
+    overwrite: Overwrite = False,
     trust_remote_code: TrustRemoteCode = False,
-    stream: Annotated[
-        bool,
-        typer.Option(
-            "--stream",
-            help="Prune from disk to disk, a block at a time, with a journal: for models that do "
-            "not fit in memory, and for long runs.",
-        ),
-    ] = False,
-    resume: Annotated[
-        bool,
-        typer.Option(
-            "--resume",
-            help="Go on with an interrupted run: after its last block (--stream), or in its "
-            "training.",
-        ),
-    ] = False,
-    dry_run: Annotated[
-        bool,
-        typer.Option(
-            "--dry-run", help="Only check, and say what --stream will need: memory, disk, time."
-        ),
-    ] = False,
-    activations: Annotated[
-        str,
-        typer.Option(
-            help="--stream: keep hidden states on the device, in host memory, in a file, or where "
-            "there is room (auto)."
-        ),
-    ] = "auto",
+    stream: Stream = False,
+    resume: Resume = False,
+    dry_run: DryRun = False,
+    activations: Activations = "auto",
 ) -> None:
     """Compress MODEL and write a Hugging Face folder with a report."""
     chosen = recipe_of(

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
+from secateur.cli.stage_options import recipe_of_stages
 from secateur.errors import SecateurError
 from secateur.recipe import (
     UNSTRUCTURED,
@@ -11,7 +12,6 @@ from secateur.recipe import (
     Method,
     Recipe,
     load_recipe,
-    recipe_from_dict,
 )
 
 PRUNERS = ", ".join(get_args(Method))
@@ -102,7 +102,7 @@ def recipe_of(path: Path | None, drop: DropOptions, options: StageOptions) -> Re
         raise SecateurError("--pattern, --sparsity, --budget, --rank and --ignore need --method")
     if not stages:
         raise SecateurError("say what to do: --recipe FILE, --method NAME or --drop-blocks N")
-    return recipe_from_dict({"stages": stages}, "the command line")
+    return recipe_of_stages(stages)
 
 
 def _stage(options: StageOptions) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from secateur.compress_streaming import (
 from secateur.errors import SecateurError
 from secateur.prepare import CalibrationChoice
 from secateur.recipe import Recipe
+from secateur.report.numbers import format_bytes, format_seconds
 from secateur.report.record import Report
 from secateur.streaming.activations import Home
 from secateur.streaming.estimate import Estimate
@@ -96,20 +97,17 @@ def require_no_streaming(activations: str) -> None:
 
 def estimate_table(estimate: Estimate) -> Table:
     """One row a need."""
-    table = Table("streaming needs", "at most")
+    table = Table("--stream needs", "at most")
+    gpu, hidden = estimate.device_bytes, format_bytes(estimate.activation_bytes)
     rows = {
-        "hidden states": f"{_size(estimate.activation_bytes)}, kept in: {estimate.activations}",
-        "largest block": _size(estimate.largest_block_bytes),
-        "memory of the device": _size(estimate.device_bytes),
-        "memory of the host": _size(estimate.host_bytes),
-        "disk": _size(estimate.disk_bytes),
-        "time": f"about {estimate.seconds:,.0f} s of products, reading and writing apart",
-        "(the whole model)": f"({_size(estimate.model_bytes)})",
+        "hidden states": f"{hidden}, kept in: {estimate.activations}",
+        "largest block": format_bytes(estimate.largest_block_bytes),
+        "memory of the GPU": format_bytes(gpu) if gpu else "none",
+        "memory of the host": format_bytes(estimate.host_bytes),
+        "disk": format_bytes(estimate.disk_bytes),
+        "time": f"about {format_seconds(estimate.seconds)}, reading and writing not counted",
+        "(the whole model)": f"({format_bytes(estimate.model_bytes)})",
     }
     for name, value in rows.items():
         table.add_row(name, value)
     return table
-
-
-def _size(num_bytes: int) -> str:
-    return f"{num_bytes / 2**30:.2f} GiB" if num_bytes >= 2**30 else f"{num_bytes / 2**20:.1f} MiB"

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from secateur.cli.options import TrustRemoteCode
+from secateur.cli.options import OUTPUT_HELP, Overwrite, TrustRemoteCode
 from secateur.convert import convert
 from secateur.report.table import report_table
 
@@ -15,10 +15,8 @@ def convert_command(
     source: Annotated[
         Path, typer.Argument(help="A folder in compressed-tensors' format sparse-24-bitmask.")
     ],
-    output: Annotated[Path, typer.Argument(help="The folder to make.")],
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace the output once the new one is complete.")
-    ] = False,
+    output: Annotated[Path, typer.Argument(help=OUTPUT_HELP)],
+    overwrite: Overwrite = False,
     max_shard_size: Annotated[str, typer.Option(help="Of the weight files.")] = "5GB",
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:

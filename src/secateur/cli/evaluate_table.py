@@ -1,5 +1,7 @@
 """The table that `secateur evaluate` prints."""
 
+import math
+
 from rich.table import Table
 
 from secateur.evaluate.compare import Drop
@@ -28,6 +30,8 @@ def evaluation_table(result: Evaluation, reference: Evaluation | None, drops: li
 
 
 def _value(estimate: Estimate) -> str:
+    if math.isnan(estimate.standard_error):  # of one window or item there is none
+        return f"{estimate.value:.4g}"
     return f"{estimate.value:.4g} ± {estimate.standard_error:.2g}"
 
 
@@ -35,4 +39,6 @@ def _change(drop: Drop | None) -> str:
     if drop is None:
         return ""
     unit = "%" if drop.is_relative else " points"
+    if math.isnan(drop.standard_error):
+        return f"{100 * drop.drop:+.2f}{unit}"
     return f"{100 * drop.drop:+.2f} ± {100 * drop.standard_error:.2f}{unit}"

@@ -5,7 +5,16 @@ from typing import Annotated, get_args
 import typer
 from rich.console import Console
 
-from secateur.cli.options import Device, Dtype, ModelArgument, Revision, TrustRemoteCode
+from secateur.cli.options import (
+    Device,
+    Dtype,
+    ModelArgument,
+    Output,
+    Overwrite,
+    Revision,
+    TrustRemoteCode,
+)
+from secateur.cli.stage_options import recipe_of_stages
 from secateur.cli.training_options import (
     BatchSize,
     Data,
@@ -18,8 +27,6 @@ from secateur.cli.training_options import (
     LearningRate,
     MaxSeqLength,
     NumTokens,
-    Output,
-    Overwrite,
     Patience,
     PrecisionOption,
     Resume,
@@ -29,7 +36,6 @@ from secateur.cli.training_options import (
     training_values,
 )
 from secateur.compress import compress_with_report
-from secateur.recipe import recipe_from_dict
 from secateur.recipe.inherit_stage import InheritedPart, Optimizer, Start
 from secateur.report.table import report_table
 
@@ -85,23 +91,20 @@ def inherit_command(
     training = training_values(locals())
     if start == "distilled":
         training["loss"] = "distillation"
-    recipe = recipe_from_dict(
-        {
-            "stages": [
-                {
-                    "stage": "inherit",
-                    "blocks": blocks,
-                    "grow_by": grow_by,
-                    "max_blocks": max_blocks,
-                    "tolerance": tolerance,
-                    "start": start,
-                    "part": part,
-                    "optimizer": optimizer,
-                    "training": training,
-                }
-            ]
-        },
-        "the command line",
+    recipe = recipe_of_stages(
+        [
+            {
+                "stage": "inherit",
+                "blocks": blocks,
+                "grow_by": grow_by,
+                "max_blocks": max_blocks,
+                "tolerance": tolerance,
+                "start": start,
+                "part": part,
+                "optimizer": optimizer,
+                "training": training,
+            }
+        ]
     )
     _, report = compress_with_report(
         model,

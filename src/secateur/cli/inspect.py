@@ -16,6 +16,7 @@ from secateur.models.sites import WeightSite
 from secateur.models.sublayers import removed_sublayers
 from secateur.models.swap import compressed_modules
 from secateur.prepare import size_record
+from secateur.report.numbers import format_bytes
 
 
 def inspect_command(
@@ -38,7 +39,7 @@ def inspect_command(
     console = Console(emoji=False)
     console.print(
         f"{facts['architecture']}: {facts['num_parameters']:,} parameters, "
-        f"{facts['num_bytes'] / 2**20:,.1f} MiB, {facts['num_blocks']} blocks at "
+        f"{format_bytes(facts['num_bytes'])}, {facts['num_blocks']} blocks at "
         f"{inventory.blocks.name}"
     )
     if inventory.all_sites:
@@ -112,7 +113,7 @@ def _unmatched_table(inventory: Inventory) -> Table:
     table = Table(title="Not touched", title_justify="left")
     table.add_column("why")
     table.add_column("tensors", justify="right")
-    table.add_column("such as")
+    table.add_column("such as", overflow="fold")
     reasons: dict[str, list[str]] = {}
     for entry in inventory.unmatched:
         reasons.setdefault(entry.reason, []).append(entry.name)

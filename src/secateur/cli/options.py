@@ -1,11 +1,21 @@
 """Options that several commands share, worded once."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 ModelArgument = Annotated[
     str, typer.Argument(metavar="MODEL", help="A model folder, or a Hub id such as owner/name.")
+]
+OUTPUT_HELP = "Folder to write: new or empty, or one to replace by --overwrite."
+Output = Annotated[Path, typer.Option(help=OUTPUT_HELP)]
+Overwrite = Annotated[
+    bool,
+    typer.Option(
+        "--overwrite",
+        help="Replace what Secateur wrote there before, once the new one is complete.",
+    ),
 ]
 Revision = Annotated[
     str | None, typer.Option(help="Branch, tag or commit of a Hub id.", show_default=False)

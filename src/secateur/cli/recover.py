@@ -5,7 +5,16 @@ from typing import Annotated, get_args
 import typer
 from rich.console import Console
 
-from secateur.cli.options import Device, Dtype, ModelArgument, Revision, TrustRemoteCode
+from secateur.cli.options import (
+    Device,
+    Dtype,
+    ModelArgument,
+    Output,
+    Overwrite,
+    Revision,
+    TrustRemoteCode,
+)
+from secateur.cli.stage_options import recipe_of_stages
 from secateur.cli.training_options import (
     BatchSize,
     Data,
@@ -19,8 +28,6 @@ from secateur.cli.training_options import (
     LossOption,
     MaxSeqLength,
     NumTokens,
-    Output,
-    Overwrite,
     Patience,
     PrecisionOption,
     Resume,
@@ -30,7 +37,7 @@ from secateur.cli.training_options import (
     training_values,
 )
 from secateur.compress import compress_with_report
-from secateur.recipe import RecoverMethod, recipe_from_dict
+from secateur.recipe import RecoverMethod
 from secateur.report.table import report_table
 
 
@@ -83,21 +90,18 @@ def recover_command(
     On several GPUs: accelerate launch -m secateur recover ...
     """
     training = training_values(locals())
-    recipe = recipe_from_dict(
-        {
-            "stages": [
-                {
-                    "stage": "recover",
-                    "method": method,
-                    "teacher": teacher,
-                    "near_cut": near_cut,
-                    "last_blocks": last_blocks,
-                    "lora_rank": lora_rank,
-                    "training": training,
-                }
-            ]
-        },
-        "the command line",
+    recipe = recipe_of_stages(
+        [
+            {
+                "stage": "recover",
+                "method": method,
+                "teacher": teacher,
+                "near_cut": near_cut,
+                "last_blocks": last_blocks,
+                "lora_rank": lora_rank,
+                "training": training,
+            }
+        ]
     )
     _, report = compress_with_report(
         model,

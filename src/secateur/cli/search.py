@@ -94,7 +94,8 @@ def search_command(
     output: Annotated[
         Path | None,
         typer.Option(
-            help="Folder for search.json, recipe.yaml, search.html and the journal.",
+            help="Folder for search.json, recipe.yaml, search.html and the journal: without a "
+            "search in it, or with --resume or --overwrite.",
             show_default=False,
         ),
     ] = None,

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import fields
-from pathlib import Path
 from typing import Annotated, Any, get_args
 
 import typer
@@ -96,13 +95,9 @@ PrecisionOption = Annotated[
         rich_help_panel=_OPTIMIZER,
     ),
 ]
-Output = Annotated[Path, typer.Option(help="Folder to write; must be empty or new.")]
 Resume = Annotated[
     bool,
     typer.Option("--resume", help="Go on from the last checkpoint of an interrupted run."),
-]
-Overwrite = Annotated[
-    bool, typer.Option("--overwrite", help="Replace the output once the new one is complete.")
 ]
 Seed = Annotated[int, typer.Option(help="Of everything that is random.")]
 

@@ -79,7 +79,10 @@ def _device(name: str) -> torch.device:
     except RuntimeError as error:
         raise SecateurError(f"expected a device such as cuda or cpu, got {name!r}") from error
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise SecateurError("expected an NVIDIA GPU for --device cuda, found none")
+        raise SecateurError(
+            "expected an NVIDIA GPU, found none; --device cpu times what there is here, to try the "
+            "command"
+        )
     return torch.device("cuda", torch.cuda.current_device()) if name == "cuda" else device
 
 

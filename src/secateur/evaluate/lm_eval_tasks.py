@@ -42,7 +42,7 @@ def run_lm_eval(
         SecateurError: lm-eval is not installed, or does not know a task.
     """
     check_batch_size(batch_size)
-    lm_eval, manager_class, model_class = _import_lm_eval()
+    lm_eval, manager_class, model_class = _import_lm_eval(tasks)
     manager = manager_class(include_path=None if include_path is None else str(include_path))
     _check_tasks(manager, tasks)
     with evaluating(model):
@@ -61,15 +61,15 @@ def run_lm_eval(
     return tuple(_task_result(name, output) for name in output["samples"])
 
 
-def _import_lm_eval() -> tuple[Any, Any, Any]:
+def _import_lm_eval(tasks: Sequence[str]) -> tuple[Any, Any, Any]:
     try:
         import lm_eval
         from lm_eval.models.huggingface import HFLM
         from lm_eval.tasks import TaskManager
     except ImportError as error:
         raise SecateurError(
-            "expected lm-eval, which is not installed with Secateur: "
-            f"pip install 'secateur[lm-eval]' ({error})"
+            f"{', '.join(tasks)}: no such file here; for a task of that name in lm-eval, install "
+            f"the extra: pip install 'secateur[lm-eval]' ({error})"
         ) from error
     return lm_eval, TaskManager, HFLM
 

@@ -61,6 +61,12 @@ def require_match(sites: Sequence[WeightSite], pattern: str, kind: str) -> None:
     """Raise SecateurError, with the nearest names, unless `pattern` matches some site."""
     if any(matches(site, pattern) for site in sites):
         return
+    ends = [site.name for site in sites if site.name.endswith(f".{pattern}")]
+    if ends:
+        raise SecateurError(
+            f"{kind} {pattern!r} is the end of {len(ends)} names, such as {ends[0]}, but no whole "
+            f"one; 're:.*{re.escape(pattern)}' takes them"
+        )
     names = [site.name for site in sites] + sorted({site.class_name for site in sites})
     near = get_close_matches(pattern.removeprefix("re:"), names, n=3, cutoff=0.3) or names[:3]
     raise SecateurError(

@@ -64,7 +64,9 @@ def recipe_from_text(text: str, source: str = "recipe") -> Recipe:
     """Parse JSON or YAML."""
     try:
         values = json.loads(text)
-    except ValueError:
+    except ValueError as error:
+        if source.endswith(".json"):
+            raise SecateurError(f"{source} is not JSON: {error}") from None
         values = read_yaml(text, source)
     return recipe_from_dict(values, source)
 
