@@ -119,6 +119,20 @@ def test_long_prompts_do_not_hold_up_those_that_run(engine: Engine) -> None:
     rest(engine)
 
 
+def test_a_step_behind_first_tokens_do_not_wait_for_the_second_ones(
+    byte_model: PreTrainedModel,
+) -> None:
+    engine = Engine(byte_model, max_batch_size=3, max_length=80)
+    engine._scheduler._steps_behind = 1
+    early = engine.submit([7, 8], GenerationOptions(9))
+    assert [len(engine.step()) for _ in range(4)] == [0, 1, 1, 1]
+    late = engine.submit([9], GenerationOptions(9))
+    handed_out = [[piece.request_id for piece in engine.step()] for _ in range(4)]
+    # What was on its way; its first token alone; what was launched with that; and so on.
+    assert handed_out == [[early], [late], [early, late], [early, late]]
+    assert len(rest(engine)) == 2 * 9 - 9
+
+
 def rest(engine: Engine) -> list[Piece]:
     """Run until nothing is left."""
     pieces: list[Piece] = []

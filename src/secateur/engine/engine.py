@@ -161,7 +161,7 @@ class Engine:
         """Compute a chunk of prompts and a token for every running request.
 
         Returns:
-            What has reached the host: on a GPU the tokens of the step before. A request's pieces
+            What has reached the host: on a GPU the tokens of a step before. A request's pieces
             come in order, and exactly one of them, the last, has a result.
         """
         self._pump()

@@ -25,7 +25,7 @@ class _Flight:
     """Tokens of one launch, on their way to the host."""
 
     number: int
-    """Of the step that launched it."""
+    """Counts what was launched together."""
     sequences: tuple[tuple[int, Sequence], ...]
     """Place among the tokens, and whose token it is."""
     readback: Readback
@@ -52,6 +52,7 @@ class Scheduler:
         self._prefill_chunk = prefill_chunk
         self._steps_behind = 1 if rows.tokens.is_cuda else 0
         self._number = 0
+        self._newest_due = 0
         self._decode_is_due = False
         self._waiting: deque[Sequence] = deque()
         self._in_row: dict[int, Sequence] = {}
@@ -82,9 +83,24 @@ class Scheduler:
         self._to_cancel.append(request_id)
 
     def step(self) -> list[Piece]:
-        """Launch what there is to do, and hand out what has reached the host."""
-        self._number += 1
+        """Launch what there is to do, and hand out the oldest tokens that are due.
+
+        Nothing is launched while older tokens are: first tokens do not wait for those of the
+        decode step that was launched with them.
+        """
         pieces = self._cancelled()
+        if not self._tokens_are_due:
+            self._launch()
+        if self._tokens_are_due:
+            pieces += self._landed(self._flights.popleft())
+        return pieces
+
+    @property
+    def _tokens_are_due(self) -> bool:
+        return bool(self._flights) and self._flights[0].number <= self._newest_due
+
+    def _launch(self) -> None:
+        self._number += 1
         self._admit()
         launched = not self._decode_is_due and self._launch_prefill()
         self._decode_is_due = self._steps_behind == 0 and launched and bool(self._flights)
@@ -92,10 +108,7 @@ class Scheduler:
             self._close_gaps()
             launched = self._launch_decode() or launched
         # With nothing launched there is nothing to overlap with.
-        newest = self._number - self._steps_behind if launched else self._number
-        while self._flights and self._flights[0].number <= newest:
-            pieces += self._landed(self._flights.popleft())
-        return pieces
+        self._newest_due = self._number - self._steps_behind if launched else self._number
 
     def _cancelled(self) -> list[Piece]:
         wanted = {self._to_cancel.popleft() for _ in range(len(self._to_cancel))}

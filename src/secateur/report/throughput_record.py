@@ -54,8 +54,7 @@ class ThroughputMeasurement:
     """Of every sequence."""
     rounds: int
     time_to_first_token: Spread
-    """From the start of the batch to a sequence's first token, over sequences and rounds. The
-    engine hands it out with the second one: one decode step is in it."""
+    """From the start of the batch to a sequence's first token, over sequences and rounds."""
     time_per_output_token: Spread | None
     """Between two tokens of a sequence, once all have their first one; None where none are."""
     prefill_tokens_per_second: float

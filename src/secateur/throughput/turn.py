@@ -46,8 +46,7 @@ class Turn:
     def gaps(self) -> list[float]:
         """Between two tokens of a sequence, once the last prompt was done.
 
-        Not those that came with the last first token: on a GPU the engine hands out what a step
-        computed in one piece, and its first step after a prompt is one of prefill and of decode.
+        Not those that came with the last first token, where a step hands out several.
         """
         begun = self.prefill_seconds
         return [
