@@ -82,6 +82,8 @@ def _environment() -> dict[str, str]:
     before = os.environ.get("PYTHONPATH")
     path = os.pathsep.join([*folders, before] if before else folders)
     told = {"PYTHONUNBUFFERED": "1", "PYTHONFAULTHANDLER": "1"}
+    # The tests need no plug-in, and nobody knows what else is installed there.
+    told["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
     return {**os.environ, **told, "PYTHONPATH": path}
 
 

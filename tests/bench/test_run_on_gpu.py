@@ -300,6 +300,7 @@ def test_the_gpu_suite_goes_on_without_what_kills_it(tmp_path: Path) -> None:
     assert "CUDA cannot be used any more: illegal memory access" in results[2].stdout
     # All four of skinny passed; `auto` may choose what hangs; dense stopped after two failures.
     assert done.read_text(encoding="utf-8").count("cuda-skinny]") == 4
+    assert "a process died of suite/test_some.py::test_it[1-cuda-wide]: hung" in results[3].stdout
     assert "2 failed" in results[3].stdout
     assert "2 skipped" in results[3].stdout
     assert "auto" not in done.read_text(encoding="utf-8")

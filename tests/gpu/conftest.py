@@ -60,8 +60,11 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[_ATTEMPTS] = Attempts(notes, config.getoption("patience", None), stderr)
 
 
-def pytest_report_header(config: pytest.Config) -> list[str]:
-    return [f"a process died of {d.what}: {d.why}" for d in config.stash[_ATTEMPTS].deaths]
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    for death in config.stash[_ATTEMPTS].deaths:
+        terminalreporter.write_line(f"a process died of {death.what}: {death.why}")
 
 
 def _blame(item: pytest.Item) -> str:
