@@ -144,7 +144,7 @@ def test_the_command_makes_models_of_a_shape() -> None:
     [
         ((), "say what to measure: models, or --shape NAME"),
         (("m", "--shape", "tiny"), "say what to measure: models, or --shape NAME"),
-        (("m", "--forms", "dense"), "----shape NAME with or without --forms"),
+        (("m", "--forms", "dense"), "--shape NAME with or without --forms"),
         (("m", "m"), "expected different models, got m, m"),
         (("--shape", "x"), "expected --shape one of"),
         (("--shape", "tiny", "--batch-sizes", "1,0"), "expected --batch-sizes as numbers"),
