@@ -121,7 +121,7 @@ def silenced(block: nn.Module, half: Half | None) -> Iterator[None]:
             child.forward = saved
 
 
-def noting_forms(name: str, forms: dict[str, Half]) -> Callable[..., None]:
+def _noting_forms(name: str, forms: dict[str, Half]) -> Callable[..., None]:
     """A forward hook that notes in `forms` in which form the child `name` returns its output."""
 
     def hook(_: nn.Module, __: tuple[Any, ...], output: Any) -> None:
@@ -207,7 +207,8 @@ def _forms(
 ) -> dict[str, Half]:
     forms: dict[str, Half] = {}
     hooks = [
-        block.get_submodule(name).register_forward_hook(noting_forms(name, forms)) for name in names
+        block.get_submodule(name).register_forward_hook(_noting_forms(name, forms))
+        for name in names
     ]
     try:
         run(hidden)

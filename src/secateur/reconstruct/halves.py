@@ -1,4 +1,4 @@
-"""The two halves of a block, attention and MLP, each of which adds to the residual stream.
+"""The two halves of a block, attention and MLP, where one comes after the other.
 
 A half is the block itself while the other half's module returns zeros: what remains adds its own
 part to the hidden states and passes them on. So no family needs code of its own.
@@ -10,19 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import SecateurError
-from secateur.models.sublayers import Half, noting_forms, silenced
+from secateur.models.sublayers import Half, find_sublayers
 from secateur.reconstruct.samples import BlockSamples
-
-# Relative. Both ways do the same operations but for the addition of zeros; a block whose halves
-# work side by side differs by as much as its halves do.
-_TOLERANCE = 1e-3
 
 
 def find_halves(block: nn.Module, samples: BlockSamples) -> tuple[Half, Half]:
-    """The first and the last child with a matrix: attention and MLP of a sequential block.
+    """Attention and MLP of a block that adds one and then the other to the hidden states.
 
     Args:
-        block: a decoder block.
+        block: a decoder block in evaluation mode.
         samples: its inputs; the first sample is tried.
 
     Returns:
@@ -30,45 +26,22 @@ def find_halves(block: nn.Module, samples: BlockSamples) -> tuple[Half, Half]:
         way round; the second half's inputs are the first half's outputs.
 
     Raises:
-        SecateurError: there are no two such children, or the block is not one half after the
-            other (attention and MLP side by side, say), so that it has to be tuned whole.
+        SecateurError: there are no two such parts (see `find_sublayers`), or they work side by
+            side, so that the block has to be tuned whole.
     """
-    names = [
-        name
-        for name, child in block.named_children()
-        if any(parameter.ndim > 1 for parameter in child.parameters())
-    ]
-    if len(names) < 2:
-        raise SecateurError(
-            f"expected {type(block).__name__} to have an attention and an MLP among its children, "
-            f"got {names}; tune it as a whole"
-        )
-    first, last = names[0], names[-1]
-    single = samples.single(0)
-    forms: dict[str, Half] = {}
-    hooks = [
-        block.get_submodule(name).register_forward_hook(noting_forms(name, forms))
-        for name in (first, last)
-    ]
-    try:
-        whole = _run(block, single)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    if set(forms) == {first, last}:
-        with silenced(block, forms[last]):
-            between = _run(block, single)
-        with silenced(block, forms[first]):
-            after = _run(block, replace(single, hidden=(between,)))
-        error = torch.linalg.vector_norm((after - whole).double())
-        if bool(error <= _TOLERANCE * torch.linalg.vector_norm(whole.double())):
-            return forms[first], forms[last]
-    raise SecateurError(
-        f"expected {type(block).__name__} to add {first} and then {last} to the hidden states; it "
-        "does not, so tune it as a whole"
-    )
+    single, like = samples.single(0), next(block.parameters())
 
+    def run(hidden: Tensor) -> Tensor:
+        return replace(single, hidden=(hidden,)).run(block, [0])
 
-def _run(block: nn.Module, single: BlockSamples) -> Tensor:
     with torch.no_grad():
-        return single.run(block, [0])
+        try:
+            found = find_sublayers(block, single.hidden[0].to(like.device, like.dtype), run)
+        except SecateurError as error:
+            raise SecateurError(f"{error}; tune it as a whole") from None
+    if found.attention is None or found.mlp is None or not found.one_after_other:
+        raise SecateurError(
+            f"expected {type(block).__name__} to add attention and then MLP to the hidden states; "
+            "it does not, so tune it as a whole"
+        )
+    return found.attention, found.mlp
