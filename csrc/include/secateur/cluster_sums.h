@@ -101,7 +101,8 @@ SECATEUR_DEVICE void publish() {
   device::cluster_wait();
 }
 // Others may still read this thread block's sums. Nothing is published, but a relaxed arrival could
-// overtake this thread's own reads of theirs, if their values are not used.
+// overtake this thread's own reads of theirs, if their values are not used. Of the fence the manual
+// promises that for the own thread block's memory only; what it is made of waits for all accesses.
 SECATEUR_DEVICE void retire() {
   device::cluster_arrive_shared();
   device::cluster_wait();

@@ -134,8 +134,9 @@ SECATEUR_DEVICE void copy_bulk(uint32_t target, const void* source, uint32_t byt
 #endif
 }
 
-// Stands between ordinary writes to shared memory (the thread's own, or those of others that a
-// barrier has shown it) and bulk copies to the same place.
+// Stands between ordinary accesses to shared memory, reads as well as writes (the thread's own, or
+// those of others that a barrier has shown it), and bulk copies to the same place: a barrier alone
+// does not order the two proxies. Whoever has read a stage fences before it is given back.
 SECATEUR_DEVICE void fence_before_copies() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");

@@ -123,6 +123,7 @@ SECATEUR_DEVICE void consume(const Problem& problem, Ring ring, int warp, int la
       if (tile < all_tiles) {
         multiply_stage<Value, Shape>(sums, ring.weights() + my_weights, ring.weights() + x, lane);
       }
+      if constexpr (Bulk) device::fence_before_copies();  // of what is read here, to be overwritten
       device::sync_warp();
       if (lane == 0) device::barrier_arrive(ring.empty(ring.stage));
       ring.advance();

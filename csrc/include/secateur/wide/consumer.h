@@ -50,7 +50,9 @@ struct Consumer {
   SECATEUR_DEVICE void wait_full() const {
     device::barrier_wait(ring.full(ring.stage), ring.phase);
   }
-  // The warp has read what it needs of a stage, and so have its products.
+  // The warp has read what it needs of a stage, and so have its products: they took its weights
+  // from registers, and their end, which has been waited for, is a fence between its reads and the
+  // copies that follow as well.
   SECATEUR_DEVICE void release(int stage) const {
     if (!tells) return;
     if (alone) {

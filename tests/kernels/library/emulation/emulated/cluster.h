@@ -37,6 +37,7 @@ template <typename T>
 T load_mapped(uint32_t mapped) {
   T value;
   machine().require_published(require_mapped(mapped), sizeof(T));
+  machine().accessed(mapped, sizeof(T));
   std::memcpy(&value, machine().shared(mapped, sizeof(T)), sizeof(T));
   return value;
 }

@@ -84,12 +84,14 @@ inline void store_shared4(uint32_t target, uint32_t value) {
 inline Words4 load_shared16(uint32_t source) {
   Words4 value;
   machine().touch_registers();
+  machine().accessed(source, 16);
   std::memcpy(&value, machine().shared(source, 16), 16);
   return value;
 }
 inline uint32_t load_shared4(uint32_t source) {
   uint32_t value;
   machine().touch_registers();
+  machine().accessed(source, 4);
   std::memcpy(&value, machine().shared(source, 4), 4);
   return value;
 }
@@ -97,6 +99,7 @@ inline uint32_t load_shared4(uint32_t source) {
 // ldmatrix.x4: matrix i has its rows at the addresses of lanes 8 * i to 8 * i + 7; lane L gets of
 // every matrix two values of row L / 4, from column 2 * (L % 4) on.
 inline Words4 load_matrices(uint32_t source) {
+  machine().accessed(source, 16);
   return machine().collective<uint32_t, Words4>(
       "ldmatrix", source, [](const uint32_t* addresses, Words4* out) {
         for (int lane = 0; lane < 32; ++lane) {

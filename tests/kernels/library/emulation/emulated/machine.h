@@ -20,6 +20,8 @@
 #include <typeindex>
 #include <vector>
 
+#include "emulated/proxies.h"
+
 namespace emulation {
 
 constexpr int lanes = 32;
@@ -79,7 +81,7 @@ class Machine {
         threads_(threads),
         cluster_(cluster),
         shared_(cluster, std::vector<uint8_t>(shared_bytes, poison)),
-        plain_(cluster, std::vector<bool>(shared_bytes)) {}
+        ordinary_(cluster, threads, shared_bytes) {}
 
   static Machine*& current() {
     static Machine* machine = nullptr;
@@ -144,8 +146,7 @@ class Machine {
   // after it was published, by an arrival that releases: all of it, or that in its own block.
   void wrote(uint32_t address, int bytes) {
     spare_barriers(in_window(address), bytes);
-    const uint32_t place = in_window(address) - window(0);
-    std::fill_n(plain_[place >> 24].begin() + (place & ((1 << 24) - 1)), bytes, true);
+    accessed(address, bytes);
     if (cluster_ == 1) return;
     const Written now{in_window(address), bytes};
     // What was there before is gone, whoever wrote it.
@@ -156,14 +157,15 @@ class Machine {
     }
     unpublished_[running_].push_back(now);
   }
-  // Bulk copies overtake ordinary writes to the same place unless a fence stands between. Whoever
-  // puts it there has to know of the writes; that is not looked at.
-  void fence_before_copies() { std::fill(plain_[rank()].begin(), plain_[rank()].end(), false); }
+  void accessed(uint32_t address, int bytes) {
+    const uint32_t place = in_window(address) - window(0);
+    ordinary_.make(running_, place >> 24, place & ((1 << 24) - 1), bytes);
+  }
+  void fence_before_copies() { ordinary_.fence(running_, rank()); }
   void require_fenced(uint32_t mapped, int bytes) {
     const uint32_t place = mapped - window(0);
-    const auto first = plain_[place >> 24].begin() + (place & ((1 << 24) - 1));
-    if (std::find(first, first + bytes, true) != first + bytes) {
-      fail("shared memory: a bulk copy over ordinary writes, without a fence between");
+    if (ordinary_.any(place >> 24, place & ((1 << 24) - 1), bytes)) {
+      fail("shared memory: a bulk copy over ordinary accesses, without a fence between");
     }
   }
   void publish(bool everything) {
@@ -219,6 +221,7 @@ class Machine {
     barriers_[in_window(address)] = {count, count, 0, 0};
   }
   void arrive(uint32_t address) {
+    if (running_ >= 0) ordinary_.tell(running_);
     Barrier& b = barrier(address);
     if (b.pending == 0) fail("more arrivals than an mbarrier counts");
     --b.pending;
@@ -256,6 +259,7 @@ class Machine {
   template <typename In, typename Out, typename Compute>
   Out collective(const char* name, const In& in, const Compute& compute) {
     static_assert(sizeof(In) <= 64 && sizeof(Out) <= 64, "slots");
+    ordinary_.tell(running_);
     Collective& c = collectives_[running_ / lanes];
     const int lane = thread() % lanes;
     if (c.arrived == 0) {
@@ -295,11 +299,15 @@ class Machine {
     return static_cast<T&>(*found);
   }
 
-  void sync_block() { wait(block_syncs_[rank()], arrive(block_syncs_[rank()], threads_)); }
+  void sync_block() {
+    ordinary_.tell(running_);
+    wait(block_syncs_[rank()], arrive(block_syncs_[rank()], threads_));
+  }
 
   // The two halves of a barrier over the whole cluster.
   void cluster_arrive() {
     if (cluster_tokens_[running_] >= 0) fail("two arrivals at a cluster's barrier without a wait");
+    ordinary_.tell(running_);
     cluster_tokens_[running_] = arrive(cluster_sync_, cluster_ * threads_);
   }
   void cluster_wait() {
@@ -438,7 +446,7 @@ class Machine {
   int threads_;
   int cluster_;
   std::vector<std::vector<uint8_t>> shared_;  // a thread block each
-  std::vector<std::vector<bool>> plain_;      // bytes written by threads since the last fence
+  OrdinaryAccesses ordinary_;
   std::vector<Region> regions_;
   std::vector<Fiber> fibers_;
   std::vector<Collective> collectives_;
@@ -472,7 +480,7 @@ inline void Machine::run(int block, const std::function<void()>& body) {
   body_ = &body;
   barriers_.clear();
   for (auto& memory : shared_) std::fill(memory.begin(), memory.end(), poison);
-  for (auto& bytes : plain_) std::fill(bytes.begin(), bytes.end(), false);
+  ordinary_.clear();
   const int threads = cluster_ * threads_;
   fibers_ = std::vector<Fiber>(threads);
   collectives_ = std::vector<Collective>(threads / lanes);

@@ -27,6 +27,7 @@ inline bool any(bool v) {
 inline void store_shared8(uint32_t target, uint32_t low, uint32_t high) {
   const uint32_t words[2] = {low, high};
   std::memcpy(machine().shared(target, 8), words, 8);
+  machine().wrote(target, 8);
 }
 
 inline void load_partial(float (&v)[4], const float* source) {

@@ -134,6 +134,8 @@ inline void TensorCores::wait(size_t pending) {
   if (self.groups.size() <= pending) return;
   const size_t target = self.groups[self.groups.size() - pending - 1];
   while (warpgroup().executed < target) machine_.yield();
+  // The end of a product is a fence between proxies as well.
+  if (self.checked < target) machine_.fence_before_copies();
   for (; self.checked < target; ++self.checked) {
     const auto& lane = warpgroup().products[self.checked].lanes[machine_.running() % 128];
     if (!lane.unchanged()) machine_.fail("wgmma: registers changed before the wait");
