@@ -66,7 +66,7 @@ const char* own_error_text(int code) {
              "ceil(groups / clusters) waves, at least one group side by side, and fewer than 2**31 "
              "steps in all";
     case SECATEUR_BAD_X_STRIDE:
-      return "expected a row stride of x of 8 to 2**39";
+      return "expected rows of x that do not overlap, less than 2**39 apart";
     case SECATEUR_NEEDS_SM90:
       return "this kernel needs a GPU of compute capability 9.0";
     case SECATEUR_NO_TENSOR_MAP:

@@ -58,9 +58,10 @@ int check_pointers(const SecateurSparse24Wide& a) {
     return SECATEUR_MISALIGNED;
   }
   if (!x_is_aligned(a.linear)) return SECATEUR_MISALIGNED_X;
-  // What a map of x can say.
-  const bool apart = a.linear.tokens == 1 ||
-                     (a.linear.x_stride >= 8 && a.linear.x_stride < int64_t{1} << 39);
+  // What a map of x can say: rows that follow each other, with or without a gap.
+  const bool apart =
+      a.linear.tokens == 1 ||
+      (a.linear.x_stride >= a.linear.columns && a.linear.x_stride < int64_t{1} << 39);
   return apart ? SECATEUR_OK : SECATEUR_BAD_X_STRIDE;
 }
 

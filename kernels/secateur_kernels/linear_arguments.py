@@ -88,12 +88,13 @@ def with_aligned_rows(x: Tensor) -> Tensor:
         x: [M, K] of 16-bit values.
 
     Returns:
-        x itself if its rows are contiguous and start at different multiples of 16 bytes, else a
-        copy whose rows are K rounded up to 8 elements apart.
+        x itself if its rows are contiguous, do not overlap (a map of the tensor memory accelerator
+        cannot say that) and start at multiples of 16 bytes, else a copy whose rows are K rounded up
+        to 8 elements apart.
     """
     tokens, columns = x.shape
     step = 16 // x.element_size()
-    apart = tokens == 1 or (x.stride(0) % step == 0 and x.stride(0) > 0)
+    apart = tokens == 1 or (x.stride(0) % step == 0 and x.stride(0) >= columns)
     if x.stride(1) == 1 and apart and x.data_ptr() % 16 == 0:
         return x
     stride = columns + -columns % step

@@ -30,8 +30,9 @@ def test_rows_that_fit_are_not_copied() -> None:
         matrix(4, 72)[:, 4:68],
         matrix(64, 4).T,
         matrix(1, 64).expand(3, 64),
+        matrix(1, 80).as_strided((3, 64), (8, 1)),
     ],
-    ids=["odd stride", "odd start", "columns apart", "the same row"],
+    ids=["odd stride", "odd start", "columns apart", "the same row", "rows that overlap"],
 )
 def test_rows_that_do_not_fit_are_copied(x: Tensor) -> None:
     copied = with_aligned_rows(x)

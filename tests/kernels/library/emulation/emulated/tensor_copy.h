@@ -25,7 +25,8 @@ inline void prefetch_map(const TensorMap&) {}
 // The conditions that the driver checks when it encodes a map.
 inline void require_sound(const TensorMap& map) {
   if (reinterpret_cast<uintptr_t>(map.base) % 16 != 0) machine().fail("tensor map: base address");
-  if (map.row_bytes % 16 != 0 || map.row_bytes <= 0 || map.row_bytes >= int64_t{1} << 40) {
+  if (map.row_bytes % 16 != 0 || map.row_bytes < 2 * map.columns ||
+      map.row_bytes >= int64_t{1} << 40) {
     machine().fail("tensor map: row stride");
   }
   if (map.box_rows < 1 || map.box_rows > 256) machine().fail("tensor map: box");
