@@ -71,6 +71,10 @@ CASES = {
     "K that is no multiple of 8": Case(32, 64, 76, residual=True),
     "smallest": Case(1, 1, 4),
     "bias and residual": Case(50, 160, 64, bias=True, residual=True),
+    "bias at an odd place": Case(50, 160, 64, bias=True, bias_aligned=False),
+    "bias at an odd place, gate and up": Case(
+        30, 96, 64, gate_up=True, bias=True, bias_aligned=False
+    ),
     "bias and residual, split": Case(50, 160, 256, Tiling(blocks=5), bias=True, residual=True),
     "gate and up apart": Case(30, 96, 64, gate_up=True, bias=True, residual=True),
     "rows of x apart": Case(32, 64, 128, x_padding=24),
@@ -145,6 +149,7 @@ def test_any_shape_tiling_and_schedule(data: st.DataObject, emulator: Any) -> No
         dtype=data.draw(st.sampled_from([torch.bfloat16, torch.float16])),
         gate_up=gate_up,
         bias=data.draw(st.booleans(), "bias"),
+        bias_aligned=data.draw(st.booleans(), "bias aligned"),
         residual=data.draw(st.booleans(), "residual"),
         x_padding=data.draw(st.sampled_from([0, 8]), "x padding"),
         dependent=data.draw(st.booleans(), "dependent"),

@@ -111,6 +111,22 @@ def test_accumulators_cover_the_tile_once(emulator: Any) -> None:
     assert places == set(itertools.product(range(16), range(8)))
 
 
+def test_sums_are_staged_without_bank_conflicts(emulator: Any) -> None:
+    f = emulator.functions
+    for item in range(4):
+        banks = {f.index_staging_item(lane, item) // 4 % 32 for lane in range(32)}
+        assert len(banks) == 32
+    pairs = [f.index_staging_pair(pair) for pair in range(32)]
+    assert [sorted(pairs[:16]), sorted(pairs[16:])] == [list(range(16)), list(range(16, 32))]
+    assert pairs[16:] == [pair + 16 for pair in pairs[:16]]
+    # A load of 16 bytes is served for eight lanes at a time: of two halves, or of eight tokens.
+    for first in range(0, 32, 8):
+        lanes = range(first, first + 8)
+        halves = {f.index_staging_offset(pairs[lane // 2], 8 * (lane % 2)) % 128 for lane in lanes}
+        tokens = {f.index_staging_offset(lane, 0) % 128 for lane in lanes}
+        assert len(halves) == len(tokens) == 8
+
+
 @settings(
     deadline=None, max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )

@@ -75,6 +75,8 @@ class Case:
     gate_up: bool = False
     silu: bool = False
     bias: bool = False
+    bias_aligned: bool = True
+    """Starts at a multiple of 16 bytes."""
     residual: bool = False
     x_padding: int = 0
     """Elements between the rows of x: more, so that rows are aligned."""
@@ -151,7 +153,11 @@ def run(case: Case, emulator: Any) -> tuple[Tensor, Tensor]:
     packed = Fragment24.from_dense(dense, row_order="gate_up" if case.gate_up else "natural")
     x = integers(generator, case.tokens, case.columns).to(case.dtype)
     out = case.rows // 2 if case.silu else case.rows
-    bias = integers(generator, case.rows).to(case.dtype) if case.bias else None
+    bias = None
+    if case.bias:
+        room = integers(generator, case.rows + 16).to(case.dtype)
+        start = -(room.data_ptr() // 2) % 8 + (0 if case.bias_aligned else 1)
+        bias = room[start : start + case.rows]
     residual = integers(generator, case.tokens, out).to(case.dtype) if case.residual else None
     y = torch.full((case.tokens, out), torch.nan, dtype=case.dtype)
     # The arguments are bare pointers: what they point to needs a name.

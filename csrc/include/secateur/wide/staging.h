@@ -15,6 +15,13 @@ constexpr int bytes = tokens * stride * 4;  // of a warp
 static_assert(2 * stride % 32 == 8, "tokens two apart lie eight banks apart");
 static_assert(stride * 4 % 16 == 0 && bytes % 16 == 0, "read by 16 bytes");
 
+// Two neighbouring lanes read the halves of a token: which one, so that eight neighbours, which
+// read 16 bytes each at a time, touch every bank once. The order of 16 tokens with two bits of
+// their numbers exchanged; those that follow lie the same.
+SECATEUR_INLINE constexpr int token_of_pair(int pair) {
+  return (pair & ~6) | (pair & 2) << 1 | (pair & 4) >> 1;
+}
+
 SECATEUR_INLINE constexpr int offset(int token, int row) { return (token * stride + row) * 4; }
 
 // Of an accumulator of the first token tile; the next ones follow.

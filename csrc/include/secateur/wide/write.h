@@ -2,6 +2,7 @@
 #pragma once
 
 #include "secateur/device.h"
+#include "secateur/device/recompute.h"
 #include "secateur/output.h"
 #include "secateur/shared_sums.h"
 #include "secateur/wide/problem.h"
@@ -71,15 +72,18 @@ SECATEUR_DEVICE Eight read_staged(uint32_t source) {
   return eight;
 }
 
-// Bias of the eight rows of the weight from `row` on.
+SECATEUR_DEVICE void add(Eight& sums, const Eight& more) {
+#pragma unroll
+  for (int i = 0; i < 8; ++i) sums.value[i] += more.value[i];
+}
+
+// Bias of the eight rows of the weight from `row`, a multiple of 8, on; zeros where there is none.
 template <typename Value>
-SECATEUR_DEVICE void add_bias(Eight& sums, const Output& output, int64_t row) {
-  if (output.bias == nullptr) return;
+SECATEUR_DEVICE Eight read_bias(const Output& output, int64_t row) {
+  if (output.bias == nullptr) return {};
   const int64_t left = output.rows - row;
   const int count = left < 8 ? static_cast<int>(left) : 8;
-  const Eight bias = read_eight<Value>(output.bias, row, count, false);
-#pragma unroll
-  for (int i = 0; i < 8; ++i) sums.value[i] += bias.value[i];
+  return read_eight<Value>(output.bias, row, count, output.bias_chunked);
 }
 
 // Eight finished rows of the weight for one token, to eight columns of y.
@@ -89,10 +93,8 @@ SECATEUR_DEVICE void finish_eight(const Output& output, int64_t token, int64_t c
   const int64_t left = output.columns() - column;
   const int count = left < 8 ? static_cast<int>(left) : 8;
   if (output.residual != nullptr) {
-    const Eight added = read_eight<Value>(
-        output.residual, token * output.residual_stride + column, count, output.chunked);
-#pragma unroll
-    for (int i = 0; i < 8; ++i) sums.value[i] += added.value[i];
+    add(sums, read_eight<Value>(output.residual, token * output.residual_stride + column, count,
+                                output.chunked));
   }
   write_eight<Value>(output.y, token * output.columns() + column, count, output.chunked, sums);
 }
@@ -105,26 +107,27 @@ SECATEUR_DEVICE void finish_gated(const Output& output, int64_t tile, int first_
   if (token >= output.tokens) return;
   Eight gate = read_staged(staged + staging::offset(lane, 0));
   Eight up = read_staged(staged + staging::offset(lane, 8));
-  add_bias<Value>(gate, output, tile * 8);
-  add_bias<Value>(up, output, output.rows / 2 + tile * 8);
+  add(gate, read_bias<Value>(output, tile * 8));
+  add(up, read_bias<Value>(output, output.rows / 2 + tile * 8));
 #pragma unroll
   for (int i = 0; i < 8; ++i) gate.value[i] = silu(gate.value[i]) * up.value[i];
   finish_eight<Value>(output, token, tile * 8, gate);
 }
 
-// Two neighbouring lanes take the sixteen rows of a token.
+// Two neighbouring lanes take the sixteen rows of a token. What follows from the lane is computed
+// here: kept from part to part it does not fit beside the sums.
 template <typename Value>
 SECATEUR_DEVICE void finish_plain(const Output& output, int64_t tile, int first_token,
-                                  uint32_t staged, int lane) {
-  const int half = lane % 2;
+                                  uint32_t staged, int its_lane) {
+  const int lane = device::anew(its_lane), half = lane % 2;
   const int64_t row = fragment24::logical_row(tile, 8 * half, output.rows, output.gate_up);
   if (row >= output.rows) return;
 #pragma unroll 1
-  for (int i = lane / 2; i < staging::tokens; i += warp_lanes / 2) {
+  for (int i = staging::token_of_pair(lane / 2); i < staging::tokens; i += warp_lanes / 2) {
     const int token = first_token + i;
     if (token >= output.tokens) return;
     Eight sums = read_staged(staged + staging::offset(i, 8 * half));
-    add_bias<Value>(sums, output, row);
+    add(sums, read_bias<Value>(output, row));
     finish_eight<Value>(output, token, row, sums);
   }
 }

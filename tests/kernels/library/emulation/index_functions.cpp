@@ -2,6 +2,7 @@
 #include "secateur/accumulator.h"
 #include "secateur/fragment24.h"
 #include "secateur/schedule.h"
+#include "secateur/wide/staging.h"
 #include "secateur/x_tile.h"
 
 using namespace secateur;
@@ -39,6 +40,9 @@ int index_operand_offset(int lane, int token_tile, int fragment) {
 int index_valid_bytes(int column, int columns) { return x_tile::valid_bytes(column, columns); }
 int index_accumulator_row(int lane, int item) { return accumulator::row(lane, item); }
 int index_accumulator_token(int lane, int item) { return accumulator::token(lane, item); }
+int index_staging_offset(int token, int row) { return wide::staging::offset(token, row); }
+int index_staging_item(int lane, int item) { return wide::staging::item_offset(lane, item); }
+int index_staging_pair(int pair) { return wide::staging::token_of_pair(pair); }
 int schedule_first_unit(int row_blocks, int steps, int blocks, int block) {
   return Schedule{row_blocks, steps, blocks}.first_unit(block);
 }
