@@ -16,7 +16,7 @@ struct Launch {
   int64_t blocks;
   int threads;
   int shared_bytes;
-  int cluster = 1;          // thread blocks; divides `blocks`
+  int cluster = 1;          // thread blocks, at most eight; divides `blocks`
   bool dependent = false;   // programmatic dependent launch, where the code and the stream allow it
   int device = 0;           // the current one
   cudaStream_t stream = nullptr;
@@ -49,13 +49,6 @@ cudaError_t prepare(Kernel* kernel, int device, KernelFacts* facts) {
   if (error == cudaSuccess) {
     error = cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
                                  cudaSharedmemCarveoutMaxShared);
-  }
-  // Clusters of more than eight thread blocks.
-  if (error == cudaSuccess && facts->for_hopper) {
-    const cudaError_t refused =
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
-    // Devices without clusters refuse, and need it not. An error of the caller's own stays.
-    if (refused != cudaSuccess) cudaGetLastError();
   }
   return error;
 }
