@@ -8,20 +8,20 @@ machine with a GPU of compute capability 9.0 is compiled for that alone.
 """
 
 import hashlib
+import importlib.util
 import json
 import os
-import subprocess
-import sys
+import shutil
 from pathlib import Path
 
 import torch
 
 from secateur_kernels.library import NAME, library_status
+from secateur_kernels.version import __version__
 
 ROOT = Path(__file__).parents[1]
 LIBRARY = ROOT / "kernels" / "secateur_kernels" / NAME
 STAMP = ROOT / "build" / "library.json"
-BUILD = (sys.executable, "setup.py", "--quiet", "build_ext", "--inplace")
 _HOPPER = (9, 0)
 
 
@@ -56,11 +56,27 @@ def _digest(library: Path) -> str:
 
 
 def environment() -> dict[str, str]:
-    """For the build: an error without nvcc, and no more architectures than are needed."""
-    values = {**os.environ, "SECATEUR_REQUIRE_CUDA": "1"}
+    """For the build: no more architectures than are needed."""
+    values = dict(os.environ)
     if torch.cuda.is_available() and torch.cuda.get_device_capability() == _HOPPER:
         values.setdefault("SECATEUR_CUDA_ARCHS", "sm_90a")
     return values
+
+
+def compile_library(target: Path = LIBRARY) -> None:
+    """Compile the sources into the checkout; without setup.py, whose setuptools may be too old.
+
+    Raises:
+        Exception: the compiler is not there, or does not like the sources; it says which.
+    """
+    spec = importlib.util.spec_from_file_location("secateur_csrc_build", ROOT / "csrc" / "build.py")
+    assert spec is not None
+    assert spec.loader is not None
+    builder = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(builder)
+    os.environ.update(environment())
+    built, _ = builder.build(__version__)
+    shutil.copyfile(built, target)
 
 
 def main() -> int:
@@ -68,9 +84,11 @@ def main() -> int:
         print(f"{LIBRARY.name} is of these sources: nothing to compile")
     else:
         before = sources()
-        done = subprocess.run(BUILD, cwd=ROOT, env=environment(), check=False)
-        if done.returncode:
-            return done.returncode
+        try:
+            compile_library()
+        except Exception as error:  # it names the command and what the compiler said
+            print(f"not compiled: {error}")
+            return 1
         if sources() != before:
             print("sources changed while they were compiled: run again")
             return 1

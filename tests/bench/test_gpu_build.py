@@ -1,12 +1,15 @@
 """When the compiled library has to be built anew."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from bench import gpu_build
 from bench.gpu_build import environment, is_current, note, sources
+
+from secateur_kernels.version import __version__
 
 
 def test_a_library_counts_only_for_its_own_sources(
@@ -42,12 +45,35 @@ def test_nothing_is_compiled_twice(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(gpu_build, "is_current", lambda: True)
-    monkeypatch.setattr(gpu_build, "BUILD", ("no-such-program",))
+    monkeypatch.setattr(gpu_build, "compile_library", lambda: pytest.fail("compiled again"))
     gpu_build.main()
     assert "nothing to compile" in capsys.readouterr().out
 
 
-def test_a_failed_build_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_build_is_a_failure(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(gpu_build, "is_current", lambda: False)
-    monkeypatch.setattr(gpu_build, "BUILD", ("false",))
+    monkeypatch.setenv("SECATEUR_NO_CUDA", "1")
     assert gpu_build.main() == 1
+    assert capsys.readouterr().out == "not compiled: SECATEUR_NO_CUDA is set\n"
+
+
+def test_the_library_is_built_without_setuptools(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That of a machine with a GPU may be older than what setup.py and pyproject.toml need."""
+    monkeypatch.setattr(gpu_build, "ROOT", tmp_path)
+    (tmp_path / "csrc").mkdir()
+    (tmp_path / "csrc" / "build.py").write_text(
+        "import os, pathlib\n"
+        "def build(version):\n"
+        "    path = pathlib.Path(__file__).with_name('built.so')\n"
+        "    path.write_text(version)\n"
+        "    return path, None\n",
+        encoding="utf-8",
+    )
+    target = tmp_path / "library.so"
+    monkeypatch.setitem(sys.modules, "setuptools", None)
+    gpu_build.compile_library(target)
+    assert target.read_text(encoding="utf-8") == __version__
