@@ -28,7 +28,7 @@ LEAST_BUDGET = 45.0
 # With less a step whose process died is not started again.
 LEAST_AGAIN = 10.0
 # Seconds after which one attempt of a quick step, or of another one, counts as hung.
-PATIENCE, LONG_PATIENCE = 20, 120
+PATIENCE, LONG_PATIENCE = 20, 200
 # What a short visit to a GPU is for, the most valuable first.
 FIRST = (
     "facts", "build", "probe", "quick", "bench-quick", "microbench", "bench-quick-low-rank",
