@@ -20,6 +20,7 @@ from builders import (
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from training_builders import recover
 
 from secateur.report import page, table
 from secateur.report.comparison import Comparison, Sample, Variant
@@ -274,6 +275,20 @@ def test_fallbacks_stand_at_the_top() -> None:
     assert page.cautions(comparison()) == []
 
 
+def test_what_several_variants_have_in_common_is_said_once() -> None:
+    few = tuple(layer(block, note="odd shape") for block in range(2))
+    many = tuple(layer(block, note="odd shape") for block in range(5))
+    one = variant("Wanda 2:4", "wanda", "2:4", report=report(prune(layers=few)))
+    two = variant("Wanda 50%", "wanda", "50%", report=report(prune(layers=many)))
+    assert page.cautions(comparison(one, two)) == [
+        "odd shape: Wanda 2:4 (2 layers), Wanda 50% (5 layers)"
+    ]
+    assert page.cautions(comparison(two)) == [
+        "Wanda 50%: odd shape (5 layers: model.layers.0.self_attn.q_proj, "
+        "model.layers.1.self_attn.q_proj, model.layers.2.self_attn.q_proj, …)"
+    ]
+
+
 def test_uneven_protocols_are_pointed_out() -> None:
     other = replace(quality(), text="other.txt")
     one = variant("Wanda 2:4", "wanda", "2:4", quality=other, report=None)
@@ -297,3 +312,9 @@ def test_report_headline_names_each_stage() -> None:
     nothing = replace(report(), stages=(), seconds={}, calibration=None)
     assert page.report_headline(nothing) == "Nothing was done, in 0 ms."
     page.render_report(nothing)
+
+
+def test_page_of_a_training_is_not_called_a_compression() -> None:
+    trained, pruned = report(recover()), report(prune(), recover())
+    assert "<h1>Recovering examples/books-8m</h1>" in page.render_report(trained)
+    assert "<h1>Compressing examples/books-8m</h1>" in page.render_report(pruned)

@@ -15,6 +15,7 @@ from markupsafe import Markup
 
 from secateur.report import depth_plots, drop_words, plots, table
 from secateur.report.comparison import Comparison, Variant
+from secateur.report.notes import comparison_notes
 from secateur.report.record import (
     AnyStage,
     CalibrationRecord,
@@ -72,13 +73,18 @@ def render_report(report: Report) -> str:
     return _template().render(
         kind="report",
         record=report,
-        title=f"Compressing {report.model.source}",
+        title=f"{_verb(report)} {report.model.source}",
         headline=report_headline(report),
         findings=_report_findings(report),
         cautions=table.report_notes(report),
         calibrations=[report.calibration] if report.calibration else [],
         views=[(None, _report_view(report))],
     )
+
+
+def _verb(report: Report) -> str:
+    only_trained = all(isinstance(stage, RecoverRecord) for stage in report.stages)
+    return "Recovering" if report.stages and only_trained else "Compressing"
 
 
 def headline(comparison: Comparison) -> str:
@@ -221,9 +227,7 @@ def cautions(comparison: Comparison) -> list[str]:
         value = variant.quality.perplexity
         if not math.isfinite(value):
             sentences.append(f"{variant.name}: perplexity is {table.format_number(value)}.")
-        notes = table.report_notes(variant.report) if variant.report else []
-        sentences += [f"{variant.name}: {note}" for note in notes]
-    return sentences
+    return sentences + comparison_notes(comparison)
 
 
 def report_headline(report: Report) -> str:

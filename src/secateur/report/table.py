@@ -14,6 +14,7 @@ from secateur.errors import SecateurError
 from secateur.report.comparison import Comparison, Variant
 from secateur.report.drop_words import criterion_words, dropped_words, perplexities
 from secateur.report.lists import MISSING, listed
+from secateur.report.notes import report_notes
 from secateur.report.numbers import (
     format_bytes,
     format_change,
@@ -36,9 +37,8 @@ from secateur.report.record import (
     PruneRecord,
     Report,
 )
-from secateur.report.routing_words import routing_notes
 from secateur.report.training_record import InheritRecord, RecoverRecord
-from secateur.report.training_words import training_notes, training_table
+from secateur.report.training_words import training_table
 
 # With the numbers and lists that tables are made of, for pages that show both.
 __all__ = [
@@ -71,8 +71,6 @@ __all__ = [
     "short_name",
     "tuned_blocks",
 ]
-
-_NAMES_SHOWN = 3
 
 
 def dense_variant(comparison: Comparison) -> Variant:
@@ -201,41 +199,6 @@ def layers_by_kind(layers: Sequence[AnyLayer]) -> dict[str, list[AnyLayer]]:
     return kinds
 
 
-def report_notes(report: Report) -> list[str]:
-    """What did not go as the recipe says, one sentence a cause: fallbacks, notes, warnings."""
-    return [note for stage in report.stages for note in _stage_notes(stage)]
-
-
-def _stage_notes(stage: AnyStage) -> list[str]:
-    if isinstance(stage, RecoverRecord | InheritRecord):
-        return training_notes(stage)
-    if isinstance(stage, DropRecord):
-        return list(stage.warnings)
-    if isinstance(stage, FactorRecord):
-        return [*stage.warnings, *_by_note([(layer.note, layer.name) for layer in stage.layers])]
-    notes = [(_layer_note(layer, stage.method), layer.name) for layer in stage.layers]
-    of_blocks = [block.note for block in stage.blocks if block.note]
-    return [*_by_note(notes), *of_blocks, *routing_notes(stage)]
-
-
-def _by_note(notes: Sequence[tuple[str, str]]) -> list[str]:
-    names: dict[str, list[str]] = {}
-    for text, name in notes:
-        if text:
-            names.setdefault(text, []).append(name)
-    return [f"{text} ({_some(layers)})" for text, layers in names.items()]
-
-
-def _layer_note(layer: LayerRecord, method: str) -> str:
-    fallback = f"pruned by {layer.method} instead of {method}" if layer.method != method else ""
-    return "; ".join(filter(None, (fallback, layer.note)))
-
-
-def _some(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:_NAMES_SHOWN])
-    return shown if len(names) <= _NAMES_SHOWN else f"{len(names)} layers: {shown}, …"
-
-
 def report_table(report: Report) -> RenderableType:
     """One report for a terminal of 80 columns or more: the facts, each stage, and the notes."""
     parts: list[RenderableType] = [_facts_table(report)]
@@ -333,11 +296,16 @@ def _tuning_table(stage: PruneRecord) -> Table:
 
 def _factor_table(number: int, stage: FactorRecord) -> Table:
     title = f"Stage {number}: {stage.method}, {stage.kept_fraction:.1%} of the values kept"
-    table = Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(
+        title=Text(title),
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),  # six columns in 80
+        pad_edge=False,
+    )
     table.add_column("Layer", no_wrap=True)
-    for column in ("Count", "Ranks", "Kept", "Error, mean"):
+    for column in ("Count", "Ranks", "Kept", "Error", "Error, worst"):
         table.add_column(column, justify="right")
-    table.add_column("Error, worst", justify="right", no_wrap=True)  # ranks wrap at 80 columns
     for kind, layers in layers_by_kind(stage.layers).items():
         kept = sum(layer.num_parameters for layer in layers)
         whole = sum(layer.shape[0] * layer.shape[1] for layer in layers)
