@@ -67,8 +67,9 @@ class Scripted:
         if self.left[request_id] > 0:
             return Piece(request_id, letter, (5,))
         del self.left[request_id]
+        text = letter * self.asked[request_id - 1].max_new_tokens
         timing = Timing(math.nan, ())
-        return Piece(request_id, letter, (5,), Result("", (5,), "length", 2, timing, None))
+        return Piece(request_id, letter, (5,), Result(text, (5,), "length", 2, timing, None))
 
 
 def serve(test: Callable[[Service, Scripted], Awaitable[None]], max_waiting: int = 3) -> None:

@@ -191,7 +191,7 @@ class Engine:
         if isinstance(prompts, str):
             raise SecateurError("expected a list of prompts, got a string")
         sequences = [self._sequence(*pair) for pair in zip(prompts, each, strict=True)]
-        self._run([sequence.request_id for sequence in sequences], sequences)
+        self._run(sequences)
         return [sequence.result for sequence in sequences if sequence.result is not None]
 
     def stream(self, prompt: Prompt, options: GenerationOptions = _GREEDY) -> Iterator[Piece]:
@@ -273,9 +273,9 @@ class Engine:
             )
         return token_ids
 
-    def _run(self, request_ids: list[int], sequences: list[Sequence]) -> None:
-        for request_id, sequence in zip(request_ids, sequences, strict=True):
-            self._boxes[request_id] = deque()
+    def _run(self, sequences: list[Sequence]) -> None:
+        for sequence in sequences:
+            self._boxes[sequence.request_id] = deque()
             self._scheduler.submit(sequence)
         try:
             while any(sequence.result is None for sequence in sequences):

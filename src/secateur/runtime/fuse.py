@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from secateur.models.fuse import fuse_gated_mlp, fuse_side_by_side, unfuse, why_not_fused
+from secateur.models.fuse import fuse_gated_mlp, fuse_side_by_side, why_not_fused
 from secateur.modules.gated_mlp import GatedMlp
 from secateur.modules.side_by_side import SideBySide
 from secateur.modules.stack import SILU
@@ -13,8 +13,6 @@ from secateur.runtime.acceleration import Fused
 from secateur.runtime.layers import LayerFacts, has_hooks
 from secateur.runtime.probe import Call, nearly_equal
 from secateur.runtime.units import gated_mlp_candidates
-
-__all__ = ["fuse_units", "unfuse"]
 
 # Where SiLU differs most from other gates: at inputs of about this size.
 _GATE_SPREAD = 2.0

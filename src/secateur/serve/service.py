@@ -39,10 +39,8 @@ class Answer:
         self._service = service
         self._updates: asyncio.Queue[tuple[int, Update] | RequestFault] = asyncio.Queue()
         self._open: dict[int, int] = {}
-        self._texts: list[list[str]] = []
         self._prompt_tokens: list[int] = []
         self._started: dict[int, float] = {}
-        self._wants_logprobs = False
 
     def add(
         self, token_ids: Sequence[int], options: GenerationOptions, is_another: bool = False
@@ -55,10 +53,8 @@ class Answer:
         Raises:
             SecateurError: the engine refuses it.
         """
-        index = len(self._texts)
-        self._texts.append([])
+        index = len(self._prompt_tokens)
         self._prompt_tokens.append(0 if is_another else len(token_ids))
-        self._wants_logprobs = options.logprobs
 
         def sink(update: Update) -> None:
             self._updates.put_nowait((index, update))
@@ -114,7 +110,6 @@ class Answer:
             metrics.first_tokens += 1
             metrics.first_token_seconds += time.perf_counter() - started
         metrics.generated_tokens += len(piece.token_ids)
-        self._texts[index].append(piece.text)
         if piece.result is None:
             return Delta(index, piece.text, None)
         del self._open[index]
@@ -127,7 +122,7 @@ class Answer:
 
     def _choice(self, index: int, result: Result, reason: str) -> Choice:
         logprobs = None
-        if self._wants_logprobs and result.logprobs is not None:
+        if result.logprobs is not None:
             texts = self._service.token_texts(result.token_ids)
             logprobs = tuple(
                 TokenLogprob(token=text, logprob=value)
@@ -135,7 +130,7 @@ class Answer:
             )
         return Choice(
             index=index,
-            text="".join(self._texts[index]),
+            text=result.text,
             finish_reason=reason,
             prompt_tokens=self._prompt_tokens[index],
             completion_tokens=len(result.token_ids),
