@@ -135,7 +135,8 @@ def inputs_of(
 ) -> tuple[BlockInputs, nn.Module]:
     hidden = tuple(torch.randn(size, 3, 4) for size in sizes)
     masks = [torch.arange(size * 3.0).reshape(size, 1, 3) for size in sizes]
-    calls = tuple((BlockCall((), {"mask": mask, "theta": torch.ones(1)}, None),) for mask in masks)
+    theta = torch.ones(1)
+    calls = tuple((BlockCall((), {"mask": m, "theta": theta}, None, (1, 0)),) for m in masks)
     outputs = tuple(torch.empty_like(states) for states in hidden)
 
     class Block(nn.Module):

@@ -4,14 +4,14 @@ from typing import Any
 
 import pytest
 import torch
-from families import FAMILIES, SLIDING_WINDOW, VOCAB_SIZE, tiny_model
+from families import FAMILIES, SLIDING_WINDOW, VOCAB_SIZE, model_from, tiny_model
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import BloomConfig, MptConfig, PreTrainedModel
 
 from secateur.errors import SecateurError
 from secateur.models.blocks import BlockList, find_blocks
 from secateur.models.inventory import take_inventory
-from secateur.models.replay import BlockCall, CapturedBatch, capture_batch
+from secateur.models.replay import BlockCall, CapturedBatch, capture_batch, joined
 from secateur.models.trace import Trace, shared_inputs_of, trace_blocks, trace_without_weights
 
 NUM_BLOCKS = {"gemma3": 6}
@@ -101,7 +101,8 @@ def test_no_block_and_no_head_is_computed() -> None:
     capture_batch(model, blocks, trace.output_forms, some_ids(2, 6))
     for hook in hooks:
         hook.remove()
-    assert computed == ["model.embed_tokens"]
+    # Once for the batch, and twice to see which arguments grow with the number of samples.
+    assert computed == ["model.embed_tokens"] * 3
 
 
 def tensors_in(value: Any) -> list[Tensor]:
@@ -134,6 +135,30 @@ def test_equal_arguments_are_stored_once(family: str) -> None:
     assert stored[0]
     assert stored[0] == stored[1] == stored[2]
     assert not torch.equal(batches[0].hidden, batches[1].hidden)
+
+
+SIZES = {"vocab_size": VOCAB_SIZE, "bos_token_id": 1, "eos_token_id": 2}
+ALIBI = {
+    "bloom": BloomConfig(hidden_size=32, n_layer=2, n_head=4, **SIZES),
+    "mpt": MptConfig(d_model=32, n_layers=2, n_heads=4, expansion_ratio=2, **SIZES),
+}
+
+
+@pytest.mark.parametrize("family", [*ALIBI, "llama", "gemma3"])
+def test_samples_are_told_from_heads(family: str) -> None:
+    """There are as many samples as heads; Bloom has biases by sample and head."""
+    model = model_from(ALIBI[family]) if family in ALIBI else tiny_model(family)
+    blocks, ids = find_blocks(model), some_ids(4, 12)
+    forms = trace_blocks(model, blocks, {}, ids[:1]).output_forms
+    batch = capture_batch(model, blocks, forms, ids)
+    block, call = blocks.modules[0], batch.calls[0]
+    with torch.no_grad():
+        whole = call(block, batch.hidden)
+        alone = [call.rows(row, row + 1) for row in range(4)]
+        by_row = [own(block, batch.hidden[i : i + 1]) for i, own in enumerate(alone)]
+        torch.testing.assert_close(torch.cat(by_row), whole)
+        pair = joined([alone[3], alone[1]])
+        torch.testing.assert_close(pair(block, batch.hidden[[3, 1]]), whole[[3, 1]])
 
 
 def test_batches_of_other_lengths_keep_their_own_arguments() -> None:

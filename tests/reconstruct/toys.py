@@ -71,7 +71,7 @@ def make_samples(seed: int = 0, dtype: torch.dtype = torch.float32) -> BlockSamp
         own = torch.rand(size, length, length, generator=generator).tril()
         mix = shared if size == 4 else own
         hidden.append(states.to(dtype))
-        calls.append(BlockCall((), {"mix": mix.to(dtype)}, None))
+        calls.append(BlockCall((), {"mix": mix.to(dtype)}, None, (int(mix is own),)))
     return BlockSamples(tuple(hidden), tuple(calls))
 
 

@@ -66,7 +66,7 @@ class BlockInputs:
         size = len(hidden)
         try:
             parts = [
-                _run(block, call.rows(first, first + samples_at_once, size), part, self.device)
+                _run(block, call.rows(first, first + samples_at_once), part, self.device)
                 for first, part in zip(
                     range(0, size, samples_at_once),
                     torch.split(hidden, samples_at_once),
@@ -124,7 +124,7 @@ class BlockInputs:
             hidden += torch.split(states, half)
             outputs += torch.split(kept, half)
             calls += [
-                tuple(call.rows(first, first + half, size) for call in by_block)
+                tuple(call.rows(first, first + half) for call in by_block)
                 for first in range(0, size, half)
             ]
         return replace(self, hidden=tuple(hidden), outputs=tuple(outputs), calls=tuple(calls))

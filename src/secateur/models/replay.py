@@ -26,6 +26,9 @@ class BlockCall:
     kwargs: dict[str, Any]
     hidden_keyword: str | None
     """Set where the model passes the hidden states by this keyword."""
+    rows_per_sample: tuple[int, ...] = ()
+    """Of every tensor among the arguments, in order: how many of its first dimension belong to one
+    sample (as many as heads, for some); 0 where all of it holds for all samples."""
 
     def __call__(self, block: nn.Module, hidden: Tensor) -> Tensor:
         """The block's hidden states [batch, length, width] for these inputs."""
@@ -35,23 +38,61 @@ class BlockCall:
             output = block(*self.args, **{self.hidden_keyword: hidden}, **self.kwargs)
         return hidden_of(output)
 
-    def rows(self, first: int, end: int, size: int) -> "BlockCall":
-        """The same call for samples `first` to `end` of a batch of `size`.
+    def rows(self, first: int, end: int) -> "BlockCall":
+        """The same call for samples `first` to `end` of its batch."""
+        counts = iter(self.rows_per_sample)
 
-        Tensors with more than one dimension whose first is the batch's size are taken apart with
-        it; everything else holds for all samples.
-        """
-        return replace(
-            self,
-            args=_rows(self.args, first, end, size),
-            kwargs=_rows(self.kwargs, first, end, size),
-        )
+        def cut(tensor: Tensor) -> Tensor:
+            count = next(counts)
+            return tensor[first * count : end * count] if count else tensor
+
+        return self.map(cut)
 
     def to(self, device: torch.device) -> "BlockCall":
         """The same call with its tensors on `device`."""
-        return replace(
-            self, args=_to_device(self.args, device), kwargs=_to_device(self.kwargs, device)
-        )
+        return self.map(lambda tensor: tensor.to(device))
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> "BlockCall":
+        """The same call with every tensor among its arguments changed, in order."""
+        return replace(self, args=_mapped(self.args, change), kwargs=_mapped(self.kwargs, change))
+
+    def tensors(self) -> list[Tensor]:
+        """Every tensor among the arguments, in order."""
+        found: list[Tensor] = []
+
+        def note(tensor: Tensor) -> Tensor:
+            found.append(tensor)
+            return tensor
+
+        self.map(note)
+        return found
+
+
+def joined(calls: Sequence[BlockCall]) -> BlockCall:
+    """Calls for samples of equal length as one call for all of them, in order.
+
+    Tensors that are the same in all are given once, unless blocks count their rows by samples.
+    """
+    first = calls[0]
+    parts = iter(list(zip(*(call.tensors() for call in calls), strict=True)))
+    counts = iter(first.rows_per_sample)
+
+    def together(tensor: Tensor) -> Tensor:
+        own = next(parts)
+        if next(counts) <= 1 and all(_is_same(other, tensor) for other in own[1:]):
+            return tensor
+        return torch.cat(own)
+
+    return first if len(calls) == 1 else first.map(together)
+
+
+def _is_same(left: Tensor, right: Tensor) -> bool:
+    if left is right:
+        return True
+    if left.shape != right.shape or left.dtype != right.dtype:
+        return False
+    same_place = left.data_ptr() == right.data_ptr() and left.stride() == right.stride()
+    return same_place or torch.equal(left, right)
 
 
 @dataclass(frozen=True)
@@ -83,6 +124,27 @@ def capture_batch(
         input_ids: int64 [batch, length], no padding.
         previous: arguments equal to this batch's are shared with it instead of stored again.
     """
+    hidden, calls = _noted(model, blocks, output_forms, input_ids)
+    if previous is not None and previous.hidden.shape[1] == hidden.shape[1]:
+        counts = [call.rows_per_sample for call in previous.calls]
+    else:
+        # What grows with the number of samples belongs to them: shapes alone do not tell, as a
+        # first dimension can be heads or tokens, and by chance as many as samples.
+        one, two = (
+            _noted(model, blocks, output_forms, input_ids[:1].expand(size, -1))[1]
+            for size in (1, 2)
+        )
+        counts = [_rows_per_sample(a, b) for a, b in zip(one, two, strict=True)]
+    calls = [replace(c, rows_per_sample=own) for c, own in zip(calls, counts, strict=True)]
+    if previous is not None:
+        calls = [_share(call, old) for call, old in zip(calls, previous.calls, strict=True)]
+    return CapturedBatch(hidden, tuple(calls))
+
+
+def _noted(
+    model: nn.Module, blocks: BlockList, output_forms: Sequence[int | None], input_ids: Tensor
+) -> tuple[Tensor, list[BlockCall]]:
+    """What enters block 0, and every block's call."""
     first_hidden: list[Tensor] = []
     calls: list[BlockCall] = []
 
@@ -92,9 +154,13 @@ def capture_batch(
         calls.append(call)
 
     run_with_stubs(model, blocks, output_forms, input_ids, note)
-    if previous is not None:
-        calls = [_share(call, old) for call, old in zip(calls, previous.calls, strict=True)]
-    return CapturedBatch(first_hidden[0], tuple(calls))
+    return first_hidden[0], calls
+
+
+def _rows_per_sample(one: BlockCall, two: BlockCall) -> tuple[int, ...]:
+    """From a block's calls for a sample alone and for the same sample twice."""
+    pairs = zip(one.tensors(), two.tensors(), strict=True)
+    return tuple(len(a) if a.ndim and len(b) == 2 * len(a) else 0 for a, b in pairs)
 
 
 def run_with_stubs(
@@ -199,21 +265,11 @@ def _share(new: Any, old: Any) -> Any:
     return new
 
 
-def _rows(value: Any, first: int, end: int, size: int) -> Any:
-    if isinstance(value, Tensor) and value.ndim > 1 and len(value) == size > 1:
-        return value[first:end]
-    if isinstance(value, tuple):
-        return tuple(_rows(item, first, end, size) for item in value)
-    if isinstance(value, dict):
-        return {key: _rows(item, first, end, size) for key, item in value.items()}
-    return value
-
-
-def _to_device(value: Any, device: torch.device) -> Any:
+def _mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(value, Tensor):
-        return value.to(device)
+        return change(value)
     if isinstance(value, tuple):
-        return tuple(_to_device(item, device) for item in value)
+        return tuple(_mapped(item, change) for item in value)
     if isinstance(value, dict):
-        return {key: _to_device(item, device) for key, item in value.items()}
+        return {key: _mapped(item, change) for key, item in value.items()}
     return value

@@ -1,15 +1,14 @@
 """Single samples of captured batches: any of them, in any order and number, through a block."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from secateur.errors import SecateurError
-from secateur.models.replay import BlockCall
+from secateur.models.replay import BlockCall, joined
 
 
 @dataclass(frozen=True)
@@ -19,8 +18,7 @@ class BlockSamples:
     hidden: tuple[Tensor, ...]
     """By batch: [batch, length, width]."""
     calls: tuple[BlockCall, ...]
-    """By batch: how this block is called. Tensors with more than one dimension whose first is
-    the batch's size are taken apart with it; everything else holds for all samples."""
+    """By batch: how this block is called."""
 
     def __post_init__(self) -> None:
         if len(self.hidden) != len(self.calls) or not self.hidden:
@@ -90,54 +88,13 @@ class BlockSamples:
         first parameter.
         """
         like = next(block.parameters())
-        call: BlockCall = _converted(self._call(samples), like)
-        return call(block, self.rows(self.hidden, samples).to(like.device, like.dtype))
-
-    def _call(self, samples: Sequence[int]) -> BlockCall:
-        parts = [self._own_call(sample) for sample in samples]
-        first = parts[0]
-        return replace(
-            first,
-            args=_joined([part.args for part in parts]),
-            kwargs=_joined([part.kwargs for part in parts]),
+        call = joined([self._own_call(sample) for sample in samples]).map(
+            lambda tensor: tensor.to(
+                like.device, like.dtype if tensor.is_floating_point() else tensor.dtype
+            )
         )
+        return call(block, self.rows(self.hidden, samples).to(like.device, like.dtype))
 
     def _own_call(self, sample: int) -> BlockCall:
         batch, row = self._places[sample]
-        return self.calls[batch].rows(row, row + 1, len(self.hidden[batch]))
-
-
-def _joined(values: Sequence[Any]) -> Any:
-    """Samples' arguments as one: tensors that differ are put one after another."""
-    first = values[0]
-    if isinstance(first, Tensor):
-        others = [value for value in values[1:] if value is not first]
-        if all(_is_same(value, first) for value in others):
-            return first
-        return torch.cat(list(values))
-    if isinstance(first, tuple):
-        return tuple(_joined(items) for items in zip(*values, strict=True))
-    if isinstance(first, dict):
-        return {key: _joined([value[key] for value in values]) for key in first}
-    return first
-
-
-def _is_same(left: Tensor, right: Tensor) -> bool:
-    if left.shape != right.shape or left.dtype != right.dtype:
-        return False
-    same_place = left.data_ptr() == right.data_ptr() and left.stride() == right.stride()
-    return same_place or torch.equal(left, right)
-
-
-def _converted(value: Any, like: Tensor) -> Any:
-    if isinstance(value, BlockCall):
-        return replace(
-            value, args=_converted(value.args, like), kwargs=_converted(value.kwargs, like)
-        )
-    if isinstance(value, Tensor):
-        return value.to(like.device, like.dtype if value.is_floating_point() else value.dtype)
-    if isinstance(value, tuple):
-        return tuple(_converted(item, like) for item in value)
-    if isinstance(value, dict):
-        return {key: _converted(item, like) for key, item in value.items()}
-    return value
+        return self.calls[batch].rows(row, row + 1)
