@@ -79,6 +79,21 @@ def test_vllm_is_told_what_was_asked_for() -> None:
     assert command[-2:] == ["--seed", "1"]
 
 
+@pytest.mark.parametrize("asked", [None, "7"])
+def test_vllm_decides_itself_how_many_run_unless_it_is_said(
+    asked: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[VllmOptions] = []
+    module = "secateur.cli.serve"
+    monkeypatch.setattr(f"{module}.run_vllm", told.append)
+    monkeypatch.setattr(f"{module}.choose_backend", lambda wanted: "vllm")
+    monkeypatch.setattr(f"{module}.verified_folder", lambda options: (tmp_path, True))
+    arguments = ["m", *(() if asked is None else ("--max-batch-size", asked))]
+    assert CliRunner().invoke(APP, arguments, catch_exceptions=False).exit_code == 0
+    assert ("--max-num-seqs" in vllm_arguments(told[0])) == (asked is not None)
+    assert told[0].max_batch_size == (None if asked is None else 7)
+
+
 def test_vllm_without_itself_or_the_plugin_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[list[str]] = []
     monkeypatch.setattr(vllm.os, "execv", lambda _, command: started.append(command))

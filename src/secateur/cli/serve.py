@@ -22,8 +22,12 @@ def serve_command(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="0: any that is free.")] = 8000,
     max_batch_size: Annotated[
-        int, typer.Option(help="Sequences that are generated at the same time.")
-    ] = 16,
+        int | None,
+        typer.Option(
+            help="Sequences that are generated at the same time. Default: 16 in the engine; "
+            "vLLM has its own."
+        ),
+    ] = None,
     max_length: Annotated[
         int | None,
         typer.Option(
@@ -79,12 +83,15 @@ def _ready(address: str) -> None:
 
 
 def _check(
-    max_batch_size: int, max_length: int | None, max_waiting: int, drain: float, port: int
+    max_batch_size: int | None, max_length: int | None, max_waiting: int, drain: float, port: int
 ) -> None:
-    counts = {"--max-batch-size": max_batch_size, "--max-waiting": max_waiting}
-    counts |= {} if max_length is None else {"--max-length": max_length}
+    counts = {
+        "--max-batch-size": max_batch_size,
+        "--max-waiting": max_waiting,
+        "--max-length": max_length,
+    }
     for name, value in counts.items():
-        if value < 1:
+        if value is not None and value < 1:
             raise SecateurError(f"expected {name} of at least 1, got {value}")
     if not 0 <= drain < 86400:
         raise SecateurError(f"expected --drain-seconds from 0 to a day, got {drain}")

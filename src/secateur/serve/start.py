@@ -19,6 +19,7 @@ from secateur.serve.worker import EngineWorker
 Backend = Literal["vllm", "engine"]
 BACKENDS = ("auto", "vllm", "engine")
 
+_ROWS = 16
 # Every way in which a request may have its tokens chosen.
 _KINDS = tuple(
     GenerationOptions(temperature=temperature, top_p=top_p, logprobs=logprobs)
@@ -37,7 +38,8 @@ class ServeOptions:
     dtype: str = "auto"
     revision: str | None = None
     trust_remote_code: bool = False
-    max_batch_size: int = 16
+    max_batch_size: int | None = None
+    """None: 16 in the engine, and what vLLM thinks best there."""
     max_length: int | None = None
     max_waiting: int = 1024
 
@@ -105,11 +107,12 @@ def make_service(options: ServeOptions, folder: Path) -> Service:
     loaded = load_with_tokenizer(
         folder, None, options.dtype, options.trust_remote_code, options.device
     )
-    accelerate(loaded.model, batch_sizes=_batch_sizes(options.max_batch_size))
+    rows = options.max_batch_size or _ROWS
+    accelerate(loaded.model, batch_sizes=_batch_sizes(rows))
     engine = Engine(
         loaded.model,
         loaded.tokenizer,
-        max_batch_size=options.max_batch_size,
+        max_batch_size=rows,
         max_length=options.max_length,
     )
     engine.warm_up(options=_KINDS)
