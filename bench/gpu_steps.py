@@ -27,8 +27,9 @@ DRAWN_SEED = "20261121"
 LEAST_BUDGET = 45.0
 # With less a step whose process died is not started again.
 LEAST_AGAIN = 10.0
-# Seconds after which one attempt of a quick step, or of another one, counts as hung.
-PATIENCE, LONG_PATIENCE = 20, 200
+# Seconds after which one attempt counts as hung: in a quick step, in tests of kernels, and where
+# models are compiled or weights of gigabytes checked.
+PATIENCE, TEST_PATIENCE, LONG_PATIENCE = 20, 60, 200
 # What a short visit to a GPU is for, the most valuable first.
 FIRST = (
     "facts", "build", "probe", "quick", "bench-quick", "microbench", "bench-quick-low-rank",
@@ -148,9 +149,7 @@ def _quick_benchmarks(results: Path) -> list[Step]:
     ]
 
 
-def _pytest(
-    out: Path, name: str, budget: float, *paths: str, patience: int = LONG_PATIENCE
-) -> tuple[str, ...]:
+def _pytest(out: Path, name: str, budget: float, *paths: str, patience: int) -> tuple[str, ...]:
     done = str(out / f"passed-{name}.txt")
     limits = ("--budget", f"{budget:.0f}", "--patience", str(patience))
     return (*PYTEST, *limits, "--done", done, *paths)
@@ -167,15 +166,14 @@ def _tests(out: Path) -> list[Step]:
         "packing": "tests/gpu/packing",
         "use": "tests/gpu/use",
     }
-    return [
-        Step(
-            f"tests-{name}",
-            _pytest(out, f"tests-{name}", BUDGET, path),
-            flexible=True,
-            restarts=True,
-        )
-        for name, path in parts.items()
-    ]
+
+    def step(name: str, path: str) -> Step:
+        patience = TEST_PATIENCE if name in quick else LONG_PATIENCE
+        command = _pytest(out, f"tests-{name}", BUDGET, path, patience=patience)
+        return Step(f"tests-{name}", command, flexible=True, restarts=True)
+
+    quick = ("accuracy-sparse24", "accuracy-low-rank", "launch")
+    return [step(name, path) for name, path in parts.items()]
 
 
 def _sanitize() -> list[Step]:

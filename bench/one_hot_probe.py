@@ -173,7 +173,7 @@ def on_this_gpu(units: Tensor, dtype: str) -> Tensor:
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder) / "units", Path(folder) / "sums"
         source.write_bytes(units.contiguous().numpy().tobytes())
-        gpu_programs.run(program, dtype, str(source), str(target), timeout=50)
+        gpu_programs.run(program, dtype, str(source), str(target), timeout=20)
         sums = torch.frombuffer(bytearray(target.read_bytes()), dtype=torch.float32)
     return sums.view(len(units), len(INSTRUCTIONS), UNIT // 8, 128, 4)
 

@@ -8,11 +8,15 @@ import torch
 from bench import linear_tries, linears
 from bench.gpu_steps import Step
 from bench.kernel_records import read_records
+from bench.linear_timing import Measured
 from bench.linear_tries import Tries
+from bench.linears import line_of
 from bench.run_on_gpu import run_step
+from bench.shapes import shape_of
 
 from secateur_kernels.errors import SecateurError
 from secateur_kernels.testing.attempts import Attempts, BrokenContextError
+from secateur_kernels.timing import Timing
 
 CPU = torch.device("cpu")
 TINY = ("--device", "cpu", "--shapes", "tiny", "--op", "sparse24_linear", "--mode", "isolated")
@@ -81,6 +85,16 @@ def test_a_job_that_fails_is_told_and_the_next_one_measured(
     told = capsys.readouterr().out
     assert "sparse24_linear isolated 96 x 64 M=2 bfloat16: failed: out of memory" in told
     assert "2 jobs failed, 0 processes died" in told
+
+
+@pytest.mark.parametrize("error", [0.5, float("nan")])
+def test_a_wrong_result_is_told_beside_its_time(error: float) -> None:
+    timings = {name: [Timing(2.0, 2.0, 2.0, 1)] for name in ("dense cublas", "ours wide")}
+    job = linears.Job("sparse24_linear", "isolated", shape_of(64, 128), 3, "bfloat16")
+    right = Measured(timings, {"dense cublas": 0.0017, "ours wide": 0.0017}, {}, 1)
+    assert "WRONG" not in line_of(job, right)
+    wrong = Measured(timings, {"dense cublas": 0.0017, "ours wide": error}, {}, 1)
+    assert line_of(job, wrong).endswith(f"wide 1.00  WRONG: ours wide {error:.2g}")
 
 
 def tries(tmp_path: Path) -> Tries:
