@@ -1,5 +1,6 @@
 """The engine with compiled steps in CUDA graphs: the tokens of the same engine without either."""
 
+import gc
 from typing import Any
 
 import pytest
@@ -168,19 +169,49 @@ def test_requests_that_join_and_leave_do_not_disturb_others(device: torch.device
         assert result.finish_reason == "cancelled" or len(result.token_ids) == 24
 
 
+def test_graphs_read_nothing_that_was_given_back(device: torch.device) -> None:
+    model = llama("dense", device)
+    plain = Engine(model, max_batch_size=4, max_length=512, compile=False, cuda_graphs=False)
+    expected = plain.generate(PROMPTS, ASKED)
+    engine = Engine(model, max_batch_size=4, max_length=512, compile=False)
+    engine.warm_up(options=[GREEDY, SAMPLED])
+    gc.collect()
+    torch.cuda.empty_cache()
+    # Whatever a graph should have kept lies here now, and is no index of a row.
+    junk = [torch.full((1 << 17,), 1 << 40, device=device) for _ in range(64)]
+    junk += [torch.full((size,), 1 << 40, device=device) for size in range(1, 64)]
+    assert tokens_of(engine.generate(PROMPTS, ASKED)) == tokens_of(expected)
+    assert all(bool((one == 1 << 40).all()) for one in junk)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs a second GPU")
+def test_a_model_may_be_on_any_gpu() -> None:
+    other = torch.device("cuda", torch.cuda.device_count() - 1)
+    engine = Engine(llama("dense", other), max_batch_size=4, max_length=512, compile=False)
+    plain = Engine(llama("dense", torch.device("cuda", 0)), max_batch_size=4, max_length=512)
+    results = engine.generate(PROMPTS, ASKED)
+    assert agreement(results, plain.generate(PROMPTS, ASKED)) > 0.9
+    assert torch.cuda.current_device() == 0
+
+
 def test_a_step_does_not_wait_for_the_device(device: torch.device) -> None:
     engine = Engine(llama("dense", device), max_batch_size=2, max_length=512, compile=False)
-    engine.warm_up(batch_sizes=[1], lengths=[100])
+    engine.warm_up(options=[GREEDY, SAMPLED])
+    # Memory for all of what follows.
+    engine.generate([[1, 2, 3], [4, 5, 6]], [GREEDY, SAMPLED])
     engine.submit([1, 2, 3], GREEDY)
     engine.step()
     engine.step()
     torch.cuda.synchronize()
-    # The device is busy for a while; what is awaited is the step before.
+    # The device is busy for a while; what is awaited was launched before.
     with torch.cuda.device(device):
         torch.cuda._sleep(10**9)
         event = torch.cuda.Event()
         event.record()
+    engine.submit([4, 5, 6], SAMPLED)
     engine.step()
+    engine.step()
+    assert engine.num_running == 2
     assert not event.query()
     while engine.has_work:
         engine.step()
