@@ -9,27 +9,23 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from secateur.checkpoint.load import load_with_tokenizer
-from secateur.cli.options import (
-    Device,
-    Dtype,
-    JsonOutput,
-    ModelArgument,
-    Revision,
-    TrustRemoteCode,
-)
+from secateur.cli.loading import Loading, source_name
+from secateur.cli.option_groups import with_option_groups
+from secateur.cli.options import JsonOutput, ModelArgument
 from secateur.cli.report import write_page
-from secateur.cli.waiting import waiting_for
+from secateur.cli.waiting import shown_progress
+from secateur.cli.written import say_wrote
 from secateur.lazy_attention import analyse_attention
-from secateur.progress import default_progress
 from secateur.report import attention_words
 from secateur.report.attention_page import render_attention
 from secateur.report.attention_record import AttentionBlock, AttentionRecord
 from secateur.report.table import printable
 
 
+@with_option_groups
 def attention_command(
     model: ModelArgument,
+    *,
     text: Annotated[
         Path, typer.Option(help="A text or JSON-lines file, or a folder of them, to read.")
     ],
@@ -43,17 +39,12 @@ def attention_command(
     html: Annotated[
         Path | None, typer.Option(help="Write the page here.", show_default=False)
     ] = None,
-    device: Device = None,
-    dtype: Dtype = "auto",
-    revision: Revision = None,
-    trust_remote_code: TrustRemoteCode = False,
+    loading: Loading,
     as_json: JsonOutput = False,
 ) -> None:
     """Find the blocks of MODEL whose attention is lazy: near rank 1 in every head (Inheritune)."""
-    with waiting_for(f"load {model}"):
-        loaded = load_with_tokenizer(model, revision, dtype, trust_remote_code, device)
-    progress = default_progress()
-    try:
+    loaded = loading.load(model)
+    with shown_progress() as progress:
         record = analyse_attention(
             loaded.model,
             loaded.tokenizer,
@@ -62,11 +53,9 @@ def attention_command(
             max_seq_length=max_seq_length,
             seed=seed,
             threshold=threshold,
-            source=_source_name(model),
+            source=source_name(model),
             progress=progress,
         )
-    finally:
-        progress.close()
     if html is not None:
         write_page(html, render_attention(record))
     if as_json:
@@ -75,7 +64,7 @@ def attention_command(
     console = Console(emoji=False)
     console.print(attention_table(record))
     if html is not None:
-        console.print(f"wrote {html}", highlight=False, soft_wrap=True, markup=False)
+        say_wrote(console, html)
 
 
 def attention_table(record: AttentionRecord) -> RenderableType:
@@ -102,9 +91,3 @@ def attention_table(record: AttentionRecord) -> RenderableType:
 def _cells(block: AttentionBlock) -> tuple[str, ...]:
     values = (block.max_rank, min(block.ranks), block.max_mass)
     return (str(block.block), *map(attention_words.format_mean, values))
-
-
-def _source_name(model: str) -> str:
-    """A folder by its own name, so that a record does not depend on where it lay."""
-    folder = Path(model)
-    return folder.resolve().name if folder.is_dir() else model

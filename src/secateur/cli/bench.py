@@ -11,9 +11,8 @@ from rich.text import Text
 
 from secateur.checkpoint.load import DTYPES, usable_device
 from secateur.cli.options import Device, Dtype, TrustRemoteCode
-from secateur.cli.waiting import waiting_for
+from secateur.cli.waiting import shown_progress, waiting_for
 from secateur.errors import SecateurError
-from secateur.progress import default_progress
 from secateur.report import throughput_words
 from secateur.report.throughput_page import render_throughput
 from secateur.report.throughput_record import ThroughputRecord, append_throughput
@@ -110,11 +109,8 @@ def bench_command(
 
 
 def _measured(candidates: list[Candidate], options: ThroughputOptions) -> ThroughputRecord:
-    progress = default_progress()
-    try:
+    with shown_progress() as progress:
         return run_throughput(candidates, options, progress)
-    finally:
-        progress.close()
 
 
 def _counts(name: str, text: str) -> list[int]:

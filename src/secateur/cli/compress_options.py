@@ -1,12 +1,16 @@
 """Options of `secateur compress`, worded once and sorted as its help page shows them."""
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, get_args
+from typing import Annotated, Any, get_args
 
 import typer
 
-from secateur.cli.compress_recipe import FACTORERS, PRUNERS
-from secateur.recipe import Criterion
+from secateur.prepare import DEFAULT_SAMPLES
+from secateur.recipe import Criterion, FactorMethod, Method
+
+PRUNERS = ", ".join(get_args(Method))
+FACTORERS = ", ".join(get_args(FactorMethod))
 
 _WHAT = "What is done: --recipe, or --method and its options, or --drop-blocks, or both"
 _BLOCKS, _DATA, _LONG = "Dropping blocks", "Calibration and measuring", "Models on disk, long runs"
@@ -14,144 +18,6 @@ _BLOCKS, _DATA, _LONG = "Dropping blocks", "Calibration and measuring", "Models 
 RecipeFile = Annotated[
     Path | None,
     typer.Option(help="Recipe file, YAML or JSON.", show_default=False, rich_help_panel=_WHAT),
-]
-MethodName = Annotated[
-    str | None,
-    typer.Option(
-        help=f"{PRUNERS} (zeros) or {FACTORERS} (factors).",
-        show_default=False,
-        rich_help_panel=_WHAT,
-    ),
-]
-Pattern = Annotated[
-    str | None,
-    typer.Option(
-        help="Zeros: keep:group such as 2:4, or unstructured.",
-        show_default=False,
-        rich_help_panel=_WHAT,
-    ),
-]
-Sparsity = Annotated[
-    float | None,
-    typer.Option(
-        help="Zeros: their fraction, for unstructured.", show_default=False, rich_help_panel=_WHAT
-    ),
-]
-Budget = Annotated[
-    float | None,
-    typer.Option(
-        help="Factors: fraction of the parameters to remove.",
-        show_default=False,
-        rich_help_panel=_WHAT,
-    ),
-]
-Rank = Annotated[
-    int | None,
-    typer.Option(
-        help="Factors: the same rank everywhere.", show_default=False, rich_help_panel=_WHAT
-    ),
-]
-Cut = Annotated[
-    list[str] | None,
-    typer.Option(
-        help="laser: TYPE:BLOCK:FRACTION, such as mlp_in:7:0.1 (`secateur search` finds some). "
-        "Repeatable.",
-        show_default=False,
-        rich_help_panel=_WHAT,
-    ),
-]
-Joint = Annotated[
-    bool,
-    typer.Option(
-        "--joint", help="Factors: q/k/v and gate/up share one `down`.", rich_help_panel=_WHAT
-    ),
-]
-Strict = Annotated[
-    bool,
-    typer.Option(
-        "--strict",
-        help="Factors: refuse ranks that store more than the matrix.",
-        rich_help_panel=_WHAT,
-    ),
-]
-Published = Annotated[
-    bool,
-    typer.Option(
-        "--published",
-        help="Regional optimizer: the paper's own, gentler setting.",
-        rich_help_panel=_WHAT,
-    ),
-]
-Ignore = Annotated[
-    list[str] | None,
-    typer.Option(
-        help="Leave these matrices dense: name, class, or re:regex. Repeatable.",
-        rich_help_panel=_WHAT,
-    ),
-]
-DropBlocks = Annotated[
-    int | None,
-    typer.Option(
-        help="Drop this many blocks of least influence.",
-        show_default=False,
-        rich_help_panel=_BLOCKS,
-    ),
-]
-CriterionName = Annotated[
-    str | None,
-    typer.Option(
-        "--criterion",
-        help=f"Of influence: {', '.join(get_args(Criterion))}. Default: block_influence.",
-        show_default=False,
-        rich_help_panel=_BLOCKS,
-    ),
-]
-Granularity = Annotated[
-    str | None,
-    typer.Option(
-        help="block, or only its attention or mlp. Default: block.",
-        show_default=False,
-        rich_help_panel=_BLOCKS,
-    ),
-]
-ProtectFirst = Annotated[
-    int, typer.Option(help="Never drop the first so many.", rich_help_panel=_BLOCKS)
-]
-ProtectLast = Annotated[
-    int, typer.Option(help="Never drop the last so many.", rich_help_panel=_BLOCKS)
-]
-Remeasure = Annotated[
-    bool,
-    typer.Option(
-        "--remeasure", help="Measure influence anew after each removal.", rich_help_panel=_BLOCKS
-    ),
-]
-Calibration = Annotated[
-    str | None,
-    typer.Option(
-        help="Text file, folder, JSON lines, or dataset name[:config[:split]].",
-        show_default=False,
-        rich_help_panel=_DATA,
-    ),
-]
-NumCalibrationSamples = Annotated[
-    int, typer.Option(help="Windows of calibration text.", rich_help_panel=_DATA)
-]
-MaxSeqLength = Annotated[
-    int | None,
-    typer.Option(
-        help="Tokens in a window. Default: 2048, or the model's context.", rich_help_panel=_DATA
-    ),
-]
-Seed = Annotated[int, typer.Option(help="Of the windows' places.", rich_help_panel=_DATA)]
-CalibrateAllExperts = Annotated[
-    bool,
-    typer.Option(
-        "--calibrate-all-experts",
-        help="Statistics of every expert are those of all tokens; the router still decides what "
-        "the model gives.",
-        rich_help_panel=_DATA,
-    ),
 ]
 EvaluationText = Annotated[
     Path | None,
@@ -199,3 +65,186 @@ Activations = Annotated[
         rich_help_panel=_LONG,
     ),
 ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageOptions:
+    """The options that stand for one stage of a recipe."""
+
+    method: Annotated[
+        str | None,
+        typer.Option(
+            help=f"{PRUNERS} (zeros) or {FACTORERS} (factors).",
+            show_default=False,
+            rich_help_panel=_WHAT,
+        ),
+    ] = None
+    pattern: Annotated[
+        str | None,
+        typer.Option(
+            help="Zeros: keep:group such as 2:4, or unstructured.",
+            show_default=False,
+            rich_help_panel=_WHAT,
+        ),
+    ] = None
+    sparsity: Annotated[
+        float | None,
+        typer.Option(
+            help="Zeros: their fraction, for unstructured.",
+            show_default=False,
+            rich_help_panel=_WHAT,
+        ),
+    ] = None
+    budget: Annotated[
+        float | None,
+        typer.Option(
+            help="Factors: fraction of the parameters to remove.",
+            show_default=False,
+            rich_help_panel=_WHAT,
+        ),
+    ] = None
+    rank: Annotated[
+        int | None,
+        typer.Option(
+            help="Factors: the same rank everywhere.", show_default=False, rich_help_panel=_WHAT
+        ),
+    ] = None
+    cut: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="laser: TYPE:BLOCK:FRACTION, such as mlp_in:7:0.1 (`secateur search` finds some). "
+            "Repeatable.",
+            show_default=False,
+            rich_help_panel=_WHAT,
+        ),
+    ] = None
+    joint: Annotated[
+        bool,
+        typer.Option(
+            "--joint", help="Factors: q/k/v and gate/up share one `down`.", rich_help_panel=_WHAT
+        ),
+    ] = False
+    strict: Annotated[
+        bool,
+        typer.Option(
+            "--strict",
+            help="Factors: refuse ranks that store more than the matrix.",
+            rich_help_panel=_WHAT,
+        ),
+    ] = False
+    published: Annotated[
+        bool,
+        typer.Option(
+            "--published",
+            help="Regional optimizer: the paper's own, gentler setting.",
+            rich_help_panel=_WHAT,
+        ),
+    ] = False
+    calibrate_all_experts: Annotated[
+        bool,
+        typer.Option(
+            "--calibrate-all-experts",
+            help="Zeros: statistics of every expert are those of all tokens; the router still "
+            "decides what the model gives.",
+            rich_help_panel=_WHAT,
+        ),
+    ] = False
+    ignore: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Leave these matrices dense: name, class, or re:regex. Repeatable.",
+            rich_help_panel=_WHAT,
+        ),
+    ] = None
+
+    @property
+    def of_pruning(self) -> bool:
+        """Whether one was given that only a prune stage has."""
+        sized = self.pattern is not None or self.sparsity is not None
+        return sized or self.published or self.calibrate_all_experts
+
+    @property
+    def of_factoring(self) -> bool:
+        """Whether one was given that only a factor stage has."""
+        sized = self.budget is not None or self.rank is not None
+        return sized or self.joint or self.strict or bool(self.cut)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DropOptions:
+    """The options that stand for a drop_blocks stage before that of `StageOptions`."""
+
+    drop_blocks: Annotated[
+        int | None,
+        typer.Option(
+            help="Drop this many blocks of least influence.",
+            show_default=False,
+            rich_help_panel=_BLOCKS,
+        ),
+    ] = None
+    criterion: Annotated[
+        str | None,
+        typer.Option(
+            help=f"Of influence: {', '.join(get_args(Criterion))}. Default: block_influence.",
+            show_default=False,
+            rich_help_panel=_BLOCKS,
+        ),
+    ] = None
+    granularity: Annotated[
+        str | None,
+        typer.Option(
+            help="block, or only its attention or mlp. Default: block.",
+            show_default=False,
+            rich_help_panel=_BLOCKS,
+        ),
+    ] = None
+    protect_first: Annotated[
+        int, typer.Option(help="Never drop the first so many.", rich_help_panel=_BLOCKS)
+    ] = 0
+    protect_last: Annotated[
+        int, typer.Option(help="Never drop the last so many.", rich_help_panel=_BLOCKS)
+    ] = 0
+    remeasure: Annotated[
+        bool,
+        typer.Option(
+            "--remeasure",
+            help="Measure influence anew after each removal.",
+            rich_help_panel=_BLOCKS,
+        ),
+    ] = False
+
+    def stage(self) -> dict[str, Any]:
+        """As plain values."""
+        named = {"criterion": self.criterion, "granularity": self.granularity}
+        return {
+            "stage": "drop_blocks",
+            "count": self.drop_blocks,
+            "protect_first": self.protect_first,
+            "protect_last": self.protect_last,
+            "remeasure": self.remeasure,
+            **{name: value for name, value in named.items() if value is not None},
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrationOptions:
+    """The options that choose calibration tokens."""
+
+    calibration: Annotated[
+        str | None,
+        typer.Option(
+            help="Text file, folder, JSON lines, or dataset name[:config[:split]].",
+            show_default=False,
+            rich_help_panel=_DATA,
+        ),
+    ] = None
+    num_calibration_samples: Annotated[
+        int, typer.Option(help="Windows of calibration text.", rich_help_panel=_DATA)
+    ] = DEFAULT_SAMPLES
+    max_seq_length: Annotated[
+        int | None,
+        typer.Option(
+            help="Tokens in a window. Default: 2048, or the model's context.", rich_help_panel=_DATA
+        ),
+    ] = None
+    seed: Annotated[int, typer.Option(help="Of the windows' places.", rich_help_panel=_DATA)] = 0

@@ -1,9 +1,9 @@
 """From the options of `secateur compress` to a recipe."""
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
+from secateur.cli.compress_options import FACTORERS, PRUNERS, DropOptions, StageOptions
 from secateur.cli.stage_options import recipe_of_stages
 from secateur.errors import SecateurError
 from secateur.recipe import (
@@ -14,62 +14,6 @@ from secateur.recipe import (
     load_recipe,
 )
 
-PRUNERS = ", ".join(get_args(Method))
-FACTORERS = ", ".join(get_args(FactorMethod))
-
-
-@dataclass(frozen=True, kw_only=True)
-class StageOptions:
-    """The options that stand for one stage of a recipe."""
-
-    method: str | None
-    pattern: str | None
-    sparsity: float | None
-    budget: float | None
-    rank: int | None
-    cuts: list[str]
-    joint: bool
-    strict: bool
-    published: bool
-    calibrate_all_experts: bool
-    ignore: list[str]
-
-    @property
-    def of_pruning(self) -> bool:
-        """Whether one was given that only a prune stage has."""
-        sized = self.pattern is not None or self.sparsity is not None
-        return sized or self.published or self.calibrate_all_experts
-
-    @property
-    def of_factoring(self) -> bool:
-        """Whether one was given that only a factor stage has."""
-        sized = self.budget is not None or self.rank is not None
-        return sized or self.joint or self.strict or bool(self.cuts)
-
-
-@dataclass(frozen=True, kw_only=True)
-class DropOptions:
-    """The options that stand for a drop_blocks stage before that of `StageOptions`."""
-
-    count: int | None = None
-    criterion: str | None = None
-    granularity: str | None = None
-    protect_first: int = 0
-    protect_last: int = 0
-    remeasure: bool = False
-
-    def stage(self) -> dict[str, Any]:
-        """As plain values."""
-        named = {"criterion": self.criterion, "granularity": self.granularity}
-        return {
-            "stage": "drop_blocks",
-            "count": self.count,
-            "protect_first": self.protect_first,
-            "protect_last": self.protect_last,
-            "remeasure": self.remeasure,
-            **{name: value for name, value in named.items() if value is not None},
-        }
-
 
 def recipe_of(path: Path | None, drop: DropOptions, options: StageOptions) -> Recipe:
     """The recipe of a file, or of a drop stage, another stage, or both, from options.
@@ -78,7 +22,7 @@ def recipe_of(path: Path | None, drop: DropOptions, options: StageOptions) -> Re
         SecateurError: options of a stage that is not named, of another kind of stage, or beside a
             file.
     """
-    by_options = drop != DropOptions() or options != _NONE
+    by_options = drop != DropOptions() or options != StageOptions()
     if path is not None:
         if by_options:
             raise SecateurError(
@@ -89,7 +33,7 @@ def recipe_of(path: Path | None, drop: DropOptions, options: StageOptions) -> Re
             )
         return load_recipe(path)
     stages: list[dict[str, Any]] = []
-    if drop.count is not None:
+    if drop.drop_blocks is not None:
         stages.append(drop.stage())
     elif drop != DropOptions():
         raise SecateurError(
@@ -98,7 +42,7 @@ def recipe_of(path: Path | None, drop: DropOptions, options: StageOptions) -> Re
         )
     if options.method is not None:
         stages.append(_stage(options))
-    elif options != _NONE:
+    elif options != StageOptions():
         raise SecateurError("--pattern, --sparsity, --budget, --rank and --ignore need --method")
     if not stages:
         raise SecateurError("say what to do: --recipe FILE, --method NAME or --drop-blocks N")
@@ -129,7 +73,7 @@ def _stage(options: StageOptions) -> dict[str, Any]:
             "method": options.method,
             "pattern": pattern,
             "sparsity": options.sparsity,
-            "ignore": options.ignore,
+            "ignore": options.ignore or [],
             "reconstruct": {"preset": "published"} if options.published else None,
             "calibrate_all_experts": options.calibrate_all_experts,
         }
@@ -140,7 +84,7 @@ def _stage(options: StageOptions) -> dict[str, Any]:
         )
     if options.method == "laser":
         return _laser_stage(options)
-    if options.cuts:
+    if options.cut:
         raise SecateurError(f"--cut is for laser, not for {options.method}")
     return {
         "stage": "factor",
@@ -149,7 +93,7 @@ def _stage(options: StageOptions) -> dict[str, Any]:
         "rank": options.rank,
         "joint": options.joint,
         "strict": options.strict,
-        "ignore": options.ignore,
+        "ignore": options.ignore or [],
     }
 
 
@@ -159,7 +103,7 @@ def _pattern_of(options: StageOptions) -> str:
 
 
 def _laser_stage(options: StageOptions) -> dict[str, Any]:
-    if not options.cuts:
+    if not options.cut:
         raise SecateurError(
             "laser cuts single matrices: name them by --cut TYPE:BLOCK:FRACTION, such as "
             "--cut mlp_in:7:0.1, or let `secateur search` find them and write a recipe"
@@ -171,7 +115,7 @@ def _laser_stage(options: StageOptions) -> dict[str, Any]:
         "method": "laser",
         "budget": options.budget,
         "rank": options.rank,
-        "interventions": [_intervention(text) for text in options.cuts],
+        "interventions": [_intervention(text) for text in options.cut],
     }
 
 
@@ -186,18 +130,3 @@ def _intervention(text: str) -> dict[str, Any]:
             f"expected --cut TYPE:BLOCK:FRACTION such as mlp_in:7:0.1, got {text!r}"
         )
     return values
-
-
-_NONE = StageOptions(
-    method=None,
-    pattern=None,
-    sparsity=None,
-    budget=None,
-    rank=None,
-    cuts=[],
-    joint=False,
-    strict=False,
-    published=False,
-    calibrate_all_experts=False,
-    ignore=[],
-)

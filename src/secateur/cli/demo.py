@@ -8,8 +8,8 @@ import typer
 from rich.console import Console
 
 from secateur.cli.report import write_page
+from secateur.cli.waiting import shown_progress
 from secateur.demo import run_demo
-from secateur.progress import default_progress
 from secateur.report.page import render_comparison
 from secateur.report.table import comparison_table
 
@@ -22,11 +22,8 @@ def demo_command(
 ) -> None:
     """Compress the bundled model in every way and compare: quality, size, speed, text."""
     started = perf_counter()
-    progress = default_progress()
-    try:
+    with shown_progress() as progress:
         comparison = run_demo(example, output, progress)
-    finally:
-        progress.close()
     write_page(output / "report.html", render_comparison(comparison))
     write_page(output / "comparison.json", comparison.to_json())
     console = Console(emoji=False)

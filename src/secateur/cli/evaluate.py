@@ -1,27 +1,21 @@
 """`secateur evaluate`: perplexity and tasks, of one model or of two side by side."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
-from secateur.checkpoint.load import load_with_tokenizer
 from secateur.cli.evaluate_table import evaluation_table
-from secateur.cli.options import (
-    Device,
-    Dtype,
-    JsonOutput,
-    ModelArgument,
-    Revision,
-    TrustRemoteCode,
-)
-from secateur.cli.waiting import waiting_for
+from secateur.cli.loading import Loading
+from secateur.cli.option_groups import with_option_groups
+from secateur.cli.options import JsonOutput, ModelArgument
+from secateur.cli.waiting import shown_progress
 from secateur.errors import SecateurError
 from secateur.evaluate.compare import check_drop
 from secateur.evaluate.suite import Evaluation, EvaluationChoice, compare, run_evaluation
-from secateur.progress import default_progress
 
 PROTOCOL = (
     "Perplexity: non-overlapping windows of --max-seq-length tokens, the remainder dropped, "
@@ -30,8 +24,10 @@ PROTOCOL = (
 )
 
 
+@with_option_groups
 def evaluate_command(
     model: ModelArgument,
+    *,
     text: Annotated[
         Path | None, typer.Option(help="UTF-8 text to measure perplexity on.", show_default=False)
     ] = None,
@@ -60,10 +56,7 @@ def evaluate_command(
     batch_size: Annotated[int, typer.Option(help="Windows or items at once.")] = 8,
     limit: Annotated[int | None, typer.Option(help="Only the first items of each task.")] = None,
     seed: Annotated[int, typer.Option(help="Of everything that is random in a task.")] = 0,
-    device: Device = None,
-    dtype: Dtype = "auto",
-    revision: Revision = None,
-    trust_remote_code: TrustRemoteCode = False,
+    loading: Loading,
     as_json: JsonOutput = False,
 ) -> None:
     """Measure how good MODEL is, with standard errors."""
@@ -73,17 +66,15 @@ def evaluate_command(
         raise SecateurError("--fail-if-drop compares with --baseline MODEL, which is missing")
     choice = EvaluationChoice(text, max_seq_length, tuple(tasks or ()), batch_size, limit, seed)
 
-    def measure(source: str, source_revision: str | None) -> Evaluation:
-        with waiting_for(f"load {source}"):
-            loaded = load_with_tokenizer(source, source_revision, dtype, trust_remote_code, device)
-        progress = default_progress()
-        try:
+    def measure(source: str, options: Loading) -> Evaluation:
+        loaded = options.load(source)
+        with shown_progress() as progress:
             return run_evaluation(loaded.model, loaded.tokenizer, choice, progress)
-        finally:
-            progress.close()
 
-    result = measure(model, revision)
-    reference = measure(baseline, None) if baseline is not None else None
+    result = measure(model, loading)
+    # A revision is one of MODEL's repository.
+    no_revision = replace(loading, revision=None)
+    reference = measure(baseline, no_revision) if baseline is not None else None
     drops = compare(reference, result) if reference is not None else []
     if as_json:
         typer.echo(json.dumps(_as_json(result, reference, drops), indent=2))

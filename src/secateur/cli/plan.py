@@ -8,31 +8,27 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from secateur.checkpoint.load import load_with_tokenizer
-from secateur.cli.options import (
-    Device,
-    Dtype,
-    JsonOutput,
-    ModelArgument,
-    Revision,
-    TrustRemoteCode,
-)
+from secateur.cli.loading import Loading, source_name
+from secateur.cli.option_groups import with_option_groups
+from secateur.cli.options import JsonOutput, ModelArgument
 from secateur.cli.plan_table import plan_table
 from secateur.cli.report import write_page
-from secateur.cli.waiting import waiting_for
+from secateur.cli.waiting import shown_progress
+from secateur.cli.written import say_wrote
 from secateur.errors import SecateurError
 from secateur.plan.make import DEFAULT_SAMPLES, Target, make_plan
 from secateur.plan.options import METHODS, PlanOptions
 from secateur.plan.result import Plan
 from secateur.plan.workload import DEFAULT_CONTEXT, Workload
-from secateur.progress import default_progress
 from secateur.recipe import recipe_from_dict
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
 
+@with_option_groups
 def plan_command(
     model: ModelArgument,
+    *,
     calibration: Annotated[
         str, typer.Option(help="Text to fit factors to and to measure losses on.")
     ],
@@ -100,10 +96,7 @@ def plan_command(
         typer.Option(help="With --build: how often losses are measured again beside the plan's."),
     ] = PlanOptions.refinements,
     seed: Annotated[int, typer.Option(help="Of the calibration draw.")] = 0,
-    dtype: Dtype = "auto",
-    device: Device = None,
-    revision: Revision = None,
-    trust_remote_code: TrustRemoteCode = False,
+    loading: Loading,
     as_json: JsonOutput = False,
 ) -> None:
     """Measure every layer in every form, choose the best forms for a limit, and check them."""
@@ -111,10 +104,8 @@ def plan_command(
     workload = Workload(batch, prefill_length, context)
     options = PlanOptions(methods=_methods(methods), rounds=rounds, refinements=refinements)
     _check_output(output, overwrite)
-    with waiting_for(f"load {model}"):
-        loaded = load_with_tokenizer(model, revision, dtype, trust_remote_code, device)
-    progress = default_progress()
-    try:
+    loaded = loading.load(model)
+    with shown_progress() as progress:
         plan = make_plan(
             loaded.model,
             calibration,
@@ -128,11 +119,9 @@ def plan_command(
             evaluation_text=evaluation_text,
             build=build,
             compare=compare,
-            source=Path(model).resolve().name if Path(model).is_dir() else model,
+            source=source_name(model),
             progress=progress,
         )
-    finally:
-        progress.close()
     written = _write(plan, output)
     if as_json:
         typer.echo(plan.to_json(), nl=False)
@@ -140,7 +129,7 @@ def plan_command(
     console = Console(emoji=False)
     console.print(plan_table(plan))
     if written is not None:
-        console.print(f"wrote {written}", highlight=False, soft_wrap=True, markup=False)
+        say_wrote(console, written)
 
 
 def parse_bytes(text: str) -> int:

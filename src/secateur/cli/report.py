@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 
 from secateur.cli.options import JsonOutput
+from secateur.cli.written import say_wrote
 from secateur.errors import SecateurError
 from secateur.report.page import render_report
 from secateur.report.record import load_report
@@ -34,7 +35,7 @@ def report_command(
     console = Console(emoji=False)
     console.print(report_table(report))
     if html is not None:
-        console.print(f"wrote {html}", highlight=False, soft_wrap=True, markup=False)
+        say_wrote(console, html)
 
 
 def write_page(path: Path, page: str) -> None:

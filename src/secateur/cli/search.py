@@ -7,20 +7,14 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from secateur.checkpoint.load import load_with_tokenizer
-from secateur.cli.options import (
-    Device,
-    Dtype,
-    JsonOutput,
-    ModelArgument,
-    Revision,
-    TrustRemoteCode,
-)
+from secateur.cli.loading import Loading, source_name
+from secateur.cli.option_groups import with_option_groups
+from secateur.cli.options import JsonOutput, ModelArgument
 from secateur.cli.report import write_page
 from secateur.cli.search_table import search_table
-from secateur.cli.waiting import waiting_for
+from secateur.cli.waiting import shown_progress
+from secateur.cli.written import say_wrote
 from secateur.errors import SecateurError
-from secateur.progress import default_progress
 from secateur.report.search_page import render_search
 from secateur.report.search_record import SEARCH_FILE, SearchRecord
 from secateur.search import SearchOptions, load_task, search_laser, search_recipe
@@ -32,8 +26,10 @@ _PUBLISHED = ",".join(map("{:g}".format, SearchOptions().fractions))
 _OWN_FILES = (JOURNAL_FILE, SEARCH_FILE, RECIPE_FILE, PAGE_FILE)
 
 
+@with_option_groups
 def search_command(
     model: ModelArgument,
+    *,
     task: Annotated[
         str,
         typer.Option(
@@ -105,10 +101,7 @@ def search_command(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the search in the output folder.")
     ] = False,
-    device: Device = None,
-    dtype: Dtype = "auto",
-    revision: Revision = None,
-    trust_remote_code: TrustRemoteCode = False,
+    loading: Loading,
     as_json: JsonOutput = False,
 ) -> None:
     """Find matrices of MODEL that are better cut to a low rank (LASER).
@@ -131,22 +124,18 @@ def search_command(
         batch_size=batch_size,
     )
     _check_output(output, resume, overwrite)
-    with waiting_for(f"load {model}"):
-        loaded = load_with_tokenizer(model, revision, dtype, trust_remote_code, device)
-    progress = default_progress()
-    try:
+    loaded = loading.load(model)
+    with shown_progress() as progress:
         record = search_laser(
             loaded.model,
             loaded.tokenizer,
             asked,
             options,
-            source=_source_name(model),
+            source=source_name(model),
             folder=output,
             resume=resume,
             progress=progress,
         )
-    finally:
-        progress.close()
     written = _write(record, output) if output is not None else []
     if as_json:
         typer.echo(record.to_json(), nl=False)
@@ -154,7 +143,7 @@ def search_command(
     console = Console(emoji=False)
     console.print(search_table(record))
     for path in written:
-        console.print(f"wrote {path}", highlight=False, soft_wrap=True, markup=False)
+        say_wrote(console, path)
 
 
 def _options(**values: Any) -> SearchOptions:
@@ -185,12 +174,6 @@ def _block_numbers(text: str | None) -> tuple[int, ...] | None:
             raise SecateurError(f"expected --blocks such as 0,5-7, but got {text!r}")
         numbers += range(int(ends[0]), int(ends[1]) + 1)
     return tuple(numbers)
-
-
-def _source_name(model: str) -> str:
-    """A folder by its own name, so that a record does not depend on where it lay."""
-    folder = Path(model)
-    return folder.resolve().name if folder.is_dir() else model
 
 
 def _check_output(output: Path | None, resume: bool, overwrite: bool) -> None:
