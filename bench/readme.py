@@ -14,6 +14,7 @@ import typer
 
 from bench.goals import goals_table
 from bench.kernel_tables import tables
+from bench.planner_table import planner_table
 from bench.records import RESULTS
 from bench.regional_tables import ablation_table, curve_table
 from bench.throughput_table import throughput_table
@@ -194,6 +195,7 @@ SECTIONS = {
     "gap-against-time": curve_table,
     "ablation": ablation_table,
     "throughput": throughput_table,
+    "planner": planner_table,
     "cost": cost_table,
     "kernel-goals": goals_table,
     # What kernels do on a GPU, as recorded by `make bench-gpu`.
