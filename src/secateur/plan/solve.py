@@ -158,7 +158,8 @@ def _minimise(
         constraints=constraints,
         integrality=np.ones(len(variables)),
         bounds=optimize.Bounds(0, 1),
-        options={"mip_rel_gap": 0.0},
+        # With it HiGHS now and then writes a line of its own to the standard output.
+        options={"mip_rel_gap": 0.0, "presolve": False},
     )
     if result.x is None:
         return None
