@@ -18,7 +18,7 @@ from secateur.errors import SecateurError
 from secateur.evaluate.perplexity import encode_text, perplexity
 from secateur.evaluate.suite import read_text, window_length
 from secateur.models.blocks import context_length, find_blocks
-from secateur.models.device import input_embedding, on_device
+from secateur.models.device import input_embedding, on_device, require_one_device
 from secateur.models.inventory import Inventory, take_inventory
 from secateur.models.measure import num_bytes, require_finite_outputs, require_finite_weights
 from secateur.models.sites import renamed
@@ -68,8 +68,8 @@ def open_model(
     where a model is only trained.
 
     Raises:
-        SecateurError: it cannot be loaded, is quantised, or options for loading come with an
-            object.
+        SecateurError: it cannot be loaded, is quantised or on several devices, or options for
+            loading come with an object.
     """
     if not isinstance(model, nn.Module | str | Path):
         raise SecateurError(
@@ -96,6 +96,7 @@ def open_model(
             f"{type(model).__name__} is already quantised; compress the original 16-bit or 32-bit "
             "model first, and quantise the result"
         )
+    require_one_device(model)
     return LoadedModel(model, tokenizer, None, "in memory", None)
 
 

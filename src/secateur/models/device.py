@@ -24,6 +24,19 @@ def input_embedding(model: nn.Module) -> Tensor:
     return weight
 
 
+def require_one_device(model: nn.Module) -> None:
+    """Raise SecateurError if a model's weights are on several devices, as `device_map` puts them.
+
+    Blocks would be moved away from where its hooks send their inputs. Meta does not count.
+    """
+    devices = dict.fromkeys(str(p.device) for p in model.parameters() if not p.is_meta)
+    if len(devices) > 1:
+        raise SecateurError(
+            f"expected a model on one device, got its weights on {', '.join(devices)}: load it "
+            "without device_map; with `device` its blocks go there one at a time"
+        )
+
+
 @contextmanager
 def on_device(module: nn.Module, device: torch.device) -> Iterator[None]:
     """Move a module to a device, and back to where it was, whatever happens."""
