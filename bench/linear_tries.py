@@ -9,7 +9,7 @@ from secateur_kernels.testing.attempts import Attempts, check_usable
 
 # A kernel that processes died of this often is not tried at other sizes either.
 _MOST_DEATHS = 2
-_LONGEST_NOTE = 400
+_LONGEST_NOTE = 300
 ALL_IN_TURNS = "all in turns"
 
 
@@ -47,7 +47,7 @@ class Tries:
                 _wait(self._device)
             except (SecateurError, RuntimeError) as error:
                 kind = "not there" if isinstance(error, SecateurError) else "failed"
-                notes[name] = f"{kind}: {how}: {error}"[:_LONGEST_NOTE] + f"; {described}"
+                notes[name] = f"{kind}: {how}: {_causes(error)}; {described}"
                 check_usable(self._device)
                 return False
         return True
@@ -80,6 +80,12 @@ class Tries:
 
     def _what(self, name: str) -> str:
         return f"{self._job}, {name}"
+
+
+def _causes(error: BaseException) -> str:
+    """What was raised, and in front of it what led to that: a capture that fails says only so."""
+    first = str(error).strip().partition("\n")[0][:_LONGEST_NOTE]
+    return first if error.__context__ is None else f"{_causes(error.__context__)}, then {first}"
 
 
 def _wait(device: torch.device) -> None:

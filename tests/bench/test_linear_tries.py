@@ -110,7 +110,16 @@ def test_an_error_is_a_note(tmp_path: Path) -> None:
     def refuses() -> None:
         raise SecateurError("no library")
 
+    def fails_in_a_capture() -> None:
+        try:
+            fails()
+        finally:
+            raise RuntimeError("capture was invalidated\nSearch for ...")
+
     here = tries(tmp_path)
+    assert not here.runs("four", "kernel", fails_in_a_capture, notes, "captured")
+    told = notes.pop("four")
+    assert told == "failed: captured: too much shared memory, then capture was invalidated; "
     assert not here.runs("one", "kernel", fails, notes, "a first call")
     assert not here.runs("two", "kernel", refuses, notes, "a first call")
     assert here.runs("three", "kernel", lambda: None, notes, "a first call")
