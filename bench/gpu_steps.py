@@ -126,7 +126,8 @@ def _quick_benchmarks(results: Path) -> list[Step]:
     def step(name: str, budget: float, *command: str, restarts: bool = False) -> Step:
         own = ("--budget", f"{budget:.0f}", "--results", str(results))
         whole = (PYTHON, "-m", *command, *own)
-        silence = 60 if restarts else None
+        # Longer than anything that a candidate of a quick step may take.
+        silence = 5 * PATIENCE if restarts else None
         return Step(
             name, whole, budget, flexible=True, grace=20, silence=silence, restarts=restarts
         )

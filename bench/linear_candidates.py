@@ -57,18 +57,29 @@ def candidates_for(
         ours: of `OURS`, those wanted; all by default.
         tries: of the job, where what killed a process is left out.
     """
+    tries = tries or Tries(Attempts(None), "", x.device)
     found = Candidates(_torch_steps(operands, x.device))
     for name in OURS[operands.op]:
         if ours is None or name in ours:
             _add_ours(found, operands, x, name)
     if with_competitors and operands.compressed:
+        _add_cusparselt(found, operands, x, tries)
+    elif operands.op == SPARSE:
+        found.notes["cusparselt"] = cusparselt.why_not(x.device) or "not asked for"
+    _drop_what_fails(found, x, tries)
+    return found
+
+
+def _add_cusparselt(found: Candidates, operands: Operands, x: Tensor, tries: Tries) -> None:
+    name = "cusparselt"
+
+    def search() -> None:
         calls, notes = cusparselt.candidates(operands.compressed, x)
         found.isolated |= calls
         found.notes |= notes
-    elif operands.op == SPARSE:
-        found.notes["cusparselt"] = cusparselt.why_not(x.device) or "not asked for"
-    _drop_what_fails(found, x, tries or Tries(Attempts(None), "", x.device))
-    return found
+
+    # It times dozens of algorithms in several divisions of K.
+    tries.runs(name, name, search, found.notes, "search", longer=4)
 
 
 def _torch_steps(operands: Operands, device: torch.device) -> dict[str, Step]:

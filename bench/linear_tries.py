@@ -23,7 +23,13 @@ class Tries:
         self._device = device
 
     def runs(
-        self, name: str, blame: str, call: Callable[[], object], notes: dict[str, str], how: str
+        self,
+        name: str,
+        blame: str,
+        call: Callable[[], object],
+        notes: dict[str, str],
+        how: str,
+        longer: float = 1.0,
     ) -> bool:
         """Call, and wait for the device; where that fails, note why.
 
@@ -33,6 +39,7 @@ class Tries:
             call: what it does.
             notes: by name, to be added to.
             how: what is being done, for the note.
+            longer: as of `Attempts.trying`.
 
         Raises:
             BrokenContextError: CUDA cannot be used any more.
@@ -41,7 +48,7 @@ class Tries:
         if before:
             notes[name] = f"left out: {before}; {described}"
             return False
-        with self.attempts.trying(self._what(name), blame):
+        with self.attempts.trying(self._what(name), blame, longer):
             try:
                 call()
                 _wait(self._device)

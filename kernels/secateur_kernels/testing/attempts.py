@@ -72,10 +72,16 @@ class Attempts:
         return sum(death.blame == blame for death in self.deaths)
 
     @contextmanager
-    def trying(self, what: str, blame: str) -> Iterator[None]:
-        """Around one attempt; returning, or raising anything but `BrokenContextError`, ends it."""
+    def trying(self, what: str, blame: str, longer: float = 1.0) -> Iterator[None]:
+        """Around one attempt; returning, or raising anything but `BrokenContextError`, ends it.
+
+        Args:
+            what: different for each.
+            blame: as of `Death`.
+            longer: by this factor than others it may take.
+        """
         self._note({"trying": what, "blame": blame, "build": self._build})
-        watch = self._watch(what)
+        watch = self._watch(what, longer)
         try:
             yield
         except BrokenContextError as error:
@@ -97,17 +103,19 @@ class Attempts:
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
-    def _watch(self, what: str) -> threading.Timer | None:
+    def _watch(self, what: str, longer: float) -> threading.Timer | None:
         if self._patience is None:
             return None
-        timer = threading.Timer(self._patience, self._give_up, (what, threading.get_ident()))
+        seconds = longer * self._patience
+        arguments = (what, seconds, threading.get_ident())
+        timer = threading.Timer(seconds, self._give_up, arguments)
         timer.daemon = True
         timer.start()
         return timer
 
-    def _give_up(self, what: str, thread: int) -> None:
+    def _give_up(self, what: str, seconds: float, thread: int) -> None:
         where = "\n".join(_where(sys._current_frames().get(thread)))
-        why = f"hung: no end after {self._patience:.0f} s"
+        why = f"hung: no end after {seconds:.0f} s"
         self._note({"died": f"{why}\n{where}"})
         os.write(self._stderr, f"\n{what} {why}, in\n{where}\n".encode(errors="replace"))
         # A kernel that runs for ever lets no orderly end pass.
