@@ -9,7 +9,7 @@ TABLES = ROOT / "kernels" / "secateur_kernels" / "dispatch" / "tables"
 PYTHON = sys.executable
 # Without the plug-ins that pyproject.toml names, which this machine may not have.
 PYTEST = (
-    PYTHON, "-m", "pytest", "-q", "-rs", "--maxfail=60", "--most-failures", "4", "--tb=short",
+    PYTHON, "-m", "pytest", "-q", "-rfEs", "--maxfail=60", "--most-failures", "4", "--tb=short",
     "-p", "no:cacheprovider", "-o", "addopts=--strict-markers --import-mode=importlib",
 )  # fmt: skip
 # With the time that a step gets to stop, under eight minutes.
