@@ -18,6 +18,6 @@ def append_record(name: str, values: dict[str, Any], folder: Path = RESULTS) -> 
         "versions": package_versions(),
         **values,
     }
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     with (folder / f"{name}.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps(record) + "\n")
