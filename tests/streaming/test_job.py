@@ -80,7 +80,7 @@ CHANGES: dict[str, tuple[Callable[[Path], dict[str, Any]], str]] = {
     "calibration": (change_calibration, "calibration: sha256 of the tokens was .*, is "),
     "recipe": (
         lambda _: {"recipe": recipe_of(method="wanda", ignore=["re:.*q_proj"])},
-        "recipe: stages was .*, is .*",
+        r"recipe: stages\.0\.ignore was \[\], is \['re:\.\*q_proj'\]\. Undo",
     ),
     "dtype": (lambda _: {"dtype": "bfloat16"}, "loading: dtype was auto, is bfloat16"),
 }

@@ -12,6 +12,7 @@ from typing import IO, Any
 from secateur.checkpoint.files import read_json
 from secateur.checkpoint.write import space_errors
 from secateur.errors import SecateurError
+from secateur.streaming.changes import changes
 
 _JOB_FILE = "job.json"
 _LOCK_FILE = "lock"
@@ -166,22 +167,14 @@ def flush_names(folder: Path) -> None:
 def _require_same(before: Facts, now: Facts, output: Path) -> None:
     # What was written went through JSON, which knows no tuples.
     now = json.loads(json.dumps(now))
-    changes = [
-        f"{kind}: {name} was {_shown(before, kind, name)}, is {_shown(now, kind, name)}"
+    found = [
+        f"{kind}: {change}"
         for kind in dict.fromkeys([*before, *now])
-        for name in dict.fromkeys([*before.get(kind, {}), *now.get(kind, {})])
-        if before.get(kind, {}).get(name) != now.get(kind, {}).get(name)
+        for change in changes(before.get(kind, {}), now.get(kind, {}))
     ]
-    if changes:
-        shown = "; ".join(changes[:3]) + (
-            f"; and {len(changes) - 3} more changes" if changes[3:] else ""
-        )
+    if found:
+        shown = "; ".join(found[:3]) + (f"; and {len(found) - 3} more changes" if found[3:] else "")
         raise SecateurError(
             f"the interrupted run of {output} cannot be resumed, its result would be another one. "
             f"{shown}. Undo the change, or delete {job_folder(output)} to start over"
         )
-
-
-def _shown(facts: Facts, kind: str, name: str) -> str:
-    text = str(facts.get(kind, {}).get(name, "absent"))
-    return text if len(text) <= 80 else f"{text[:77]}..."
