@@ -7,8 +7,6 @@ from secateur.errors import SecateurError
 from secateur.lowrank import (
     SparsePlusLowRank,
     exact_svd,
-    rank_for_share,
-    refit_low_rank,
     sparse_plus_low_rank,
     sparse_plus_low_rank_whitened,
     whiten,
@@ -168,7 +166,7 @@ def test_whitened_objective_never_rises(seed: int, fitting_steps: int) -> None:
 def test_whitened_beats_scaled_on_the_outputs(seed: int) -> None:
     weight, hessian, norm = problem(seed)
     scaled = sparse_plus_low_rank(weight, 4, two_of_four, norm)
-    refitted = refit_low_rank(weight, scaled.sparse, 4, whiten(hessian))
+    refitted = whitened_svd(weight - scaled.sparse, whiten(hessian)).factors(4)
     whitened = sparse_plus_low_rank_whitened(weight, 4, two_of_four, whiten(hessian))
     errors = [
         whitened_error(weight - dense, hessian)
@@ -220,16 +218,6 @@ def test_dead_inputs_in_the_whitened_metric() -> None:
     assert float(result.dense().abs().max()) < 5 * float(weight.abs().max())
 
 
-def test_share_of_low_rank() -> None:
-    # kappa = 0.25 beside 2:4: p = 0.5 / 0.75, rank = 0.25 p N K / (N + K) = 512 * 2 / 3.
-    assert rank_for_share(0.25, 0.5, 4096, 4096) == 341
-    for share, kept in ((0.0, 0.5), (1.0, 0.5), (0.25, 0.0), (0.25, 1.0)):
-        with pytest.raises(SecateurError, match="share and a kept fraction between 0 and 1, got"):
-            rank_for_share(share, kept, 64, 64)
-    with pytest.raises(SecateurError, match=r"a rank from 1 to 4 .* got 0"):
-        rank_for_share(0.1, 0.5, 4, 4)
-
-
 def test_bad_input() -> None:
     weight, hessian, norm = problem()
     whitening = whiten(hessian)
@@ -238,8 +226,6 @@ def test_bad_input() -> None:
             sparse_plus_low_rank(weight, rank, two_of_four, norm)
         with pytest.raises(SecateurError, match=f"a rank from 1 to 24 .* got {rank}"):
             sparse_plus_low_rank_whitened(weight, rank, two_of_four, whitening)
-        with pytest.raises(SecateurError, match=f"a rank from 1 to 24 .* got {rank}"):
-            refit_low_rank(weight, weight, rank, whitening)
     with pytest.raises(SecateurError, match="at least 1 round, got 0"):
         sparse_plus_low_rank(weight, 4, two_of_four, norm, rounds=0)
     with pytest.raises(SecateurError, match="at least 1 round, got 0"):

@@ -22,14 +22,7 @@ from secateur.lowrank.laser import (
     write_back,
 )
 from secateur.lowrank.randomised import ErrorBound, measure_error, randomised_svd
-from secateur.lowrank.refine import (
-    Moments,
-    Refinement,
-    objective,
-    refine,
-    refine_up,
-    regression_weight,
-)
+from secateur.lowrank.regression import regression_weight
 from secateur.lowrank.singular_gradients import (
     Candidate,
     SpectrumGradient,
@@ -39,11 +32,9 @@ from secateur.lowrank.singular_gradients import (
 )
 from secateur.lowrank.sparse_plus_low_rank import (
     SparsePlusLowRank,
-    rank_for_share,
     sparse_plus_low_rank,
 )
 from secateur.lowrank.sparse_plus_low_rank_whitened import (
-    refit_low_rank,
     sparse_plus_low_rank_whitened,
 )
 from secateur.lowrank.spectrum import Spectrum, loss_importance
@@ -59,8 +50,6 @@ __all__ = [
     "Factors",
     "Intervention",
     "MatrixType",
-    "Moments",
-    "Refinement",
     "SparsePlusLowRank",
     "Spectrum",
     "SpectrumGradient",
@@ -74,16 +63,11 @@ __all__ = [
     "kept",
     "loss_importance",
     "measure_error",
-    "objective",
     "parameters_of",
     "predicted_changes",
     "randomised_svd",
     "rank_for_fraction",
-    "rank_for_share",
     "rank_matrices",
-    "refine",
-    "refine_up",
-    "refit_low_rank",
     "regression_weight",
     "singular_value_gradients",
     "sparse_plus_low_rank",

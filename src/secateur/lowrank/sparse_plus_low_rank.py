@@ -9,7 +9,6 @@ another place, about as good.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import floor
 
 import torch
 from torch import Tensor
@@ -43,24 +42,6 @@ class SparsePlusLowRank:
     def dense(self) -> Tensor:
         """The sum [N, K], in the factors' dtype."""
         return self.sparse + self.factors.dense()
-
-
-def rank_for_share(share: float, kept_fraction: float, rows: int, columns: int) -> int:
-    """OATS's rank: low-rank values are `share` of all that is stored beside a kept fraction.
-
-    floor(share / (1 - share) * kept_fraction * N K / (N + K)); OATS uses shares of 0.25 to 0.3.
-
-    Raises:
-        SecateurError: `share` or `kept_fraction` is not between 0 and 1, or the rank would be 0.
-    """
-    if not (0.0 < share < 1.0 and 0.0 < kept_fraction < 1.0):
-        raise SecateurError(
-            "expected a low-rank share and a kept fraction between 0 and 1, "
-            f"got {share} and {kept_fraction}"
-        )
-    rank = floor(share / (1.0 - share) * kept_fraction * rows * columns / (rows + columns))
-    check_rank(rank, rows, columns)
-    return rank
 
 
 def sparse_plus_low_rank(

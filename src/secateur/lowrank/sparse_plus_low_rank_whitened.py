@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from secateur.lowrank.cholesky import Cholesky
-from secateur.lowrank.factors import Factors, check_rank
+from secateur.lowrank.factors import check_rank
 from secateur.lowrank.matrix import check_matrix
 from secateur.lowrank.sparse_plus_low_rank import (
     Select,
@@ -84,16 +84,6 @@ def sparse_plus_low_rank_whitened(
     factors = whitened_svd(wide - sparse, whitening, decompose).factors(rank)
     objectives.append(_error(wide - factors.dense() - sparse, hessian))
     return SparsePlusLowRank(sparse, keep_mask, factors, tuple(objectives))
-
-
-def refit_low_rank(weight: Tensor, sparse: Tensor, rank: int, whitening: Cholesky) -> Factors:
-    """The best low-rank part beside a given sparse part, whoever made it (exact SVD, float64).
-
-    Raises:
-        SecateurError: not finite, a Hessian of other inputs, or a rank that is not there.
-    """
-    check_rank(rank, *weight.shape)
-    return whitened_svd(weight.double() - sparse.double(), whitening).factors(rank)
 
 
 def _error(change: Tensor, hessian: Tensor) -> float:

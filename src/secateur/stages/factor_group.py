@@ -11,7 +11,6 @@ from secateur.errors import SecateurError
 from secateur.lowrank import (
     Cholesky,
     Factors,
-    Moments,
     Svd,
     exact_svd,
     measure_error,
@@ -127,7 +126,7 @@ def factor_group(
     if stage.dense_targets and moments.cross is not None and seen:
         cross = weight.double() @ moments.cross.value(num_samples).double()
         hessian = moments.statistics.hessian(num_samples)
-        target = regression_weight(weight, Moments(hessian, cross), stage.damping)
+        target = regression_weight(weight, hessian, cross, stage.damping)
     found_svd = whitened_svd(target, root, _decompose(stage, rank))
     note = _input_note(moments) or _damping_note(root.damping, stage)
     return _split(found_svd.factors(rank), group, scales, note)
