@@ -40,10 +40,17 @@ def test_keeps_what_it_measured(tmp_path: Path) -> None:
         (["--shape", "32by64"], "expected --shape NxK such as 14336x4096, got '32by64'"),
         (["--shape", "32x64", "--op", "4:8"], "expected --op 2:4, low-rank"),
         (["--shape", "32x64", "--dtype", "int8"], "expected dtype bfloat16"),
-        (["--shape", "32x64", "--tokens", "1,x"], "expected numbers of tokens such as 1,8,64"),
-        (["--shape", "32x64", "--device", "cuda"], "expected an NVIDIA GPU for --device cuda"),
+        (
+            ["--shape", "32x64", "--tokens", "1,x"],
+            "expected --tokens as numbers such as 1,16",
+        ),
+        (["--shape", "32x64", "--tokens", "²"], "expected --tokens as numbers such as 1,16"),
+        (["--shape", "32x64", "--rounds", "0"], "expected --rounds of at least 1, got 0"),
+        (["--shape", "32x64", "--device", "cuda"], "expected an NVIDIA GPU, found none"),
+        (["--shape", "32x64", "--device", "meta"], "expected a device such as cuda or cpu"),
         (["--shape", "32x64", "--device", "abacus"], "expected a device such as cuda or cpu"),
         (["--shape", "32x62"], "K divisible by 4"),
+        (["--shape", "32x64", "--output", "/dev/null/tables"], "cannot be written"),
     ],
 )
 def test_bad_input(arguments: list[str], message: str) -> None:

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from secateur.checkpoint.load import DTYPES, usable_device
-from secateur.cli.options import Device, Dtype, TrustRemoteCode
+from secateur.cli.options import Device, Dtype, TrustRemoteCode, counts
 from secateur.cli.waiting import shown_progress, waiting_for
 from secateur.errors import SecateurError
 from secateur.report import throughput_words
@@ -80,8 +80,8 @@ def bench_command(
     options = ThroughputOptions(
         workloads=tuple(
             Workload(rows, length, new_tokens)
-            for rows in _counts("--batch-sizes", batch_sizes)
-            for length in _counts("--prompt-lengths", prompt_lengths)
+            for rows in counts("--batch-sizes", batch_sizes)
+            for length in counts("--prompt-lengths", prompt_lengths)
         ),
         rounds=rounds,
         against_transformers=against is not None,
@@ -111,13 +111,6 @@ def bench_command(
 def _measured(candidates: list[Candidate], options: ThroughputOptions) -> ThroughputRecord:
     with shown_progress() as progress:
         return run_throughput(candidates, options, progress)
-
-
-def _counts(name: str, text: str) -> list[int]:
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdecimal() and int(part) > 0 for part in parts):
-        raise SecateurError(f"expected {name} as numbers such as 1,16, got {text!r}")
-    return list(dict.fromkeys(map(int, parts)))
 
 
 def _require_writable(path: Path) -> None:

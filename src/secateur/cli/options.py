@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from secateur.errors import SecateurError
+
 ModelArgument = Annotated[
     str, typer.Argument(metavar="MODEL", help="A model folder, or a Hub id such as owner/name.")
 ]
@@ -36,3 +38,15 @@ TrustRemoteCode = Annotated[
 JsonOutput = Annotated[
     bool, typer.Option("--json", help="Print JSON alone on standard output, for programs.")
 ]
+
+
+def counts(option: str, text: str) -> list[int]:
+    """Positive whole numbers out of an option that takes several, each once, in their order.
+
+    Raises:
+        SecateurError: something else stands between the commas.
+    """
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise SecateurError(f"expected {option} as numbers such as 1,16, got {text!r}")
+    return list(dict.fromkeys(map(int, parts)))

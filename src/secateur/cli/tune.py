@@ -10,12 +10,11 @@ from rich.console import Console
 from rich.table import Table as RichTable
 
 from secateur.checkpoint.load import load_model
-from secateur.cli.options import TrustRemoteCode
-from secateur.cli.waiting import waiting_for
+from secateur.cli.options import TrustRemoteCode, counts
+from secateur.cli.waiting import shown_progress, waiting_for
 from secateur.errors import SecateurError
 from secateur.models.inventory import take_inventory
 from secateur.models.swap import compressed_modules
-from secateur.progress import default_progress
 from secateur_kernels.dispatch.decide import forget
 from secateur_kernels.dispatch.problem import Op, device_facts
 from secateur_kernels.dispatch.table import Entry, load_table, table_path
@@ -59,10 +58,12 @@ def tune_command(
     where = _device(device)
     if dtype not in _DTYPES:
         raise SecateurError(f"expected dtype {', '.join(_DTYPES)}, got {dtype!r}")
-    counts = _counts(tokens)
+    if rounds < 1:
+        raise SecateurError(f"expected --rounds of at least 1, got {rounds}")
+    numbers = sorted(counts("--tokens", tokens))
     shapes = _shapes(model, shape or [], op, rank, trust_remote_code)
-    entries, failures = _measure(shapes, counts, _DTYPES[dtype], where, rounds)
-    path = table_path(output or cache_folder(), device_facts(where))
+    path = table_path(_folder(output or cache_folder()), device_facts(where))
+    entries, failures = _measure(shapes, numbers, _DTYPES[dtype], where, rounds)
     table = empty_table(where).with_entries(entries)
     (load_table(path).merged(table) if path.is_file() else table).save(path)
     forget()
@@ -78,6 +79,8 @@ def _device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise SecateurError(f"expected a device such as cuda or cpu, got {name!r}") from error
+    if device.type not in ("cuda", "cpu"):
+        raise SecateurError(f"expected a device such as cuda or cpu, got {name!r}")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise SecateurError(
             "expected an NVIDIA GPU, found none; --device cpu times what there is here, to try the "
@@ -86,11 +89,13 @@ def _device(name: str) -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if name == "cuda" else device
 
 
-def _counts(tokens: str) -> list[int]:
-    parts = [part.strip() for part in tokens.split(",")]
-    if not all(part.isdigit() and int(part) > 0 for part in parts):
-        raise SecateurError(f"expected numbers of tokens such as 1,8,64, got {tokens!r}")
-    return sorted({int(part) for part in parts})
+def _folder(path: Path) -> Path:
+    """The folder, which is there then: found out before anything is measured."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SecateurError(f"{path} cannot be written: {error}") from None
+    return path
 
 
 def _shapes(
@@ -134,18 +139,15 @@ def _measure(
     device: torch.device,
     rounds: int,
 ) -> tuple[list[Entry], list[str]]:
-    progress = default_progress()
-    progress.begin("time the candidates", len(shapes) * len(tokens))
     entries: list[Entry] = []
     failures: list[str] = []
-    try:
+    with shown_progress() as progress:
+        progress.begin("time the candidates", len(shapes) * len(tokens))
         for shape in shapes:
             for entry, failed in tune_shape(shape, tokens, dtype, device, rounds):
                 entries.append(entry)
                 failures += failed
                 progress.advance(f"{shape}, {entry.m} tokens")
-    finally:
-        progress.close()
     return entries, failures
 
 
