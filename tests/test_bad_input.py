@@ -305,6 +305,16 @@ def test_model_that_is_not_there(tmp_path: Path, source: str) -> None:
     refused(tmp_path, source, message)
 
 
+def test_folder_of_another_kind_of_model(tmp_path: Path, folder: Path) -> None:
+    config = {"model_type": "t5", "d_model": 32, "num_layers": 1, "num_heads": 2}
+    (folder / "config.json").write_text(json.dumps(config))
+    error = refused(tmp_path, folder, f"expected a causal language model in {folder}, got.* t5,")
+    assert len(str(error)) < 300, "without a list of all that transformers takes"
+    (folder / "config.json").write_text(json.dumps({"model_type": "supernova"}))
+    error = refused(tmp_path, folder, "transformers cannot load .*supernova")
+    assert "pip install" not in str(error)
+
+
 def test_path_into_a_folder_is_never_looked_up(
     tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

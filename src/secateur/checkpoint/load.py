@@ -12,7 +12,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from secateur.checkpoint.files import check_config, check_model_folder
+from secateur.checkpoint.files import check_config, check_model_folder, read_json
 from secateur.errors import SecateurError
 from secateur.integrations.transformers_quantizer import register
 from secateur.settings import read_settings
@@ -28,6 +28,8 @@ DTYPES = {
 register()
 
 _HUB_ID = re.compile(r"[A-Za-z0-9]\w*(?:[-.]+\w+)*/\w+(?:[-.]+\w+)*", re.ASCII)
+# How transformers begins to say so; it goes on with the names of all configurations.
+_NO_CAUSAL_LM = "Unrecognized configuration class"
 _HUB_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
 
 
@@ -165,7 +167,15 @@ def _from_pretrained(folder: Path, dtype: Any, trust_remote_code: bool) -> tuple
     except SecateurError as error:
         raise SecateurError(f"{folder} cannot be loaded: {error}") from None
     except Exception as error:
-        raise SecateurError(f"transformers cannot load {folder}: {error}") from error
+        if _NO_CAUSAL_LM in str(error):
+            kind = read_json(folder / "config.json").get("model_type")
+            raise SecateurError(
+                f"expected a causal language model in {folder}, got model type {kind}, which "
+                "transformers' AutoModelForCausalLM does not take"
+            ) from None
+        # Advice on installing transformers follows, in paragraphs of its own.
+        reason = str(error).partition("\n\n")[0]
+        raise SecateurError(f"transformers cannot load {folder}: {reason}") from error
 
 
 def loading_faults(info: dict[str, Any]) -> list[str]:

@@ -29,11 +29,11 @@ from secateur.cli.verify import verify_command
 from secateur.errors import SecateurError
 from secateur_kernels.version import __version__
 
-EXIT_CODES = """\
-Exit codes: 0 done; 1 unexpected error; 2 bad input or usage, nothing was written;
-3 quality dropped by more than --fail-if-drop allows; 4 verification failed;
-5 no space left, the old output is intact; 130 interrupted.
-"""
+EXIT_CODES = (
+    "Exit codes: 0 done; 1 unexpected error; 2 bad input or usage, nothing was written; 3 quality "
+    "dropped by more than --fail-if-drop allows; 4 verification failed; 5 no space left, the old "
+    "output is intact; 130 interrupted."
+)
 
 app = typer.Typer(
     name="secateur",

@@ -12,7 +12,7 @@ from secateur.recipe import Criterion, FactorMethod, Method
 PRUNERS = ", ".join(get_args(Method))
 FACTORERS = ", ".join(get_args(FactorMethod))
 
-_WHAT = "What is done: --recipe, or --method and its options, or --drop-blocks, or both"
+_WHAT = "Zeros and factors: a recipe, or one method"
 _BLOCKS, _DATA, _LONG = "Dropping blocks", "Calibration and measuring", "Models on disk, long runs"
 
 RecipeFile = Annotated[
