@@ -9,7 +9,7 @@ TABLES = ROOT / "kernels" / "secateur_kernels" / "dispatch" / "tables"
 PYTHON = sys.executable
 # Without the plug-ins that pyproject.toml names, which this machine may not have.
 PYTEST = (
-    PYTHON, "-m", "pytest", "-q", "-rfEs", "--maxfail=60", "--most-failures", "4", "--tb=short",
+    PYTHON, "-m", "pytest", "-q", "-rfEs", "--maxfail=60", "--most-failures=4", "--tb=short",
     "-p", "no:cacheprovider", "-o", "addopts=--strict-markers --import-mode=importlib",
 )  # fmt: skip
 # With the time that a step gets to stop, under eight minutes.
@@ -62,7 +62,7 @@ class Step:
         budget = seconds - self.grace
         if not self.restarts or budget < LEAST_AGAIN:
             return None
-        return replace(self, command=(*self.command, "--budget", f"{budget:.0f}"))
+        return replace(self, command=(*self.command, f"--budget={budget:.0f}"))
 
     def within(self, seconds: float) -> "Step | None":
         """The step with what is left of a run, or None where that is too little."""
@@ -72,7 +72,7 @@ class Step:
         if not self.flexible or budget < LEAST_BUDGET:
             return None
         # The last one of several counts.
-        return replace(self, budget=budget, command=(*self.command, "--budget", f"{budget:.0f}"))
+        return replace(self, budget=budget, command=(*self.command, f"--budget={budget:.0f}"))
 
 
 def steps(out: Path, results: Path, tables: Path) -> list[Step]:
@@ -151,9 +151,11 @@ def _quick_benchmarks(results: Path) -> list[Step]:
 
 
 def _pytest(out: Path, name: str, budget: float, *paths: str, patience: int) -> tuple[str, ...]:
-    done = str(out / f"passed-{name}.txt")
-    limits = ("--budget", f"{budget:.0f}", "--patience", str(patience))
-    return (*PYTEST, *limits, "--done", done, *paths)
+    done = out / f"passed-{name}.txt"
+    # With "=": before its version 9 pytest took the value of an option that it did not know yet for
+    # the only path, did not see the real ones, and never learned the option from their conftest.
+    options = (f"--budget={budget:.0f}", f"--patience={patience}", f"--done={done}")
+    return (*PYTEST, *options, *paths)
 
 
 def _tests(out: Path) -> list[Step]:

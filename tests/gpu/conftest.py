@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -60,9 +61,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[_ATTEMPTS] = Attempts(notes, config.getoption("patience", None), stderr)
 
 
-def pytest_terminal_summary(
-    terminalreporter: pytest.TerminalReporter, config: pytest.Config
-) -> None:
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
     for death in config.stash[_ATTEMPTS].deaths:
         terminalreporter.write_line(f"a process died of {death.what}: {death.why}")
 
