@@ -20,7 +20,12 @@ from secateur.evaluate.suite import read_text, window_length
 from secateur.models.blocks import context_length, find_blocks
 from secateur.models.device import input_embedding, on_device, require_one_device
 from secateur.models.inventory import Inventory, take_inventory
-from secateur.models.measure import num_bytes, require_finite_outputs, require_finite_weights
+from secateur.models.measure import (
+    num_bytes,
+    num_zeros,
+    require_finite_outputs,
+    require_finite_weights,
+)
 from secateur.models.sites import renamed
 from secateur.models.sublayers import removed_sublayers
 from secateur.models.swap import compressed_modules
@@ -274,7 +279,7 @@ def size_record(model: nn.Module) -> SizeRecord:
     return SizeRecord(
         num_parameters=sum(parameter.numel() for parameter in plain) + logical,
         num_bytes=num_bytes(model),
-        num_zeros=sum(int((parameter == 0).sum()) for parameter in plain) + logical - kept,
+        num_zeros=num_zeros(plain) + logical - kept,
         num_blocks=len(find_blocks(model)),
     )
 

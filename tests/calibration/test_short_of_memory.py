@@ -10,8 +10,11 @@ from families import tiny_model
 from torch import Tensor, nn
 
 from secateur import SecateurError, compress_with_report
-from secateur.calibration.inputs import BlockInputs
+from secateur.calibration.inputs import BlockInputs, capture_inputs
+from secateur.calibration.tokens import tokens_from_tensor
+from secateur.models.blocks import find_blocks
 from secateur.models.replay import BlockCall
+from secateur.models.trace import trace_blocks
 from secateur.report.record import FactorRecord, PruneRecord
 
 # Not that of the short runs by which a model is looked at before it is changed.
@@ -112,6 +115,18 @@ def test_one_sample_that_does_not_fit_is_an_error() -> None:
         ),
     ):
         pruned(model, "wanda")
+
+
+def test_activations_that_do_not_fit_are_an_error() -> None:
+    def no_room(size: int, dtype: torch.dtype) -> Tensor:
+        raise torch.OutOfMemoryError("no memory, as the test wants it")
+
+    model = tiny_model("llama")
+    blocks = find_blocks(model)
+    trace = trace_blocks(model, blocks, {}, tokens()[:1])
+    samples, cpu = tokens_from_tensor(tokens()), torch.device("cpu")
+    with pytest.raises(SecateurError, match="activations of 54 calibration tokens twice"):
+        capture_inputs(model, blocks, trace, samples, 18, cpu, no_room)
 
 
 def test_tuning_goes_on_in_smaller_micro_batches() -> None:

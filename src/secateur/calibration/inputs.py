@@ -204,7 +204,7 @@ def capture_inputs(
         new_buffer: where activations are kept between blocks; by default on `device`.
 
     Raises:
-        SecateurError: they are not finite.
+        SecateurError: they are not finite, or there is no memory for them.
     """
     batches = tokens.batches(tokens_per_batch)
     buffers: tuple[tuple[Tensor, ...], ...] = ()
@@ -228,6 +228,13 @@ def _buffer(
     """One allocation, as a view [batch, length, width] for every batch of token ids."""
     width = example.shape[-1]
     sizes = [batch.numel() * width for batch in batches]
-    flat = new_buffer(sum(sizes), example.dtype)
+    try:
+        flat = new_buffer(sum(sizes), example.dtype)
+    except torch.OutOfMemoryError:
+        raise SecateurError(
+            f"expected memory for activations of {sum(sizes) // width:,} calibration tokens twice, "
+            f"{2 * sum(sizes) * example.element_size() / 2**30:.1f} GiB, where blocks run; give "
+            "fewer or shorter samples, or keep activations in host memory by streaming the model"
+        ) from None
     parts = torch.split(flat, sizes)
     return tuple(part.view(*batch.shape, width) for part, batch in zip(parts, batches, strict=True))

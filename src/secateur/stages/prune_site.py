@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from time import perf_counter
 
-import torch
 from torch import Tensor
 
 from secateur.mask import swap_masked
+from secateur.models.measure import num_zeros
 from secateur.recipe import PruneStage
 from secateur.recipe.prune_stage import Score
 from secateur.report.record import LayerRecord
@@ -84,7 +84,7 @@ def prune_site(
 
 def fraction_of_zeros(weight: Tensor) -> float:
     """Counted."""
-    return float((weight == 0).float().mean(dtype=torch.float64))
+    return num_zeros([weight]) / weight.numel()
 
 
 def _why_magnitude(planned: PlannedSite, stage: PruneStage, num_tokens: int) -> str:
