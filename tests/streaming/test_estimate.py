@@ -155,6 +155,29 @@ def test_free_memory_is_below_what_there_is() -> None:
     assert 0 < available_host_bytes() <= total
 
 
+def test_the_limits_of_a_container_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = Path("/proc/self/cgroup").read_text().partition("0::/")[2].splitlines()
+    inner = tmp_path / "root" / (own[0] if own else "")
+    inner.mkdir(parents=True, exist_ok=True)
+    monkeypatch.setattr("secateur.streaming.activations._CGROUPS", tmp_path / "root")
+    whole = available_host_bytes()
+
+    def limit(folder: Path, most: str) -> None:
+        (folder / "memory.max").write_text(f"{most}\n")
+        (folder / "memory.current").write_text("700\n")
+        (folder / "memory.stat").write_text("anon 400\nactive_file 100\ninactive_file 200\n")
+
+    limit(inner, "max")
+    assert available_host_bytes() > whole // 2
+    # 700 bytes are taken, of which 300 are files that can be read again.
+    limit(inner, "1000")
+    assert available_host_bytes() == (600 if own else whole)
+    limit(tmp_path, "500")
+    assert available_host_bytes() == (100 if own else whole)
+    limit(tmp_path, "200")
+    assert available_host_bytes() == (0 if own else whole)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_buffers(tmp_path: Path, dtype: torch.dtype) -> None:
     for home in ("device", "host", "file"):
