@@ -44,6 +44,16 @@ def test_attention_is_that_of_a_reference(heads: int, length: int, keys: int, pl
     torch.testing.assert_close(output.double(), expected, rtol=0, atol=2e-6)
 
 
+@pytest.mark.parametrize("length", [1, 3])
+def test_a_mask_may_be_of_another_dtype_than_the_states(length: int) -> None:
+    # Attention of some devices takes the bytes of a mask for numbers of the states' dtype.
+    query, key, value = (states(2, size).bfloat16() for size in (length, 7, 7))
+    mask = torch.zeros(2, 1, length, 7).masked_fill(torch.arange(7) > 4, -1e30)
+    found, _ = attention_of_rows(nn.Module(), query, key, value, mask)
+    expected, _ = attention_of_rows(nn.Module(), query, key, value, mask.bfloat16())
+    assert torch.equal(found, expected)
+
+
 @pytest.mark.parametrize("window", [None, 3])
 def test_masks_show_each_token_what_is_before_it(window: int | None) -> None:
     positions = torch.tensor([[0, 1], [4, 6]])

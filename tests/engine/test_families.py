@@ -5,6 +5,7 @@ from functools import partial
 import pytest
 import torch
 from families import FAMILIES, model_from, tiny_model
+from thoroughness import most_telling
 from transformers import Gemma2Config, PreTrainedModel
 
 from secateur import accelerate
@@ -123,7 +124,7 @@ def same_when_compiled(model: PreTrainedModel, flex: bool = False) -> None:
 
 @pytest.mark.parametrize(
     "family",
-    ["llama", *(pytest.param(one, marks=pytest.mark.slow) for one in FAMILIES if one != "llama")],
+    most_telling(list(FAMILIES), ["llama", "gemma3", "gptj", "opt", "mixtral"]),
 )
 def test_steps_are_one_graph_that_writes_in_place(
     family: str, monkeypatch: pytest.MonkeyPatch

@@ -111,6 +111,29 @@ def test_seeds_stops_and_log_probabilities_reach_the_engine(server: Server, engi
     assert stopped["choices"][0]["finish_reason"] == "stop"
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_several_answers_to_a_prompt_are_drawn_apart(
+    server: Server, engine: Engine, stream: bool
+) -> None:
+    drawn: dict[str, Any] = {"temperature": 1.5, "top_k": 40}
+    asked = body(max_tokens=6, seed=3, n=3, stream=stream, **drawn)
+    status, said = server.ask(
+        "POST", "/v1/completions", asked | {"stream_options": {"include_usage": True}}
+    )
+    assert status == 200
+    bodies = events(said)[:-1] if stream else [json.loads(said)]
+    texts = ["", "", ""]
+    for choice in (choice for one in bodies for choice in one["choices"]):
+        texts[choice["index"]] += choice["text"]
+    expected = [alone(engine, "Rose", max_new_tokens=6, seed=seed, **drawn) for seed in (3, 4, 5)]
+    assert texts == [result.text for result in expected]
+    assert bodies[-1]["usage"] == {
+        "prompt_tokens": 4,
+        "completion_tokens": sum(len(result.token_ids) for result in expected),
+        "total_tokens": 4 + sum(len(result.token_ids) for result in expected),
+    }
+
+
 def test_a_conversation_goes_through_the_models_template(server: Server, engine: Engine) -> None:
     parts = [{"type": "text", "text": "Hi"}, {"type": "text", "text": "!"}]
     messages = [{"role": "system", "content": "S"}, {"role": "user", "content": parts}]

@@ -46,6 +46,7 @@ def attention_of_rows(
     groups = query.shape[1] // key.shape[1]
     length = query.shape[2]
     if isinstance(attention_mask, Tensor):
+        # Kernels may read a mask of another dtype as if it were of this one.
         attention_mask = attention_mask.to(query.dtype)
     if isinstance(attention_mask, BlockMask):
         output = flex_attention(
