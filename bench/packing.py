@@ -22,6 +22,7 @@ from bench.exit_status import AGAIN
 from bench.kernel_records import RESULTS, append_record, made_here, read_records
 from bench.published import wanda_half_of_each_row, wanda_two_of_four
 from secateur_kernels.pack24.op import Form, pack24
+from secateur_kernels.testing.attempts import check_usable
 from secateur_kernels.threshold.op import keep_largest_per_row
 from secateur_kernels.timing import copies_to_rotate, time_in_turns
 from secateur_kernels.unpack24.op import unpack24
@@ -119,7 +120,10 @@ def run(
     """Measure what is not recorded yet for this machine and these versions, until the budget ends.
 
     Yields:
-        each record as written.
+        each record as written, or one that only says what failed.
+
+    Raises:
+        BrokenContextError: CUDA cannot be used any more.
     """
     started = time.monotonic()
     old = [r for r in read_records(NAME, folder) if made_here(r, device)]
@@ -134,7 +138,12 @@ def run(
             if time.monotonic() - started > budget:
                 return
             ceilings = ceilings or measure_ceilings(device)
-            values = measure(work, device, copies, rounds)
+            try:
+                values = measure(work, device, copies, rounds)
+            except RuntimeError as error:
+                check_usable(device)
+                yield {"shape": [n, k], "work": work.name, "failed": str(error)}
+                continue
             values |= {"shape": [n, k], "copy_ceiling": ceilings.copy}
             yield append_record(NAME, values, device, folder)
 
@@ -142,6 +151,8 @@ def run(
 def line_of(record: dict[str, Any]) -> str:
     """One line of the table that a run prints."""
     n, k = record["shape"]
+    if "failed" in record:
+        return f"{record['work']:38} {n} x {k}  failed: {record['failed']}"
     rate = record["bytes"] / record["microseconds"] * 1e6
     line = f"{record['work']:38} {n} x {k}  {record['microseconds']:9.1f} us"
     line += f"  {rate / 1e9:6.0f} GB/s  {rate / record['copy_ceiling']:4.0%} of the copy ceiling"
@@ -167,8 +178,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sizes = (size.split("x") for size in options.shapes.split(","))
         shapes = [(int(n), int(k)) for n, k in sizes]
     started = time.monotonic()
+    failed = 0
     for record in run(shapes, device, options.results, options.budget, options.rounds):
         print(line_of(record), flush=True)
+        failed += "failed" in record
+    if failed:
+        return 1
     return AGAIN if time.monotonic() - started > options.budget else 0
 
 

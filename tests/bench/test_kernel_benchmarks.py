@@ -200,6 +200,19 @@ def test_packing_is_recorded_once(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "published_ms" not in by_name["unpack to dense"]
 
 
+def test_packing_that_fails_leaves_the_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(*arguments: object) -> torch.Tensor:
+        raise RuntimeError("no compiler for Triton")
+
+    monkeypatch.setattr(packing, "unpack24", fails)
+    arguments = ["--device", "cpu", "--shapes", "64x64", "--rounds", "1"]
+    assert packing.main([*arguments, "--results", str(tmp_path)]) == 1
+    assert len(read_records("packing", tmp_path)) == 5
+    assert "64 x 64  failed: no compiler for Triton" in capsys.readouterr().out
+
+
 def test_the_published_code_makes_our_masks() -> None:
     score = torch.rand(16, 64, generator=torch.Generator().manual_seed(0))
     ours = pack24(score, score=score).keep_mask
