@@ -7,7 +7,7 @@ VENV   := .venv
 READY  := $(VENV)/.ready
 BIN    := $(VENV)/bin
 
-.PHONY: demo test test-gpu sanitize tune-gpu bench-gpu gpu-first check format bench clean help
+.PHONY: demo test test-thorough test-gpu sanitize tune-gpu bench-gpu gpu-first check format bench clean help
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -23,6 +23,10 @@ demo: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest -n auto --dist loadfile
+
+# make test-thorough  the same with all cases of the dearest tests, of which it tries some
+test-thorough: $(READY)
+	$(BIN)/python -m pytest -n auto --dist loadfile --hypothesis-profile thorough
 
 # make test-gpu   the tests that need an NVIDIA GPU; PART=accuracy|memory|launch|packing|use for one
 test-gpu: $(READY)

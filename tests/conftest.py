@@ -12,6 +12,10 @@ if not torch.cuda.is_available():
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from thoroughness import register_profile
+
+register_profile()
+
 # Threads that wait for each other cost more than they bring on tiny models: 15 times the time where
 # the cores are shared with other processes.
 torch.set_num_threads(1)

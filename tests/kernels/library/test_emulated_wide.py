@@ -17,6 +17,7 @@ from kernels.library.wide_case import (
     run,
     weight_of,
 )
+from thoroughness import examples
 
 from secateur_kernels.layouts import Fragment24
 
@@ -114,7 +115,9 @@ def test_silu_and_multiply(dtype: torch.dtype, blocks: int, emulator: Any) -> No
 
 
 @settings(
-    deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    deadline=None,
+    max_examples=examples(60),
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(data=st.data())
 def test_any_shape_tiling_and_schedule(data: st.DataObject, emulator: Any) -> None:
