@@ -147,3 +147,10 @@ def test_regular_expression_that_cannot_be_read_is_refused(pattern: str) -> None
     for targets, ignore in (([pattern], []), (["Linear"], [pattern])):
         with pytest.raises(SecateurError, match=message):
             select_sites(SITES, targets, ignore)
+
+
+def test_the_end_of_a_name_is_answered_with_the_pattern_for_it() -> None:
+    message = r"'re:.*q_proj$' takes all that end so"
+    with pytest.raises(SecateurError, match=re.escape(message)):
+        select_sites(SITES, ["Linear"], ["q_proj"])
+    assert any(matches(site, "re:.*q_proj$") for site in SITES)

@@ -58,18 +58,16 @@ def select_sites(
 
 
 def require_match(sites: Sequence[WeightSite], pattern: str, kind: str) -> None:
-    """Raise SecateurError, with the nearest names, unless `pattern` matches some site."""
+    """Raise SecateurError, with what may have been meant, unless `pattern` matches some site."""
     if any(matches(site, pattern) for site in sites):
         return
     ends = [site.name for site in sites if site.name.endswith(f".{pattern}")]
+    fault = f"{kind} {pattern!r} matches none of the model's {len(sites)} weight matrices"
     if ends:
         raise SecateurError(
-            f"{kind} {pattern!r} is the end of {len(ends)} names, such as {ends[0]}, but no whole "
-            f"one; 're:.*{re.escape(pattern)}' takes them"
+            f"{fault}: names are whole, such as {ends[0]}; 're:.*{re.escape(pattern)}$' takes all "
+            "that end so"
         )
     names = [site.name for site in sites] + sorted({site.class_name for site in sites})
     near = get_close_matches(pattern.removeprefix("re:"), names, n=3, cutoff=0.3) or names[:3]
-    raise SecateurError(
-        f"{kind} {pattern!r} matches none of the model's {len(sites)} weight matrices; "
-        f"nearest names: {', '.join(near)}"
-    )
+    raise SecateurError(f"{fault}; nearest names: {', '.join(near)}")
