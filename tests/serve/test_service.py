@@ -141,6 +141,11 @@ def test_more_than_may_wait_are_refused_and_leave_nothing_behind() -> None:
         assert (caught.value.status, caught.value.code) == (429, "overloaded")
         assert engine.cancelled == [3]
         assert service.num_open == 1
+        await service.begin(wanted())
+        service._encoder.close()
+        # Refused before its prompt is looked at.
+        with pytest.raises(RequestFault, match="3 requests wait already"):
+            await service.begin(wanted())
 
     serve(test)
 

@@ -196,6 +196,7 @@ class Service:
             RequestFault: it asks for another model, is too long, or cannot be taken now.
         """
         self._check(request)
+        self.worker.require_room()
         if isinstance(request, ChatRequest):
             prompts = [await self._encoder.chat(request.messages)]
         else:

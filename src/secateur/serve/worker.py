@@ -92,22 +92,30 @@ class EngineWorker:
         """Requests that have not had their last piece."""
         return len(self._sinks)
 
+    def require_room(self) -> None:
+        """Refuse what cannot be taken now, before work is spent on it.
+
+        Raises:
+            RequestFault: too many wait already, or the engine has failed.
+        """
+        if self.failure is not None:
+            raise engine_failed(self.failure)
+        if self.engine.num_waiting >= self.max_waiting:
+            raise RequestFault(
+                f"{self.max_waiting} requests wait already: try again later",
+                status=429,
+                code="overloaded",
+            )
+
     def submit(self, prompt: Sequence[int], options: GenerationOptions, sink: Sink) -> int:
         """Queue a request; every piece of it goes to `sink`, the last one with a result.
 
         Raises:
             SecateurError: the engine refuses it.
-            RequestFault: too many wait already, or the engine has failed.
+            RequestFault: as `require_room`.
         """
         with self._lock:
-            if self.failure is not None:
-                raise engine_failed(self.failure)
-            if self.engine.num_waiting >= self.max_waiting:
-                raise RequestFault(
-                    f"{self.max_waiting} requests wait already: try again later",
-                    status=429,
-                    code="overloaded",
-                )
+            self.require_room()
             # Under the lock, so that the first piece finds its sink.
             request_id = self.engine.submit(prompt, options)
             self._sinks[request_id] = sink
