@@ -7,6 +7,7 @@ tokens on every GPU from 8.0 on.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from types import ModuleType
 from typing import Any
 
@@ -63,8 +64,12 @@ def supports(m: int, n: int, k: int, capability: tuple[int, int]) -> bool:
     return bool(kernels_for(m, n, k, capability))
 
 
+@lru_cache(maxsize=4096)
 def default_config(m: int, n: int, k: int, num_sms: int, capability: tuple[int, int]) -> CudaConfig:
     """A good guess where nothing was measured: of the first kernel that takes the problem.
+
+    Remembered: to rank the configs of the wide kernel takes milliseconds, and a call that names
+    backend `cuda` asks every time.
 
     Raises:
         SecateurError: no kernel takes it.

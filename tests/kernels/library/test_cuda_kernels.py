@@ -72,3 +72,10 @@ def test_dispatch_offers_them() -> None:
     assert candidates(problem)[0].config.kernel == "wide"
     timed = [c.config.kernel for c in candidates_to_tune(problem) if c.backend == "cuda"]
     assert set(timed) == {"wide"}
+
+
+def test_a_default_is_worked_out_once() -> None:
+    """It takes milliseconds, and calls by name need it each time."""
+    assert default_config(512, 4096, 4096, 132, HOPPER) is default_config(
+        512, 4096, 4096, 132, HOPPER
+    )
