@@ -1,4 +1,5 @@
 import io
+import re
 import sys
 
 import pytest
@@ -107,3 +108,18 @@ def test_brackets_are_shown_as_they_are(monkeypatch: pytest.MonkeyPatch, text: s
     finally:
         progress.close()
     assert text in terminal.getvalue()
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 160])
+def test_times_are_whole_on_any_terminal(monkeypatch: pytest.MonkeyPatch, width: int) -> None:
+    terminal = watch(monkeypatch)
+    monkeypatch.setenv("COLUMNS", str(width))
+    progress = TerminalProgress()
+    progress.begin("singular values of outputs", 120)
+    for _ in range(7):
+        progress.advance("block 31  self_attn.q_proj  error 0.123  and more words than fit there")
+    progress.close()
+    last = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", terminal.getvalue()).splitlines()[-1].rstrip()
+    assert len(last) <= width
+    assert re.search(r" 7/120 \d+:\d\d", last)
+    assert ("━" in last) == (width >= 100), "the bar goes where there is no room"
