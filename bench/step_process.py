@@ -1,10 +1,12 @@
 """One process of a step: its output is passed on as it comes, and nothing can delay its end.
 
 A process whose kernel hangs may outlive even SIGKILL for a while: then it is left behind, so that
-the steps that follow get their turn.
+the steps that follow get their turn. Where this process is killed, so is the one that it follows:
+otherwise the GPU would be busy for whoever comes next.
 """
 
 import codecs
+import ctypes
 import os
 import selectors
 import signal
@@ -21,6 +23,8 @@ STOPPED = 124
 # How long a killed process may take to go.
 _LAST_SECONDS = 15.0
 _TICK = 0.2
+_LIBC = ctypes.CDLL(None)
+_PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True)
@@ -61,12 +65,15 @@ def run_process(
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         start_new_session=True,  # whatever it starts ends with it
+        preexec_fn=_end_with_the_parent,
     )
     assert process.stdout is not None
     with process.stdout:
         output = _Output(log)
-        why = _follow(process, process.stdout.fileno(), output, seconds, silence)
-        _kill(process)
+        try:
+            why = _follow(process, process.stdout.fileno(), output, seconds, silence)
+        finally:
+            _kill(process)
         gone = _gone(process)
         output.close()
     if why and not gone:
@@ -129,6 +136,10 @@ def _follow(
                 return f"stopped after {seconds:.0f} s"
             if silence is not None and now - heard > silence:
                 return f"stopped after {silence:.0f} s without output"
+
+
+def _end_with_the_parent() -> None:
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _kill(process: "subprocess.Popen[bytes]") -> None:

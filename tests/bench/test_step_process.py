@@ -2,12 +2,16 @@
 
 import io
 import os
+import signal
+import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from bench import step_process
+from bench.gpu_steps import ROOT
 from bench.step_process import STOPPED, Ended, run_process
 
 
@@ -67,3 +71,34 @@ def test_what_cannot_be_killed_is_left_behind(monkeypatch: pytest.MonkeyPatch) -
     assert ended.status == STOPPED
     assert ended.why.endswith("and it cannot be killed")
     assert taken < 15
+
+
+def test_it_ends_with_whoever_follows_it(tmp_path: Path) -> None:
+    """Killed in any way: a GPU that is still busy would be measured by the next one."""
+    child = f"import os, time; open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid()))"
+    code = (
+        "import io, os, sys\nfrom pathlib import Path\n"
+        "from bench.step_process import run_process\n"
+        f"command = (sys.executable, '-c', {child + '; time.sleep(60)'!r})\n"
+        "run_process(command, Path.cwd(), os.environ, io.StringIO(), 50)\n"
+    )
+    for how in (signal.SIGKILL, signal.SIGINT):
+        (tmp_path / "pid").unlink(missing_ok=True)
+        parent = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.DEVNULL)
+        assert until(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text() != "")
+        pid = int((tmp_path / "pid").read_text())
+        parent.send_signal(how)
+        parent.wait(30)
+        assert until(lambda: not runs(pid)), how  # noqa: B023
+
+
+def runs(pid: int) -> bool:
+    state = Path(f"/proc/{pid}/stat")
+    return state.exists() and state.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+def until(condition: Callable[[], bool], seconds: float = 30) -> bool:
+    started = time.monotonic()
+    while not condition() and time.monotonic() - started < seconds:
+        time.sleep(0.1)
+    return condition()
