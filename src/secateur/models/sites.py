@@ -90,18 +90,18 @@ def find_sites(blocks: BlockList, index: int) -> list[WeightSite]:
 def _sites_of(name: str, module: nn.Module) -> Iterator[WeightSite]:
     if isinstance(module, nn.Linear):
         yield WeightSite(name, module, "weight", stored_transposed=False)
-    elif _is_transposed_linear(module):
+    elif transposed_weight(module) is not None:
         yield WeightSite(name, module, "weight", stored_transposed=True)
     elif not isinstance(module, nn.modules.conv._ConvNd):
         yield from _expert_sites(name, module)
 
 
-def _is_transposed_linear(module: nn.Module) -> bool:
-    """GPT-2's Conv1D, recognised without importing it: `weight` [nx, nf] and the number `nf`."""
+def transposed_weight(module: nn.Module) -> nn.Parameter | None:
+    """The weight [K, N] of a layer such as GPT-2's Conv1D, recognised by its number `nf` = N."""
     weight = getattr(module, "weight", None)
-    if not (isinstance(weight, nn.Parameter) and weight.ndim == 2 and hasattr(module, "nf")):
-        return False
-    return bool(weight.shape[1] == module.nf)
+    if isinstance(weight, nn.Parameter) and weight.ndim == 2 and hasattr(module, "nf"):
+        return weight if weight.shape[1] == module.nf else None
+    return None
 
 
 def _expert_sites(name: str, module: nn.Module) -> Iterator[WeightSite]:

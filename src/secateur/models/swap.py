@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from secateur.errors import SecateurError
 from secateur.models.fuse import unfuse
 from secateur.models.inventory import take_inventory
-from secateur.models.sites import WeightSite
+from secateur.models.sites import WeightSite, transposed_weight
 from secateur.models.sublayers import removed_sublayers
 from secateur.modules import LowRankLinear, Sparse24Linear, SparseLowRankLinear
 from secateur.modules.dense_linear import dense_linear
@@ -34,17 +34,9 @@ def linear_shape(module: nn.Module) -> tuple[int, int] | None:
     """(N, K) of a linear layer, dense or compressed, or of GPT-2's Conv1D; None of all others."""
     if isinstance(module, nn.Linear | CompressedLinear):
         return module.out_features, module.in_features
-    if (weight := _transposed_weight(module)) is not None:
+    if (weight := transposed_weight(module)) is not None:
         columns, rows = weight.shape
         return rows, columns
-    return None
-
-
-def _transposed_weight(module: nn.Module) -> nn.Parameter | None:
-    """The weight [K, N] of a layer such as GPT-2's Conv1D."""
-    weight = getattr(module, "weight", None)
-    if isinstance(weight, nn.Parameter) and weight.ndim == 2 and hasattr(module, "nf"):
-        return weight if weight.shape[1] == module.nf else None
     return None
 
 

@@ -6,10 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from secateur.calibration.cross import CrossMoment
 from secateur.calibration.inputs import BlockInputs
 from secateur.calibration.observe import Sink, observed
-from secateur.calibration.statistics import InputStatistics
+from secateur.calibration.statistics import CrossMoment, InputStatistics
 from secateur.models.sites import WeightSite
 from secateur.models.trace import Trace
 
