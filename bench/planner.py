@@ -14,7 +14,6 @@ from pathlib import Path
 from time import perf_counter
 from typing import Annotated, Any
 
-import torch
 import typer
 from torch import nn
 
@@ -69,6 +68,7 @@ def planner(
     refinements: Annotated[int, typer.Option(help="Of each planned model.")] = 1,
     rounds: Annotated[int, typer.Option(help="Timed turns of each model built.")] = 15,
     final_rounds: Annotated[int, typer.Option(help="Timed turns of all models.")] = 41,
+    threads: Annotated[int, typer.Option(help="To time with; losses take all there are.")] = 1,
     dtype: Annotated[str, typer.Option(help="To compute in.")] = "float32",
     device: Annotated[str | None, typer.Option(help="Default: the CPU.")] = None,
     shared: Annotated[
@@ -83,7 +83,7 @@ def planner(
     )
     token_ids = encode_text(loaded.tokenizer, text.read_text(encoding="utf-8"))
     options = PlanOptions(rounds=rounds, refinements=refinements)
-    workload = Workload(batch, length or None)
+    workload = Workload(batch, length or None, threads=threads)
     bench = Bench(loaded.model, tokens, workload, rounds, options.damping, token_ids, LENGTH)
     facts = {
         "model": Path(model).name,
@@ -96,7 +96,7 @@ def planner(
         "workload": workload.name,
         "refinements": refinements,
         "rounds": final_rounds,
-        "threads": torch.get_num_threads(),
+        "threads": threads,
         "machine_shared": shared,
     }
     speedups = [float(target) for target in targets.split(",")]
@@ -128,6 +128,10 @@ def planned_points(
         for speedup in speedups:
             limit = Limit(milliseconds=table.dense_milliseconds / speedup)
             name = f"{method} {speedup:g}"
+            if method == "low-rank" and (same := _without_removals(points, speedup)):
+                points[name] = Point(same.model, same.facts | {"method": method})
+                _say(started, f"{name}: the plan itself")
+                continue
             try:
                 best = best_within(bench, measured, table, limit, refinements, SilentProgress())
             except SecateurError as error:
@@ -146,6 +150,12 @@ def planned_points(
             points[name] = Point(best.built.model, facts)
             _say(started, f"{name}: losses {', '.join(f'{x:.4f}' for x in best.losses)}")
     return points
+
+
+def _without_removals(points: dict[str, Point], speedup: float) -> Point | None:
+    """The plan, where it is one of low rank alone: chosen among all that low rank offers."""
+    plan = points.get(f"plan {speedup:g}")
+    return None if plan is None or plan.facts["removed"] else plan
 
 
 def unplanned_points(bench: Bench, started: float) -> dict[str, Point]:

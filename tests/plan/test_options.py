@@ -96,6 +96,17 @@ def test_workloads() -> None:
             Workload(*values)  # type: ignore[arg-type]
 
 
+def test_threads_while_times_are_measured() -> None:
+    before = torch.get_num_threads()
+    with Workload(threads=before + 1).its_threads():
+        assert torch.get_num_threads() == before + 1
+    assert torch.get_num_threads() == before
+    with Workload().its_threads():
+        assert torch.get_num_threads() == before
+    with pytest.raises(SecateurError, match="at least 1 thread, got 0"):
+        Workload(threads=0)
+
+
 def test_workloads_fit_the_context() -> None:
     model = tiny_model("llama", 2)
     Workload(1, 128).check(model)

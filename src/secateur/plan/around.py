@@ -27,7 +27,7 @@ def ranks_near(table: Table, selection: Selection) -> dict[str, Sequence[int]]:
 def _near(unit: Unit, chosen: Choice) -> tuple[int, ...]:
     ranks = sorted(choice.rank for choice in unit.choices if choice.rank is not None)
     if chosen.rank is None:
-        return tuple(ranks[-_REACH:])
+        return tuple(ranks[len(ranks) - _REACH :])
     place = ranks.index(chosen.rank)
     near = ranks[max(0, place - _REACH) : place + _REACH + 1]
     return tuple(rank for rank in near if rank != chosen.rank)

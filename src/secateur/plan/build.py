@@ -129,7 +129,8 @@ def _times(bench: Bench, models: dict[str, nn.Module]) -> dict[str, float]:
         name: Variant.plain(workload_call(model, bench.workload))
         for name, model in {DENSE: bench.model, **models}.items()
     }
-    return milliseconds_in_turns(variants, bench.device, bench.rounds)
+    with bench.workload.its_threads():
+        return milliseconds_in_turns(variants, bench.device, bench.rounds)
 
 
 def measure_built(bench: Bench, models: dict[str, nn.Module]) -> dict[str, Measurement]:

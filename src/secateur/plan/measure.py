@@ -103,7 +103,8 @@ def measure_table(
         device,
         options.rounds,
     )
-    times = measure_times(setup, progress)
+    with workload.its_threads():
+        times = measure_times(setup, progress)
     table = build_table(model, inventory, sites, asked, losses, times)
     return Measured(table, scene, losses.start, times.scale, notes)
 

@@ -1,6 +1,7 @@
 """What a model is timed at: one step of decoding, or a prefill."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,8 +25,12 @@ class Workload:
     """Tokens in each; None: one step of decoding."""
     context: int = DEFAULT_CONTEXT
     """Decoding: tokens that are in the key-value cache."""
+    threads: int | None = None
+    """Of torch on the CPU, while times are measured; None: those that it has at the time."""
 
     def __post_init__(self) -> None:
+        if self.threads is not None and self.threads < 1:
+            raise SecateurError(f"expected at least 1 thread, got {self.threads}")
         wrong = self.batch < 1 or self.context < 1
         if wrong or (self.prefill_length is not None and self.prefill_length < 1):
             raise SecateurError(
@@ -44,6 +49,16 @@ class Workload:
         if self.prefill_length is None:
             return f"decode, batch {self.batch}, context {self.context}"
         return f"prefill, batch {self.batch}, length {self.prefill_length}"
+
+    @contextmanager
+    def its_threads(self) -> Iterator[None]:
+        """While this is open, torch has the threads that are to be timed with."""
+        before = torch.get_num_threads()
+        torch.set_num_threads(self.threads or before)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
 
     def check(self, model: nn.Module) -> None:
         """Raise SecateurError if the model has too few positions for it."""
