@@ -2,6 +2,7 @@
 
 import os
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -12,9 +13,11 @@ if not torch.cuda.is_available():
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from thoroughness import register_profile
+# Not on every machine with a GPU.
+if find_spec("hypothesis"):
+    from thoroughness import register_profile
 
-register_profile()
+    register_profile()
 
 # Threads that wait for each other cost more than they bring on tiny models: 15 times the time where
 # the cores are shared with other processes.

@@ -320,3 +320,48 @@ def test_a_suite_that_only_skips_has_shown_nothing(tmp_path: Path) -> None:
     (suite / "test_some.py").write_text(skipped, encoding="utf-8")
     assert run_suite(tmp_path, "--done", str(tmp_path / "done.txt")).returncode == 1
     assert run_suite(tmp_path).returncode == 0
+
+
+FRONT_END = (
+    "hypothesis",
+    "transformers",
+    "yaml",
+    "typer",
+    "rich",
+    "jinja2",
+    "psutil",
+    "accelerate",
+)
+MORE = ("matplotlib", "scipy", "peft", "huggingface_hub", "pytest_benchmark", "xdist", "datasets")
+
+
+def test_a_short_visit_needs_torch_triton_numpy_and_pytest_only(tmp_path: Path) -> None:
+    """Every step of it but the build: its modules are imported, its tests collected."""
+    hide = (
+        "import sys\n"
+        "from importlib.machinery import PathFinder\n"
+        "class Rest:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        f"        hidden = name.partition('.')[0] in {(*FRONT_END, *MORE)!r}\n"
+        "        return None if hidden else PathFinder.find_spec(name, path, target)\n"
+        "sys.meta_path[sys.meta_path.index(PathFinder)] = Rest()\n"
+    )
+    (tmp_path / "sitecustomize.py").write_text(hide, encoding="utf-8")
+    known = {step.name: step for step in steps(tmp_path, tmp_path, tmp_path)}
+    first = [known[name] for name in FIRST]
+    modules = {step.command[2] for step in first} - {"pytest"}
+    paths = {word for step in first for word in step.command if word.startswith("tests/gpu")}
+    pytest_options = known["quick"].command[3 : known["quick"].command.index("-k")]
+    options = [word for word in pytest_options if not word.startswith(("tests/", "--done"))]
+    code = (
+        f"import importlib, pytest, sys\nfor name in {sorted(modules)!r}:\n"
+        "    importlib.import_module(name)\n"
+        f"sys.exit(pytest.main([*{options!r}, '--collect-only', *{sorted(paths)!r}]))"
+    )
+    environment = run_on_gpu._environment()
+    environment["PYTHONPATH"] = os.pathsep.join([str(tmp_path), environment["PYTHONPATH"]])
+    done = subprocess.run(
+        python(code), env=environment, capture_output=True, text=True, check=False, cwd=ROOT
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert "tests collected" in done.stdout
