@@ -1,11 +1,12 @@
 """Kernel benchmarks run on the CPU at tiny sizes: what they record, and that they resume."""
 
+import time
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
-from bench import linear_candidates, linear_timing, linears, packing, tune
+from bench import gpu_facts, linear_candidates, linear_timing, linears, packing, tune
 from bench.cusparselt import why_not
 from bench.exit_status import AGAIN
 from bench.kernel_records import made_here, read_records
@@ -234,3 +235,11 @@ def test_tuning_resumes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
 
 def test_cusparselt_says_why_it_is_missing() -> None:
     assert why_not(CPU) == "no NVIDIA GPU"
+
+
+def test_the_rate_of_a_product() -> None:
+    started = time.perf_counter()
+    rate = gpu_facts.product_rate(torch.float32, 256, CPU)
+    taken = time.perf_counter() - started
+    # Seven products of 2 * 256**3 operations were made in that time, one of them in the median.
+    assert 2 * 256**3 / taken < rate < 1e15
