@@ -76,6 +76,8 @@ def test_says_what_was_chosen_and_what_replaced() -> None:
     text = Reader(render_search(search())).text
     assert "52 combinations" not in text
     assert "7 combinations were tried" in text
+    lone = Reader(render_search(search(num_composition_trials=1))).text
+    assert "1 combination was tried" in lone
     assert text.count("(replaced)") == 1
     assert "12 of 256" in text
     assert "All 45 single cuts" in text

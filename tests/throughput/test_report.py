@@ -122,3 +122,5 @@ def test_the_page_holds_everything_and_escapes_names() -> None:
         baseline=EVIL, models=(model(EVIL),), measurements=(measurement(EVIL),), notes=(EVIL,)
     )
     assert "<script" not in render_throughput(evil)
+    assert "<th>Note</th>" in page
+    assert "<th>Note</th>" not in render_throughput(evil), "no model needs one"

@@ -21,6 +21,7 @@ def render_throughput(record: ThroughputRecord) -> str:
         headline=throughput_words.headline(record),
         findings=throughput_words.findings(record),
         cautions=throughput_words.cautions(record),
+        noted=any(map(throughput_words.model_note, record.models)),
         header=throughput_words.HEADER,
         rows=throughput_words.rows(record),
         decode_picture=picture(throughput_plots.decode_svg(record)),

@@ -78,5 +78,5 @@ def _walk(
         if (value := gain(trial)) > best:
             chosen, best = trial, value
             steps.append(Step(cut, old, trial))
-        progress.advance(f"{len(chosen)} cuts")
+        progress.advance(f"cuts: {len(chosen)}")
     return Composition(chosen, tuple(steps), num_trials)
