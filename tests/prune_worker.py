@@ -11,7 +11,7 @@ import torch
 from families import VOCAB_SIZE, tiny_model
 from torch import Tensor
 
-from secateur.compress import compress_with_report
+from secateur.compress import compress, compress_with_report
 from secateur.errors import SecateurError
 from secateur.parallel import join_processes
 from secateur.plain import to_plain
@@ -81,10 +81,22 @@ def check_calls() -> None:
     assert caught == "process 0 failed", caught
 
 
+def write_and_refuse(output: Path) -> str:
+    """`written` in a folder, by the first process, and the reason why one sample is too few."""
+    recipe = {"stages": [{"stage": "prune", "method": "wanda", "pattern": "2:4"}]}
+    compress(tiny_model("llama"), recipe, calibration=samples(3), output=output / "written")
+    try:
+        compress(tiny_model("llama"), recipe, calibration=samples(1), output=output / "refused")
+    except SecateurError as error:
+        return str(error)
+    return "nothing was refused"
+
+
 def main(output: Path, *cases: str) -> None:
     torch.set_num_threads(1)
     rank = read_settings().rank
     check_calls()
+    (output / f"refused-{rank}.txt").write_text(write_and_refuse(output))
     for case in cases:
         family, name = case.split(":")
         weights, record = prune(family, name)

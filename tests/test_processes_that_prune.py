@@ -18,22 +18,18 @@ CASES = [
 ]
 
 
-def run_two(*command: str) -> "subprocess.CompletedProcess[str]":
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    return subprocess.run(
-        [*launcher, *command],
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Everything that two processes made."""
+    path = tmp_path_factory.mktemp("processes")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    done = subprocess.run(
+        [*command, str(TESTS / "prune_worker.py"), str(path), *CASES, "llama:best"],
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS)},
         capture_output=True,
         text=True,
         timeout=240,
     )
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Everything that two processes made."""
-    path = tmp_path_factory.mktemp("processes")
-    done = run_two(str(TESTS / "prune_worker.py"), str(path), *CASES, "llama:best")
     assert done.returncode == 0, done.stderr[-4000:]
     return path
 
@@ -78,36 +74,11 @@ def test_several_samples_a_step_differ_by_rounding_alone(folder: Path) -> None:
     assert apart < 1e-3 * moved
 
 
-@pytest.fixture(scope="module")
-def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("model")
-    tiny_model("llama").save_pretrained(path)
-    return path
-
-
-PRUNE = """
-import sys
-from prune_worker import samples
-from secateur.compress import compress
-from secateur.errors import SecateurError
-for count, output in ((1, sys.argv[2]), (3, sys.argv[3])):
-    try:
-        compress(sys.argv[1], {"stages": [{"stage": "prune", "method": "wanda", "pattern": "2:4"}]},
-            calibration=samples(count), output=output)
-    except SecateurError as error:
-        print(f"refused: {error}")
-"""
-
-
 @pytest.mark.slow
-def test_the_first_process_writes(model_folder: Path, tmp_path: Path) -> None:
-    script = tmp_path / "script.py"
-    script.write_text(PRUNE)
-    refused, output = tmp_path / "none", tmp_path / "out"
-    done = run_two(str(script), str(model_folder), str(refused), str(output))
-    assert done.returncode == 0, done.stderr[-4000:]
-    assert (output / "secateur_report.json").is_file()
-    reason = "refused: expected at least one calibration sample for each of 2 processes, got 1"
-    assert done.stdout.count(reason) == 2
-    assert not refused.exists()
+def test_the_first_process_writes(folder: Path) -> None:
+    assert (folder / "written" / "secateur_report.json").is_file()
+    for rank in (0, 1):
+        reason = (folder / f"refused-{rank}.txt").read_text()
+        assert "expected at least one calibration sample for each of 2 processes, got 1" in reason
+    assert not (folder / "refused").exists()
     assert samples(1).shape == (1, 128)
