@@ -96,14 +96,14 @@ def test_a_model_gets_its_attention_back_also_after_an_error() -> None:
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @pytest.mark.parametrize("window", [None, 100, 300])
 def test_blocks_show_the_same_keys_as_masks(window: int | None) -> None:
-    positions = torch.tensor([[0], [127], [128], [300], [510], [511]])
+    positions = torch.tensor([[0], [127], [128], [300], [511], [512]])
     plan = MaskPlan({"any": window}, own_attention=False)
     blocks = block_masks(plan.windows, positions, 512)["any"]
     query, key, value = states(4, 1, batch=6), states(2, 512, batch=6), states(2, 512, batch=6)
     by_blocks, _ = attention_of_rows(nn.Module(), query, key, value, blocks)
     mask = plan.masks(positions, 512, torch.float32)["any"]
     by_mask, _ = attention_of_rows(nn.Module(), query, key, value, mask)
-    # The last position is that of idle rows.
+    # The last row is idle.
     torch.testing.assert_close(by_blocks[:-1], by_mask[:-1], rtol=0, atol=2e-6)
     first = [0 if window is None else max(0, p - window + 1) // BLOCK for p in positions[:-1, 0]]
     expected = [int(p) // BLOCK - one + 1 for p, one in zip(positions[:-1, 0], first, strict=True)]

@@ -69,6 +69,18 @@ def test_batches_of_different_lengths_are_what_transformers_generates(family: st
     assert len({tuple(tokens) for tokens in expected}) > 1
 
 
+@pytest.mark.parametrize("family", ["gpt2", "opt", "gptj", "llama"])
+def test_the_whole_context_can_be_used_beside_shorter_texts(family: str) -> None:
+    # Some families look positions up in a table that ends with the context.
+    model = tiny_model(family)
+    engine = Engine(model, max_batch_size=3)
+    whole = [5] * (engine.max_length - 9)
+    results = engine.generate([whole, [5, 6, 7], [5, 6]], GenerationOptions(9, ignore_eos=True))
+    assert [len(result.token_ids) for result in results] == [9, 9, 9]
+    alone = Engine(model, max_batch_size=1).generate([whole], GenerationOptions(9, ignore_eos=True))
+    assert results[0].token_ids == alone[0].token_ids
+
+
 def test_the_model_keeps_its_own_attention() -> None:
     model = tiny_model("llama")
     before = model.config._attn_implementation

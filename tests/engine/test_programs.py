@@ -14,7 +14,7 @@ from secateur.engine import Engine, GenerationOptions
 
 
 @pytest.mark.slow
-def test_all_batches_of_a_length_share_one_program(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_lengths_and_batches_share_two_programs(monkeypatch: pytest.MonkeyPatch) -> None:
     programs: list[torch.fx.GraphModule] = []
 
     def keep(program: torch.fx.GraphModule, _: Any) -> Any:
@@ -31,11 +31,11 @@ def test_all_batches_of_a_length_share_one_program(monkeypatch: pytest.MonkeyPat
     engine = Engine(model, max_batch_size=16, max_length=64, compile=True)
     options = [GenerationOptions(5), GenerationOptions(5, temperature=1, top_k=3, logprobs=True)]
     engine.warm_up(options=options)
-    # A row alone and several rows, each for two lengths.
-    assert len(programs) == 4
+    # For a row alone and for several.
+    assert len(programs) == 2
     for count in (1, 2, 3, 7):
         engine.generate([[5, 6, 7]] * count, options[count % 2])
-    assert len(programs) == 4
+    assert len(programs) == 2
     operations = [str(node.target) for program in programs for node in program.graph.nodes]
     # Masks come as numbers: none is made of True and False, layer after layer.
     assert not [one for one in operations if "where" in one or "scalar_tensor" in one]

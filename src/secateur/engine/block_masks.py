@@ -20,10 +20,10 @@ def block_masks(
 
     Args:
         windows: kind of layer -> how many tokens back it sees; None for all.
-        positions: int64 [B, 1]. A row at `length` - 1 is idle, and reads one block.
+        positions: int64 [B, 1]. A row at `length` or beyond is idle, and reads one block.
         length: keys of the cache, a multiple of `BLOCK`.
     """
-    position = positions.masked_fill(positions >= length - 1, 0).squeeze(1)
+    position = positions.masked_fill(positions >= length, 0).squeeze(1)
     return {kind: _block_mask(position, length, window) for kind, window in windows.items()}
 
 

@@ -139,10 +139,14 @@ class DecodeSteps:
     def _run_program(
         self, tokens: Tensor, window: WindowCache, masks: Masks, logits: Tensor
     ) -> None:
-        if len(tokens) > 1 and not self._flex:
-            # One program for all batches; a single row has one of its own.
-            for tensor in (tokens, logits, *window.tensors(), *masks.values()):
-                torch._dynamo.maybe_mark_dynamic(tensor, 0)
+        if not self._flex:
+            # One program for all lengths and batches; a single row has one of its own.
+            torch._dynamo.maybe_mark_dynamic(window.reach, 0)
+            for mask in masks.values():
+                torch._dynamo.maybe_mark_dynamic(mask, 3)
+            if len(tokens) > 1:
+                for tensor in (tokens, logits, *window.tensors(), *masks.values()):
+                    torch._dynamo.maybe_mark_dynamic(tensor, 0)
         with torch._dynamo.config.patch(
             recompile_limit=_MANY_PROGRAMS, accumulated_recompile_limit=4 * _MANY_PROGRAMS
         ):

@@ -11,13 +11,13 @@ from secateur.engine.transfer import to_device
 class DeviceRows:
     """Tensors of all rows; a step of B rows works on the first B of each.
 
-    A row without a sequence is idle: it stands at the last position, which is never read.
+    A row without a sequence is idle: it stands behind all positions that are read.
     """
 
     def __init__(self, rows: int, length: int, logits: Tensor) -> None:
         """`logits` [..., vocabulary]: an example of the model's, for device, dtype and size."""
         device = logits.device
-        self.idle_position = length - 1
+        self.idle_position = length
         self.tokens = torch.zeros(rows, dtype=torch.int64, device=device)
         """The newest token of every row."""
         self.positions = torch.full_like(self.tokens, self.idle_position)
@@ -28,7 +28,7 @@ class DeviceRows:
         self.temperature = torch.zeros(rows, dtype=torch.float32, device=device)
         self.top_p = torch.ones(rows, dtype=torch.float32, device=device)
         self.top_k = torch.zeros(rows, dtype=torch.int64, device=device)
-        self.uniform = torch.zeros(rows, length, dtype=torch.float32, device=device)
+        self.uniform = torch.zeros(rows, length + 1, dtype=torch.float32, device=device)
         """The random number with which the token behind each position is drawn."""
 
     def place(self, row: int, options: GenerationOptions, prompt_length: int) -> None:

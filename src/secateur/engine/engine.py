@@ -93,8 +93,7 @@ class Engine:
         compiled = self._on_gpu if compile is None else compile
         graphs = _graphs(cuda_graphs, self._device)
         flex = _flex(attention, compiled, self._model)
-        # One more position, for what is not to be kept.
-        length = _GRANULE * math.ceil((self.max_length + 1) / _GRANULE)
+        length = _GRANULE * math.ceil(self.max_length / _GRANULE)
         self._store = self._model.store(max_batch_size, length)
         with self._on_device():
             self._rows = DeviceRows(max_batch_size, length, check_agrees(self._model, self._store))

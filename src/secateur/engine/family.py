@@ -50,7 +50,7 @@ class RowModel:
         more = {"logits_to_keep": 1} if self.keeps_logits else {}
         output = self.model(
             input_ids=token_ids,
-            position_ids=window.positions,
+            position_ids=window.position_ids,
             attention_mask=mask,
             past_key_values=window,
             use_cache=True,

@@ -11,12 +11,15 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+# Positions beyond those that are read: one, and as many as keep the rows of memory aligned.
+_SPARE = 8
+
 
 class KeyValueStore:
-    """Keys and values [rows, length, heads, head_dim] of every layer.
+    """Keys and values [rows, length + 8, heads, head_dim] of every layer.
 
-    Memory is taken when a layer first writes: head counts and dtypes are then known. The last
-    position is never read; what is not to be kept is written there.
+    Memory is taken when a layer first writes: head counts and dtypes are then known. What is not to
+    be kept is written at `idle_position`, which is never read.
     """
 
     def __init__(
@@ -25,6 +28,7 @@ class KeyValueStore:
         """`without_attention`: layers that keep nothing, as their attention was removed."""
         self.rows = rows
         self.length = length
+        self.idle_position = length
         self.without_attention = without_attention
         self.keys: list[Tensor | None] = [None] * num_layers
         self.values: list[Tensor | None] = [None] * num_layers
@@ -43,7 +47,7 @@ class KeyValueStore:
     def _zeros(self, states: Tensor) -> Tensor:
         # Zeros, not garbage: a probability of 0 times NaN is NaN.
         _, heads, _, head_dim = states.shape
-        return states.new_zeros(self.rows, self.length, heads, head_dim)
+        return states.new_zeros(self.rows, self.length + _SPARE, heads, head_dim)
 
     def move(self, source: int, target: int, length: int) -> None:
         """Copy the first positions of one row to another."""
@@ -56,7 +60,7 @@ class KeyValueStore:
 
         Args:
             positions: int64 [R, T], where the tokens of each row stand.
-            length: positions that attention sees, from 0.
+            length: positions that attention sees, from 0; at most `length` of the store.
         """
         return WindowCache(self, first_row, positions, length)
 
@@ -71,18 +75,26 @@ class WindowCache(Cache):  # type: ignore[misc]
     ) -> None:
         self.positions = positions
         self.length = length
+        self._idle_position = store.idle_position
+        # No memory: a length that a compiler takes for the size of an input, not for a constant.
+        self.reach = positions.new_empty(1).expand(length)
         rows = torch.arange(len(positions), device=positions.device).unsqueeze(1)
         super().__init__(
             layers=[
                 NothingStored()
                 if index in store.without_attention
-                else _WindowLayer(store, index, first_row, rows, positions, length)
+                else _WindowLayer(store, index, first_row, rows, positions, self.reach)
                 for index in range(len(store.keys))
             ]
         )
 
+    @property
+    def position_ids(self) -> Tensor:
+        """Positions for the model, which need not have one for tokens that are not kept."""
+        return self.positions.masked_fill(self.positions == self._idle_position, 0)
+
     def tensors(self) -> Iterator[Tensor]:
-        """All that the pass reads and writes, the rows of the window along dimension 0."""
+        """Positions, keys and values: what has the rows of the window along dimension 0."""
         yield self.positions
         for layer in self.layers:
             if isinstance(layer, _WindowLayer):
@@ -100,10 +112,10 @@ class _WindowLayer(CacheLayerMixin):  # type: ignore[misc]
         first_row: int,
         rows: Tensor,
         positions: Tensor,
-        length: int,
+        reach: Tensor,
     ) -> None:
         super().__init__()
-        self.rows, self.positions, self.length = rows, positions, length
+        self.rows, self.positions, self.reach = rows, positions, reach
         self._store, self._index, self._first_row = store, index, first_row
         if store.keys[index] is not None:
             self._open()
@@ -113,7 +125,7 @@ class _WindowLayer(CacheLayerMixin):  # type: ignore[misc]
         assert keys is not None
         assert values is not None
         last = self._first_row + len(self.rows)
-        # Written over the whole length, as tokens that are not kept go to the last position.
+        # All positions, as those of tokens that are not kept are beyond the window.
         self.all_keys, self.all_values = (
             keys[self._first_row : last],
             values[self._first_row : last],
@@ -133,18 +145,19 @@ class _WindowLayer(CacheLayerMixin):  # type: ignore[misc]
         where = (self.rows, self.positions)
         self.all_keys.index_put_(where, key_states.transpose(1, 2))
         self.all_values.index_put_(where, value_states.transpose(1, 2))
-        keys, values = self.all_keys[:, : self.length], self.all_values[:, : self.length]
+        length = len(self.reach)
+        keys, values = self.all_keys[:, :length], self.all_values[:, :length]
         return keys.transpose(1, 2), values.transpose(1, 2)
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.length, 0
+        return len(self.reach), 0
 
     def get_seq_length(self) -> int:
         """No use to a model that takes positions and masks from its caller, yet some ask."""
         return 0
 
     def get_max_length(self) -> int:
-        return self.length
+        return len(self.reach)
 
     # Its name in older versions of transformers.
     get_max_cache_shape = get_max_length
