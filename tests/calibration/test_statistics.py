@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from secateur.calibration.statistics import InputStatistics, RelativeError
+from secateur.calibration.statistics import CrossMoment, InputStatistics, RelativeError
 
 ROUNDOFF = 2.0**-24
 """Of fp32: the largest relative error of one operation."""
@@ -236,3 +236,14 @@ def test_relative_error_in_half_precision_does_not_overflow() -> None:
     error = RelativeError()
     error.add(torch.zeros(4, dtype=torch.float16), torch.full((4,), 60000.0, dtype=torch.float16))
     assert error.value == 1.0
+
+
+def test_cross_moments_are_as_exact_as_hessians() -> None:
+    """Where both models' inputs are the same, so are both sums, however many batches there are."""
+    batch = torch.rand(8, 6, generator=torch.Generator().manual_seed(0)) + 0.5
+    cross = CrossMoment(6, torch.device("cpu"))
+    for _ in range(3000):
+        cross.add(batch, batch)
+    expected = 2.0 / 5 * 3000 * (batch.double().T @ batch.double())
+    # Each of eight products and sums is rounded, and the result once.
+    torch.testing.assert_close(cross.value(5).double(), expected, rtol=10 * 2.0**-24, atol=0)
