@@ -15,7 +15,7 @@ from secateur.calibration.tokens import tokens_from_tensor
 from secateur.models.blocks import find_blocks
 from secateur.models.replay import BlockCall
 from secateur.models.trace import trace_blocks
-from secateur.report.record import FactorRecord, PruneRecord
+from secateur.report.record import DropRecord, FactorRecord, PruneRecord
 
 # Not that of the short runs by which a model is looked at before it is changed.
 LENGTH = 9
@@ -95,6 +95,21 @@ def test_factors_count_every_token_once_too(more: dict[str, Any]) -> None:
     assert "from here on 2 samples run together" in record.blocks[0].note
     for name, weight in roomy.state_dict().items():
         torch.testing.assert_close(tight.state_dict()[name], weight, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("granularity", ["block", "attention", "mlp"])
+def test_blocks_are_measured_in_smaller_batches(granularity: str) -> None:
+    stage = {"stage": "drop_blocks", "count": 1, "granularity": granularity}
+    scores = []
+    for samples in (6, 2):
+        model = tiny_model("llama")
+        with room_for(samples, model) as ran:
+            _, report = compress_with_report(model, {"stages": [stage]}, calibration=tokens())
+        assert max(ran) <= samples
+        record = report.stages[0]
+        assert isinstance(record, DropRecord)
+        scores.append(torch.tensor(record.rounds[0].scores))
+    torch.testing.assert_close(scores[0], scores[1])
 
 
 def test_the_report_says_that_memory_was_short() -> None:

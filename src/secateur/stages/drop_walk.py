@@ -143,7 +143,8 @@ class Walk:
         block, found, inputs = self.blocks.modules[index], self.sublayers[index], self.inputs
         if self.part == "mlp" and found.one_after_other:
             with silenced(block, found.mlp):
-                inputs.run_block(block, index)
+                for kept, between in zip(inputs.outputs, inputs.stream(block, index), strict=True):
+                    kept.copy_(between)
             yield from zip(inputs.outputs, inputs.stream(block, index), strict=True)
             return
         other = found.mlp if self.part == "attention" else found.attention
