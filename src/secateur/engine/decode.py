@@ -29,7 +29,7 @@ _MANY_PROGRAMS = 256
 
 @dataclass(frozen=True)
 class DecodeShape:
-    """What a forward pass is compiled and captured for."""
+    """What a forward pass is captured for."""
 
     batch: int
     length: int

@@ -68,12 +68,12 @@ class Engine:
                 context, at most 4096. Memory for keys and values grows with both.
             device: where the model is moved; by default it stays where it is.
             compile: compile decode steps with `torch.compile`, by default on a GPU. The first
-                step of a shape then takes long; see `warm_up`.
+                step of one row, and of several, then takes long; see `warm_up`.
             prefill_chunk: tokens of prompts that are computed at a time, which bounds memory.
             cuda_graphs: replay decode steps from CUDA graphs, by default on a GPU.
             attention: how compiled decode steps attend: `sdpa` reads as many keys as the next of
-                a few lengths, each compiled anew; `flex` reads what each row has, and splits long
-                texts, in one program for every length.
+                a few lengths; `flex` reads what each row has and splits long texts, and is compiled
+                anew for each number of rows.
 
         Raises:
             SecateurError: a number is out of range, CUDA graphs are asked for elsewhere than on
