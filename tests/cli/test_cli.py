@@ -478,6 +478,16 @@ def test_compress_says_where_it_wrote(cli: Cli, tiny: Path, tmp_path: Path, name
     assert text.splitlines()[-1] == f"wrote {tmp_path / name}"
 
 
+def test_inspect_shows_a_compressed_layer_once_a_kind(cli: Cli, tiny: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "compact"
+    options = ["--method", "magnitude", "--pattern", "2:4", "--dtype", "bfloat16"]
+    good(cli("compress", tiny, "--output", folder, *options, "--format", "compact"))
+    table = good(cli("inspect", folder)).partition("Compressed layers, by kind")[2]
+    assert table.count("q_proj") == 1
+    assert "model.layers.*.self_attn.q_proj" in table.replace("\n", "")
+    assert len(json.loads(good(cli("inspect", folder, "--json")))["compressed"]) == 14
+
+
 @pytest.mark.parametrize("command", ["inspect", "compress"])
 def test_models_with_brackets_in_their_names(
     cli: Cli, tiny: Path, tmp_path: Path, command: str

@@ -1,6 +1,8 @@
 """`secateur inspect`: what a model consists of, and what Secateur would work on."""
 
 import json
+import re
+from collections import Counter
 from typing import Any
 
 import typer
@@ -96,11 +98,13 @@ def _sites_table(inventory: Inventory) -> Table:
 
 
 def _compressed_table(layers: list[dict[str, Any]]) -> Table:
-    table = Table(title="Compressed layers", title_justify="left")
-    for heading in ("name", "layer"):
-        table.add_column(heading)
-    for layer in layers:
-        table.add_row(layer["name"], layer["layer"])
+    table = Table(title="Compressed layers, by kind", title_justify="left")
+    table.add_column("name", overflow="fold")
+    table.add_column("layer")
+    table.add_column("number", justify="right")
+    kinds = Counter((re.sub(r"\.\d+\.", ".*.", layer["name"]), layer["layer"]) for layer in layers)
+    for (name, layer), number in kinds.items():
+        table.add_row(name, layer, str(number))
     return table
 
 
