@@ -76,8 +76,6 @@ from secateur.streaming.skeleton import Skeleton, build_skeleton, modules_outsid
 from secateur.streaming.source import BlockSource
 from secateur.streaming.walk import BlockWalk, blocks_on_demand
 
-_TRACE_TOKENS = 8
-
 
 @dataclass(frozen=True)
 class StreamingJob:
@@ -338,7 +336,7 @@ def _enter(
     source.load_rest()
     # In the dtype and on the device of the model's own run: the CPU, where the embedding is.
     source.load_block(0, then=None if goes_on else 0)
-    trace = trace_without_weights(model, blocks, tokens.samples[0][:_TRACE_TOKENS].unsqueeze(0))
+    trace = trace_without_weights(model, blocks, tokens.samples[0].unsqueeze(0))
     release(blocks.modules[0].modules())
     inputs = capture_inputs(
         model,

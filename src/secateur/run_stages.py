@@ -39,8 +39,6 @@ from secateur.stages.prune import BlockPruner
 from secateur.stages.prune_plan import plan_stage
 from secateur.stages.recover import run_recover
 
-_TRACE_TOKENS = 8
-
 StageRecord = PruneRecord | FactorRecord | DropRecord | RecoverRecord | InheritRecord
 
 
@@ -187,7 +185,6 @@ def _enter_blocks(
         own = tokens.share(parallel.rank, parallel.size, TOKENS_PER_BATCH)
     blocks = inventory.blocks
     linears = {site.name: site.module for site in inventory.all_sites if site.expert is None}
-    probe = tokens.samples[0][:_TRACE_TOKENS].unsqueeze(0)
-    trace = trace_blocks(model, blocks, linears, probe)
+    trace = trace_blocks(model, blocks, linears, tokens.samples[0].unsqueeze(0))
     inputs = capture_inputs(model, blocks, trace, own, TOKENS_PER_BATCH, device)
     return replace(inputs, num_samples=len(tokens.samples)), trace

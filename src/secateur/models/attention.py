@@ -22,8 +22,6 @@ Visit = Callable[[int, Tensor], None]
 """Given a block's index and its probabilities [heads, T, T] for one sample, in the model's dtype.
 They are gone when the next ones come, unless the visitor keeps them."""
 
-_TRACED_TOKENS = 8
-
 
 def visit_attention(
     model: nn.Module,
@@ -51,8 +49,7 @@ def visit_attention(
     _check(model, samples)
     blocks = find_blocks(model)
     with eager_attention(model), torch.no_grad():
-        traced = samples[0][None, :_TRACED_TOKENS]
-        forms = trace_blocks(model, blocks, {}, traced).output_forms
+        forms = trace_blocks(model, blocks, {}, samples[0][None]).output_forms
         hidden, calls = _enter(model, blocks, forms, samples)
         for index, block in enumerate(blocks.modules):
             name = blocks.block_name(index)

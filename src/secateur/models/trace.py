@@ -18,6 +18,9 @@ from secateur.models.replay import (
     split_hidden,
 )
 
+# Enough to see how blocks and linears are called.
+_TRACED_TOKENS = 8
+
 
 @dataclass(frozen=True)
 class Trace:
@@ -38,7 +41,7 @@ def trace_blocks(
         model: a causal language model.
         blocks: its blocks.
         linears: modules by name, whose shared inputs are wanted.
-        input_ids: int64 [1, length], a few tokens.
+        input_ids: int64 [1, length], of which the first eight tokens are run.
 
     Raises:
         SecateurError: blocks are not called once each in order, or the model changes hidden
@@ -58,7 +61,7 @@ def trace_blocks(
     ]
     try:
         with torch.no_grad():
-            model(input_ids=beside(model, input_ids), use_cache=False)
+            model(input_ids=beside(model, input_ids[:, :_TRACED_TOKENS]), use_cache=False)
     finally:
         for hook in hooks:
             hook.remove()
@@ -75,11 +78,12 @@ def trace_without_weights(model: nn.Module, blocks: BlockList, input_ids: Tensor
     Args:
         model: a causal language model.
         blocks: its blocks, of which the first one has its weights.
-        input_ids: int64 [1, length], a few tokens.
+        input_ids: int64 [1, length], of which the first eight tokens are run.
 
     Raises:
         SecateurError: as `trace_blocks`.
     """
+    input_ids = input_ids[:, :_TRACED_TOKENS]
     forms = (_form_of_first(model, blocks, input_ids),) * len(blocks)
     order: list[int] = []
     given: list[tuple[Tensor, int]] = []

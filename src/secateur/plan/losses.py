@@ -31,7 +31,6 @@ from secateur.stages.factor_statistics import SiteMoments, collect_moments
 from secateur.update import factor_hessian, sparsegpt
 
 TOKENS_PER_BATCH = 1024
-_TRACE_TOKENS = 8
 _HELD_OUT_SHARE = 4
 
 
@@ -111,7 +110,7 @@ def measure_losses(
     fitted, measured = split_tokens(tokens)
     blocks = inventory.blocks
     linears = {site.name: site.module for site in inventory.all_sites if site.expert is None}
-    probe = fitted.samples[0][:_TRACE_TOKENS].unsqueeze(0).to(device)
+    probe = fitted.samples[0].unsqueeze(0).to(device)
     trace = trace_blocks(model, blocks, linears, probe)
     inputs = capture_inputs(model, blocks, trace, fitted, TOKENS_PER_BATCH, device)
     batches = [batch.to(device) for batch in measured.batches(TOKENS_PER_BATCH)]
