@@ -1,10 +1,12 @@
 """Kills streaming jobs and goes on with them, until all have ended: see streaming/test_killed.py.
 
-    python streaming_worker.py FOLDER RESULTS NUM_KILLS (moments | steps)
+    python streaming_worker.py FOLDER RESULTS KIND NUM_KILLS [KIND NUM_KILLS]
+
+KIND is `moments` (random times) or `steps`, at which the child kills itself right before or after
+it renames or removes a file; what became of its jobs is in a folder of that name.
 
 It imports everything once and forks a child a run, for which it must never start a thread or
-compute anything itself. `moments` are random times; at `steps` the child kills itself right before
-or after it renames or removes a file.
+compute anything itself.
 """
 
 import json
@@ -102,13 +104,9 @@ def _wait_for_blocks(child: int, output: Path, blocks: int) -> int | None:
     return None
 
 
-def main(folder: Path, results: Path, num_kills: int, kind: str) -> None:
-    """Print what happened: how many runs were killed, and how many blocks each had finished."""
+def _kill(folder: Path, results: Path, kind: str, num_kills: int, seconds: float) -> dict[str, Any]:
+    """What happened: how many jobs there were, and how many blocks each killed run had finished."""
     chance = random.Random(f"kill {kind}")
-    started = time.perf_counter()
-    expected = results / "expected"
-    assert _ended(_start(folder, expected, False, "host", None), expected, None)
-    seconds = time.perf_counter() - started
     finished: list[int] = []
     jobs = 0
     while len(finished) < num_kills:
@@ -128,8 +126,21 @@ def main(folder: Path, results: Path, num_kills: int, kind: str) -> None:
             resume = (job_folder(output) / "job.json").is_file()
             if not resume and output.is_dir():
                 break
-    print(json.dumps({"jobs": jobs, "finished": finished}))
+    return {"jobs": jobs, "finished": finished}
+
+
+def main(folder: Path, results: Path, *kinds_and_kills: str) -> None:
+    """Print what happened by kind, as JSON."""
+    started = time.perf_counter()
+    expected = results / "expected"
+    assert _ended(_start(folder, expected, False, "host", None), expected, None)
+    seconds = time.perf_counter() - started
+    told = {}
+    for kind, kills in zip(kinds_and_kills[::2], kinds_and_kills[1::2], strict=True):
+        (results / kind).mkdir()
+        told[kind] = _kill(folder, results / kind, kind, int(kills), seconds)
+    print(json.dumps(told))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4])
+    main(Path(sys.argv[1]), Path(sys.argv[2]), *sys.argv[3:])

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from families import tiny_model
@@ -16,13 +17,16 @@ from secateur.report.record import load_report
 TESTS = Path(__file__).parent.parent
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("kind", "kills"), [("moments", 20), ("steps", 8)])
-def test_killed_again_and_again(tmp_path: Path, kind: str, kills: int) -> None:
-    folder = save(tiny_model("llama", NUM_BLOCKS), tmp_path / "in", "20KB")
-    results = tmp_path / "results"
-    results.mkdir()
-    arguments = [str(folder), str(results), str(kills), kind]
+KILLS = {"moments": 20, "steps": 8}
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    """(folder of results, what happened by kind); one process forks all jobs."""
+    results = tmp_path_factory.mktemp("killed")
+    folder = save(tiny_model("llama", NUM_BLOCKS), tmp_path_factory.mktemp("models") / "in", "20KB")
+    kinds_and_kills = [str(word) for pair in KILLS.items() for word in pair]
+    arguments = [str(folder), str(results), *kinds_and_kills]
     done = subprocess.run(
         [sys.executable, str(TESTS / "streaming_worker.py"), *arguments],
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS)},
@@ -31,18 +35,24 @@ def test_killed_again_and_again(tmp_path: Path, kind: str, kills: int) -> None:
         timeout=400,
     )
     assert done.returncode == 0, done.stderr[-4000:]
-    told = json.loads(done.stdout.splitlines()[-1])
+    return results, json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KILLS)
+def test_killed_again_and_again(killed: tuple[Path, Any], kind: str) -> None:
+    results, told = killed[0], killed[1][kind]
     # Some were killed with blocks finished, or this would prove nothing.
-    assert len(told["finished"]) == kills
+    assert len(told["finished"]) == KILLS[kind]
     assert any(0 < count < NUM_BLOCKS for count in told["finished"]), told
     expected = weight_bytes(results / "expected")
-    outputs = sorted(path.name for path in results.iterdir() if path.name != "expected")
+    outputs = sorted(path.name for path in (results / kind).iterdir())
     for name in outputs:
         if name.startswith("."):
             # Killed between the last fact and the folder that held it.
-            assert not (results / name / "job.json").exists()
+            assert not (results / kind / name / "job.json").exists()
             continue
-        assert weight_bytes(results / name) == expected, name
-        assert manifest_faults(results / name) == []
-        assert load_report(results / name).size == load_report(results / "expected").size
+        assert weight_bytes(results / kind / name) == expected, name
+        assert manifest_faults(results / kind / name) == []
+        assert load_report(results / kind / name).size == load_report(results / "expected").size
     assert len([name for name in outputs if not name.startswith(".")]) == told["jobs"]
