@@ -45,7 +45,7 @@ def stream(folder: Path, output: Path, **options: Any) -> Report:
         options.pop("recipe", recipe_of(**WANDA)),
         calibration=options.pop("calibration", samples()),
         output=output,
-        progress=SilentProgress(),
+        progress=options.pop("progress", SilentProgress()),
         **options,
     )
 

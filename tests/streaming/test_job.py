@@ -13,6 +13,7 @@ from streaming_jobs import CHAIN, edit_weights, recipe_of, samples, save, stream
 from secateur.calibration.data import CalibrationSource
 from secateur.compress import compress
 from secateur.errors import SecateurError
+from secateur.progress import SilentProgress
 from secateur.report.facts import machine_facts, package_versions
 from secateur.streaming.finished import BlockJournal
 from secateur.streaming.job import (
@@ -84,6 +85,32 @@ CHANGES: dict[str, tuple[Callable[[Path], dict[str, Any]], str]] = {
     ),
     "dtype": (lambda _: {"dtype": "bfloat16"}, "loading: dtype was auto, is bfloat16"),
 }
+
+
+class Counting(SilentProgress):
+    """Steps announced and done, by task."""
+
+    def __init__(self) -> None:
+        self.steps: dict[str, list[int]] = {}
+
+    def begin(self, task: str, total: int) -> None:
+        self.steps[task] = [total, 0]
+
+    def advance(self, detail: str = "") -> None:
+        list(self.steps.values())[-1][1] += 1
+
+
+@pytest.mark.parametrize("tuned", [False, True])
+def test_finished_blocks_count_as_progress(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tuned: bool
+) -> None:
+    tuning = {"rounds": 2, "granularity": "halves"} if tuned else None
+    recipe = recipe_of(method="wanda", reconstruct=tuning)
+    leave_interrupted(folder, tmp_path / "out", monkeypatch, recipe=recipe)
+    progress = Counting()
+    stream(folder, tmp_path / "out", recipe=recipe, resume=True, progress=progress)
+    total, done = progress.steps["prune (wanda)"]
+    assert total == done == 3 * (7 + (4 if tuned else 0))
 
 
 @pytest.mark.parametrize("name", CHANGES)

@@ -106,7 +106,8 @@ class BlockPruner:
             # Where blocks are read from disk one by one, the first stands for all.
             looked_at = 1 if self._finished else len(self._blocks)
             check_tuning(self._tuning, self._blocks, inputs, self._opened, looked_at)
-        self._progress.begin(f"prune ({self._stage.method})", self._num_steps())
+        num_steps = sum(map(self._num_steps, range(len(self._plan))))
+        self._progress.begin(f"prune ({self._stage.method})", num_steps)
         self._inputs = inputs
         layers: list[LayerRecord] = []
         block_records: list[BlockRecord] = []
@@ -134,16 +135,16 @@ class BlockPruner:
             with self._opened(index), self._timed("propagating"):
                 for batch, output in enumerate(self._inputs.stream(block, index)):
                     self._inputs.hidden[batch].copy_(output)
-        self._progress.advance(f"block {index} was finished before")
+        for _ in range(self._num_steps(index)):
+            self._progress.advance(f"block {index} was finished before")
 
-    def _num_steps(self) -> int:
-        """One for every matrix, and one for every round on every block."""
-        num_sites = sum(len(sites) for sites in self._plan)
-        if self._tuning is None:
+    def _num_steps(self, index: int) -> int:
+        """One for every matrix of a block, and one for every round on it."""
+        num_sites = len(self._plan[index])
+        if self._tuning is None or num_sites == 0:
             return num_sites
         parts = 2 if self._tuning.granularity == "halves" else 1
-        tuned = sum(bool(sites) for sites in self._plan)
-        return num_sites + tuned * parts * (self._tuning.rounds or 0)
+        return num_sites + parts * (self._tuning.rounds or 0)
 
     def _prune_block(
         self, block: nn.Module, index: int, trace: Trace | None
