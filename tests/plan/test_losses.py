@@ -14,6 +14,7 @@ from secateur.depth.drop import drop_blocks
 from secateur.errors import SecateurError
 from secateur.models.blocks import find_blocks
 from secateur.models.inventory import take_inventory
+from secateur.plan.estimates import averaged
 from secateur.plan.losses import Asked, Losses, measure_losses, split_tokens
 from secateur.progress import SilentProgress
 from secateur.stages.drop_plan import block_sublayers
@@ -109,6 +110,24 @@ def test_two_of_four_is_measured_and_differs(losses: Losses) -> None:
     name = "model.layers.1.mlp.up_proj"
     assert set(losses.forms) == {(name, "rank 16"), (name, "rank 8"), (name, "2:4")}
     assert losses.forms[name, "2:4"] != losses.start
+
+
+def test_the_share_that_factors_leave_out(model: nn.Module, losses: Losses) -> None:
+    name = "model.layers.1.mlp.up_proj"
+    assert set(losses.left_out) == {(name, "rank 16"), (name, "rank 8")}
+    assert 0 < losses.left_out[name, "rank 16"] < losses.left_out[name, "rank 8"] < 1
+
+
+def test_means_of_measured_and_estimated() -> None:
+    forms = {("a", "rank 16"): 2.4, ("b", "rank 16"): 1.9, ("b", "2:4"): 2.5, ("c", "rank 16"): 3.0}
+    shares = {("a", "rank 16"): 0.5, ("b", "rank 16"): 0.1, ("c", "rank 16"): 0.3}
+    losses = Losses(2.0, forms, left_out=shares)
+    found = averaged(losses, {"a": 1.0, "b": 3.0})
+    # Rises of 0.4 and, by chance, none; estimates of 0.5 and 0.3 scaled to the same sum.
+    assert found.forms["a", "rank 16"] == pytest.approx(2.0 + (0.4 + 0.25) / 2)
+    assert found.forms["b", "rank 16"] == pytest.approx(2.0 + 0.15 / 2)
+    assert (found.forms["b", "2:4"], found.forms["c", "rank 16"]) == (2.5, 3.0)
+    assert averaged(losses, {}) == losses
 
 
 def test_what_falls_by_chance_is_no_gain() -> None:

@@ -63,6 +63,8 @@ class Losses:
     """By block and what of it is gone, and nothing else of it."""
     restored: dict[int, float] = field(default_factory=dict)
     """By block of which something was removed: with it back, dense."""
+    left_out: dict[tuple[str, str], float] = field(default_factory=dict)
+    """By site and form of factors: the share of the squared output, whitened, that they lack."""
 
     def rise(self, loss: float) -> float:
         """Above the start; what falls by chance does not count as a gain."""
@@ -183,11 +185,13 @@ class _BlockWalk:
         sites = [site for site in self.inventory.sites[self.index] if site.name in self.asked.ranks]
         moments = collect_moments(block, self.index, sites, (self.inputs,), self.trace, self.device)
         for site in sites:
-            for form, weight in self._weights(site, moments[site.name]):
+            for form, weight in self._weights(site, moments[site.name], losses):
                 with _written(site, weight):
                     losses.forms[site.name, form] = value()
 
-    def _weights(self, site: WeightSite, moments: SiteMoments) -> Iterator[tuple[str, Tensor]]:
+    def _weights(
+        self, site: WeightSite, moments: SiteMoments, losses: Losses
+    ) -> Iterator[tuple[str, Tensor]]:
         group, count = FactorGroup((site,)), self.inputs.num_samples
         dense = self.asked.dense_weights.get(site.name)
         if dense is not None:
@@ -196,7 +200,10 @@ class _BlockWalk:
         ranks = self.asked.ranks[site.name]
         if ranks:
             found = whitened_svd(weight, input_root(group, moments, count, self.damping))
+            energies = found.svd.values.double().square()
             for rank in ranks:
+                share = float(energies[rank:].sum() / energies.sum().clamp_min(1e-300))
+                losses.left_out[site.name, form_name(rank)] = share
                 yield form_name(rank), found.factors(rank).dense()
         if self.asked.with_sparse24:
             factor = factor_hessian(moments.statistics.hessian(count), self.damping)

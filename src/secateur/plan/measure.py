@@ -14,8 +14,9 @@ from secateur.models.measure import num_bytes
 from secateur.models.sites import WeightSite
 from secateur.models.sublayers import Sublayers
 from secateur.models.trace import trace_blocks
+from secateur.plan.estimates import averaged
 from secateur.plan.layer_times import form_name
-from secateur.plan.losses import Asked, Losses, measure_losses
+from secateur.plan.losses import Asked, Losses, measure_losses, split_tokens
 from secateur.plan.options import PlanOptions, check_sparse24, offered_ranks
 from secateur.plan.table import DENSE, SPARSE24, Choice, Part, Removal, Table, Unit
 from secateur.plan.times import Setup, Times, measure_times
@@ -23,6 +24,7 @@ from secateur.plan.workload import Workload
 from secateur.progress import Progress
 from secateur.recipe import DropBlocksStage
 from secateur.stages.drop_plan import check_sublayers
+from secateur.stages.factor_importance import measure_importance
 
 # Of a weight in 16 bits: half the values, and an eighth for their places.
 _SPARSE24_BYTES = 0.5625
@@ -60,7 +62,7 @@ def measure_table(
     options: PlanOptions,
     progress: Progress,
 ) -> Measured:
-    """Measure times and losses of all choices.
+    """Measure times and losses of all choices; those of factors are averaged with estimates.
 
     Args:
         model: a causal language model, dense, in evaluation mode, where it is to be timed; left as
@@ -89,6 +91,9 @@ def measure_table(
     )
     with full_precision_products():
         losses = measure_losses(model, inventory, asked, tokens, options.damping, device, progress)
+    if losses.left_out:
+        fitted, _ = split_tokens(tokens)
+        losses = averaged(losses, measure_importance(model, sites, fitted) or {})
     forms = trace_blocks(model, inventory.blocks, {}, probe_tokens(model)).output_forms
     scene = Scene(inventory, tuple(sites), forms, asked)
     setup = Setup(
