@@ -9,13 +9,18 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import triton
 
 from secateur_kernels.library import NAME
 
-PRODUCT = re.compile(r"HGMMA\.SP\S* R(\d+), R(\d+), gdesc\[UR\d+\], R\d+, (?:!?UP\w+, )?R(\d+), 0x")
+# Sums, values and metadata. Sums that are zero are not read.
+PRODUCT = re.compile(
+    r"HGMMA\.SP\S* R(\d+), R(\d+), gdesc\[UR\d+\], (?:R\d+|RZ), (?:!?UP\w+, )?R(\d+), 0x"
+)
+PANELS = re.compile(r"ShapeILi\d+ELi(\d+)E")
 WAIT = re.compile(r"WARPGROUP\.DEPBAR\.LE gsb0, 0x(\d)")
 LOAD = re.compile(r"LD[SGLC]\S*?(?:\.(64|128))?(?:\.\w+)* R(\d+), ")
 JUMP = re.compile(r"BRA (?:\S+, )?0x([0-9a-f]+)")
@@ -36,15 +41,30 @@ def kernels(sass: str) -> Iterator[tuple[str, list[tuple[int, str]]]]:
             yield name, [(int(address, 16), text) for address, text in lines]
 
 
-def main_loop(lines: list[tuple[int, str]]) -> list[str]:
-    """The instructions of the loop that holds the products, twice."""
+class Products(NamedTuple):
+    """The instructions of a kernel from its first product on."""
+
+    before: list[str]
+    loop: list[str]
+    """The innermost loop that holds products."""
+    behind: list[str]
+    """Up to the wait for all of them."""
+
+
+def products_of(lines: list[tuple[int, str]]) -> Products:
     products = [address for address, text in lines if "HGMMA.SP" in text]
-    for address, text in lines:
-        jump = JUMP.search(text)
-        if jump and int(jump[1], 16) <= products[0] <= products[-1] <= address:
-            start = int(jump[1], 16)
-            return [text for at, text in lines if start <= at <= address] * 2
-    raise AssertionError("no loop around the products")
+    jumps = [(address, JUMP.search(text)) for address, text in lines]
+    loops = [(int(jump[1], 16), address) for address, jump in jumps if jump]
+    around = [(start, end) for start, end in loops if start <= products[-1] <= end]
+    assert around, "no loop around products"
+    start, end = min(around, key=lambda loop: loop[1] - loop[0])
+    waits = [at for at, text in lines if at > end and "DEPBAR.LE gsb0, 0x0" in text]
+    assert waits, "no wait for all products"
+    return Products(
+        [text for at, text in lines if products[0] <= at < start],
+        [text for at, text in lines if start <= at <= end],
+        [text for at, text in lines if end < at <= waits[0]],
+    )
 
 
 def written(text: str) -> set[int]:
@@ -63,12 +83,12 @@ def written(text: str) -> set[int]:
     return {int(target[2]), int(target[2]) + 1} if wide else {int(target[2])}
 
 
-def hazards(loop: list[str]) -> list[str]:
+def hazards(instructions: list[str]) -> list[str]:
     """Writes to registers that a product still reads or sums into."""
     groups: list[set[int]] = []
     found = []
     current: set[int] = set()
-    for text in loop:
+    for text in instructions:
         product, wait = PRODUCT.search(text), WAIT.search(text)
         if product:
             tokens = re.search(r"64x(\d+)x32", text)
@@ -113,8 +133,13 @@ def test_no_register_is_written_under_a_product(root: Path) -> None:
     found = dict(kernels(sass))
     assert len([name for name in found if "4wide" in name]) == 16
     for name, lines in found.items():
-        loop = main_loop(lines)
-        # Two steps of a panel, or one of two, each of two products; all of them understood.
-        assert sum(PRODUCT.search(text) is not None for text in loop) == 8, name
-        assert sum("HGMMA" in text for _, text in lines) == 4, name
-        assert hazards(loop) == [], name
+        before, loop, behind = products_of(lines)
+        # Two steps of a panel, or one of two, each of two products, and the first step before; all
+        # of them understood.
+        shape = PANELS.search(name)
+        assert shape is not None
+        panels = int(shape[1])
+        assert sum(PRODUCT.search(text) is not None for text in loop) == 4, name
+        assert sum(PRODUCT.search(text) is not None for text in before) == 2 * panels, name
+        assert sum("HGMMA" in text for _, text in lines) == 4 + 2 * panels, name
+        assert hazards([*before, *loop, *loop, *behind]) == [], name

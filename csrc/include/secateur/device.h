@@ -89,6 +89,19 @@ SECATEUR_DEVICE void barrier_arrive_after_copies(uint32_t barrier) {
   asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(barrier) : "memory");
 }
 
+// Whether the phase of the given parity has ended. Does not wait.
+SECATEUR_DEVICE bool barrier_passed(uint32_t barrier, uint32_t parity) {
+  uint32_t done;
+  asm volatile(
+      "{\n.reg .pred done;\n"
+      "mbarrier.test_wait.parity.shared::cta.b64 done, [%1], %2;\n"
+      "selp.u32 %0, 1, 0, done;\n}"
+      : "=r"(done)
+      : "r"(barrier), "r"(parity)
+      : "memory");
+  return done != 0;
+}
+
 // Waits until the phase of the given parity has ended.
 SECATEUR_DEVICE void barrier_wait(uint32_t barrier, uint32_t parity) {
   uint32_t done;

@@ -50,7 +50,7 @@ SECATEUR_DEVICE void run_block(const Problem& problem, uint32_t shared) {
   } else {
     device::take_registers<Registers<Shape>::consumer>();
     device::wait_for_predecessor();
-    consume<Value, Shape>(problem, ring, member, warp, lane);
+    consume<Value, Shape>(problem, ring, member, warp);
   }
 }
 

@@ -51,8 +51,9 @@ struct Member {
     for (int t = 0; t < cluster.tokens; ++t) bits |= 1u << (row + t * cluster.rows);
     return static_cast<uint16_t>(bits);
   }
-  // The rank of the i-th that shares something.
+  // The rank of the i-th of those that share something with it, itself included.
   SECATEUR_INLINE constexpr int mate(int i) const {
+    if (cluster.mates() == 1) return rank;
     if (i < cluster.rows) return i + token * cluster.rows;
     const int other = i - cluster.rows;
     return row + (other < token ? other : other + 1) * cluster.rows;

@@ -17,6 +17,8 @@ namespace secateur::wide {
 constexpr int warpgroup_warps = 4;
 constexpr int min_stages = 2;
 constexpr int max_stages = 16;
+constexpr int stage_barriers_bytes = 16;  // a full barrier, and behind it an empty one
+constexpr int empty_offset = 8;
 constexpr int max_cluster = 8;  // what every GPU that has clusters can launch
 
 struct Problem {
@@ -56,11 +58,11 @@ struct Shape {
 };
 
 // What a configuration needs of shared memory: the ring starts at a multiple of 1024, and behind it
-// are a full and an empty barrier for each stage, then what the warps write results through.
+// are the barriers of each stage, then what the warps write results through.
 template <typename Shape>
 SECATEUR_INLINE constexpr int shared_bytes(int stages) {
   return matrix_descriptor::swizzle_bytes - 16 +
-         stages * (Shape::stage_bytes + 16) + Shape::warps * staging::bytes;
+         stages * (Shape::stage_bytes + stage_barriers_bytes) + Shape::warps * staging::bytes;
 }
 
 // The ring of stages in shared memory, and where in it a warp stands: x of all stages, then the
@@ -80,10 +82,10 @@ struct Ring {
   SECATEUR_INLINE uint32_t barriers() const {
     return base + stages * Shape::stage_bytes;
   }
-  SECATEUR_INLINE uint32_t full(int i) const { return barriers() + 8 * i; }
-  SECATEUR_INLINE uint32_t empty(int i) const { return barriers() + 8 * (stages + i); }
+  SECATEUR_INLINE uint32_t full(int i) const { return barriers() + stage_barriers_bytes * i; }
+  SECATEUR_INLINE uint32_t empty(int i) const { return full(i) + empty_offset; }
   SECATEUR_INLINE uint32_t staging(int warp) const {
-    return barriers() + 16 * stages + warp * staging::bytes;
+    return full(stages) + warp * staging::bytes;
   }
   SECATEUR_INLINE void advance() {
     if (++stage == stages) {

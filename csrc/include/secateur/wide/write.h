@@ -2,7 +2,6 @@
 #pragma once
 
 #include "secateur/device.h"
-#include "secateur/device/recompute.h"
 #include "secateur/output.h"
 #include "secateur/shared_sums.h"
 #include "secateur/wide/problem.h"
@@ -99,11 +98,12 @@ SECATEUR_DEVICE void finish_eight(const Output& output, int64_t token, int64_t c
   write_eight<Value>(output.y, token * output.columns() + column, count, output.chunked, sums);
 }
 
-// What is staged of a sub-tile: a lane takes one token, and both halves of its rows together.
+// What is staged of a sub-tile: a lane takes one token, and both halves of its rows together. The
+// lane is asked for here: what follows from it, kept from part to part, does not fit beside the sums.
 template <typename Value>
 SECATEUR_DEVICE void finish_gated(const Output& output, int64_t tile, int first_token,
-                                  uint32_t staged, int lane) {
-  const int token = first_token + lane;
+                                  uint32_t staged) {
+  const int lane = device::lane(), token = first_token + lane;
   if (token >= output.tokens) return;
   Eight gate = read_staged(staged + staging::offset(lane, 0));
   Eight up = read_staged(staged + staging::offset(lane, 8));
@@ -114,12 +114,11 @@ SECATEUR_DEVICE void finish_gated(const Output& output, int64_t tile, int first_
   finish_eight<Value>(output, token, tile * 8, gate);
 }
 
-// Two neighbouring lanes take the sixteen rows of a token. What follows from the lane is computed
-// here: kept from part to part it does not fit beside the sums.
+// Two neighbouring lanes take the sixteen rows of a token.
 template <typename Value>
 SECATEUR_DEVICE void finish_plain(const Output& output, int64_t tile, int first_token,
-                                  uint32_t staged, int its_lane) {
-  const int lane = device::anew(its_lane), half = lane % 2;
+                                  uint32_t staged) {
+  const int lane = device::lane(), half = lane % 2;
   const int64_t row = fragment24::logical_row(tile, 8 * half, output.rows, output.gate_up);
   if (row >= output.rows) return;
 #pragma unroll 1
@@ -159,19 +158,19 @@ SECATEUR_DEVICE void stage(const Sums<Shape>& sums, int part, uint32_t staged, i
 // `tile`: the sub-tile of the first panel. `staged`: the warp's own shared memory.
 template <typename Value, typename Shape>
 SECATEUR_DEVICE void write(const Output& output, int64_t tile, int first_token,
-                           const Sums<Shape>& sums, uint32_t staged, int lane) {
+                           const Sums<Shape>& sums, uint32_t staged) {
   constexpr int parts = Shape::tokens / staging::tokens;
 #pragma unroll 1
   for (int part = 0; part < Shape::panels * parts; ++part) {
     const int64_t at = tile + part / parts * fragment24::tiles_per_unit;
     const int token = first_token + part % parts * staging::tokens;
     if (at * fragment24::tile_rows >= output.rows || token >= output.tokens) continue;
-    stage<Shape>(sums, part, staged, lane);
+    stage<Shape>(sums, part, staged, device::lane());
     device::sync_warp();
     if (output.silu_and_mul) {
-      finish_gated<Value>(output, at, token, staged, lane);
+      finish_gated<Value>(output, at, token, staged);
     } else {
-      finish_plain<Value>(output, at, token, staged, lane);
+      finish_plain<Value>(output, at, token, staged);
     }
     device::sync_warp();
   }

@@ -40,8 +40,11 @@ inline void barrier_arrive_expect(uint32_t barrier, uint32_t bytes) {
 inline void barrier_arrive_after_copies(uint32_t barrier) {
   machine().arrive_after_copies(barrier);
 }
+inline bool barrier_passed(uint32_t barrier, uint32_t parity) {
+  return machine().barrier(barrier).phase % 2 != parity;
+}
 inline void barrier_wait(uint32_t barrier, uint32_t parity) {
-  while (machine().barrier(barrier).phase % 2 == parity) machine().yield();
+  while (!barrier_passed(barrier, parity)) machine().yield();
 }
 
 inline uint64_t read_once_policy() { return 0; }
