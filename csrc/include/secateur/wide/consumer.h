@@ -39,8 +39,8 @@ SECATEUR_DEVICE void begin_step(float (&sums)[TokenTiles][accumulator::items],
 template <typename Shape>
 struct Consumer {
   RingWalk<Shape> walk;
-  // Whether the lane tells a thread block of releases, and how far it is from a full barrier here to
-  // the empty one there. Its own it tells the same way: two ways would be more instructions.
+  // Whether the lane tells a thread block of releases, and how far it is from a full barrier here
+  // to the empty one there. Its own it tells the same way: two ways would be more instructions.
   bool tells;
   uint32_t to_empty = 0;
   // What the lane reads of each panel, within the weights of a stage.

@@ -1,6 +1,6 @@
-// The steps of a segment along the ring, for a warp that multiplies. What a step asks for are running
-// values: made anew in each step, they were as many instructions as all the rest of it. One
-// comparison tells where the ring or the segment ends.
+// The steps of a segment along the ring, for a warp that multiplies. What a step asks for are
+// running values: made anew in each step, they were as many instructions as all the rest of it.
+// One comparison tells where the ring or the segment ends.
 #pragma once
 
 #include "secateur/device.h"

@@ -99,7 +99,8 @@ SECATEUR_DEVICE void finish_eight(const Output& output, int64_t token, int64_t c
 }
 
 // What is staged of a sub-tile: a lane takes one token, and both halves of its rows together. The
-// lane is asked for here: what follows from it, kept from part to part, does not fit beside the sums.
+// lane is asked for here: what follows from it, kept from part to part, does not fit beside the
+// sums.
 template <typename Value>
 SECATEUR_DEVICE void finish_gated(const Output& output, int64_t tile, int first_token,
                                   uint32_t staged) {
