@@ -3,9 +3,10 @@
     python -m bench.planner
 
 Times and losses of all choices are measured once. For each target three models are built: the best
-plan of all methods, of low rank alone and of dropping alone, each refined alike. Beside them are
-the single methods as they are run without a planner: `svd-whitened` with a budget, and blocks
-dropped by Block Influence. All are then timed in turns with the dense model; one record.
+plan of all methods, of low rank alone and of dropping alone, each refined alike, and made anew on
+all calibration samples, as `secateur compress` makes it of the recipe. Beside them are the single
+methods as they are run without a planner: `svd-whitened` with a budget, and blocks dropped by Block
+Influence. All are then timed in turns with the dense model; one record.
 """
 
 import copy
@@ -20,12 +21,12 @@ from torch import nn
 from bench.records import append_record
 from secateur.calibration.data import load_calibration
 from secateur.checkpoint.load import load_with_tokenizer, silence_transformers
-from secateur.compress import compress_with_report
+from secateur.compress import RecipeLike, compress_with_report
 from secateur.errors import SecateurError
 from secateur.evaluate.forward import evaluating
 from secateur.evaluate.perplexity import encode_text
 from secateur.plain import to_plain
-from secateur.plan.build import Bench, measure_built, restricted
+from secateur.plan.build import Bench, Built, held_out_loss, measure_built, restricted
 from secateur.plan.make import best_measured
 from secateur.plan.measure import Measured, measure_table
 from secateur.plan.options import PlanOptions
@@ -42,7 +43,10 @@ PLANNED = ("plan", "low-rank", "drop")
 UNPLANNED: dict[str, tuple[str, list[dict[str, Any]]]] = {
     "budget": (
         "svd-whitened --budget {}",
-        [{"stage": "factor", "method": "svd-whitened", "budget": b} for b in (0.4, 0.55, 0.7)],
+        [
+            {"stage": "factor", "method": "svd-whitened", "budget": budget}
+            for budget in (0.3, 0.4, 0.5, 0.6, 0.7)
+        ],
     ),
     "count": ("--drop-blocks {}", [{"stage": "drop_blocks", "count": n} for n in (1, 2, 3)]),
 }
@@ -144,12 +148,25 @@ def planned_points(
                 "predicted_speedup": table.dense_milliseconds / selection.milliseconds,
                 "predicted_loss": measured.dense_loss + selection.loss,
                 "losses_built": list(best.losses),
+                "loss_built": held_out_loss(bench, best.built.model),
                 "removed": [removal.name for removal in selection.removals],
                 "forms": {unit: choice.form for unit, choice in selection.forms.items()},
             }
-            points[name] = Point(best.built.model, facts)
+            points[name] = Point(_on_all_samples(bench, best.built), facts)
             _say(started, f"{name}: losses {', '.join(f'{x:.4f}' for x in best.losses)}")
     return points
+
+
+def _on_all_samples(bench: Bench, built: Built) -> nn.Module:
+    """The planned model, fitted to the samples that losses were measured on, too."""
+    return built.model if built.recipe is None else _compressed(bench, built.recipe)
+
+
+def _compressed(bench: Bench, recipe: RecipeLike) -> nn.Module:
+    network, _ = compress_with_report(
+        copy.deepcopy(bench.model), recipe, calibration=bench.tokens, progress=SilentProgress()
+    )
+    return network.eval()
 
 
 def _without_removals(points: dict[str, Point], speedup: float) -> Point | None:
@@ -163,14 +180,9 @@ def unplanned_points(bench: Bench, started: float) -> dict[str, Point]:
     points = {}
     for asked, (words, stages) in UNPLANNED.items():
         for stage in stages:
-            network, _ = compress_with_report(
-                copy.deepcopy(bench.model),
-                {"stages": [stage]},
-                calibration=bench.tokens,
-                progress=SilentProgress(),
-            )
             name = words.format(stage[asked])
-            points[name] = Point(network.eval(), {"method": name.split(" ")[0].lstrip("-")})
+            network = _compressed(bench, {"stages": [stage]})
+            points[name] = Point(network, {"method": name.split(" ")[0].lstrip("-")})
             _say(started, name)
     return points
 
@@ -188,10 +200,17 @@ def result_of(found: Measurement) -> dict[str, Any]:
 def chosen(
     measured: Measured, points: dict[str, Point], found: dict[str, Measurement], speedup: float
 ) -> str:
-    """Which of the models planned for a target `secateur plan` hands over."""
+    """Which of the models planned for a target `secateur plan` hands over.
+
+    It goes by the loss on samples that none of them was fitted to.
+    """
     dense = measured.table.dense_milliseconds
     own = {name: f"{name} {speedup:g}" for name in PLANNED}
-    offered = {name: found[key] for name, key in own.items() if key in points}
+    offered = {
+        name: replace(found[key], loss=points[key].facts["loss_built"])
+        for name, key in own.items()
+        if key in points
+    }
     return own[best_measured(offered, Limit(milliseconds=dense / speedup), dense)]
 
 

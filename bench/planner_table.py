@@ -59,7 +59,7 @@ def interpolated(points: Curve, speedup: float) -> float | None:
 
 
 def predictions(record: Mapping[str, Any]) -> str:
-    """Every model that was measured."""
+    """Every model that was measured; losses are on samples that planned ones were not fitted to."""
     rows = []
     for name, point in record["points"].items():
         planned = point["method"] in _PLANNED
@@ -68,7 +68,7 @@ def predictions(record: Mapping[str, Any]) -> str:
                 name if planned else f"`{name}`",
                 f"{point['speedup']:.2f}",
                 f"{point['predicted_speedup']:.2f}" if planned else "",
-                f"{point['loss']:.3f}",
+                f"{point['loss_built']:.3f}" if planned else "",
                 f"{point['predicted_loss']:.3f}" if planned else "",
                 f"{point['perplexity']:.2f}",
                 ", ".join(point.get("removed", ())),
@@ -82,7 +82,7 @@ def conditions(record: Mapping[str, Any]) -> str:
     """What it was measured on, and how far predictions were off."""
     planned = [p for p in record["points"].values() if p["method"] in _PLANNED]
     speed = max(abs(p["predicted_speedup"] / p["speedup"] - 1) for p in planned)
-    loss = max(abs(p["predicted_loss"] - p["loss"]) for p in planned)
+    loss = max(abs(p["predicted_loss"] - p["loss_built"]) for p in planned)
     shared = " The machine had other work." if record["machine_shared"] else ""
     return (
         f"{record['model']}, {record['dtype']}, {record['workload']}, "
