@@ -84,7 +84,13 @@ def test_it_ends_with_whoever_follows_it(tmp_path: Path) -> None:
     )
     for how in (signal.SIGKILL, signal.SIGINT):
         (tmp_path / "pid").unlink(missing_ok=True)
-        parent = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.DEVNULL)
+        parent = subprocess.Popen(
+            [sys.executable, "-c", code],
+            cwd=ROOT,
+            stderr=subprocess.DEVNULL,
+            # What runs in the background of a script is started with interrupts ignored.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
         assert until(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text() != "")
         pid = int((tmp_path / "pid").read_text())
         parent.send_signal(how)
