@@ -1,6 +1,9 @@
 """The knapsack against every selection that there is."""
 
 import builtins
+import ctypes
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -9,7 +12,7 @@ from hypothesis import strategies as st
 from random_tables import brute_force, random_table
 
 from secateur.errors import SecateurError
-from secateur.plan.solve import least, solve
+from secateur.plan.solve import least, quiet_libraries, solve
 from secateur.plan.table import Choice, Limit, Removal, Table, Unit
 
 
@@ -107,3 +110,24 @@ def test_scipy_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(SecateurError, match=r"pip install 'secateur\[plan\]'"):
         solve(table_of(), Limit(milliseconds=20.0))
+
+
+def test_what_a_library_writes_does_not_reach_the_standard_output() -> None:
+    """`secateur plan --json` in a pipe: C's own buffer is written when the process ends."""
+    code = (
+        "import ctypes\n"
+        "from secateur.plan.solve import quiet_libraries\n"
+        "print('before')\n"
+        "with quiet_libraries(): ctypes.CDLL(None).puts(b'of the library')\n"
+        "print('after')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+    assert done.stdout.split() == [b"before", b"after"]
+
+
+def test_the_standard_output_comes_back(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(KeyError), quiet_libraries():
+        raise KeyError
+    ctypes.CDLL(None).puts(b"heard")
+    ctypes.CDLL(None).fflush(None)
+    assert capfd.readouterr().out == "heard\n"

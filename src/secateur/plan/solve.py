@@ -5,6 +5,11 @@ removals that take it away sum to one; a block has at most one removal; at least
 What the choices take stays within the limit, and the loss is the smallest possible.
 """
 
+import ctypes
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -153,17 +158,36 @@ def _minimise(
         unit = float(np.abs(takes).max()) or 1.0
         constraints.append(optimize.LinearConstraint(takes / unit, -np.inf, room / unit))
     scale = float(np.abs(objective).max()) or 1.0
-    result = optimize.milp(
-        objective / scale,
-        constraints=constraints,
-        integrality=np.ones(len(variables)),
-        bounds=optimize.Bounds(0, 1),
-        # With it HiGHS now and then writes a line of its own to the standard output.
-        options={"mip_rel_gap": 0.0, "presolve": False},
-    )
+    # HiGHS now and then writes a line for its own developers, whatever it is told to display.
+    with quiet_libraries():
+        result = optimize.milp(
+            objective / scale,
+            constraints=constraints,
+            integrality=np.ones(len(variables)),
+            bounds=optimize.Bounds(0, 1),
+            options={"mip_rel_gap": 0.0},
+        )
     if result.x is None:
         return None
     return _read(table, variables, np.asarray(result.x) > 0.5)
+
+
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """While this is open, nothing that the process writes reaches its standard output."""
+    c_library = ctypes.CDLL(None)
+    sys.stdout.flush()
+    c_library.fflush(None)
+    saved = os.dup(1)
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 1)
+        yield
+    finally:
+        # Into nothing, too: a pipe is written to only when C's buffer is full.
+        c_library.fflush(None)
+        os.dup2(saved, 1)
+        os.close(saved)
 
 
 def _read(table: Table, variables: _Variables, taken: NDArray[np.bool_]) -> Selection:
