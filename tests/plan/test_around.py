@@ -209,3 +209,31 @@ def test_more_refinements_never_lose_more(bench: Bench, measured: Measured) -> N
         assert losses[-1] == min(best.losses)
         assert len(best.losses) <= 1 + refinements
     assert all(later <= earlier for earlier, later in pairwise(losses))
+
+
+def test_what_is_slower_than_asked_stays_the_plan_where_nothing_is_faster(
+    bench: Bench, measured: Measured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the times of what was built the limit is out of reach: there is nothing to refine."""
+
+    def no_faster(_: Bench, models: dict[str, object]) -> dict[str, float]:
+        return dict.fromkeys(("dense", *models), 1.0)
+
+    monkeypatch.setattr("secateur.plan.build._times", no_faster)
+    units = tuple(
+        replace(
+            unit,
+            choices=tuple(
+                replace(choice, milliseconds=2.0 if choice.form == "dense" else 1.0)
+                for choice in unit.choices
+            ),
+        )
+        for unit in measured.table.units
+    )
+    table = replace(measured.table, units=units, removals=(), rest_milliseconds=1.0)
+    # Nearly all that can be saved, if each millisecond were.
+    most_saved = sum(len(unit.choices) > 1 for unit in units)
+    limit = Limit(milliseconds=table.dense_milliseconds - 0.9 * most_saved)
+    best = best_within(bench, measured, table, limit, 2, SilentProgress())
+    assert not best.built.keeps_to(limit)
+    assert best.losses == (held_out_loss(bench, best.built.model),)

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 from secateur.models.device import full_precision_products
 from secateur.plan.around import ranks_near, table_around
-from secateur.plan.build import Bench, Built, build_within, held_out_loss
+from secateur.plan.build import Bench, Built, build_within, held_out_loss, is_within_reach
 from secateur.plan.imitate import imitated
 from secateur.plan.losses import Losses, measure_losses
 from secateur.plan.measure import Measured, Scene
@@ -37,7 +37,7 @@ def best_within(
         table: the choices to select among, of `measured` or a part of it.
         limit: to keep to.
         refinements: how often losses are measured again, at most; it ends when what is selected
-            then loses no less.
+            then loses no less, or where by the times of what was built nothing keeps to the limit.
         progress: told how far it is.
 
     Raises:
@@ -48,6 +48,8 @@ def best_within(
     losses = [loss := held_out_loss(bench, best.model)]
     progress.advance(f"loss {loss:.4f}")
     for _ in range(refinements if best.recipe is not None else 0):
+        if not is_within_reach(best.table, limit):  # by its times as built
+            break
         beside = losses_beside(bench, measured.scene, best, progress)
         moved = table_around(best.table, best.selection, beside, measured.dense_loss)
         progress.begin("build a better plan", 1)
