@@ -5,13 +5,17 @@ import torch
 from families import tiny_model
 from torch import nn
 
+from secateur.calibration.tokens import tokens_from_tensor
 from secateur.checkpoint.fingerprint import probe_tokens
 from secateur.models.blocks import find_blocks
 from secateur.models.inventory import take_inventory
 from secateur.plan.losses import Asked, Losses
-from secateur.plan.measure import build_table
+from secateur.plan.measure import build_table, measure_table
+from secateur.plan.options import PlanOptions
 from secateur.plan.table import Part, Table, select
 from secateur.plan.times import Times
+from secateur.plan.workload import Workload
+from secateur.progress import SilentProgress
 from secateur.stages.drop_plan import block_sublayers
 
 Q = "model.layers.1.self_attn.q_proj"
@@ -88,3 +92,17 @@ def test_numbers_are_plain(table: Table) -> None:
     assert not any(
         isinstance(choice.loss, torch.Tensor) for u in table.units for choice in u.choices
     )
+
+
+def test_where_a_backward_pass_does_not_fit_losses_are_those_measured(
+    model: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_room(*_: object) -> dict[str, float]:
+        raise torch.OutOfMemoryError("no memory, as the test wants it")
+
+    monkeypatch.setattr("secateur.plan.measure.measure_importance", no_room)
+    ids = torch.randint(3, 128, (4, 16), generator=torch.Generator().manual_seed(3))
+    options = PlanOptions(("low-rank",), rank_fractions=(0.8,), rounds=1)
+    found = measure_table(model, tokens_from_tensor(ids), Workload(1, 8), options, SilentProgress())
+    assert "a backward pass does not fit in memory" in " ".join(found.notes)
+    assert any(choice.loss > 0 for unit in found.table.units for choice in unit.choices)

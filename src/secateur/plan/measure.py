@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
 from secateur.calibration.tokens import CalibrationTokens
@@ -28,6 +29,10 @@ from secateur.stages.factor_importance import measure_importance
 
 # Of a weight in 16 bits: half the values, and an eighth for their places.
 _SPARSE24_BYTES = 0.5625
+_NO_ESTIMATES = (
+    "losses of factors are as they were measured, not averaged with estimates: a backward pass "
+    "does not fit in memory, or does not reach all matrices"
+)
 
 
 @dataclass(frozen=True)
@@ -93,7 +98,9 @@ def measure_table(
         losses = measure_losses(model, inventory, asked, tokens, options.damping, device, progress)
     if losses.left_out:
         fitted, _ = split_tokens(tokens)
-        losses = averaged(losses, measure_importance(model, sites, fitted) or {})
+        importance = _importance(model, sites, fitted)
+        losses = averaged(losses, importance)
+        notes += () if importance else (_NO_ESTIMATES,)
     forms = trace_blocks(model, inventory.blocks, {}, probe_tokens(model)).output_forms
     scene = Scene(inventory, tuple(sites), forms, asked)
     setup = Setup(
@@ -112,6 +119,16 @@ def measure_table(
         times = measure_times(setup, progress)
     table = build_table(model, inventory, sites, asked, losses, times)
     return Measured(table, scene, losses.start, times.scale, notes)
+
+
+def _importance(
+    model: nn.Module, sites: list[WeightSite], tokens: CalibrationTokens
+) -> dict[str, float]:
+    """Of every unit for the loss; empty where it cannot be measured."""
+    try:
+        return measure_importance(model, sites, tokens) or {}
+    except torch.OutOfMemoryError:
+        return {}
 
 
 def _units(inventory: Inventory) -> list[WeightSite]:
