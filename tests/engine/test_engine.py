@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from secateur import Engine, GenerationOptions, SecateurError
 from secateur.checkpoint.load import load_model
 from secateur.engine import Piece, Result
+from secateur.engine.decode import DecodeShape
 from secateur.evaluate.generate import generate_text
 
 BOOKS = Path(__file__).parents[2] / "examples" / "books-8m"
@@ -297,6 +298,28 @@ def test_engines_that_cannot_be_are_refused(
 def test_options_out_of_range_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(SecateurError, match=message):
         GenerationOptions(**changes)
+
+
+def test_warming_up_looks_at_no_pairs_of_rows_and_lengths(
+    byte_model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # With many rows and a long context there are millions.
+    monkeypatch.setattr("secateur.engine.decode._SHORTEST", 32)
+    engine = Engine(byte_model, max_batch_size=3, max_length=80)
+    decode = engine._decode
+    decode.few_shapes = True
+    asked: list[tuple[int, int]] = []
+    shape = decode.shape
+
+    def note(batch: int, length: int) -> DecodeShape:
+        asked.append((batch, length))
+        return shape(batch, length)
+
+    monkeypatch.setattr(decode, "shape", note)
+    engine.warm_up()
+    prepared = {(one.batch, one.length) for one in decode._forwards}
+    assert prepared == {(batch, length) for batch in (1, 2, 3) for length in (32, 128)}
+    assert len(asked) <= engine.max_batch_size + engine.max_length
 
 
 @pytest.mark.parametrize(

@@ -225,18 +225,17 @@ class Engine:
         """
         sizes = range(1, self.max_batch_size + 1) if batch_sizes is None else batch_sizes
         reach = range(1, self.max_length + 1) if lengths is None else lengths
-        shapes = {
-            self._decode.shape(size, length)
-            for size, length in itertools.product(
-                _within("batch size", sizes, self.max_batch_size),
-                _within("length", reach, self.max_length),
-            )
-        }
-        kinds = {self._kind(each) for each in options}
+        _require_within("batch size", sizes, self.max_batch_size)
+        _require_within("length", reach, self.max_length)
         if not self._decode.few_shapes:
             return
+        # Rows and lengths are rounded apart from each other; pairs of both can be millions.
+        batches = sorted({self._decode.shape(size, 1).batch for size in sizes})
+        longest = sorted({self._decode.shape(1, length).length for length in reach})
+        shapes = itertools.starmap(DecodeShape, itertools.product(batches, longest))
+        kinds = {self._kind(each) for each in options}
         with self._on_device():
-            for shape, kind in itertools.product(sorted(shapes, key=_size), kinds):
+            for shape, kind in itertools.product(shapes, kinds):
                 self._decode.prepare(shape, kind)
             if self._on_gpu:
                 for width in _chunk_widths(min(self._prefill_chunk, self.max_length)):
@@ -312,15 +311,10 @@ def _at_least_one(name: str, value: int) -> int:
     return value
 
 
-def _within(name: str, values: SequenceOf[int], most: int) -> SequenceOf[int]:
+def _require_within(name: str, values: SequenceOf[int], most: int) -> None:
     for value in values:
         if not 1 <= value <= most:
             raise SecateurError(f"expected a {name} from 1 to {most}, but got {value}")
-    return values
-
-
-def _size(shape: DecodeShape) -> tuple[int, int]:
-    return shape.batch, shape.length
 
 
 def _chunk_widths(most: int) -> list[int]:
