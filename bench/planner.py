@@ -25,6 +25,7 @@ from secateur.compress import RecipeLike, compress_with_report
 from secateur.errors import SecateurError
 from secateur.evaluate.forward import evaluating
 from secateur.evaluate.perplexity import encode_text
+from secateur.models.swap import pack_model
 from secateur.plain import to_plain
 from secateur.plan.build import Bench, Built, held_out_loss, measure_built, restricted
 from secateur.plan.make import best_measured
@@ -32,7 +33,7 @@ from secateur.plan.measure import Measured, measure_table
 from secateur.plan.options import PlanOptions
 from secateur.plan.refine import best_within
 from secateur.plan.result import Measurement
-from secateur.plan.table import Limit
+from secateur.plan.table import SPARSE24, Limit
 from secateur.plan.workload import Workload
 from secateur.progress import SilentProgress
 
@@ -114,7 +115,7 @@ def planner(
         "kind": "frontier",
         "dense": to_plain(found["dense"]),
         "points": {name: points[name].facts | result_of(found[name]) for name in points},
-        "chosen": {f"{s:g}": chosen(measured, points, found, s) for s in speedups},
+        "chosen": handed_over(measured, points, found, speedups),
     }
     for name, point in values["points"].items():
         typer.echo(f"{name:26} {point['speedup']:.3f}  perplexity {point['perplexity']:.2f}")
@@ -152,14 +153,19 @@ def planned_points(
                 "removed": [removal.name for removal in selection.removals],
                 "forms": {unit: choice.form for unit, choice in selection.forms.items()},
             }
-            points[name] = Point(_on_all_samples(bench, best.built), facts)
+            points[name] = Point(on_all_samples(bench, best.built), facts)
             _say(started, f"{name}: losses {', '.join(f'{x:.4f}' for x in best.losses)}")
     return points
 
 
-def _on_all_samples(bench: Bench, built: Built) -> nn.Module:
+def on_all_samples(bench: Bench, built: Built) -> nn.Module:
     """The planned model, fitted to the samples that losses were measured on, too."""
-    return built.model if built.recipe is None else _compressed(bench, built.recipe)
+    if built.recipe is None:
+        return built.model
+    network = _compressed(bench, built.recipe)
+    if any(choice.form == SPARSE24 for choice in built.selection.forms.values()):
+        pack_model(network)
+    return network
 
 
 def _compressed(bench: Bench, recipe: RecipeLike) -> nn.Module:
@@ -197,13 +203,23 @@ def result_of(found: Measurement) -> dict[str, Any]:
     return {"speedup": found.speedup, **to_plain(found)}
 
 
-def chosen(
-    measured: Measured, points: dict[str, Point], found: dict[str, Measurement], speedup: float
-) -> str:
-    """Which of the models planned for a target `secateur plan` hands over.
+def handed_over(
+    measured: Measured,
+    points: dict[str, Point],
+    found: dict[str, Measurement],
+    speedups: list[float],
+) -> dict[str, str]:
+    """By target that a plan reaches: which of the models for it `secateur plan` hands over.
 
     It goes by the loss on samples that none of them was fitted to.
     """
+    reached = [speedup for speedup in speedups if f"plan {speedup:g}" in points]
+    return {f"{speedup:g}": _chosen(measured, points, found, speedup) for speedup in reached}
+
+
+def _chosen(
+    measured: Measured, points: dict[str, Point], found: dict[str, Measurement], speedup: float
+) -> str:
     dense = measured.table.dense_milliseconds
     own = {name: f"{name} {speedup:g}" for name in PLANNED}
     offered = {
