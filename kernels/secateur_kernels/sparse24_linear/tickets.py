@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from secateur_kernels.errors import SecateurError
 from secateur_kernels.library import capture_id, zeroed_memory
 
 COUNTERS = 8192
@@ -47,6 +48,7 @@ class TicketPool:
         self._allocate = allocate
         self._lanes = lanes
         self._free: list[Counters] = []
+        self._cannot_grow = False
         self._taken: dict[tuple[int, int], Counters] = {}
         self._lock = threading.Lock()
 
@@ -66,16 +68,30 @@ class TicketPool:
         return Counters(owner.data_ptr(), count, owner)
 
     def _lane(self, stream: int, capture: int) -> Counters | None:
+        found = self._taken.get((capture, stream))
         # Before the last are gone: several graphs may be captured without a call in between, each
         # takes a lane for good, and one that got none would fill its counters at every replay.
         if not capture and len(self._free) < max(1, self._lanes // 4):
-            start = self._allocate(self._device.index or 0, self._lanes * COUNTERS * _BYTES)
-            lanes = range(start, start + self._lanes * COUNTERS * _BYTES, COUNTERS * _BYTES)
-            self._free += [Counters(address, COUNTERS) for address in lanes]
-        found = self._taken.get((capture, stream))
+            self._grow(needed=found is None and not self._free)
         if found is None and self._free:
             found = self._taken[capture, stream] = self._free.pop()
         return found
+
+    def _grow(self, needed: bool) -> None:
+        # A reserve is no reason to fail, nor to ask again in every call.
+        if self._cannot_grow and not needed:
+            return
+        size = COUNTERS * _BYTES
+        try:
+            start = self._allocate(self._device.index or 0, self._lanes * size)
+        except SecateurError:
+            self._cannot_grow = True
+            if needed:
+                raise
+            return
+        self._cannot_grow = False
+        lanes = range(start, start + self._lanes * size, size)
+        self._free += [Counters(address, COUNTERS) for address in lanes]
 
 
 _pools: dict[int, TicketPool] = {}

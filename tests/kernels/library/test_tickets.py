@@ -3,8 +3,10 @@
 import itertools
 from dataclasses import dataclass, field
 
+import pytest
 import torch
 
+from secateur_kernels.errors import SecateurError
 from secateur_kernels.sparse24_linear.tickets import COUNTERS, TicketPool
 
 LANE = 4 * COUNTERS
@@ -15,9 +17,13 @@ class Memory:
     """Hands out addresses, and remembers how much was asked for."""
 
     asked: list[tuple[int, int]] = field(default_factory=list)
+    room: int = 1000
+    """How often it can be asked before it is full."""
 
     def allocate(self, device: int, num_bytes: int) -> int:
         self.asked.append((device, num_bytes))
+        if len(self.asked) > self.room:
+            raise SecateurError("out of memory")
         return 1 << (20 + 4 * len(self.asked))
 
 
@@ -71,6 +77,23 @@ def test_graph_after_graph_gets_a_lane_of_its_own() -> None:
             seen.add(counters.address)
     assert len(seen) == 1000
     assert len(memory.asked) <= 1001 // 64 + 2
+
+
+def test_a_call_that_has_counters_needs_no_more_memory() -> None:
+    """Weights and caches may fill a GPU: a reserve that cannot be had must not stop them."""
+    memory = Memory(room=1)
+    tickets = pool(memory, lanes=8)
+    first = tickets.take(8, stream=1, capture=0)
+    for capture in range(1, 8):
+        assert tickets.take(8, stream=2, capture=capture).owner is None
+    for _ in range(3):
+        assert tickets.take(8, stream=1, capture=0) == first
+    assert len(memory.asked) == 2  # not at every call
+    with pytest.raises(SecateurError, match="out of memory"):
+        tickets.take(8, stream=3, capture=0)
+    memory.room = 10
+    assert tickets.take(8, stream=3, capture=0).owner is None
+    assert len(memory.asked) == 4
 
 
 def test_more_than_a_lane_is_for_one_call() -> None:
