@@ -52,7 +52,7 @@ class Tries:
             try:
                 call()
                 _wait(self._device)
-            except (SecateurError, RuntimeError) as error:
+            except Exception as error:  # those of Triton are no RuntimeError
                 kind = "not there" if isinstance(error, SecateurError) else "failed"
                 notes[name] = f"{kind}: {how}: {_causes(error)}; {described}"
                 check_usable(self._device)
@@ -63,14 +63,14 @@ class Tries:
         """What is done with all candidates that ran alone.
 
         Raises:
-            RuntimeError: that of the call.
+            Exception: that of the call.
             BrokenContextError: CUDA cannot be used any more.
         """
         with self.attempts.trying(self._what(ALL_IN_TURNS), ALL_IN_TURNS):
             try:
                 call()
                 _wait(self._device)
-            except RuntimeError:
+            except Exception:
                 check_usable(self._device)
                 raise
 

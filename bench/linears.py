@@ -155,7 +155,7 @@ def run(
             measured = measure(operands, job.m, job.mode, device, *often, extent.ours, tries)
         except BrokenContextError:
             raise
-        except RuntimeError as error:
+        except Exception as error:  # one job must not end the others
             check_usable(device)
             yield job, f"failed: {error}"
             continue

@@ -140,7 +140,7 @@ def run(
             ceilings = ceilings or measure_ceilings(device)
             try:
                 values = measure(work, device, copies, rounds)
-            except RuntimeError as error:
+            except Exception as error:  # those of Triton are no RuntimeError
                 check_usable(device)
                 yield {"shape": [n, k], "work": work.name, "failed": str(error)}
                 continue

@@ -201,11 +201,15 @@ def test_packing_is_recorded_once(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "published_ms" not in by_name["unpack to dense"]
 
 
+@pytest.mark.parametrize("kind", [RuntimeError, ValueError])
 def test_packing_that_fails_leaves_the_rest(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    kind: type[Exception],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     def fails(*arguments: object) -> torch.Tensor:
-        raise RuntimeError("no compiler for Triton")
+        raise kind("no compiler for Triton")
 
     monkeypatch.setattr(packing, "unpack24", fails)
     arguments = ["--device", "cpu", "--shapes", "64x64", "--rounds", "1"]

@@ -69,14 +69,18 @@ def test_what_kills_a_process_is_left_out(tmp_path: Path) -> None:
     assert "ours unpack left out: " in log
 
 
+@pytest.mark.parametrize("kind", [torch.OutOfMemoryError, ValueError])
 def test_a_job_that_fails_is_told_and_the_next_one_measured(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    kind: type[Exception],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     real = linears.make_operands
 
     def short_of_memory(op: str, shape: linears.WeightShape, *others: object) -> object:
         if shape.n == 96:
-            raise torch.OutOfMemoryError("out of memory")
+            raise kind("out of memory")
         return real(op, shape, *others)  # type: ignore[arg-type]
 
     monkeypatch.setattr(linears, "make_operands", short_of_memory)
@@ -116,7 +120,15 @@ def test_an_error_is_a_note(tmp_path: Path) -> None:
         finally:
             raise RuntimeError("capture was invalidated\nSearch for ...")
 
+    class OutOfResources(Exception):
+        """Triton's errors are no `RuntimeError`."""
+
+    def does_not_fit() -> None:
+        raise OutOfResources("out of resource: shared memory")
+
     here = tries(tmp_path)
+    assert not here.runs("five", "kernel", does_not_fit, notes, "a first call")
+    assert notes.pop("five") == "failed: a first call: out of resource: shared memory; "
     assert not here.runs("four", "kernel", fails_in_a_capture, notes, "captured")
     told = notes.pop("four")
     assert told == "failed: captured: too much shared memory, then capture was invalidated; "
@@ -130,15 +142,16 @@ def test_an_error_is_a_note(tmp_path: Path) -> None:
     assert tries(tmp_path).attempts.deaths == ()
 
 
+@pytest.mark.parametrize("kind", [RuntimeError, ValueError])
 @pytest.mark.parametrize("alone", [True, False])
 def test_an_error_that_breaks_cuda_ends_the_process(
-    alone: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    alone: bool, kind: type[Exception], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(device: torch.device) -> None:
         raise BrokenContextError("illegal memory access")
 
     def fails() -> None:
-        raise RuntimeError("illegal memory access")
+        raise kind("illegal memory access")
 
     monkeypatch.setattr(linear_tries, "check_usable", broken)
     here = tries(tmp_path)
