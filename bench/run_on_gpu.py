@@ -138,7 +138,10 @@ def run_all(
         outcome = run_step(step, out)
         note(outcome, out)
         if archive is not None:
-            pack(out, archive)
+            try:
+                pack(out, archive)
+            except OSError as error:  # the steps that follow matter more
+                print(f"not packed: {error}", flush=True)
         outcomes.append(outcome)
         if outcome.status not in (0, AGAIN) and not keep_going:
             break

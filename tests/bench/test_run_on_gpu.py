@@ -123,6 +123,17 @@ def test_a_whole_visit_of_steps_of_every_kind(
     assert finished(tmp_path / "out") == {"facts", "probe", "bench-quick-low-rank"}
 
 
+def test_an_archive_that_cannot_be_written_stops_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "full").write_text("no folder", encoding="utf-8")
+    chosen = [Step("first", python("")), Step("second", python(""))]
+    archive = tmp_path / "full" / "visit.tar.gz"
+    outcomes = run_all(chosen, tmp_path / "out", float("inf"), archive=archive)
+    assert [outcome.status for outcome in outcomes] == [0, 0]
+    assert capsys.readouterr().out.count("not packed: ") == 2
+
+
 def test_what_is_not_installed_is_left_out(tmp_path: Path) -> None:
     outcome = run_step(Step("tool", ("no-such-program",), needs="no-such-program"), tmp_path)
     assert (outcome.status, outcome.last_line) == (0, "left out: no-such-program is not there")
