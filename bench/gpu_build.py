@@ -76,7 +76,9 @@ def compile_library(target: Path = LIBRARY) -> None:
     spec.loader.exec_module(builder)
     os.environ.update(environment())
     built, _ = builder.build(__version__)
-    shutil.copyfile(built, target)
+    aside = target.with_name(f".{target.name}.partial")  # a process may have the old one loaded
+    shutil.copyfile(built, aside)
+    aside.replace(target)
 
 
 def main() -> int:

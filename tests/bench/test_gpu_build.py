@@ -74,6 +74,9 @@ def test_the_library_is_built_without_setuptools(
         encoding="utf-8",
     )
     target = tmp_path / "library.so"
+    target.write_text("mapped by a process", encoding="utf-8")
     monkeypatch.setitem(sys.modules, "setuptools", None)
-    gpu_build.compile_library(target)
+    with target.open(encoding="utf-8") as loaded:
+        gpu_build.compile_library(target)
+        assert loaded.read() == "mapped by a process"
     assert target.read_text(encoding="utf-8") == __version__
