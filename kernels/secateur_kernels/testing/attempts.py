@@ -114,12 +114,14 @@ class Attempts:
         return timer
 
     def _give_up(self, what: str, seconds: float, thread: int) -> None:
-        where = "\n".join(_where(sys._current_frames().get(thread)))
-        why = f"hung: no end after {seconds:.0f} s"
-        self._note({"died": f"{why}\n{where}"})
-        os.write(self._stderr, f"\n{what} {why}, in\n{where}\n".encode(errors="replace"))
-        # A kernel that runs for ever lets no orderly end pass.
-        os._exit(BROKEN)
+        try:
+            where = "\n".join(_where(sys._current_frames().get(thread)))
+            why = f"hung: no end after {seconds:.0f} s"
+            self._note({"died": f"{why}\n{where}"})
+            os.write(self._stderr, f"\n{what} {why}, in\n{where}\n".encode(errors="replace"))
+        finally:  # whatever a value's repr raises
+            # A kernel that runs for ever lets no orderly end pass.
+            os._exit(BROKEN)
 
 
 def check_usable(device: torch.device) -> None:

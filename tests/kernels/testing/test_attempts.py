@@ -81,6 +81,21 @@ def test_a_hung_process_says_where_and_with_what(tmp_path: Path) -> None:
     assert where in death.why
 
 
+def test_a_hung_process_ends_whatever_its_values_are(tmp_path: Path) -> None:
+    notes, script = tmp_path / "notes.jsonl", tmp_path / "hangs.py"
+    script.write_text(
+        "import sys, time\nfrom pathlib import Path\n"
+        "from secateur_kernels.testing.attempts import Attempts\n"
+        "class Odd(str):\n    def __repr__(self): raise ValueError('no name')\n"
+        "def launch(odd):\n    time.sleep(20)\n"
+        "with Attempts(Path(sys.argv[1]), 0.3).trying('one', 'kernel a'):\n    launch(Odd())\n",
+        encoding="utf-8",
+    )
+    command = [sys.executable, str(script), str(notes)]
+    assert subprocess.run(command, check=False, timeout=120).returncode == BROKEN
+    assert [death.what for death in Attempts(notes).deaths] == ["one"]
+
+
 def test_another_build_begins_anew(tmp_path: Path) -> None:
     notes = tmp_path / "notes.jsonl"
     code = "with attempts.trying('one', 'kernel a'):\n    os._exit(1)\n"
