@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from secateur_kernels import SecateurError
+from secateur_kernels import SecateurError, tune
 from secateur_kernels.timing import Timing, copies_to_rotate, time_in_turns
 from secateur_kernels.tune import TuneShape, empty_table, tune_shape
 
@@ -54,6 +54,24 @@ def test_every_candidate_is_measured(op: str, rank: int, backends: set[str]) -> 
         assert all(m.microseconds > 0 for m in entry.measurements)
     table = empty_table("cpu").with_entries(entry for entry, _ in results)
     assert (table.device, len(table.entries)) == ("cpu", 2)
+
+
+@pytest.mark.parametrize("from_triton", [True, False])
+def test_a_candidate_that_fails_leaves_the_others(
+    from_triton: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of Triton are no `RuntimeError`: too much shared memory on a smaller GPU, say."""
+    kind = type("OutOfResources", (Exception if from_triton else RuntimeError,), {})
+
+    def fails(*arguments: object) -> torch.Tensor:
+        raise kind("out of resource: shared memory")
+
+    monkeypatch.setattr(tune, "launch_sparse24", fails)
+    ((entry, failed),) = tune_shape(
+        TuneShape("sparse24_linear", 48, 64), (3,), device="cpu", rounds=1
+    )
+    assert [m.backend for m in entry.measurements] == ["dense"]
+    assert failed == ["reference with None: out of resource: shared memory"]
 
 
 @pytest.mark.parametrize(
