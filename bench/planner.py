@@ -27,7 +27,7 @@ from secateur.evaluate.forward import evaluating
 from secateur.evaluate.perplexity import encode_text
 from secateur.models.swap import pack_model
 from secateur.plain import to_plain
-from secateur.plan.build import Bench, Built, held_out_loss, measure_built, restricted
+from secateur.plan.build import Bench, Built, held_out_losses, measure_built, restricted
 from secateur.plan.make import best_measured
 from secateur.plan.measure import Measured, measure_table
 from secateur.plan.options import PlanOptions
@@ -143,13 +143,15 @@ def planned_points(
                 _say(started, f"{name}: {error}")
                 continue
             selection = best.built.selection
+            loss, losses = held_out_losses(bench, best.built.model)
             facts = {
                 "method": method,
                 "target_speedup": speedup,
                 "predicted_speedup": table.dense_milliseconds / selection.milliseconds,
                 "predicted_loss": measured.dense_loss + selection.loss,
                 "losses_built": list(best.losses),
-                "loss_built": held_out_loss(bench, best.built.model),
+                "loss_built": loss,
+                "losses_by_sample": losses,
                 "removed": [removal.name for removal in selection.removals],
                 "forms": {unit: choice.form for unit, choice in selection.forms.items()},
             }
@@ -223,9 +225,9 @@ def _chosen(
     dense = measured.table.dense_milliseconds
     own = {name: f"{name} {speedup:g}" for name in PLANNED}
     offered = {
-        name: replace(found[key], loss=points[key].facts["loss_built"])
+        name: replace(found[key], loss=facts["loss_built"], losses=facts["losses_by_sample"])
         for name, key in own.items()
-        if key in points
+        if key in points and (facts := points[key].facts)
     }
     return own[best_measured(offered, Limit(milliseconds=dense / speedup), dense)]
 

@@ -25,7 +25,10 @@ UP = "model.layers.0.mlp.up_proj"
 def test_a_target_that_no_plan_reaches_has_none_to_hand_over() -> None:
     measured: Any = SimpleNamespace(table=SimpleNamespace(dense_milliseconds=10.0))
     losses = {"plan 1.2": 4.0, "drop 1.2": 4.1}
-    points = {name: Point(nn.Module(), {"loss_built": loss}) for name, loss in losses.items()}
+    points = {
+        name: Point(nn.Module(), {"loss_built": loss, "losses_by_sample": (loss, loss)})
+        for name, loss in losses.items()
+    }
     found = {name: Measurement(8.0, 10.0, 1, loss) for name, loss in losses.items()}
     assert handed_over(measured, points, found, [1.2, 9.0]) == {"1.2": "plan 1.2"}
 

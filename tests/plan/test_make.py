@@ -178,6 +178,30 @@ def measured(speedup: float, loss: float, num_bytes: int = 100) -> Measurement:
     return Measurement(10.0 / speedup, 10.0, num_bytes, loss)
 
 
+def by_sample(*losses: float) -> Measurement:
+    return Measurement(5.0, 10.0, 100, sum(losses) / len(losses), losses)
+
+
+@pytest.mark.parametrize(
+    ("single", "best"),
+    [
+        (by_sample(3.1, 4.1, 5.1), "plan"),
+        # Differences -0.1, 0.3, -0.1: less by 0.03 on average, give or take 0.13.
+        (by_sample(2.9, 4.3, 4.9), "drop only"),
+        # -0.1, 0.6, 0.1: by 0.2, give or take 0.21; with 0.5 for the last by 0.33 and 0.22.
+        (by_sample(2.9, 4.6, 5.1), "drop only"),
+        (by_sample(2.9, 4.6, 5.5), "plan"),
+        (by_sample(2.9, 4.0, 5.0), "drop only"),
+        (by_sample(3.0, 4.0, 5.0), "plan"),
+    ],
+    ids=["always", "by chance", "nearly", "clearly", "not at all", "the same"],
+)
+def test_the_plan_is_better_by_more_than_chance(single: Measurement, best: str) -> None:
+    found = {"dense": by_sample(1.0, 1.0, 1.0), "plan": by_sample(3.0, 4.0, 5.0)}
+    found["drop only"] = single
+    assert best_measured(found, Limit(milliseconds=5.0), 10.0) == best
+
+
 @pytest.mark.parametrize(
     ("single", "best"),
     [

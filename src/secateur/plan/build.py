@@ -154,19 +154,31 @@ def measure_built(bench: Bench, models: dict[str, nn.Module]) -> dict[str, Measu
 
 
 def _measurement(bench: Bench, model: nn.Module, taken: float, dense: float) -> Measurement:
-    found = Measurement(taken, dense, num_bytes(model), held_out_loss(bench, model))
+    loss, losses = held_out_losses(bench, model)
+    found = Measurement(taken, dense, num_bytes(model), loss, losses)
     if bench.evaluation is None:
         return found
     result = perplexity(model, bench.evaluation, bench.max_seq_length)
     return replace(found, perplexity=result.perplexity, standard_error=result.standard_error)
 
 
-@torch.no_grad()
 def held_out_loss(bench: Bench, model: nn.Module) -> float:
     """Mean loss in nats a token on the samples that losses were measured on."""
+    loss, _ = held_out_losses(bench, model)
+    return loss
+
+
+@torch.no_grad()
+def held_out_losses(bench: Bench, model: nn.Module) -> tuple[float, tuple[float, ...]]:
+    """The same, and that of each of the samples."""
     _, measured = split_tokens(bench.tokens)
-    loss = TokenLoss()
+    whole, single = TokenLoss(), []
     for batch in measured.batches(TOKENS_PER_BATCH):
         input_ids = batch.to(bench.device)
-        loss.add(model(input_ids=input_ids, use_cache=False).logits, input_ids)
-    return loss.value()
+        logits = model(input_ids=input_ids, use_cache=False).logits
+        whole.add(logits, input_ids)
+        for row in range(len(input_ids)):
+            alone = TokenLoss()
+            alone.add(logits[row : row + 1], input_ids[row : row + 1])
+            single.append(alone.value())
+    return whole.value(), tuple(single)

@@ -3,7 +3,9 @@
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from math import sqrt
 from pathlib import Path
+from statistics import stdev
 from typing import Any
 
 from torch import Tensor, nn
@@ -105,7 +107,8 @@ def make_plan(
             it is slower than predicted, losses as they are beside its own choices. It takes a
             copy of the model for each model built.
         compare: with `build`: also the best plan of each single method at the same limit; where
-            one loses less than the plan of all methods, as measured, it is the plan.
+            the plan of all methods does not lose less than one of these by more than chance, as
+            measured on the held-out samples, that one is the plan.
         source: name of the model, for the result.
         progress: told how far it is; its owner closes it.
 
@@ -224,9 +227,11 @@ def _built_rows(
 
 
 def best_measured(found: Mapping[str, Measurement], limit: Limit, dense_milliseconds: float) -> str:
-    """`plan`, or the single method that loses less and keeps to what the plan keeps to.
+    """`plan`, or the best single method that keeps to what the plan keeps to, where the plan does
+    not lose less than that one by more than chance.
 
-    Losses of choices add up only roughly: what looked best in the table need not be when built.
+    What looked best in the table need not be when built: losses of choices add up only roughly,
+    and among more choices more of them look good by chance.
     """
     allowed = _taken(found["plan"], limit, dense_milliseconds)
     allowed = max(allowed, limit.value) * (1 + TOLERANCE)
@@ -235,7 +240,23 @@ def best_measured(found: Mapping[str, Measurement], limit: Limit, dense_millisec
         for name, measurement in found.items()
         if name != DENSE and _taken(measurement, limit, dense_milliseconds) <= allowed
     ]
-    return min(names, key=lambda name: (found[name].loss, name != "plan"))
+    singles = [name for name in names if name != "plan"]
+    if not singles:
+        return "plan"
+    single = min(singles, key=lambda name: found[name].loss)
+    return "plan" if _is_clear(found["plan"], found[single]) else single
+
+
+def _is_clear(plan: Measurement, other: Measurement) -> bool:
+    """Whether it loses less by more than the standard error of their differences by sample.
+
+    One and the same model is the plan.
+    """
+    gain = other.loss - plan.loss
+    differences = [b - a for a, b in zip(plan.losses, other.losses, strict=True)]
+    if gain == 0 or len(differences) < 2:
+        return gain >= 0
+    return gain > stdev(differences) / sqrt(len(differences))
 
 
 def _taken(measurement: Measurement, limit: Limit, dense_milliseconds: float) -> float:
@@ -246,7 +267,7 @@ def _taken(measurement: Measurement, limit: Limit, dense_milliseconds: float) ->
 
 
 def _why(source: str) -> str:
-    return f"{source}, which lost less when both were built than the plan of all methods"
+    return f"{source}: built, the plan of all methods did not lose less by more than chance"
 
 
 def _dense_row(measured: Measured, found: Measurement | None) -> PlanRow:

@@ -41,6 +41,8 @@ class Measurement:
     num_bytes: int
     loss: float
     """As predicted: on the held-out calibration samples."""
+    losses: tuple[float, ...] = ()
+    """By held-out sample, nats a token."""
     perplexity: float | None = None
     """Of the evaluation text; None if there was none."""
     standard_error: float | None = None
