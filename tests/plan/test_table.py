@@ -56,6 +56,9 @@ def test_savings_as_they_were_measured() -> None:
     slowest = retimed(TABLE, selection, 25.0)
     assert slowest == slow
     assert retimed(TABLE, select(TABLE, {}), 18.0) == TABLE
+    # Twice what a cut to a third saves would be more than the whole.
+    fastest = retimed(TABLE, selection, 1.0)
+    assert [choice.milliseconds for choice in fastest.units[0].choices] == [3.0, 0.0]
 
 
 def test_losses_may_differ_from_their_sum() -> None:

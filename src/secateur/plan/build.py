@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import dataclass, replace
+from statistics import fmean
 
 import torch
 from torch import Tensor, nn
@@ -170,15 +171,19 @@ def held_out_loss(bench: Bench, model: nn.Module) -> float:
 
 @torch.no_grad()
 def held_out_losses(bench: Bench, model: nn.Module) -> tuple[float, tuple[float, ...]]:
-    """The same, and that of each of the samples."""
+    """Losses in nats a token on the samples that losses were measured on.
+
+    Returns:
+        the mean over all tokens, and over those of each sample.
+    """
     _, measured = split_tokens(bench.tokens)
-    whole, single = TokenLoss(), []
+    losses, counts = [], []
     for batch in measured.batches(TOKENS_PER_BATCH):
         input_ids = batch.to(bench.device)
         logits = model(input_ids=input_ids, use_cache=False).logits
-        whole.add(logits, input_ids)
-        for row in range(len(input_ids)):
-            alone = TokenLoss()
-            alone.add(logits[row : row + 1], input_ids[row : row + 1])
-            single.append(alone.value())
-    return whole.value(), tuple(single)
+        for one, ids in zip(logits.split(1), input_ids.split(1), strict=True):
+            loss = TokenLoss()
+            loss.add(one, ids)
+            losses.append(loss.value())
+            counts.append(ids.numel() - 1)
+    return fmean(losses, counts), tuple(losses)

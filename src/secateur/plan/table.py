@@ -224,7 +224,7 @@ def retimed(table: Table, selection: Selection, milliseconds: float) -> Table:
 
 def _saving(choice: Choice, unit: Unit, scale: float) -> Choice:
     dense = unit.dense.milliseconds
-    return replace(choice, milliseconds=dense - scale * (dense - choice.milliseconds))
+    return replace(choice, milliseconds=max(0.0, dense - scale * (dense - choice.milliseconds)))
 
 
 def _choice(unit: Unit, form: str) -> Choice:
