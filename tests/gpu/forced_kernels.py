@@ -65,3 +65,17 @@ def forced(backend: str, config: Any = None) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sparse24_op, "choice_of", choose)
         yield
+
+
+@contextmanager
+def reached_by(backend: str) -> Iterator[str]:
+    """The name to call the op with so that a backend serves it, while the context lasts.
+
+    A call that is compiled goes inside: what a traced function replaces, it puts back before the
+    graph runs.
+    """
+    if not is_forced(backend):
+        yield backend
+        return
+    with forced(backend):
+        yield "cuda"

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import torch
+from gpu.forced_kernels import reached_by
 from gpu.layers import SPARSE, Layer, random_values
 from torch import Tensor
 
@@ -123,15 +124,17 @@ def check_compiled(
         backend: of the layer.
         options: for `torch.compile`.
     """
+    with reached_by(backend) as name:
 
-    def call(x: Tensor) -> Tensor:
-        return layer(x, backend)
+        def call(x: Tensor) -> Tensor:
+            return layer(x, name)
 
-    compiled = torch.compile(call, fullgraph=True, **options)  # type: ignore[call-overload]
-    for x in xs:
-        # Cloned: a captured graph's output is overwritten by the next call.
-        y = compiled(x).clone()
-        assert_same_bits(y, call(x), f"{layer.op}, {backend}, {len(x)} tokens, compiled {options}")
+        compiled = torch.compile(call, fullgraph=True, **options)  # type: ignore[call-overload]
+        for x in xs:
+            # Cloned: a captured graph's output is overwritten by the next call.
+            y = compiled(x).clone()
+            what = f"{layer.op}, {backend}, {len(x)} tokens, compiled {options}"
+            assert_same_bits(y, call(x), what)
     torch._dynamo.reset()
 
 
@@ -144,6 +147,6 @@ def check_op(layer: Layer, x: Tensor, backend: str) -> None:
     if layer.factors is not None:
         arguments += [layer.factors.down, layer.factors.up, layer.factors.group_rows]
     no_dense = [None] if layer.op == SPARSE else []
-    arguments += [None, None, "none", *no_dense, backend]
     op = getattr(torch.ops.secateur, layer.op).default
-    torch.library.opcheck(op, tuple(arguments))
+    with reached_by(backend) as name:
+        torch.library.opcheck(op, (*arguments, None, None, "none", *no_dense, name))

@@ -132,7 +132,7 @@ class Layer:
     def described(self, backend: str, m: int) -> str:
         """Backend, tokens and, for a kernel by name, its config: for messages."""
         what = f"{backend}, {m} tokens, weight {list(self.shape)}"
-        if is_forced(backend):
+        if is_forced(backend) and m > 0:
             facts = device_facts(self.device)
             device = (facts.num_sms, facts.capability)
             what += f", {kernel_of(backend).default_config(m, *self.shape, *device)}"

@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 import torch
-from gpu import forced_kernels
+from gpu import forced_kernels, layers
 from gpu.forced_kernels import FORCED, KERNELS, configs, forced, supported
+from gpu.gradient_checks import check_compiled, check_op
 from gpu.layers import SPARSE, Layer, Size, random_layer
 from torch import Tensor
 
@@ -47,6 +48,35 @@ def test_the_op_calls_the_kernel_with_its_config(
             layer(x, "auto")
     assert [config.kernel for config in called] == [name, name]
     assert called == [timed[0], timed[-1]]
+
+
+@pytest.mark.parametrize("backend", FORCED)
+def test_compiled_and_checked_calls_run_it_too(
+    backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called: list[int] = []
+
+    def launch(x: Tensor, *arguments: Any) -> Tensor:
+        called.append(len(x))
+        return torch.zeros(len(x), 72, dtype=x.dtype)
+
+    name = backend.removeprefix("cuda-")
+    monkeypatch.setitem(KERNELS, name, replace(KERNELS[name], launch=launch))
+    monkeypatch.setattr(forced_kernels, "device_facts", lambda device: FACTS)
+    layer, x = layer_and_x()
+    check_compiled(layer, [x, x[:2]], backend, {"backend": "aot_eager"})
+    # Compiled, eager; compiled, eager.
+    assert called == [3, 3, 2, 2]
+    check_op(layer, x, backend)
+    assert len(called) > 4
+
+
+@pytest.mark.parametrize("backend", FORCED)
+def test_every_number_of_tokens_is_described(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layers, "device_facts", lambda device: FACTS)
+    layer, _ = layer_and_x()
+    assert "config" not in layer.described(backend, 0).lower()
+    assert f"kernel='{backend.removeprefix('cuda-')}'" in layer.described(backend, 1)
 
 
 @pytest.mark.parametrize("backend", FORCED)
