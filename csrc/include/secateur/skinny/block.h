@@ -15,7 +15,6 @@ template <typename Value, typename Shape, bool Bulk>
 SECATEUR_DEVICE void run_block(const Problem& problem, uint32_t shared) {
   const int warp = device::thread() / warp_lanes, lane = device::lane();
   const Ring ring{shared, problem.stage_bytes, problem.stages};
-  device::let_successor_start();
   if (device::thread() == 0) {
     for (int i = 0; i < problem.stages; ++i) {
       device::barrier_init(ring.full(i), full_arrivals(Bulk));

@@ -136,6 +136,9 @@ SECATEUR_DEVICE void produce(const Problem& problem, Ring ring, int lane) {
   const uint32_t x = problem.block_panels * fragment24::unit_bytes;
   Walk walk = Walk::from(problem.schedule, first);
   const int early = fetch_early<Bulk>(problem, ring, walk, units, policy, lane);
+  // Its weights are asked for behind the ones of this kernel, and its successor's as soon as thread
+  // blocks of this kernel leave: that is what memory does while sums are added and y is written.
+  device::let_successor_start();
   device::wait_for_predecessor();
   for (int i = 0; i < units; ++i) {
     const uint32_t full = ring.full(ring.stage);

@@ -38,7 +38,6 @@ SECATEUR_DEVICE void run_block(const Problem& problem, uint32_t shared) {
     device::cluster_arrive_relaxed();
     device::cluster_wait();
   }
-  device::let_successor_start();
   if (warp >= Shape::warps) {
     device::give_registers<Registers<Shape>::producer>();
     if (warp == Shape::warps) produce_weights<Shape>(problem, ring, member, lane);

@@ -56,6 +56,8 @@ SECATEUR_DEVICE void produce_weights(const Problem& problem, Ring<Shape> ring,
       schedule.token_blocks == 1 ? device::read_once_policy() : device::read_again_policy();
   const int part = unit_bytes / member.cluster.tokens;
   const uint16_t mates = member.token_mates();
+  // The successor may ask for its weights behind the first ones of this kernel.
+  int first_ones = ring.stages;
   TileWalk walk(schedule, member.index);
   TileSegment segment;
   while (walk.next(segment)) {
@@ -78,11 +80,13 @@ SECATEUR_DEVICE void produce_weights(const Problem& problem, Ring<Shape> ring,
           device::copy_bulk_multicast(target, source, part, full, mates, policy);
         }
       }
+      if (--first_ones == 0) device::let_successor_start();
       source += unit_bytes;
       ring.advance();
     }
     leave_ring_to_sums(member);
   }
+  if (first_ones > 0) device::let_successor_start();
 }
 
 // Until the last use of every stage is released: then no mate will reach this thread block's
