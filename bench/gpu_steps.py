@@ -116,7 +116,7 @@ def _quick(out: Path) -> Step:
         "-k",
         f"cuda and ({sizes})",
     )
-    command = _pytest(out, "quick", 90, *chosen, patience=PATIENCE)
+    command = _pytest(out, "quick", 90, *chosen, patience=2 * PATIENCE)
     return Step("quick", command, 90, grace=20, silence=60, restarts=True)
 
 
