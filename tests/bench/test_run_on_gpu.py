@@ -259,23 +259,70 @@ def run_suite(folder: Path, *options: str) -> "subprocess.CompletedProcess[str]"
     )
 
 
-def test_the_gpu_suite_ends_in_time_and_goes_on(tmp_path: Path) -> None:
-    suite = tmp_path / "suite"
+def write_suite(folder: Path, tests: str) -> None:
+    """Tests beside the conftest of the GPU suite, as on a machine that has a GPU."""
+    suite = folder / "suite"
     suite.mkdir()
     conftest = (ROOT / "tests" / "gpu" / "conftest.py").read_text(encoding="utf-8")
     there = conftest.replace("torch.cuda.is_available()", "True")
+    there = there.replace('torch.device("cuda")', 'torch.device("cpu")')
     (suite / "conftest.py").write_text(there, encoding="utf-8")
-    slow = "import time\ndef test_one(): time.sleep(2)\ndef test_two(): pass\n"
-    (suite / "test_some.py").write_text(slow, encoding="utf-8")
+    (suite / "test_some.py").write_text(tests, encoding="utf-8")
+
+
+def test_the_gpu_suite_ends_in_time_and_goes_on(tmp_path: Path) -> None:
+    wrong = "def test_none(): assert not Path(__file__).parent.with_name('wrong').exists(), 'row 3'"
+    slow = "def test_one(): time.sleep(2)\ndef test_two(): pass\n"
+    text = f"import time\nfrom pathlib import Path\n{wrong}\n{slow}"
+    write_suite(tmp_path, text)
+    (tmp_path / "wrong").touch()
     done = tmp_path / "new" / "done.txt"
     first = run_suite(tmp_path, "--budget", "1.6", "--done", str(done))
     assert first.returncode == AGAIN, first.stdout + first.stderr
     assert "the budget of 2 s is spent: run again" in first.stdout
+    # What failed is told all the same.
+    assert "AssertionError: row 3" in first.stdout
+    assert "1 failed, 1 passed in" in first.stdout.splitlines()[-1]
     assert done.read_text().endswith("::test_one\n")
+    (tmp_path / "wrong").unlink()
     second = run_suite(tmp_path, "--done", str(done))
-    assert "1 passed, 1 deselected" in second.stdout
+    assert "2 passed, 1 deselected" in second.stdout
     third = run_suite(tmp_path, "--done", str(done))
-    assert (third.returncode, "2 deselected" in third.stdout) == (0, True)
+    assert (third.returncode, "3 deselected" in third.stdout) == (0, True)
+
+
+def test_the_last_test_may_take_longer_than_the_budget(tmp_path: Path) -> None:
+    write_suite(tmp_path, "import time\ndef test_one(): time.sleep(2)\n")
+    only = run_suite(tmp_path, "--budget", "0.1", "--done", str(tmp_path / "done.txt"))
+    assert only.returncode == 0, only.stdout
+
+
+def test_parts_of_the_gpu_suite_are_all_of_it(tmp_path: Path) -> None:
+    """Each test in one part, tests of one case in the same, no part with most of them."""
+    write_suite(
+        tmp_path,
+        "import pytest\n"
+        "@pytest.mark.parametrize('backend', ['cuda', 'triton', 'dense'])\n"
+        "@pytest.mark.parametrize('size', range(5))\n"
+        "def test_sizes(size, backend): pass\n"
+        "@pytest.mark.parametrize(('op', 'backend'), [('a', 'cuda'), ('a', 'dense'), ('b', 'x')])\n"
+        "def test_ops(op, backend): pass\n"
+        "def test_alone(): pass\n",
+    )
+    parts = []
+    for part in (1, 2, 3):
+        done = tmp_path / f"done-{part}.txt"
+        ended = run_suite(tmp_path, "--part", f"{part}/3", "--done", str(done))
+        assert ended.returncode == 0, ended.stdout
+        parts.append(done.read_text(encoding="utf-8").split())
+    everything = [test for tests in parts for test in tests]
+    assert len(everything) == len(set(everything)) == 19
+    assert [len(tests) for tests in parts] == [7, 7, 5]
+    for tests in parts:
+        for case in ("size0", "0-", "1-", "2-", "3-", "4-", "a-"):
+            there = sum(f"[{case}" in test for test in tests)
+            assert there in (0, 2 if case == "a-" else 3), (case, tests)
+    assert run_suite(tmp_path, "--part", "4/3").returncode == 4
 
 
 def test_the_gpu_suite_goes_on_without_what_kills_it(tmp_path: Path) -> None:

@@ -2,7 +2,8 @@
 
     pytest tests/gpu/accuracy --budget 450 --done passed.txt
 
-`--budget` ends a run in time; with `--done` the next run goes on where it ended. A kernel that
+`--budget` ends a run in time; with `--done` the next run goes on where it ended. `--part 2/4` is
+one of several runs, each with a file of its own for `--done`, that may go on at once. A kernel that
 hangs (`--patience`) or breaks the CUDA context ends the process with status 76; the next one leaves
 out what else is tested of that kernel.
 """
@@ -31,9 +32,18 @@ AGAIN = 75
 """Exit status of a run that its budget ended: sysexits.h's "try again"."""
 
 
+def _part(text: str) -> tuple[int, int]:
+    """(k, n) of "k/n"."""
+    part, parts = (int(number) for number in text.split("/"))
+    if not 1 <= part <= parts:
+        raise ValueError(text)
+    return part, parts
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("tests on a GPU")
-    group.addoption("--budget", type=float, help="seconds after which no further test starts")
+    group.addoption("--budget", type=float, help="seconds after which no second test starts")
+    group.addoption("--part", type=_part, help="k/n: the k-th of n parts of about the same length")
     group.addoption("--done", type=Path, help="file of tests that passed: read, and added to")
     group.addoption("--patience", type=float, help="seconds after which a test counts as hung")
     group.addoption("--most-failures", type=int, help="of one kernel; its other tests are left out")
@@ -44,6 +54,7 @@ _PASSED_BEFORE = pytest.StashKey[int]()
 _ATTEMPTS = pytest.StashKey[Attempts]()
 _FAILURES = pytest.StashKey[Counter[str]]()
 _IS_BROKEN = pytest.StashKey[bool]()
+_IS_SPENT = pytest.StashKey[bool]()
 _PASSED = pytest.StashKey[int]()
 _CHOOSE = ("auto", "cuda")
 """Backends that run whichever kernel they choose."""
@@ -89,6 +100,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         item.add_marker(pytest.mark.gpu)
         if not torch.cuda.is_available():
             item.add_marker(skip)
+    _leave_out_other_parts(config, items)
     _leave_out_what_killed(config, items)
     done = _done(config)
     passed = set(done.read_text(encoding="utf-8").split("\n")) if done and done.is_file() else set()
@@ -97,6 +109,29 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if again:
         config.hook.pytest_deselected(items=list(again))
         items[:] = [item for item in items if item not in again]
+
+
+def _leave_out_other_parts(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Deal the tests to the parts in turns; those of one case stay together, which is made once."""
+    part, parts = config.getoption("part", None) or (1, 1)
+    cases: dict[str, int] = {}
+    mine: list[pytest.Item] = []
+    others: list[pytest.Item] = []
+    for item in items:
+        turn = cases.setdefault(_case(item), len(cases))
+        (mine if turn % parts == part - 1 else others).append(item)
+    if others:
+        config.hook.pytest_deselected(items=others)
+        items[:] = mine
+
+
+def _case(item: pytest.Item) -> str:
+    """What a test has in common with the same test of other backends."""
+    call = getattr(item, "callspec", None)
+    values = {} if call is None else call.params
+    # As parametrised values are named: dtypes and sizes name themselves.
+    of = [f"{name}={value}" for name, value in values.items() if name != "backend"]
+    return f"{item.nodeid.partition('[')[0]} {of}"
 
 
 def _leave_out_what_killed(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -114,23 +149,29 @@ def _done(config: pytest.Config) -> Path | None:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[None]:
     try:
         with item.config.stash[_ATTEMPTS].trying(item.nodeid, _blame(item)):
             result = yield
             if item.config.stash[_FAILURES][_blame(item)]:
                 check_usable(torch.device("cuda"))
-            return result
+        _end_in_time(item, nextitem)
+        return result
     except BrokenContextError as error:
         item.session.shouldstop = f"CUDA cannot be used any more: {error}"
         item.config.stash[_IS_BROKEN] = True
         return None
 
 
-def pytest_runtest_setup(item: pytest.Item) -> None:
+def _end_in_time(item: pytest.Item, following: pytest.Item | None) -> None:
+    """Stop in the way that still lets pytest say what failed."""
     budget = item.config.getoption("budget", None)
-    if budget and time.monotonic() - item.config.stash[_STARTED] > budget:
-        pytest.exit(f"the budget of {budget:.0f} s is spent: run again", returncode=AGAIN)
+    if following and budget and time.monotonic() - item.config.stash[_STARTED] > budget:
+        item.session.shouldstop = f"the budget of {budget:.0f} s is spent: run again"
+        item.config.stash[_IS_SPENT] = True
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
     most = item.config.getoption("most_failures", None)
     if most and item.config.stash[_FAILURES][_blame(item)] >= most:
         pytest.skip(f"{_blame(item)} has failed {most} times")
@@ -156,6 +197,8 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     nothing = _done(session.config) and not stash[_PASSED] + before
     if session.exitstatus == pytest.ExitCode.OK and (stash[_ATTEMPTS].deaths or nothing):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
+    if exitstatus == pytest.ExitCode.INTERRUPTED and stash.get(_IS_SPENT, False):
+        session.exitstatus = AGAIN
     if stash.get(_IS_BROKEN, False):
         session.exitstatus = BROKEN
 
