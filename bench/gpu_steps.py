@@ -1,6 +1,8 @@
 """What a machine with an NVIDIA GPU is needed for: commands, each with a budget in seconds."""
 
+import re
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,6 +25,19 @@ SANITIZER_PARTS = 2
 LINEAR_PARTS = 6
 TUNE_PARTS = 4
 DRAWN_SEED = "20261121"
+# Of the GPU suite, by its folders and longest files: so many that side by side none takes much
+# longer than another.
+TEST_PARTS = {
+    "accuracy-sparse24": ("tests/gpu/accuracy/test_sparse24_linear.py", 4),
+    "accuracy-low-rank": ("tests/gpu/accuracy/test_low_rank_linear.py", 3),
+    "memory-poison": ("tests/gpu/memory/test_poison.py", 4),
+    "memory-large": ("tests/gpu/memory/test_large.py", 1),
+    "launch": ("tests/gpu/launch", 3),
+    "packing": ("tests/gpu/packing", 3),
+    "use": ("tests/gpu/use", 3),
+}
+# Their tests are short; so is the time until one has ended that began within the budget.
+TEST_GRACE = 30.0
 # With less a step that can be cut short is not begun.
 LEAST_BUDGET = 45.0
 # With less a step whose process died is not started again.
@@ -56,6 +71,8 @@ class Step:
     """Seconds without output after which it is stopped."""
     restarts: bool = False
     """It takes `--budget`, and notes what it tries: where its process dies, it is started again."""
+    alone: bool = False
+    """Nothing may run beside it: it measures times, or makes what others need."""
 
     def again(self, seconds: float) -> "Step | None":
         """The step with what is left of its own time, or None where it is not started again."""
@@ -75,6 +92,17 @@ class Step:
         return replace(self, budget=budget, command=(*self.command, f"--budget={budget:.0f}"))
 
 
+def steps_named(name: str, known: Sequence[Step]) -> list[Step]:
+    """The step of a name, or all of the parts that it was divided into; none where there is none.
+
+    Args:
+        name: `tests-use-2`, say, or `tests-use` for every part.
+        known: all steps.
+    """
+    part = re.compile(re.escape(name) + r"(-\d+)?")
+    return [step for step in known if part.fullmatch(step.name)]
+
+
 def steps(out: Path, results: Path, tables: Path) -> list[Step]:
     """All steps, in the order in which they make sense.
 
@@ -84,16 +112,17 @@ def steps(out: Path, results: Path, tables: Path) -> list[Step]:
         tables: folder for dispatch's table.
     """
     return [
-        Step("facts", (PYTHON, "-m", "bench.gpu_facts"), 60, grace=20),
-        Step("build", (PYTHON, "-m", "bench.gpu_build"), 150, grace=20),
+        Step("facts", (PYTHON, "-m", "bench.gpu_facts"), 60, grace=20, alone=True),
+        Step("build", (PYTHON, "-m", "bench.gpu_build"), 150, grace=20, alone=True),
         Step("probe", (PYTHON, "-m", "bench.one_hot_probe"), 60, grace=10),
         _quick(out),
-        *_quick_benchmarks(results),
+        *(replace(step, alone=True) for step in _quick_benchmarks(results)),
         *_tests(out),
         *_sanitize(),
-        *_tune(tables),
-        *_benchmarks(results),
-        *_large_models(results),
+        *(
+            replace(step, alone=True)
+            for step in (*_tune(tables), *_benchmarks(results), *_large_models(results))
+        ),
     ]
 
 
@@ -159,24 +188,22 @@ def _pytest(out: Path, name: str, budget: float, *paths: str, patience: int) -> 
 
 
 def _tests(out: Path) -> list[Step]:
-    """The GPU suite, by folder; what takes longest by file."""
-    parts = {
-        "accuracy-sparse24": "tests/gpu/accuracy/test_sparse24_linear.py",
-        "accuracy-low-rank": "tests/gpu/accuracy/test_low_rank_linear.py",
-        "memory-poison": "tests/gpu/memory/test_poison.py",
-        "memory-large": "tests/gpu/memory/test_large.py",
-        "launch": "tests/gpu/launch",
-        "packing": "tests/gpu/packing",
-        "use": "tests/gpu/use",
-    }
-
-    def step(name: str, path: str) -> Step:
-        patience = TEST_PATIENCE if name in quick else LONG_PATIENCE
-        command = _pytest(out, f"tests-{name}", BUDGET, path, patience=patience)
-        return Step(f"tests-{name}", command, flexible=True, restarts=True)
-
+    """The GPU suite."""
     quick = ("accuracy-sparse24", "accuracy-low-rank", "launch")
-    return [step(name, path) for name, path in parts.items()]
+
+    def step(name: str, path: str, part: int, parts: int) -> Step:
+        patience = TEST_PATIENCE if name in quick else LONG_PATIENCE
+        whole = f"tests-{name}" if parts == 1 else f"tests-{name}-{part}"
+        chosen = (path,) if parts == 1 else (f"--part={part}/{parts}", path)
+        command = _pytest(out, whole, BUDGET, *chosen, patience=patience)
+        grace = GRACE if parts == 1 else TEST_GRACE
+        return Step(whole, command, flexible=True, grace=grace, restarts=True)
+
+    return [
+        step(name, path, part, parts)
+        for name, (path, parts) in TEST_PARTS.items()
+        for part in range(1, parts + 1)
+    ]
 
 
 def _sanitize() -> list[Step]:

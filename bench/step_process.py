@@ -12,6 +12,7 @@ import selectors
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ STOPPED = 124
 # How long a killed process may take to go.
 _LAST_SECONDS = 15.0
 _TICK = 0.2
+# A child runs Python before its program: one at a time, as threads may start several.
+_STARTING = threading.Lock()
 _LIBC = ctypes.CDLL(None)
 _PR_SET_PDEATHSIG = 1
 
@@ -46,8 +49,11 @@ def run_process(
     log: IO[str],
     seconds: float,
     silence: float | None = None,
+    shown: bool = True,
 ) -> Ended:
     """Run a command; both its streams go to the log and to this process's output.
+
+    Threads may run several at once; a thread must outlive what it runs.
 
     Args:
         command: program and arguments.
@@ -56,20 +62,22 @@ def run_process(
         log: open for writing.
         seconds: after which it is stopped, with everything that it started.
         silence: seconds without any output after which it is stopped as well.
+        shown: whether its output goes to this process's, too.
     """
-    process = subprocess.Popen(
-        command,
-        cwd=folder,
-        env=dict(environment),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,  # whatever it starts ends with it
-        preexec_fn=_end_with_the_parent,
-    )
+    with _STARTING:
+        process = subprocess.Popen(
+            command,
+            cwd=folder,
+            env=dict(environment),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # whatever it starts ends with it
+            preexec_fn=_end_with_the_parent,
+        )
     assert process.stdout is not None
     with process.stdout:
-        output = _Output(log)
+        output = _Output(log, shown)
         try:
             why = _follow(process, process.stdout.fileno(), output, seconds, silence)
         finally:
@@ -87,8 +95,9 @@ def run_process(
 class _Output:
     """Passes text on, and remembers its last line."""
 
-    def __init__(self, log: IO[str]) -> None:
+    def __init__(self, log: IO[str], shown: bool) -> None:
         self._log = log
+        self._shown = shown
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._line = ""
         self.last_line = ""
@@ -103,8 +112,9 @@ class _Output:
     def _pass_on(self, text: str) -> None:
         self._log.write(text)
         self._log.flush()
-        sys.stdout.write(text)
-        sys.stdout.flush()
+        if self._shown:
+            sys.stdout.write(text)
+            sys.stdout.flush()
         *lines, self._line = (self._line + text).split("\n")
         whole = [line.strip() for line in lines if line.strip()]
         self.last_line = whole[-1] if whole else self.last_line

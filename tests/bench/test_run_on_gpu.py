@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 from bench import run_on_gpu
 from bench.exit_status import AGAIN, BROKEN
-from bench.gpu_steps import FIRST, ROOT, Step, steps
-from bench.run_on_gpu import finished, main, note, run_all, run_step
+from bench.gpu_steps import FIRST, ROOT, Step, steps, steps_named
+from bench.run_on_gpu import main, run_all
+from bench.side_by_side import run_together, what_failed
+from bench.step_run import Outcome, environment, finished, note, run_step
 
 
 def python(code: str) -> tuple[str, ...]:
@@ -123,6 +125,82 @@ def test_a_whole_visit_of_steps_of_every_kind(
     assert finished(tmp_path / "out") == {"facts", "probe", "bench-quick-low-rank"}
 
 
+def test_steps_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """At the same time, each to its own log, all in one table and one archive."""
+    meet = (
+        "import os, sys, time\nfrom pathlib import Path\n"
+        f"here = Path({str(tmp_path)!r})\n"
+        "(here / sys.argv[1]).touch()\n"
+        "while not ((here / 'a').exists() and (here / 'b').exists()): time.sleep(0.05)\n"
+        "print(sys.argv[1], 'met the other with', os.environ['OMP_NUM_THREADS'], 'threads')\n"
+    )
+    chosen = [
+        Step("one", (*python(meet), "a"), 60, grace=5),
+        Step("two", (*python(meet), "b"), 60, grace=5),
+        Step("bad", python("print('row 3'); raise SystemExit(3)"), 60, grace=5),
+        Step("slow", python("import time; time.sleep(60)"), 2, grace=1),
+        Step("spent", python(f"print('2 failed'); raise SystemExit({AGAIN})"), 60, grace=5),
+        Step("too long", python(""), 900, grace=5),
+    ]
+    out, archive = tmp_path / "out", tmp_path / "visit.tar.gz"
+    outcomes = run_together(chosen, out, 120, at_once=6, archive=archive)
+    statuses = {outcome.step: outcome.status for outcome in outcomes}
+    assert statuses == {"one": 0, "two": 0, "bad": 3, "slow": 124, "spent": AGAIN}
+    threads = max(1, (os.cpu_count() or 1) // 6)
+    assert (out / "one.log").read_text() == f"a met the other with {threads} threads\n"
+    assert finished(out) == {"one", "two"}
+    shown = capsys.readouterr().out
+    assert "--- two: 0 after" in shown
+    assert shown.count("b met") == 1  # as the last line of its log
+    told = what_failed(outcomes, out)
+    assert told.splitlines() == [
+        "",
+        "bad, 3:",
+        "row 3",
+        "",
+        "slow, 124:",
+        "",
+        "spent, 75:",
+        "2 failed",
+    ]
+    with tarfile.open(archive) as file:
+        assert {"out/one.log", "out/bad.log", "out/steps.jsonl"} <= set(file.getnames())
+
+
+def test_no_more_at_once_than_asked_for(tmp_path: Path) -> None:
+    code = "import time; print(time.time()); time.sleep(0.5); print(time.time())"
+    chosen = [Step(f"step-{i}", python(code), 60, grace=5) for i in range(4)]
+    outcomes = run_together(chosen, tmp_path, 600, at_once=2)
+    assert [outcome.step for outcome in outcomes] == [step.name for step in chosen]
+    times = [[float(t) for t in (tmp_path / f"{s.name}.log").read_text().split()] for s in chosen]
+    for at in (start for start, _ in times):
+        assert sum(start <= at < end for start, end in times) <= 2
+
+
+def test_the_whole_suite_side_by_side(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By the names of what was divided; nothing that measures times."""
+    ran: list[Step] = []
+
+    def together(chosen: list[Step], *rest: object) -> list[Outcome]:
+        ran.extend(chosen)
+        return [Outcome(step.name, 0, 1.0, "") for step in chosen]
+
+    monkeypatch.setattr(run_on_gpu, "run_together", together)
+    names = ["quick", "tests-accuracy-sparse24", "tests-memory-large", "tests-use"]
+    arguments = ["--together", "--limit", "120", "--out", str(tmp_path)]
+    assert main([*arguments, *names]) == 0
+    parts = [f"tests-accuracy-sparse24-{part}" for part in (1, 2, 3, 4)]
+    expected = ["quick", *parts, "tests-memory-large", *(f"tests-use-{part}" for part in (1, 2, 3))]
+    assert [step.name for step in ran] == expected
+    assert all(step.within(119) for step in ran if step.name != "tests-memory-large")
+    for name in ("bench-quick", "microbench", "tune-1", "build", "large-8b", "bench-drawn"):
+        with pytest.raises(SystemExit):
+            main([*arguments, "quick", name])
+        assert f"nothing may run beside {name}" in capsys.readouterr().err
+
+
 def test_an_archive_that_cannot_be_written_stops_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -183,21 +261,23 @@ def test_a_short_visit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """In order, without what is done, on after a failure."""
-    known = {step.name: step for step in steps(tmp_path, tmp_path, tmp_path)}
-    assert set(FIRST) <= set(known)
+    known = steps(tmp_path, tmp_path, tmp_path)
+    first = [step.name for name in FIRST for step in steps_named(name, known)]
+    assert set(FIRST) < set(first) | {"tests-launch", "tests-accuracy-sparse24"}
+    assert first[-3:] == ["tests-accuracy-sparse24-3", "tests-accuracy-sparse24-4", "bench-drawn"]
     ran = []
 
-    def quick(step: Step, out: Path) -> run_on_gpu.Outcome:
+    def quick(step: Step, out: Path) -> Outcome:
         ran.append(step.name)
-        return run_on_gpu.Outcome(step.name, int(step.name == "probe"), 1.0, "")
+        return Outcome(step.name, int(step.name == "probe"), 1.0, "")
 
     monkeypatch.setattr(run_on_gpu, "run_step", quick)
     arguments = ["--first", "--minutes", "14", "--out", str(tmp_path)]
     assert main(arguments) == 1
-    assert tuple(ran) == FIRST
+    assert ran == first
     assert "left: probe" in capsys.readouterr().out
     main(arguments)
-    assert ran[len(FIRST) :] == ["probe"]
+    assert ran[len(first) :] == ["probe"]
 
 
 def test_a_short_visit_leaves_room_for_the_machine() -> None:
@@ -229,7 +309,7 @@ def test_the_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folders = {path.name for path in (ROOT / "tests" / "gpu").iterdir() if path.is_dir()}
     for folder in folders - {"__pycache__"}:
         assert any(f"tests/gpu/{folder}" in word for word in tested), folder
-    note(run_on_gpu.Outcome("facts", 0, 1.0, ""), tmp_path)
+    note(Outcome("facts", 0, 1.0, ""), tmp_path)
     assert main(["--list", "--out", str(tmp_path)]) == 0
     out = capsys.readouterr().out
     assert "facts                       60 s  done" in out
@@ -282,7 +362,7 @@ def test_the_gpu_suite_ends_in_time_and_goes_on(tmp_path: Path) -> None:
     assert "the budget of 2 s is spent: run again" in first.stdout
     # What failed is told all the same.
     assert "AssertionError: row 3" in first.stdout
-    assert "1 failed, 1 passed in" in first.stdout.splitlines()[-1]
+    assert "1 failed, 1 passed" in first.stdout.splitlines()[-1]
     assert done.read_text().endswith("::test_one\n")
     (tmp_path / "wrong").unlink()
     second = run_suite(tmp_path, "--done", str(done))
@@ -405,8 +485,9 @@ def test_a_short_visit_needs_torch_triton_numpy_and_pytest_only(tmp_path: Path) 
         "sys.meta_path[sys.meta_path.index(PathFinder)] = Rest()\n"
     )
     (tmp_path / "sitecustomize.py").write_text(hide, encoding="utf-8")
-    known = {step.name: step for step in steps(tmp_path, tmp_path, tmp_path)}
-    first = [known[name] for name in FIRST]
+    every = steps(tmp_path, tmp_path, tmp_path)
+    known = {step.name: step for step in every}
+    first = [step for name in FIRST for step in steps_named(name, every)]
     modules = {step.command[2] for step in first} - {"pytest"}
     paths = {word for step in first for word in step.command if word.startswith("tests/gpu")}
     pytest_options = known["quick"].command[3 : known["quick"].command.index("-k")]
@@ -416,10 +497,10 @@ def test_a_short_visit_needs_torch_triton_numpy_and_pytest_only(tmp_path: Path) 
         "    importlib.import_module(name)\n"
         f"sys.exit(pytest.main([*{options!r}, '--collect-only', *{sorted(paths)!r}]))"
     )
-    environment = run_on_gpu._environment()
-    environment["PYTHONPATH"] = os.pathsep.join([str(tmp_path), environment["PYTHONPATH"]])
+    variables = environment()
+    variables["PYTHONPATH"] = os.pathsep.join([str(tmp_path), variables["PYTHONPATH"]])
     done = subprocess.run(
-        python(code), env=environment, capture_output=True, text=True, check=False, cwd=ROOT
+        python(code), env=variables, capture_output=True, text=True, check=False, cwd=ROOT
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     assert "tests collected" in done.stdout

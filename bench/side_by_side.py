@@ -1,0 +1,73 @@
+"""Steps that measure no times, side by side: they keep a core busy each, and the GPU hardly."""
+
+import os
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+
+from bench.exit_status import AGAIN
+from bench.gpu_steps import Step
+from bench.step_run import Outcome, note, pack, run_step
+
+# A process that waits for the GPU leaves its core to another.
+AT_ONCE = 3 * (os.cpu_count() or 1) // 2
+_LAST_LINES = 12
+# In pytest's last line, where some tests failed before the budget ended the others.
+_FAILED = " failed"
+_WIDEST = 160
+
+
+def run_together(
+    chosen: Sequence[Step],
+    out: Path,
+    limit: float,
+    at_once: int = AT_ONCE,
+    archive: Path | None = None,
+) -> list[Outcome]:
+    """Run steps side by side, whatever becomes of the others.
+
+    Args:
+        chosen: what to run; what does not fit at once begins when another has ended.
+        out: folder for logs and the list of what succeeded.
+        limit: seconds in all; a step for which it leaves no room is passed over.
+        at_once: so many at most.
+        archive: written anew after each step.
+
+    Returns:
+        the outcomes, in the order of `chosen`.
+    """
+    started = time.monotonic()
+    beside = min(at_once, len(chosen)) - 1
+
+    def run(wanted: Step) -> Outcome | None:
+        step = wanted.within(limit - (time.monotonic() - started))
+        return None if step is None else run_step(step, out, beside)
+
+    outcomes: dict[str, Outcome] = {}
+    with ThreadPoolExecutor(max_workers=at_once) as pool:
+        running = [pool.submit(run, step) for step in chosen]
+        for future in as_completed(running):
+            outcome = future.result()
+            if outcome is None:
+                continue
+            outcomes[outcome.step] = outcome
+            ended = f"--- {outcome.step}: {outcome.status} after {outcome.seconds:.0f} s"
+            print(f"{ended}: {outcome.last_line}", flush=True)
+            note(outcome, out)
+            pack(out, archive)
+    return [outcomes[step.name] for step in chosen if step.name in outcomes]
+
+
+def what_failed(outcomes: Sequence[Outcome], out: Path) -> str:
+    """The last lines of the logs of steps that did not succeed."""
+    lines: list[str] = []
+    for outcome in outcomes:
+        log = out / f"{outcome.step}.log"
+        fine = outcome.status == 0 or (outcome.status == AGAIN and _FAILED not in outcome.last_line)
+        if fine or not log.is_file():
+            continue
+        said = [line for line in log.read_text(encoding="utf-8").splitlines() if line.strip()]
+        lines += [f"\n{outcome.step}, {outcome.status}:"]
+        lines += [line[:_WIDEST] for line in said[-_LAST_LINES:]]
+    return "\n".join(lines)
