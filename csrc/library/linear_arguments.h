@@ -31,7 +31,6 @@ inline Output output_of(const SecateurLinear& a) {
   o.silu_and_mul = a.silu_and_mul != 0;
   o.paired = output_is_aligned(a, o.columns(), 4);
   o.chunked = output_is_aligned(a, o.columns(), 16);
-  o.bias_chunked = aligned(a.bias, 16) && a.rows % 8 == 0;
   return o;
 }
 

@@ -206,6 +206,25 @@ SECATEUR_DEVICE Words4 load_matrices(uint32_t source) {
   return v;
 }
 
+// The same matrices, transposed on their way: a lane gets two values of a column.
+SECATEUR_DEVICE Words4 load_transposed_matrices(uint32_t source) {
+  Words4 v;
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.word[0]), "=r"(v.word[1]), "=r"(v.word[2]), "=r"(v.word[3])
+               : "r"(source));
+  return v;
+}
+
+// The way back (sm_90 and up).
+SECATEUR_DEVICE void store_transposed_matrices(uint32_t target, Words4 v) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(
+                   target),
+               "r"(v.word[0]), "r"(v.word[1]), "r"(v.word[2]), "r"(v.word[3])
+               : "memory");
+#endif
+}
+
 // ---- arithmetic -----------------------------------------------------------------------------
 
 #define SECATEUR_MMA_SP(TYPE)                                                                    \
@@ -316,9 +335,12 @@ template <typename T>
 SECATEUR_DEVICE void store(void* target, T value) {
   *static_cast<T*>(target) = value;
 }
+// As one instruction: the compiler is known to take such stores apart where some are left out.
 template <>
 SECATEUR_DEVICE void store<Words4>(void* target, Words4 v) {
-  *static_cast<uint4*>(target) = make_uint4(v.word[0], v.word[1], v.word[2], v.word[3]);
+  asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(target), "r"(v.word[0]),
+               "r"(v.word[1]), "r"(v.word[2]), "r"(v.word[3])
+               : "memory");
 }
 
 // Partial sums go to the L2 cache, where other thread blocks find them.

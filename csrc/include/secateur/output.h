@@ -17,7 +17,6 @@ struct Output {
   bool silu_and_mul;  // needs gate_up
   bool paired;        // rows of y and residual start at multiples of 4 bytes
   bool chunked;       // of 16 bytes
-  bool bias_chunked;  // eight rows of the bias, from a multiple of eight on, are 16 aligned bytes
 
   SECATEUR_INLINE constexpr int columns() const { return output_columns(rows, silu_and_mul); }
 };

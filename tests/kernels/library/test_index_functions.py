@@ -111,20 +111,39 @@ def test_accumulators_cover_the_tile_once(emulator: Any) -> None:
     assert places == set(itertools.product(range(16), range(8)))
 
 
-def test_sums_are_staged_without_bank_conflicts(emulator: Any) -> None:
+@pytest.mark.parametrize("gated", [False, True])
+def test_results_are_staged_without_bank_conflicts(gated: bool, emulator: Any) -> None:
     f = emulator.functions
-    for item in range(4):
-        banks = {f.index_staging_item(lane, item) // 4 % 32 for lane in range(32)}
-        assert len(banks) == 32
-    pairs = [f.index_staging_pair(pair) for pair in range(32)]
-    assert [sorted(pairs[:16]), sorted(pairs[16:])] == [list(range(16)), list(range(16, 32))]
-    assert pairs[16:] == [pair + 16 for pair in pairs[:16]]
-    # A load of 16 bytes is served for eight lanes at a time: of two halves, or of eight tokens.
-    for first in range(0, 32, 8):
-        lanes = range(first, first + 8)
-        halves = {f.index_staging_offset(pairs[lane // 2], 8 * (lane % 2)) % 128 for lane in lanes}
-        tokens = {f.index_staging_offset(lane, 0) % 128 for lane in lanes}
-        assert len(halves) == len(tokens) == 8
+    # Sixteen bytes a lane are served for eight lanes at a time, matrices one after the other.
+    for offset in (f.index_staging_row_offset, f.index_staging_matrix_row_offset):
+        offsets = [offset(gated, lane) for lane in range(32)]
+        assert sorted(offsets) == list(range(0, 512, 16))
+        for first in range(0, 32, 8):
+            assert len({offset % 128 for offset in offsets[first : first + 8]}) == 8
+
+
+@pytest.mark.parametrize("gated", [False, True])
+def test_results_are_taken_out_where_they_were_put(gated: bool, emulator: Any) -> None:
+    f = emulator.functions
+    taken = {
+        f.index_staging_row_offset(gated, lane): (
+            f.index_staging_token(gated, lane),
+            f.index_staging_half(gated, lane),
+        )
+        for lane in range(32)
+    }
+    for lane in range(32):
+        matrix, row = divmod(lane, 8)
+        token, half = (8 * matrix + row, 0) if gated else (matrix // 2 * 8 + row, matrix % 2)
+        assert taken[f.index_staging_matrix_row_offset(gated, lane)] == (token, half)
+
+
+@pytest.mark.parametrize("rounds", range(1, 17))
+def test_rounds_are_staged_in_equal_parts(rounds: int, emulator: Any) -> None:
+    together = emulator.functions.index_staging_rounds_together(rounds)
+    assert 1 <= together <= 4
+    assert rounds % together == 0
+    assert all(rounds % more for more in range(together + 1, 5))
 
 
 @settings(

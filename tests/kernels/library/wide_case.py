@@ -78,6 +78,8 @@ class Case:
     bias_aligned: bool = True
     """Starts at a multiple of 16 bytes."""
     residual: bool = False
+    y_aligned: bool = True
+    """Starts at a multiple of 16 bytes."""
     x_padding: int = 0
     """Elements between the rows of x: more, so that rows are aligned."""
     dependent: bool = False
@@ -155,11 +157,13 @@ def run(case: Case, emulator: Any) -> tuple[Tensor, Tensor]:
     out = case.rows // 2 if case.silu else case.rows
     bias = None
     if case.bias:
-        room = integers(generator, case.rows + 16).to(case.dtype)
-        start = -(room.data_ptr() // 2) % 8 + (0 if case.bias_aligned else 1)
-        bias = room[start : start + case.rows]
+        bias_room = integers(generator, case.rows + 16).to(case.dtype)
+        start = -(bias_room.data_ptr() // 2) % 8 + (0 if case.bias_aligned else 1)
+        bias = bias_room[start : start + case.rows]
     residual = integers(generator, case.tokens, out).to(case.dtype) if case.residual else None
-    y = torch.full((case.tokens, out), torch.nan, dtype=case.dtype)
+    room = torch.full((case.tokens * out + 16,), torch.nan, dtype=case.dtype)
+    start = -(room.data_ptr() // 2) % 8 + (0 if case.y_aligned else 1)
+    y = room[start : start + case.tokens * out].view(case.tokens, out)
     # The arguments are bare pointers: what they point to needs a name.
     x_view = aligned_rows(x, case.x_padding)
     residual_view = None if residual is None else aligned_rows(residual, case.x_padding)

@@ -1,33 +1,44 @@
-// Where a warp turns its sums: it puts those of 32 tokens of a sub-tile into shared memory of its
-// own, token by token, and reads them again with whole rows of y in mind. Far less code than
-// exchanging registers for 256 tokens, and no other warp is waited for.
+// Where a warp turns its results: it puts those of some tokens of a sub-tile, rounded, into shared
+// memory of its own, and takes them out again as rows of y. Both go in rounds: one moves sixteen
+// bytes a lane, which are eight columns of a token.
 #pragma once
 
-#include "secateur/accumulator.h"
+#include "secateur/common.h"
 #include "secateur/fragment24.h"
 
 namespace secateur::wide::staging {
 
-constexpr int tokens = 32;
-// Floats from token to token: 16 rows and a gap, so that stores touch every bank once.
-constexpr int stride = fragment24::tile_rows + 4;
-constexpr int bytes = tokens * stride * 4;  // of a warp
-static_assert(2 * stride % 32 == 8, "tokens two apart lie eight banks apart");
-static_assert(stride * 4 % 16 == 0 && bytes % 16 == 0, "read by 16 bytes");
+constexpr int round_bytes = warp_lanes * 16;
+constexpr int most_rounds = 4;  // that are staged together
+constexpr int bytes = most_rounds * round_bytes;  // of a warp
 
-// Two neighbouring lanes read the halves of a token: which one, so that eight neighbours, which
-// read 16 bytes each at a time, touch every bank once. The order of 16 tokens with two bits of
-// their numbers exchanged; those that follow lie the same.
-SECATEUR_INLINE constexpr int token_of_pair(int pair) {
-  return (pair & ~6) | (pair & 2) << 1 | (pair & 4) >> 1;
+// How many of `all` rounds are staged together: equal parts.
+SECATEUR_INLINE constexpr int rounds_together(int all) {
+  int rounds = all < most_rounds ? all : most_rounds;
+  while (all % rounds != 0) --rounds;
+  return rounds;
 }
 
-SECATEUR_INLINE constexpr int offset(int token, int row) { return (token * stride + row) * 4; }
+// A sub-tile has eight columns where gate and up have become one, else twice as many. Neighbouring
+// lanes take the halves of a token.
+SECATEUR_INLINE constexpr int halves(bool gated) { return gated ? 1 : 2; }
+SECATEUR_INLINE constexpr int round_tokens(bool gated) { return warp_lanes / halves(gated); }
+SECATEUR_INLINE constexpr int token(bool gated, int lane) { return lane / halves(gated); }
+SECATEUR_INLINE constexpr int half(bool gated, int lane) { return lane % halves(gated); }
 
-// Of an accumulator of the first token tile; the next ones follow.
-SECATEUR_INLINE constexpr int item_offset(int lane, int item) {
-  return offset(accumulator::token(lane, item), accumulator::row(lane, item));
+// Within the bytes of a round: where a lane finds what it takes out. Eight lanes are served at a
+// time, and touch every bank once.
+SECATEUR_INLINE constexpr int row_offset(bool gated, int lane) {
+  return 16 * (gated ? lane : lane ^ (lane / 8 % 2));
 }
-constexpr int token_tile_bytes = accumulator::tile_tokens * stride * 4;
+
+// Where a lane has a row of a matrix put, eight columns of a token: lane 8 * i + j row j of matrix
+// i. The matrices are two halves of eight tokens, and the same of the next eight; or four times
+// eight tokens. One matrix is put at a time, and touches every bank once: for that, the halves
+// change places with every fourth token.
+SECATEUR_INLINE constexpr int matrix_row_offset(bool gated, int lane) {
+  const int first = lane / 16 * 16, row = lane % 8, half = lane / 8 % 2;
+  return 16 * (gated ? lane : first + 2 * row + (half ^ row / 4));
+}
 
 }  // namespace secateur::wide::staging

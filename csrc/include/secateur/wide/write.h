@@ -1,4 +1,6 @@
-// Finished sums go to y: bias, SiLU-and-multiply, residual, one rounding, stores of 16 bytes.
+// Finished sums go to y: bias, SiLU-and-multiply, residual, one rounding, stores of 16 bytes. All
+// but the stores is done where the sums are, in registers: what is staged are 16-bit results. A
+// residual comes the same way back.
 #pragma once
 
 #include "secateur/device.h"
@@ -14,44 +16,32 @@ namespace secateur::wide {
 template <typename Shape>
 using Sums = WarpSums<Shape::panels, Shape::token_tiles>;
 
-struct Eight {
-  float value[8];
+// What a lane moves of y and of the residual: eight columns of a token in each round.
+template <bool Gated>
+struct Columns {
+  int token;   // in round 0
+  int column;  // the first of the eight
+  int tokens;  // that exist, from that of round 0 on; none where the columns do not
+  int count;   // of the eight columns, that exist
+
+  SECATEUR_DEVICE Columns(const Output& output, int64_t tile, int first_token) {
+    const int lane = device::lane(), row = 8 * staging::half(Gated, lane);
+    token = first_token + staging::token(Gated, lane);
+    column = static_cast<int>(
+        Gated ? tile * 8 : fragment24::logical_row(tile, row, output.rows, output.gate_up));
+    const int left = output.columns() - column;
+    tokens = left > 0 ? output.tokens - token : 0;
+    count = left < 8 ? left : 8;
+  }
+  SECATEUR_DEVICE bool exist(int round) const {
+    return round * staging::round_tokens(Gated) < tokens;
+  }
+  // Of round 0, in rows `stride` apart.
+  SECATEUR_DEVICE int64_t offset(int64_t stride) const { return token * stride + column; }
 };
 
-// Eight columns of a token, of which `count` exist; rows that are `chunked` have all or none.
-template <typename Value>
-SECATEUR_DEVICE Eight read_eight(const void* source, int64_t offset, int count, bool chunked) {
-  const uint16_t* from = static_cast<const uint16_t*>(source) + offset;
-  Eight eight{};
-  if (chunked) {
-    const Words4 words = device::load<Words4>(from);
-#pragma unroll
-    for (int i = 0; i < 8; ++i) {
-      const uint32_t word = words.word[i / 2];
-      eight.value[i] = device::unpack<Value>(i % 2 ? word >> 16 : word & 0xFFFFu);
-    }
-    return eight;
-  }
-#pragma unroll
-  for (int i = 0; i < 8; ++i) {
-    if (i < count) eight.value[i] = device::unpack<Value>(device::load<uint16_t>(from + i));
-  }
-  return eight;
-}
-
-template <typename Value>
-SECATEUR_DEVICE void write_eight(void* target, int64_t offset, int count, bool chunked,
-                                 const Eight& eight) {
-  uint16_t* to = static_cast<uint16_t*>(target) + offset;
-  Words4 words;
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    words.word[i] = device::pack<Value>(eight.value[2 * i], eight.value[2 * i + 1]);
-  }
-  if (chunked) {
-    device::store(to, words);
-    return;
-  }
+// One by one, where rows do not start at multiples of 16 bytes.
+SECATEUR_DEVICE void write_some(uint16_t* to, int count, const Words4& words) {
 #pragma unroll
   for (int i = 0; i < 8; ++i) {
     if (i < count) {
@@ -59,121 +49,186 @@ SECATEUR_DEVICE void write_eight(void* target, int64_t offset, int count, bool c
     }
   }
 }
-
-SECATEUR_DEVICE Eight read_staged(uint32_t source) {
-  const Words4 low = device::load_shared16(source), high = device::load_shared16(source + 16);
-  Eight eight;
+SECATEUR_DEVICE Words4 read_some(const uint16_t* from, int count) {
+  Words4 words{};
 #pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    eight.value[i] = device::as_float(low.word[i]);
-    eight.value[4 + i] = device::as_float(high.word[i]);
+  for (int i = 0; i < 8; ++i) {
+    if (i < count) {
+      const uint32_t bits = device::load<uint16_t>(from + i);
+      words.word[i / 2] |= bits << (16 * (i % 2));
+    }
   }
-  return eight;
+  return words;
 }
 
-SECATEUR_DEVICE void add(Eight& sums, const Eight& more) {
+// Two values of a lane in matrix `i` of a round.
+template <bool Gated, int TokenTiles>
+SECATEUR_DEVICE float* values_of(float (&sums)[TokenTiles][accumulator::items], int round, int i) {
+  return Gated ? sums[4 * round + i] : sums[2 * round + i / 2] + i % 2 * 2;
+}
+
+// Adds what has been staged of the rounds from `first` on. `source`: the lane's row of a matrix.
+template <typename Value, bool Gated, int Rounds, int TokenTiles>
+SECATEUR_DEVICE void add_staged(float (&sums)[TokenTiles][accumulator::items], int first,
+                                uint32_t source) {
 #pragma unroll
-  for (int i = 0; i < 8; ++i) sums.value[i] += more.value[i];
-}
-
-// Bias of the eight rows of the weight from `row`, a multiple of 8, on; zeros where there is none.
-template <typename Value>
-SECATEUR_DEVICE Eight read_bias(const Output& output, int64_t row) {
-  if (output.bias == nullptr) return {};
-  const int64_t left = output.rows - row;
-  const int count = left < 8 ? static_cast<int>(left) : 8;
-  return read_eight<Value>(output.bias, row, count, output.bias_chunked);
-}
-
-// Eight finished rows of the weight for one token, to eight columns of y.
-template <typename Value>
-SECATEUR_DEVICE void finish_eight(const Output& output, int64_t token, int64_t column,
-                                  Eight& sums) {
-  const int64_t left = output.columns() - column;
-  const int count = left < 8 ? static_cast<int>(left) : 8;
-  if (output.residual != nullptr) {
-    add(sums, read_eight<Value>(output.residual, token * output.residual_stride + column, count,
-                                output.chunked));
+  for (int round = 0; round < Rounds; ++round) {
+    const Words4 pairs = device::load_transposed_matrices(source + round * staging::round_bytes);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      float* values = values_of<Gated>(sums, first + round, i);
+      values[0] += device::unpack<Value>(pairs.word[i] & 0xFFFFu);
+      values[1] += device::unpack<Value>(pairs.word[i] >> 16);
+    }
   }
-  write_eight<Value>(output.y, token * output.columns() + column, count, output.chunked, sums);
 }
 
-// What is staged of a sub-tile: a lane takes one token, and both halves of its rows together. The
-// lane is asked for here: what follows from it, kept from part to part, does not fit beside the
-// sums.
-template <typename Value>
-SECATEUR_DEVICE void finish_gated(const Output& output, int64_t tile, int first_token,
-                                  uint32_t staged) {
-  const int lane = device::lane(), token = first_token + lane;
-  if (token >= output.tokens) return;
-  Eight gate = read_staged(staged + staging::offset(lane, 0));
-  Eight up = read_staged(staged + staging::offset(lane, 8));
-  add(gate, read_bias<Value>(output, tile * 8));
-  add(up, read_bias<Value>(output, output.rows / 2 + tile * 8));
+template <typename Value, bool Gated, int Rounds, int TokenTiles>
+SECATEUR_DEVICE void stage(float (&sums)[TokenTiles][accumulator::items], int first,
+                           uint32_t target) {
 #pragma unroll
-  for (int i = 0; i < 8; ++i) gate.value[i] = silu(gate.value[i]) * up.value[i];
-  finish_eight<Value>(output, token, tile * 8, gate);
+  for (int round = 0; round < Rounds; ++round) {
+    Words4 pairs;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const float* values = values_of<Gated>(sums, first + round, i);
+      pairs.word[i] = device::pack<Value>(values[0], values[1]);
+    }
+    device::store_transposed_matrices(target + round * staging::round_bytes, pairs);
+  }
 }
 
-// Two neighbouring lanes take the sixteen rows of a token.
-template <typename Value>
-SECATEUR_DEVICE void finish_plain(const Output& output, int64_t tile, int first_token,
+// A sub-tile's results, which stand where the first sums of each token did, get the residual. Its
+// rounds are read ahead by as many as are staged together.
+template <typename Value, bool Gated, bool Chunked, int TokenTiles>
+SECATEUR_DEVICE void add_residual(const Output& output, const Columns<Gated>& columns,
+                                  float (&sums)[TokenTiles][accumulator::items],
                                   uint32_t staged) {
-  const int lane = device::lane(), half = lane % 2;
-  const int64_t row = fragment24::logical_row(tile, 8 * half, output.rows, output.gate_up);
-  if (row >= output.rows) return;
+  constexpr int all = TokenTiles * accumulator::tile_tokens / staging::round_tokens(Gated);
+  constexpr int rounds = staging::rounds_together(all);
+  const uint32_t rows = staged + staging::row_offset(Gated, device::lane());
+  const uint32_t matrix_rows = staged + staging::matrix_row_offset(Gated, device::lane());
+  const int64_t stride = output.residual_stride * staging::round_tokens(Gated);
+  const uint16_t* from =
+      static_cast<const uint16_t*>(output.residual) + columns.offset(output.residual_stride);
+  Words4 ahead[rounds];
+  const auto read = [&](int first) {
+#pragma unroll
+    for (int i = 0; i < rounds; ++i, from += stride) {
+      ahead[i] = columns.exist(first + i) ? device::load<Words4>(from) : Words4{};
+    }
+  };
+  if (Chunked) read(0);
+#pragma unroll
+  for (int first = 0; first < all; first += rounds) {
+    if (Chunked) {
+#pragma unroll
+      for (int i = 0; i < rounds; ++i) {
+        device::store_shared16(rows + i * staging::round_bytes, ahead[i]);
+      }
+      if (first + rounds < all) read(first + rounds);
+    } else {
 #pragma unroll 1
-  for (int i = staging::token_of_pair(lane / 2); i < staging::tokens; i += warp_lanes / 2) {
-    const int token = first_token + i;
-    if (token >= output.tokens) return;
-    Eight sums = read_staged(staged + staging::offset(i, 8 * half));
-    add(sums, read_bias<Value>(output, row));
-    finish_eight<Value>(output, token, row, sums);
-  }
-}
-
-// Puts part `part` of the sums, 32 tokens of a panel, where the warp can read it by rows of y.
-template <typename Shape>
-SECATEUR_DEVICE void stage(const Sums<Shape>& sums, int part, uint32_t staged, int lane) {
-  constexpr int width = staging::tokens / accumulator::tile_tokens;
-  static_assert(Shape::token_tiles % width == 0, "whole parts");
-  constexpr int parts = Shape::token_tiles / width;
-  const uint32_t place[accumulator::items] = {
-      staged + staging::item_offset(lane, 0), staged + staging::item_offset(lane, 1),
-      staged + staging::item_offset(lane, 2), staged + staging::item_offset(lane, 3)};
-  // Registers have no addresses: every part has its own code.
-#pragma unroll
-  for (int p = 0; p < Shape::panels * parts; ++p) {
-    if (p != part) continue;
-#pragma unroll
-    for (int i = 0; i < width; ++i) {
-#pragma unroll
-      for (int j = 0; j < accumulator::items; ++j) {
-        device::store_shared4(place[j] + i * staging::token_tile_bytes,
-                              device::as_bits(sums[p / parts][p % parts * width + i][j]));
+      for (int i = 0; i < rounds; ++i, from += stride) {
+        const int count = columns.exist(first + i) ? columns.count : 0;
+        device::store_shared16(rows + i * staging::round_bytes, read_some(from, count));
       }
     }
+    device::sync_warp();
+    add_staged<Value, Gated, rounds>(sums, first, matrix_rows);
+    device::sync_warp();
   }
 }
 
-// `tile`: the sub-tile of the first panel. `staged`: the warp's own shared memory.
-template <typename Value, typename Shape>
-SECATEUR_DEVICE void write(const Output& output, int64_t tile, int first_token,
-                           const Sums<Shape>& sums, uint32_t staged) {
-  constexpr int parts = Shape::tokens / staging::tokens;
-#pragma unroll 1
-  for (int part = 0; part < Shape::panels * parts; ++part) {
-    const int64_t at = tile + part / parts * fragment24::tiles_per_unit;
-    const int token = first_token + part % parts * staging::tokens;
-    if (at * fragment24::tile_rows >= output.rows || token >= output.tokens) continue;
-    stage<Shape>(sums, part, staged, device::lane());
+// A sub-tile's results are rounded, and go to y.
+template <typename Value, bool Gated, bool Chunked, int TokenTiles>
+SECATEUR_DEVICE void write_results(const Output& output, const Columns<Gated>& columns,
+                                   float (&sums)[TokenTiles][accumulator::items],
+                                   uint32_t staged) {
+  constexpr int all = TokenTiles * accumulator::tile_tokens / staging::round_tokens(Gated);
+  constexpr int rounds = staging::rounds_together(all);
+  const uint32_t rows = staged + staging::row_offset(Gated, device::lane());
+  const uint32_t matrix_rows = staged + staging::matrix_row_offset(Gated, device::lane());
+  const int64_t stride = int64_t{output.columns()} * staging::round_tokens(Gated);
+  uint16_t* to = static_cast<uint16_t*>(output.y) + columns.offset(output.columns());
+#pragma unroll
+  for (int first = 0; first < all; first += rounds) {
+    stage<Value, Gated, rounds>(sums, first, matrix_rows);
     device::sync_warp();
-    if (output.silu_and_mul) {
-      finish_gated<Value>(output, at, token, staged);
+    if (Chunked) {
+      Words4 words[rounds];
+#pragma unroll
+      for (int i = 0; i < rounds; ++i) {
+        words[i] = device::load_shared16(rows + i * staging::round_bytes);
+      }
+#pragma unroll
+      for (int i = 0; i < rounds; ++i, to += stride) {
+        if (columns.exist(first + i)) device::store(to, words[i]);
+      }
     } else {
-      finish_plain<Value>(output, at, token, staged);
+#pragma unroll 1
+      for (int i = 0; i < rounds; ++i, to += stride) {
+        const int count = columns.exist(first + i) ? columns.count : 0;
+        write_some(to, count, device::load_shared16(rows + i * staging::round_bytes));
+      }
     }
     device::sync_warp();
+  }
+}
+
+template <typename Value, bool Gated, int TokenTiles>
+SECATEUR_DEVICE void finish(const Output& output, int64_t tile, int first_token,
+                            float (&sums)[TokenTiles][accumulator::items], uint32_t staged) {
+  const Columns<Gated> columns(output, tile, first_token);
+  if (output.chunked) {
+    if (output.residual != nullptr) {
+      add_residual<Value, Gated, true>(output, columns, sums, staged);
+    }
+    write_results<Value, Gated, true>(output, columns, sums, staged);
+  } else {
+    if (output.residual != nullptr) {
+      add_residual<Value, Gated, false>(output, columns, sums, staged);
+    }
+    write_results<Value, Gated, false>(output, columns, sums, staged);
+  }
+}
+
+template <typename Value, int TokenTiles>
+SECATEUR_DEVICE void add_bias(const Output& output, int64_t tile,
+                              float (&sums)[TokenTiles][accumulator::items]) {
+  using fragment24::logical_row;
+  const int row = accumulator::row(device::lane(), 0);
+  const float upper = bias_of<Value>(
+      output, logical_row(tile, row, output.rows, output.gate_up));
+  const float lower = bias_of<Value>(
+      output, logical_row(tile, row + 8, output.rows, output.gate_up));
+#pragma unroll
+  for (int n = 0; n < TokenTiles; ++n) {
+    sums[n][0] += upper, sums[n][1] += upper;
+    sums[n][2] += lower, sums[n][3] += lower;
+  }
+}
+
+// `tile`: the sub-tile of the first panel. `staged`: the warp's own shared memory. The sums are
+// used up.
+template <typename Value, typename Shape>
+SECATEUR_DEVICE void write(const Output& output, int64_t tile, int first_token, Sums<Shape>& sums,
+                           uint32_t staged) {
+#pragma unroll
+  for (int p = 0; p < Shape::panels; ++p) {
+    const int64_t at = tile + p * fragment24::tiles_per_unit;
+    if (at * fragment24::tile_rows >= output.rows) continue;
+    if (output.bias != nullptr) add_bias<Value>(output, at, sums[p]);
+    if (!output.silu_and_mul) {
+      finish<Value, false>(output, at, first_token, sums[p], staged);
+      continue;
+    }
+#pragma unroll
+    for (int n = 0; n < Shape::token_tiles; ++n) {
+      sums[p][n][0] = silu(sums[p][n][0]) * sums[p][n][2];
+      sums[p][n][1] = silu(sums[p][n][1]) * sums[p][n][3];
+    }
+    finish<Value, true>(output, at, first_token, sums[p], staged);
   }
 }
 

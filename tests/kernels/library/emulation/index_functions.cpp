@@ -40,9 +40,15 @@ int index_operand_offset(int lane, int token_tile, int fragment) {
 int index_valid_bytes(int column, int columns) { return x_tile::valid_bytes(column, columns); }
 int index_accumulator_row(int lane, int item) { return accumulator::row(lane, item); }
 int index_accumulator_token(int lane, int item) { return accumulator::token(lane, item); }
-int index_staging_offset(int token, int row) { return wide::staging::offset(token, row); }
-int index_staging_item(int lane, int item) { return wide::staging::item_offset(lane, item); }
-int index_staging_pair(int pair) { return wide::staging::token_of_pair(pair); }
+int index_staging_token(int gated, int lane) { return wide::staging::token(gated != 0, lane); }
+int index_staging_half(int gated, int lane) { return wide::staging::half(gated != 0, lane); }
+int index_staging_row_offset(int gated, int lane) {
+  return wide::staging::row_offset(gated != 0, lane);
+}
+int index_staging_matrix_row_offset(int gated, int lane) {
+  return wide::staging::matrix_row_offset(gated != 0, lane);
+}
+int index_staging_rounds_together(int all) { return wide::staging::rounds_together(all); }
 int schedule_first_unit(int row_blocks, int steps, int blocks, int block) {
   return Schedule{row_blocks, steps, blocks}.first_unit(block);
 }

@@ -114,6 +114,44 @@ inline Words4 load_matrices(uint32_t source) {
       });
 }
 
+// ldmatrix.x4.trans: a lane gets of every matrix two values of column L / 4, from row 2 * (L % 4)
+// on.
+inline Words4 load_transposed_matrices(uint32_t source) {
+  machine().accessed(source, 16);
+  return machine().collective<uint32_t, Words4>(
+      "ldmatrix.trans", source, [](const uint32_t* addresses, Words4* out) {
+        for (int lane = 0; lane < 32; ++lane) {
+          for (int item = 0; item < 8; ++item) {
+            const int matrix = item / 2, row = 2 * (lane % 4) + item % 2;
+            uint16_t value;
+            std::memcpy(&value, machine().shared(addresses[8 * matrix + row], 16) + lane / 4 * 2,
+                        2);
+            std::memcpy(reinterpret_cast<uint8_t*>(&out[lane]) + 2 * item, &value, 2);
+          }
+        }
+      });
+}
+
+// stmatrix.x4.trans: what load_transposed_matrices would get.
+inline void store_transposed_matrices(uint32_t target, Words4 value) {
+  struct In {
+    uint32_t address;
+    Words4 value;
+  };
+  machine().wrote(target, 16);
+  machine().collective<In, char>(
+      "stmatrix.trans", In{target, value}, [](const In* in, char* out) {
+        for (int lane = 0; lane < 32; ++lane) {
+          for (int item = 0; item < 8; ++item) {
+            const int matrix = item / 2, row = 2 * (lane % 4) + item % 2;
+            uint8_t* to = machine().shared(in[8 * matrix + row].address, 16) + lane / 4 * 2;
+            std::memcpy(to, reinterpret_cast<const uint8_t*>(&in[lane].value) + 2 * item, 2);
+          }
+          out[lane] = 0;
+        }
+      });
+}
+
 inline float as_float(uint32_t bits) {
   float value;
   std::memcpy(&value, &bits, 4);
