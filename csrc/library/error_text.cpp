@@ -85,7 +85,7 @@ const char* own_error_text(int code) {
       return "expected K in 1 to 64 ranges, and 1 to row blocks thread blocks in the second kernel";
     case SECATEUR_BAD_WIDE_STEPS:
       return "expected the steps of 64 columns of a tile split among 1, 2, 4 or 8 thread blocks; "
-             "above 1 with a step for each, clusters of nothing else, whole tiles only, of 128 "
+             "above 1 with a step for each, clusters of 8 at most, whole tiles only, of 128 "
              "rows x 128 tokens or 256 x 64 at most";
     case SECATEUR_SMALL_WIDE_RING:
       return "expected as many stages as hold the sums of a tile whose steps are split";

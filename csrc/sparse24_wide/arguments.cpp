@@ -11,12 +11,11 @@ bool is_cluster(int size) { return size == 1 || size == 2 || size == 4; }
 // Clusters that split the steps of a tile; the rest of the configuration is sound.
 int check_steps(const SecateurSparse24Wide& a) {
   if (a.cluster_steps == 1) return SECATEUR_OK;
-  const int64_t tiles = row_groups(a) * token_groups(a);
-  const bool whole = a.waves * (a.blocks / a.cluster_steps) >= tiles;
-  const bool alone = a.cluster_rows == 1 && a.cluster_tokens == 1;
+  const int64_t clusters = a.blocks / (a.cluster_rows * a.cluster_tokens * a.cluster_steps);
+  const bool whole = a.waves * clusters >= row_groups(a) * token_groups(a);
   const bool enough = ceil_div(a.linear.columns, fragment24::unit_columns) >= a.cluster_steps;
   int code = SECATEUR_BAD_WIDE_STEPS;
-  if (!whole || !alone || !enough) return code;
+  if (!whole || !enough) return code;
   with_shape(a.warpgroups, a.panels, a.tile_tokens, [&](auto shape) {
     using S = decltype(shape);
     if (!S::splits_steps) return;
@@ -40,7 +39,8 @@ int check_configuration(const SecateurSparse24Wide& a) {
       a.cluster_rows * a.cluster_tokens > max_cluster) {
     return SECATEUR_BAD_WIDE_CLUSTER;
   }
-  if (!is_cluster(a.cluster_steps) && a.cluster_steps != max_cluster) {
+  if ((!is_cluster(a.cluster_steps) && a.cluster_steps != max_cluster) ||
+      a.cluster_rows * a.cluster_tokens * a.cluster_steps > max_cluster) {
     return SECATEUR_BAD_WIDE_STEPS;
   }
   const int cluster = a.cluster_rows * a.cluster_tokens * a.cluster_steps;

@@ -18,6 +18,17 @@ SECATEUR_INLINE constexpr int share_begin(int items, int ranks, int rank) {
   return items * rank / ranks;
 }
 
+// The thread blocks of a cluster that have summed parts of the same tile, in the order in which they
+// are added, and which of them asks.
+struct Ranks {
+  int first;
+  int apart;
+  int count;
+  int mine;
+
+  SECATEUR_INLINE constexpr int rank(int i) const { return first + i * apart; }
+};
+
 // Sub-tile `tile` of the thread block's.
 template <int TokenTiles>
 SECATEUR_DEVICE void leave(const float (&sums)[TokenTiles][accumulator::items], uint32_t base,
@@ -36,14 +47,14 @@ SECATEUR_DEVICE void leave(const float (&sums)[TokenTiles][accumulator::items], 
 // before any is used.
 template <int Tiles, int Together>
 SECATEUR_DEVICE void add_ranks(float (&sums)[Tiles][accumulator::items], uint32_t place,
-                               int ranks) {
+                               const Ranks& ranks) {
 #pragma unroll
   for (int first = 0; first < max_ranks; first += Together) {
     Words4 parts[Together][Tiles];
 #pragma unroll
     for (int i = 0; i < Together; ++i) {
-      if (first + i >= ranks) continue;
-      const uint32_t mapped = device::map_shared(place, first + i);
+      if (first + i >= ranks.count) continue;
+      const uint32_t mapped = device::map_shared(place, ranks.rank(first + i));
 #pragma unroll
       for (int n = 0; n < Tiles; ++n) {
         parts[i][n] = device::load_mapped16(mapped + n * tile_bytes);
@@ -51,7 +62,7 @@ SECATEUR_DEVICE void add_ranks(float (&sums)[Tiles][accumulator::items], uint32_
     }
 #pragma unroll
     for (int i = 0; i < Together; ++i) {
-      if (first + i >= ranks) continue;
+      if (first + i >= ranks.count) continue;
 #pragma unroll
       for (int n = 0; n < Tiles; ++n) {
 #pragma unroll
@@ -64,13 +75,13 @@ SECATEUR_DEVICE void add_ranks(float (&sums)[Tiles][accumulator::items], uint32_
   }
 }
 
-// What the thread block adds up: `tiles` sub-tiles from `first_tile` of the weight on, TokenTiles
-// token tiles from `first_token` on, among `ranks` thread blocks.
+// What is added up: `tiles` sub-tiles from `first_tile` of the weight on, TokenTiles token tiles
+// from `first_token` on.
 struct Shared {
   int64_t first_tile;
   int first_token;
   int tiles;
-  int ranks;
+  Ranks ranks;
 };
 
 // The calling warp's part, one of `warps`, of the thread block's share. Shares are counted in items
@@ -79,17 +90,18 @@ template <typename Value, int TokenTiles, int ItemTiles, int Together>
 SECATEUR_DEVICE void finish_share(const Output& output, const Shared& shared, uint32_t base,
                                   int warp, int warps) {
   constexpr int items_per_tile = TokenTiles / ItemTiles;
-  const int items = shared.tiles * items_per_tile, rank = device::cluster_rank();
-  const int end = share_begin(items, shared.ranks, rank + 1);
+  const Ranks& ranks = shared.ranks;
+  const int items = shared.tiles * items_per_tile;
+  const int end = share_begin(items, ranks.count, ranks.mine + 1);
 #pragma unroll 1
-  for (int item = share_begin(items, shared.ranks, rank) + warp; item < end; item += warps) {
+  for (int item = share_begin(items, ranks.count, ranks.mine) + warp; item < end; item += warps) {
     const int64_t tile = shared.first_tile + item / items_per_tile;
     const int token =
         shared.first_token + item % items_per_tile * ItemTiles * accumulator::tile_tokens;
     if (token >= output.tokens || tile * fragment24::tile_rows >= output.rows) continue;
     const uint32_t place = base + item * ItemTiles * tile_bytes + device::lane() * 16;
     float mine[ItemTiles][accumulator::items];
-    add_ranks<ItemTiles, Together>(mine, place, shared.ranks);
+    add_ranks<ItemTiles, Together>(mine, place, ranks);
     write_tile<Value>(output, tile, token, mine);
   }
 }

@@ -4,8 +4,9 @@ y is cut into tiles, one at a time for a thread block. A cluster of thread block
 of tiles: those side by side along rows fetch x together, those along tokens the weight. `waves`
 times as many groups as there are clusters are given out whole; what is left is divided into
 contiguous ranges of steps of 64 columns, and a group that several ranges share is summed through a
-workspace in fixed order. Or a cluster works on one tile, of whose steps each thread block takes an
-equal part, and sums it up through shared memory, in fixed order too. The formulas are those of
+workspace in fixed order. Or a cluster splits the steps of its tiles as well: several of its thread
+blocks take an equal part each, and sum up through shared memory, in fixed order too. The formulas
+are those of
 `csrc/include/secateur/tile_schedule.h` and `wide/problem.h`.
 """
 
@@ -98,8 +99,8 @@ class WideConfig:
     cluster_tokens: int = 1
     """Tiles along tokens that fetch the weight together: 1, 2 or 4; 8 in all at most."""
     cluster_steps: int = 1
-    """Thread blocks that split the steps of a tile: 1, 2, 4 or 8. Above 1 the other two are 1, all
-    tiles are whole, and the sums of one fit into the ring."""
+    """Thread blocks that split the steps of a tile: 1, 2, 4 or 8; with the other two 8 in all at
+    most. Above 1 all tiles are whole, and the sums of one fit into the ring."""
     blocks: int
     """Thread blocks: whole clusters, at most one for each pair (group of tiles, step)."""
     waves: int

@@ -138,10 +138,10 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"cluster_rows": 2, "blocks": 3}, "expected whole clusters"),
     ({"cluster_steps": 3}, "expected the steps of 64 columns of a tile split among"),
     ({"cluster_steps": 16}, "expected the steps of 64 columns of a tile split among"),
-    # A tile that is not whole; a step for two; shared loads beside; a tile that is too large.
+    # A tile that is not whole; a step for two; too many in all; a tile that is too large.
     ({"cluster_steps": 2}, "whole tiles only"),
     ({"cluster_steps": 4, "blocks": 4, "waves": 1}, "a step for each"),
-    ({"cluster_steps": 2, "cluster_rows": 2, "blocks": 4, "waves": 1}, "clusters of nothing else"),
+    ({"cluster_steps": 4, "cluster_rows": 4, "blocks": 16, "waves": 1}, "clusters of 8 at most"),
     ({"cluster_steps": 2, "panels": 2, "tile_tokens": 128, "waves": 1}, "256 x 64 at most"),
     (
         {"cluster_steps": 2, "tile_tokens": 128, "stages": 2, "waves": 1},

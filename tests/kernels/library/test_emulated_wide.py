@@ -65,6 +65,18 @@ CASES = {
     "steps split, a warpgroup without a panel": Case(
         20, 64, 256, Tiling(panels=2, cluster_steps=2, blocks=2, waves=1), residual=True
     ),
+    "steps split, x shared": Case(
+        40, 300, 320, Tiling(cluster_rows=2, cluster_steps=2, blocks=8, waves=2, stages=3)
+    ),
+    "steps split, weights shared": Case(
+        70, 128, 448, Tiling(cluster_tokens=2, cluster_steps=4, blocks=8, waves=2), residual=True
+    ),
+    "steps split, both shared": Case(
+        90, 256, 256, Tiling(cluster_rows=2, cluster_tokens=2, cluster_steps=2, blocks=8, waves=2)
+    ),
+    "steps split, x shared by one beyond the rows": Case(
+        20, 128, 320, Tiling(cluster_rows=2, cluster_steps=2, blocks=4, waves=1)
+    ),
     "rows beyond N": Case(30, 50, 64),
     "odd N": Case(33, 37, 128, residual=True, bias=True),
     "N of four": Case(33, 68, 128, residual=True, bias=True),
@@ -202,8 +214,18 @@ def test_nan_at_a_dropped_column_does_not_reach_the_row(emulator: Any) -> None:
 @given(data=st.data())
 def test_any_shape_with_its_steps_split(data: st.DataObject, emulator: Any) -> None:
     warpgroups, panels, tile_tokens = data.draw(st.sampled_from(TILES[:5]), "tile")
-    size = data.draw(st.sampled_from([2, 2, 4]), "cluster")
-    tiling = Tiling(warpgroups, panels, tile_tokens, cluster_steps=size)
+    steps = data.draw(st.sampled_from([2, 2, 4]), "steps")
+    sharing = st.sampled_from([(1, 1), (2, 1), (1, 2)] + ([(2, 2)] if steps == 2 else []))
+    along_rows, along_tokens = data.draw(sharing, "cluster")
+    size = along_rows * along_tokens * steps
+    tiling = Tiling(
+        warpgroups,
+        panels,
+        tile_tokens,
+        cluster_rows=along_rows,
+        cluster_tokens=along_tokens,
+        cluster_steps=steps,
+    )
     gate_up = data.draw(st.booleans(), "gate_up")
     rows = data.draw(st.integers(1, 18).map(lambda n: 16 * n) if gate_up else st.integers(1, 280))
     tokens = data.draw(st.integers(1, tile_tokens + 20), "tokens")
@@ -218,7 +240,7 @@ def test_any_shape_with_its_steps_split(data: st.DataObject, emulator: Any) -> N
     case = Case(
         tokens,
         rows,
-        4 * data.draw(st.integers(16 * size - 15, 16 * size + 60), "columns / 4"),
+        4 * data.draw(st.integers(16 * steps - 15, 16 * steps + 60), "columns / 4"),
         tiling,
         dtype=data.draw(st.sampled_from([torch.bfloat16, torch.float16])),
         gate_up=gate_up,

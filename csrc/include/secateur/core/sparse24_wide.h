@@ -11,9 +11,8 @@ extern "C" {
 /* Any number of tokens to 2**30; columns divisible by 4; rows of x start at multiples of 16 bytes.
  * A thread block computes tiles of warpgroups * panels * 64 rows x tile_tokens tokens of y, and a
  * cluster a group of cluster_rows x cluster_tokens tiles at a time; secateur/tile_schedule.h says
- * who computes which group. Where clusters split K instead, cluster_rows and cluster_tokens are 1,
- * each cluster computes whole tiles, of 128 rows x 128 or 256 x 64 at most, and their sums (4 bytes
- * each) fit into the ring of stages. */
+ * who computes which group. Where clusters split K as well, they compute whole tiles, of 128 rows x
+ * 128 or 256 x 64 at most, whose sums (4 bytes each) fit into the ring of stages. */
 struct SecateurSparse24Wide {
   struct SecateurLinear linear;
   const void* weight; /* [panels, steps, 4608] bytes */

@@ -20,7 +20,8 @@ SECATEUR_DEVICE void sum_in_cluster(const Sums<Shape>& sums, const Problem& prob
     cluster_sums::leave(sums[r], base, warp * Shape::row_tiles + r, lane);
   }
   cluster_sums::publish();
-  const cluster_sums::Shared shared{row_block * tiles, 0, tiles, problem.cluster};
+  const cluster_sums::Ranks ranks{0, 1, problem.cluster, device::cluster_rank()};
+  const cluster_sums::Shared shared{row_block * tiles, 0, tiles, ranks};
   cluster_sums::finish_share<Value, Shape::token_tiles, item_tiles, max_cluster>(
       problem.output, shared, base, warp, problem.warps);
   cluster_sums::retire();

@@ -31,9 +31,11 @@ SECATEUR_DEVICE void sum_in_cluster(const Sums<Shape>& sums, const Problem& prob
   const cluster_sums::Shared shared{
       static_cast<int64_t>(first_panel<Shape>(problem, member, group)) * tiles_per_unit,
       first_token<Shape>(problem, member, group), Shape::block_panels * tiles_per_unit,
-      problem.cluster.steps};
+      {member.first_of_tile(), member.cluster.team(), member.cluster.steps, member.step}};
   cluster_sums::finish_share<Value, Shape::token_tiles, item_tiles, together>(
       problem.output, shared, base, warp, Shape::warps);
+  // Mates copy into this ring next.
+  if (member.cluster.mates() > 1) device::fence_before_copies();
   cluster_sums::retire();
 }
 

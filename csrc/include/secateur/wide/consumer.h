@@ -182,6 +182,7 @@ SECATEUR_DEVICE void consume(const Problem& problem, Ring<Shape> ring, const Mem
     if (here == 0) {
       skip(self);
       self.walk.leave(ring);
+      if (member.cluster.steps > 1) cluster_sums::attend();
       continue;
     }
 #pragma unroll
