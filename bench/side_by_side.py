@@ -56,6 +56,9 @@ def run_together(
             print(f"{ended}: {outcome.last_line}", flush=True)
             note(outcome, out)
             pack(out, archive)
+    passed_over = [step.name for step in chosen if step.name not in outcomes]
+    if passed_over:
+        print(f"--- no time for {', '.join(passed_over)}", flush=True)
     return [outcomes[step.name] for step in chosen if step.name in outcomes]
 
 

@@ -1,26 +1,31 @@
 """Fill dispatch's table for the shapes of known models, a part at a time.
 
     python -m bench.tune --part 1/4 --budget 450 --output kernels/secateur_kernels/dispatch/tables
+    python -m bench.tune --shapes seven --backends cuda two_gemms unpack --budget 90
 
-What the table of this device holds already is not measured again. `secateur tune` does the same
-for the shapes of one model and keeps them on the machine.
+What the table of this device holds already is not measured again: an entry that was made without
+some `--backends` is, with these added, once they are asked for. Triton's candidates take seconds of
+compilation each. `secateur tune` does the same for the shapes of one model and keeps them on the
+machine.
 """
 
 import argparse
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 import torch
 
 from bench.exit_status import AGAIN
-from bench.shapes import SHAPES, TINY, WeightShape
+from bench.shapes import SEVEN, SHAPES, TINY, WeightShape, shape_of
 from secateur_kernels.dispatch.problem import Op, device_facts
 from secateur_kernels.dispatch.table import Entry, Table, load_table, table_path
 from secateur_kernels.settings import cache_folder
 from secateur_kernels.tune import DEFAULT_TOKENS, TuneShape, empty_table, tune_shape
 
 OPS: tuple[Op, ...] = ("sparse24_linear", "low_rank_linear")
+SHAPES_BY_NAME = {"seven": tuple(shape_of(*size) for size in SEVEN), "all": SHAPES, "tiny": TINY}
+BACKENDS = ("cuda", "triton", "two_gemms", "unpack", "dense", "reference")
 
 
 def shapes_to_tune(ops: Sequence[Op], shapes: Sequence[WeightShape]) -> list[TuneShape]:
@@ -32,11 +37,18 @@ def shapes_to_tune(ops: Sequence[Op], shapes: Sequence[WeightShape]) -> list[Tun
     ]
 
 
-def missing(table: Table, shape: TuneShape, tokens: Sequence[int]) -> list[int]:
-    """Numbers of tokens for which the table has no times of a shape in bf16."""
+def _entries_of(table: Table, shape: TuneShape) -> dict[int, Entry]:
+    """Tokens -> what the table has of a shape in bf16."""
     size = (shape.op, shape.n, shape.k, shape.rank, "bfloat16")
-    there = {e.m for e in table.entries if (e.op, e.n, e.k, e.rank, e.dtype) == size}
-    return [m for m in tokens if m not in there]
+    return {e.m: e for e in table.entries if (e.op, e.n, e.k, e.rank, e.dtype) == size}
+
+
+def missing(
+    table: Table, shape: TuneShape, tokens: Sequence[int], backends: Collection[str] = BACKENDS
+) -> list[int]:
+    """Numbers of tokens for which the table lacks times of a shape, of any of these backends."""
+    there = _entries_of(table, shape)
+    return [m for m in tokens if m not in there or set(backends) & set(there[m].left_out)]
 
 
 def run(
@@ -46,24 +58,34 @@ def run(
     folder: Path,
     budget: float,
     rounds: int = 15,
+    backends: Collection[str] = BACKENDS,
 ) -> Iterator[tuple[Entry, list[str]]]:
-    """Measure what is missing and save after every number of tokens, until the budget is spent.
+    """Measure what is missing and save after every number of tokens.
+
+    Nothing begins that would end after the budget if it took as long as the longest so far. What
+    an entry holds already is measured anew with what it lacks: only times of one run compare.
 
     Yields:
         each new entry, and what could not run.
     """
-    started = time.monotonic()
+    started = before = time.monotonic()
+    longest = 0.0
     path = table_path(folder, device_facts(device))
     table = load_table(path) if path.is_file() else empty_table(device)
     for shape in shapes:
-        wanted = missing(table, shape, tokens)
-        if not wanted or time.monotonic() - started > budget:
+        wanted = missing(table, shape, tokens, backends)
+        if not wanted or before - started + longest > budget:
             continue
-        for entry, failed in tune_shape(shape, wanted, torch.bfloat16, device, rounds):
+        there = _entries_of(table, shape)
+        held = {x.backend for m in wanted if m in there for x in there[m].measurements}
+        timed = {*backends, *held}
+        for entry, failed in tune_shape(shape, wanted, torch.bfloat16, device, rounds, timed):
             table = table.merged(empty_table(device).with_entries([entry]))
             table.save(path)
             yield entry, failed
-            if time.monotonic() - started > budget:
+            now = time.monotonic()
+            longest, before = max(longest, now - before), now
+            if now - started + longest > budget:
                 break
 
 
@@ -85,7 +107,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--budget", type=float, default=450.0, help="seconds")
     parser.add_argument("--op", nargs="+", choices=OPS, default=list(OPS))
     parser.add_argument("--tokens", default=",".join(map(str, DEFAULT_TOKENS)))
-    parser.add_argument("--shapes", choices=["all", "tiny"], default="all")
+    parser.add_argument("--shapes", choices=SHAPES_BY_NAME, default="all")
+    parser.add_argument("--backends", nargs="+", choices=BACKENDS, default=list(BACKENDS))
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--output", type=Path, default=None, help="folder; default: the cache")
     parser.add_argument("--rounds", type=int, default=15)
@@ -94,17 +117,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     part, parts = (int(number) for number in options.part.split("/"))
     tokens = [int(number) for number in options.tokens.split(",")]
     folder = options.output or cache_folder()
-    everything = shapes_to_tune(options.op, TINY if options.shapes == "tiny" else SHAPES)
+    everything = shapes_to_tune(options.op, SHAPES_BY_NAME[options.shapes])
     shapes = everything[part - 1 :: parts]
     failures: set[str] = set()
-    for entry, failed in run(shapes, tokens, device, folder, options.budget, options.rounds):
+    what = (shapes, tokens, device, folder, options.budget, options.rounds, options.backends)
+    for entry, failed in run(*what):
         print(line_of(entry), flush=True)
         failures |= set(failed)
     for failure in sorted(failures):
         print(f"could not run: {failure}")
     path = table_path(folder, device_facts(device))
     table = load_table(path) if path.is_file() else empty_table(device)
-    left = sum(len(missing(table, shape, tokens)) for shape in shapes)
+    left = sum(len(missing(table, shape, tokens, options.backends)) for shape in shapes)
     print(f"{left} left: run again" if left else f"all in {path}")
     return AGAIN if left else 0
 

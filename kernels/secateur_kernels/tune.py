@@ -1,6 +1,6 @@
 """Measure every candidate of given shapes on this machine: what fills dispatch's table."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -54,6 +54,7 @@ def tune_shape(
     dtype: torch.dtype = torch.bfloat16,
     device: torch.device | str = "cuda",
     rounds: int = 15,
+    backends: Collection[str] | None = None,
 ) -> Iterator[tuple[Entry, list[str]]]:
     """Time all candidates of a weight at several numbers of tokens.
 
@@ -63,6 +64,8 @@ def tune_shape(
         dtype: of everything; bf16 or fp16 for 2:4.
         device: where.
         rounds: of each candidate, in turns with the others.
+        backends: whose candidates are timed, beside dense; None is all. An entry says what was
+            left out.
 
     Yields:
         for each number of tokens the entry for the table, and candidates that failed, with why.
@@ -79,7 +82,11 @@ def tune_shape(
             shape.op, m, shape.n, shape.k, dtype, facts, rank=shape.rank, dense_copy=True
         )
         x = torch.randn(m, shape.k, device=device).to(dtype)
-        yield _time_problem(problem, x, operands, device, rounds)
+        possible = candidates_to_tune(problem)
+        chosen = [c for c in possible if backends is None or c.backend in {*backends, "dense"}]
+        left_out = sorted({c.backend for c in possible} - {c.backend for c in chosen})
+        measured, failed = _time_candidates(problem, chosen, x, operands, device, rounds)
+        yield Entry.of(problem, measured, left_out), failed
 
 
 def _check_shape(shape: TuneShape) -> None:
@@ -119,10 +126,15 @@ def _keep_even_columns(weight: Tensor) -> Tensor:
     return mask
 
 
-def _time_problem(
-    problem: Problem, x: Tensor, operands: _Operands, device: torch.device, rounds: int
-) -> tuple[Entry, list[str]]:
-    choices = {str(index): c for index, c in enumerate(candidates_to_tune(problem))}
+def _time_candidates(
+    problem: Problem,
+    candidates: Sequence[Choice],
+    x: Tensor,
+    operands: _Operands,
+    device: torch.device,
+    rounds: int,
+) -> tuple[list[Measurement], list[str]]:
+    choices = {str(index): choice for index, choice in enumerate(candidates)}
     calls: dict[str, Callable[[int], object]] = {}
     failed: list[str] = []
     for name, choice in choices.items():
@@ -142,7 +154,7 @@ def _time_problem(
     timings = time_in_turns(calls, device, copies, rounds)
     measured = [_measurement(Choice("dense"), timings.pop("dense").median)]
     measured += [_measurement(choices[name], timing.median) for name, timing in timings.items()]
-    return Entry.of(problem, measured), failed
+    return measured, failed
 
 
 def _call(

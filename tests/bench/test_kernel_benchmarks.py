@@ -1,8 +1,10 @@
 """Kernel benchmarks run on the CPU at tiny sizes: what they record, and that they resume."""
 
 import time
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,11 +21,12 @@ from bench.shapes import LARGEST_FOUR, MODELS, SEVEN, SHAPES, drawn, shape_of
 
 from secateur_kernels import dependent_launch
 from secateur_kernels.dispatch.choice import Choice
-from secateur_kernels.dispatch.problem import DeviceFacts
-from secateur_kernels.dispatch.table import load_table
+from secateur_kernels.dispatch.problem import DeviceFacts, device_facts
+from secateur_kernels.dispatch.table import Entry, Measurement, load_table, table_path
 from secateur_kernels.pack24.op import pack24
 from secateur_kernels.threshold.op import keep_largest_per_row
 from secateur_kernels.timing import Timing
+from secateur_kernels.tune import TuneShape, empty_table
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:triton.*")
 
@@ -235,6 +238,58 @@ def test_tuning_resumes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert "2 left: run again" in capsys.readouterr().out
     assert tune.main([*arguments, "--tokens", "1,3"]) == 0
     assert {(e.n, e.m) for e in load_table(path).entries} == {(96, 1), (96, 3), (64, 1), (64, 3)}
+
+
+def test_tuning_without_some_backends_is_completed_later(tmp_path: Path) -> None:
+    """On a CPU the backends are `reference` and dense; an entry of dense is made again with both."""
+    arguments = [*TINY, "--output", str(tmp_path), "--op", SPARSE, "--tokens", "1,3"]
+    assert tune.main([*arguments, "--backends", "cuda", "unpack"]) == 0
+    path = next(tmp_path.iterdir())
+    for entry in load_table(path).entries:
+        assert [m.backend for m in entry.measurements] == ["dense"]
+        assert entry.left_out == ("reference",)
+    before = path.read_bytes()
+    assert tune.main([*arguments, "--backends", "cuda"]) == 0
+    assert path.read_bytes() == before
+    assert tune.main([*arguments, "--budget", "-1"]) == AGAIN
+    assert tune.main([*arguments, "--backends", "reference"]) == 0
+    for entry in load_table(path).entries:
+        assert {m.backend for m in entry.measurements} == {"dense", "reference"}
+        assert entry.left_out == ()
+
+
+def test_tuning_keeps_what_it_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    held = Entry(
+        SPARSE, 1, 64, 128, 0, 1, "bfloat16", (Measurement("cuda", None, 2.0),), ("dense",)
+    )
+    empty_table(CPU).with_entries([held]).save(table_path(tmp_path, device_facts(CPU)))
+    asked: list[set[str]] = []
+
+    def tuned(shape: TuneShape, tokens: list[int], *rest: Any) -> Iterator[Any]:
+        asked.append(rest[-1])
+        yield from ()
+
+    monkeypatch.setattr(tune, "tune_shape", tuned)
+    list(tune.run([TuneShape(SPARSE, 64, 128)], [1], CPU, tmp_path, 60, 1, ["dense"]))
+    assert asked == [{"cuda", "dense"}]
+
+
+def test_tuning_begins_nothing_that_ends_too_late(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Entries of 40 s: two fit into 90 s, and a third would not."""
+    clock = [0.0]
+
+    def tuned(shape: TuneShape, tokens: list[int], *rest: Any) -> Iterator[Any]:
+        for m in tokens:
+            clock[0] += 40
+            yield Entry(shape.op, m, shape.n, shape.k, 0, 1, "bfloat16", ()), []
+
+    monkeypatch.setattr(tune, "tune_shape", tuned)
+    monkeypatch.setattr(tune.time, "monotonic", lambda: clock[0])
+    shapes = [TuneShape(SPARSE, 64, 128), TuneShape(SPARSE, 96, 64)]
+    assert len(list(tune.run(shapes, [1, 2, 3], CPU, tmp_path, 90))) == 2
+    assert len(list(tune.run(shapes, [1, 2, 3], CPU, tmp_path, 90))) == 2
 
 
 def test_cusparselt_says_why_it_is_missing() -> None:

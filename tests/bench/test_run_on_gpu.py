@@ -151,6 +151,7 @@ def test_steps_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert finished(out) == {"one", "two"}
     shown = capsys.readouterr().out
     assert "--- two: 0 after" in shown
+    assert "--- no time for too long" in shown
     assert shown.count("b met") == 1  # as the last line of its log
     told = what_failed(outcomes, out)
     assert told.splitlines() == [

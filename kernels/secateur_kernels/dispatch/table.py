@@ -26,7 +26,7 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Entry:
-    """All candidates of one problem, timed in turns in one run."""
+    """The candidates of one problem, timed in turns in one run: all but those left out."""
 
     op: str
     m: int
@@ -36,9 +36,16 @@ class Entry:
     groups: int
     dtype: str
     measurements: tuple[Measurement, ...]
+    left_out: tuple[str, ...] = ()
+    """Backends that could serve the problem and were not asked for: never the fastest here."""
 
     @classmethod
-    def of(cls, problem: Problem, measurements: Iterable[Measurement]) -> "Entry":
+    def of(
+        cls,
+        problem: Problem,
+        measurements: Iterable[Measurement],
+        left_out: Iterable[str] = (),
+    ) -> "Entry":
         """For a problem that was measured."""
         dtype = str(problem.dtype).removeprefix("torch.")
         return cls(
@@ -50,6 +57,7 @@ class Entry:
             problem.groups,
             dtype,
             tuple(measurements),
+            tuple(left_out),
         )
 
     @property
@@ -114,7 +122,8 @@ def load_table(path: Path) -> Table:
 
 def _entry(raw: dict[str, Any]) -> Entry:
     measurements = tuple(Measurement(**measurement) for measurement in raw.pop("measurements"))
-    return Entry(measurements=measurements, **raw)
+    left_out = tuple(raw.pop("left_out", ()))
+    return Entry(measurements=measurements, left_out=left_out, **raw)
 
 
 def table_path(folder: Path, device: DeviceFacts) -> Path:

@@ -24,6 +24,18 @@ def test_round_trip(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["times.json"]
 
 
+def test_an_entry_says_what_was_left_out(tmp_path: Path) -> None:
+    part = Entry.of(PROBLEM, ENTRY.measurements, ["triton"])
+    TABLE.with_entries([part]).save(tmp_path / "times.json")
+    assert load_table(tmp_path / "times.json").entries == (part,)
+    # Tables from before it was noted are whole.
+    TABLE.save(tmp_path / "old.json")
+    text = (tmp_path / "old.json").read_text()
+    (tmp_path / "old.json").write_text(text.replace(',\n   "left_out": []', ""))
+    assert "left_out" not in (tmp_path / "old.json").read_text()
+    assert load_table(tmp_path / "old.json") == TABLE
+
+
 def test_newer_entries_win() -> None:
     newer = replace(ENTRY, measurements=(Measurement("dense", None, 3.0),))
     other = replace(ENTRY, m=9)
