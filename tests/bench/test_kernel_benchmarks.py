@@ -241,7 +241,7 @@ def test_tuning_resumes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
 
 
 def test_tuning_without_some_backends_is_completed_later(tmp_path: Path) -> None:
-    """On a CPU the backends are `reference` and dense; an entry of dense is made again with both."""
+    """On a CPU the backends are `reference` and dense; an entry of one is made again with both."""
     arguments = [*TINY, "--output", str(tmp_path), "--op", SPARSE, "--tokens", "1,3"]
     assert tune.main([*arguments, "--backends", "cuda", "unpack"]) == 0
     path = next(tmp_path.iterdir())
