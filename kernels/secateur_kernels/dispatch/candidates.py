@@ -54,7 +54,7 @@ def candidates_to_tune(problem: Problem) -> list[Choice]:
     """What `secateur tune` times: every candidate, those with configs in several."""
     several: list[Choice] = []
     for choice in candidates(problem):
-        configs = _configs_to_tune(problem, choice.backend) or [choice.config]
+        configs = configs_to_tune(problem, choice.backend) or [choice.config]
         several += [Choice(choice.backend, config, choice.reason) for config in configs]
     return several
 
@@ -114,7 +114,8 @@ def _low_rank_triton(problem: Problem) -> list[Choice]:
     return [Choice("triton", config, "the factors are streamed once")]
 
 
-def _configs_to_tune(problem: Problem, backend: str) -> Sequence[Any]:
+def configs_to_tune(problem: Problem, backend: str) -> Sequence[Any]:
+    """What is worth timing of a backend that is a candidate; nothing where it has no configs."""
     m, n, k = problem.m, problem.n, problem.k
     device = problem.device
     if backend == "cuda" and problem.op != "sparse24_linear":

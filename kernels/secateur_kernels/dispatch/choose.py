@@ -1,10 +1,11 @@
 """The choice itself: pure, so that it can be printed, tested and repeated."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from math import inf, log2
+from typing import Any
 
-from secateur_kernels.dispatch.candidates import candidates, config_from
+from secateur_kernels.dispatch.candidates import candidates, config_from, configs_to_tune
 from secateur_kernels.dispatch.choice import Choice, Policy
 from secateur_kernels.dispatch.problem import Problem
 from secateur_kernels.dispatch.table import Entry, Measurement, Table
@@ -35,7 +36,7 @@ def choose(problem: Problem, table: Table | None) -> Choice:
         timed = [m for m in entry.measurements if m.backend in possible]
         if timed:
             best = min(timed, key=lambda measurement: measurement.microseconds)
-            config = config_from(problem.op, best.backend, best.config)
+            config = _config_for(problem, entry, best)
             return Choice(best.backend, config, f"fastest of {_listed(entry)}, {how}")
     first = candidates(problem)[0]
     return Choice(first.backend, first.config, f"{first.reason} (a rule of thumb: {how})")
@@ -115,6 +116,31 @@ def _entry_for(problem: Problem, table: Table | None) -> tuple[Entry | None, str
     if nearest:
         how += f" for [{entry.n}, {entry.k}]" + (f" rank {entry.rank}" if entry.rank else "")
     return entry, how
+
+
+def _config_for(problem: Problem, entry: Entry, best: Measurement) -> Any:
+    """The config that was measured, or for another size the likeliest of those that can run.
+
+    How the work is divided depends on the size: whole clusters of thread blocks, say, are as many
+    as there are blocks of rows.
+    """
+    measured = best.config
+    same = (entry.m, entry.n, entry.k, entry.rank) == (
+        problem.m,
+        problem.n,
+        problem.k,
+        problem.rank,
+    )
+    if same or measured is None:
+        return config_from(problem.op, best.backend, measured)
+
+    def likeness(config: Any) -> tuple[bool, int]:
+        fields = asdict(config)
+        equal = sum(fields.get(name) == value for name, value in measured.items())
+        return fields.get("kernel") == measured.get("kernel"), equal
+
+    # The first of those that are equally alike: the most promising comes first.
+    return max(configs_to_tune(problem, best.backend), key=likeness)
 
 
 def _distance(problem: Problem, entry: Entry) -> float:

@@ -1,6 +1,8 @@
 """The choice of a backend: a pure function of facts and measured times."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
+from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +16,20 @@ from secateur_kernels.dispatch import (
     choose,
     wants_dense_copy,
 )
-from secateur_kernels.dispatch.candidates import candidates, candidates_to_tune
+from secateur_kernels.dispatch.candidates import (
+    candidates,
+    candidates_to_tune,
+    configs_to_tune,
+    low_rank_shape,
+)
+from secateur_kernels.dispatch.problem import Op
+from secateur_kernels.low_rank_linear.cuda_config import (
+    down_shared_bytes,
+    shared_bytes_of,
+    up_shared_bytes,
+)
+from secateur_kernels.sparse24_linear.cuda_skinny_config import MAX_TOKENS, grid
+from secateur_kernels.sparse24_linear.cuda_wide_config import groups_of
 
 H200 = DeviceFacts("NVIDIA H200", (9, 0), 132, has_triton=True, has_library=True)
 PROBLEM = Problem("sparse24_linear", 8, 4096, 4096, torch.bfloat16, H200)
@@ -55,6 +70,79 @@ def test_the_next_larger_measured_number_of_tokens_stands_for_one_between() -> N
     assert choose(replace(PROBLEM, m=16), times).backend == "cuda"
     assert choose(replace(PROBLEM, m=17), times).backend == "unpack"
     assert choose(replace(PROBLEM, m=9000), times).reason.endswith("measured at 64 tokens")
+
+
+def measured_config(problem: Problem, backend: str, index: int) -> Entry:
+    """One config is the fastest of all that tuning would try."""
+    config = configs_to_tune(problem, backend)[index]
+    return Entry.of(problem, [Measurement(backend, asdict(config), 6.0)])
+
+
+def legal(problem: Problem, config: Any) -> None:
+    """Of the kernel's own choice for these sizes: what its library takes."""
+    assert config in configs_to_tune(problem, "cuda")
+    m, n, k = problem.m, problem.n, problem.k
+    if problem.op == "low_rank_linear":
+        shape, shared = low_rank_shape(problem), shared_bytes_of(H200.capability)
+        assert down_shared_bytes(config, m) <= shared
+        assert up_shared_bytes(config, shape) <= shared
+    elif config.kernel == "skinny":
+        row_blocks, steps = grid(config.block_rows, n, k)
+        assert m <= MAX_TOKENS
+        assert config.blocks <= row_blocks * steps
+        assert config.cluster == 1 or config.blocks == row_blocks * config.cluster
+    elif config.kernel == "wide":
+        cluster = (config.cluster_rows, config.cluster_tokens)
+        groups = groups_of(config.tile, cluster, m, n)
+        clusters = config.blocks // config.cluster
+        assert config.blocks % config.cluster == 0
+        assert config.waves <= -(-groups // clusters)
+
+
+@pytest.mark.parametrize(("before", "after"), list(pairwise((1, 8, 32, 64, 128, 512, 1024))))
+@pytest.mark.parametrize("size", [(4096, 4096), (1000, 2820), (8192, 1024)])
+@pytest.mark.parametrize("op", ["sparse24_linear", "low_rank_linear"])
+def test_a_config_of_another_size_can_run(
+    op: Op, size: tuple[int, int], before: int, after: int
+) -> None:
+    """Whichever was the fastest at the next larger M, or for a shape alike."""
+    n, k = size
+    rank = 256 if op == "low_rank_linear" else 0
+    there = Problem(op, after, n, k, torch.bfloat16, H200, rank=rank)
+    if not any(choice.backend == "cuda" for choice in candidates(there)):
+        pytest.skip("the compiled low-rank kernels are for at most 64 tokens")
+    for index in range(len(configs_to_tune(there, "cuda"))):
+        times = table(measured_config(there, "cuda", index))
+        measured = dict(times.entries[0].measurements[0].config or {})
+        for m, rows in ((before + 1, n), (after, n), (after, n + 640), (after, n * 2 // 3)):
+            problem = replace(there, m=m, n=rows)
+            choice = choose(problem, times)
+            assert choice.backend == "cuda"
+            assert f"measured at {after} tokens" in choice.reason
+            legal(problem, choice.config)
+            if op == "sparse24_linear":
+                assert choice.config.kernel == measured["kernel"] or measured["kernel"] == "skinny"
+        assert asdict(choose(there, times).config) == measured
+
+
+def test_a_config_of_the_same_size_is_the_measured_one() -> None:
+    """Also where tuning would no longer try it; for other sizes the next like it is taken."""
+    config = replace(configs_to_tune(PROBLEM, "cuda")[0], stages=2)
+    times = table(Entry.of(PROBLEM, [Measurement("cuda", asdict(config), 6.0)]))
+    assert choose(PROBLEM, times).config == config
+    near = choose(replace(PROBLEM, m=7), times).config
+    assert near in configs_to_tune(replace(PROBLEM, m=7), "cuda")
+    assert (near.kernel, near.warps, near.blocks) == (config.kernel, config.warps, config.blocks)
+
+
+def test_more_tokens_than_were_measured_with_a_kernel_that_takes_them() -> None:
+    times = table(measured_config(PROBLEM, "cuda", 0))
+    assert times.entries[0].measurements[0].config["kernel"] == "skinny"  # type: ignore[index]
+    problem = replace(PROBLEM, m=500)
+    assert choose(problem, times).config.kernel == "wide"
+    # The compiled low-rank kernels take no such number: another backend does.
+    low_rank = table(measured_config(LOW_RANK, "cuda", 0))
+    assert choose(replace(LOW_RANK, m=500), low_rank).backend == "two_gemms"
 
 
 def test_a_shape_like_a_measured_one_borrows_its_times() -> None:
