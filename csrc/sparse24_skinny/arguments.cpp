@@ -13,7 +13,7 @@ int secateur_sparse24_skinny_needs(const SecateurSparse24Skinny* a,
   const int64_t slots = a->cluster > 1 ? 0 : plan.slots();
   needs->workspace_bytes = slots * slot_floats(a->warps, a->row_tiles, tiles) * 4;
   needs->counter_count = slots == 0 ? 0 : plan.row_blocks * a->warps;
-  needs->shared_bytes = shared_bytes(a->warps, a->row_tiles, tiles, a->stages);
+  needs->shared_bytes = shared_bytes(a->warps, a->row_tiles, tiles, a->stages, a->cluster);
   return SECATEUR_OK;
 }
 

@@ -31,7 +31,8 @@ int launch(const Problem& problem, bool dependent, int device, cudaStream_t stre
   how.blocks = problem.schedule.blocks;
   how.threads = (problem.warps + 1) * warp_lanes;
   how.shared_bytes =
-      shared_bytes(problem.warps, Shape::row_tiles, Shape::token_tiles, problem.stages);
+      shared_bytes(problem.warps, Shape::row_tiles, Shape::token_tiles, problem.stages,
+                   problem.cluster);
   how.cluster = problem.cluster;
   how.dependent = dependent;
   how.device = device;

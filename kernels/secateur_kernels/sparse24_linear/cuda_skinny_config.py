@@ -20,6 +20,8 @@ _UNIT_BYTES = 4608
 _LANES = 32
 _MAX_STAGES = 16
 _HOPPER = (9, 0)
+_LARGEST_EXCHANGE = 32 * 1024 + 16
+"""Beside which a ring for two thread blocks a multiprocessor is worth it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +75,15 @@ def stage_bytes(block_rows: int, m: int) -> int:
     return block_rows // _UNIT * _UNIT_BYTES + token_tiles(m) * 8 * 2 * _UNIT + 16
 
 
+def exchange_bytes(warps: int, row_tiles: int, m: int, cluster: int) -> int:
+    """Shared memory for what the thread blocks of a cluster hand over, and a barrier."""
+    if cluster == 1:
+        return 0
+    item_tiles = min(token_tiles(m), 2)
+    items = warps * row_tiles * token_tiles(m) // item_tiles
+    return 16 + cluster * -(-items // cluster) * item_tiles * _LANES * 16
+
+
 @dataclass(frozen=True)
 class Needs:
     """What a call must bring along."""
@@ -113,9 +124,13 @@ class Split:
         self, row_tiles: int, m: int, capability: tuple[int, int], alone: bool = False
     ) -> SkinnyConfig:
         """With as many stages as fit; `alone` on a multiprocessor, or for two thread blocks."""
-        fit = shared_bytes(capability, alone) // stage_bytes(self.block_rows, m)
+        warps = self.block_rows // (_TILE_ROWS * row_tiles)
+        exchange = exchange_bytes(warps, row_tiles, m, self.cluster)
+        # Where clusters exchange the sums of 64 tokens, little is left for two.
+        alone = alone or exchange > _LARGEST_EXCHANGE
+        fit = (shared_bytes(capability, alone) - exchange) // stage_bytes(self.block_rows, m)
         return SkinnyConfig(
-            warps=self.block_rows // (_TILE_ROWS * row_tiles),
+            warps=warps,
             row_tiles=row_tiles,
             stages=min(_MAX_STAGES, fit),
             blocks=self.blocks,

@@ -111,7 +111,6 @@ def test_nothing_is_needed_beside_x_and_y(emulator: Any) -> None:
         (2, -2, 4, 1),
         (4, 2, 4, 1),  # two clusters for one row block
         (8, 8, 4, 1),  # of four steps
-        (4, 4, 2, 64),  # 64 KiB of sums
     ],
 )
 def test_clusters_that_do_not_fit_are_refused(

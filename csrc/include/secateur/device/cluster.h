@@ -106,6 +106,18 @@ SECATEUR_DEVICE void store_mapped4(uint32_t mapped, uint32_t v) {
 #endif
 }
 
+// Stores 16 bytes in another thread block's shared memory, and counts them at a barrier there: who
+// has waited for that barrier sees them, and no barrier over the cluster is needed.
+SECATEUR_DEVICE void store_counted16(uint32_t mapped, Words4 v, uint32_t mapped_barrier) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile(
+      "st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [%0], {%1, %2, %3, %4}, [%5];" ::
+          "r"(mapped),
+      "r"(v.word[0]), "r"(v.word[1]), "r"(v.word[2]), "r"(v.word[3]), "r"(mapped_barrier)
+      : "memory");
+#endif
+}
+
 // copy_bulk to the same place in every thread block whose bit is set in `ranks`; each one's barrier
 // at the same place as `barrier` counts the bytes that it gets.
 SECATEUR_DEVICE void copy_bulk_multicast(uint32_t target, const void* source, uint32_t bytes,

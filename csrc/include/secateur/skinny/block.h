@@ -20,12 +20,15 @@ SECATEUR_DEVICE void run_block(const Problem& problem, uint32_t shared) {
       device::barrier_init(ring.full(i), full_arrivals(Bulk));
       device::barrier_init(ring.empty(i), problem.warps);
     }
+    if (Bulk && problem.cluster > 1) expect_sums<Shape>(problem, ring.exchange());
     device::barrier_init_fence();
   }
   device::sync_block();
+  // Awaited before sums are handed over: what thread 0 wrote is published by its own fence.
+  if (Bulk && problem.cluster > 1) device::cluster_arrive_relaxed();
   if (warp == problem.warps) {
     produce<Shape, Bulk>(problem, ring, lane);
-    if (Bulk && problem.cluster > 1) cluster_sums::attend();
+    if (Bulk && problem.cluster > 1) device::cluster_wait();
   } else {
     consume<Value, Shape, Bulk>(problem, ring, warp, lane);
   }

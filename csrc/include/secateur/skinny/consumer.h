@@ -133,7 +133,7 @@ SECATEUR_DEVICE void consume(const Problem& problem, Ring ring, int warp, int la
     device::wait_for_predecessor();
     if constexpr (Bulk) {
       if (problem.cluster > 1) {  // the only segment
-        sum_in_cluster<Value, Shape>(sums, problem, ring.base, segment.row_block, warp);
+        sum_in_cluster<Value, Shape>(sums, problem, ring.exchange(), segment.row_block, warp);
         return;
       }
     }

@@ -67,9 +67,29 @@ SECATEUR_INLINE constexpr int stage_bytes(int warps, int row_tiles, int token_ti
   return block_panels(warps, row_tiles) * fragment24::unit_bytes + x_tile::bytes(token_tiles);
 }
 
-// Behind the ring of stages: a full and an empty barrier for each.
-SECATEUR_INLINE constexpr int shared_bytes(int warps, int row_tiles, int token_tiles, int stages) {
-  return stages * (stage_bytes(warps, row_tiles, token_tiles) + 16);
+// Sums of a cluster are handed over in items of 16 rows and one or two token tiles: the thread block
+// of rank r finishes the r-th share of them, and gets them from all ranks, by rank, in shared memory
+// behind the ring: a barrier, and a place for every item of the largest share.
+SECATEUR_INLINE constexpr int item_tiles(int token_tiles) { return token_tiles < 2 ? 1 : 2; }
+SECATEUR_INLINE constexpr int items(int warps, int row_tiles, int token_tiles) {
+  return warps * row_tiles * (token_tiles / item_tiles(token_tiles));
+}
+SECATEUR_INLINE constexpr int item_bytes(int token_tiles) {
+  return item_tiles(token_tiles) * warp_lanes * 16;
+}
+constexpr int exchange_barrier_bytes = 16;
+SECATEUR_INLINE constexpr int exchange_bytes(int warps, int row_tiles, int token_tiles,
+                                             int cluster) {
+  if (cluster == 1) return 0;
+  const int largest = static_cast<int>(ceil_div(items(warps, row_tiles, token_tiles), cluster));
+  return exchange_barrier_bytes + cluster * largest * item_bytes(token_tiles);
+}
+
+// Behind the ring of stages: a full and an empty barrier for each, and what a cluster exchanges.
+SECATEUR_INLINE constexpr int shared_bytes(int warps, int row_tiles, int token_tiles, int stages,
+                                           int cluster) {
+  return stages * (stage_bytes(warps, row_tiles, token_tiles) + 16) +
+         exchange_bytes(warps, row_tiles, token_tiles, cluster);
 }
 
 // A slot of the workspace holds the accumulators of a thread block in the order of its threads.
@@ -100,6 +120,7 @@ struct Ring {
   SECATEUR_INLINE uint32_t barriers() const { return base + stages * stage_size; }
   SECATEUR_INLINE uint32_t full(int i) const { return barriers() + 8 * i; }
   SECATEUR_INLINE uint32_t empty(int i) const { return barriers() + 8 * (stages + i); }
+  SECATEUR_INLINE uint32_t exchange() const { return empty(stages); }
   SECATEUR_INLINE void advance() {
     if (++stage == stages) {
       stage = 0;

@@ -66,7 +66,7 @@ extern "C" int emulate_sparse24_skinny(const SecateurSparse24Skinny* a, int bulk
   return emulation::guarded([&] {
     for (const int i : emulation::shuffled(problem.schedule.blocks / a->cluster, seed)) {
       Machine machine((a->warps + 1) * warp_lanes,
-                      shared_bytes(a->warps, a->row_tiles, tiles, a->stages), seed + i,
+                      shared_bytes(a->warps, a->row_tiles, tiles, a->stages, a->cluster), seed + i,
                       a->cluster);
       allow(*a, machine);
       run_shape(problem, machine, i * a->cluster, bulk != 0, a->linear.value_type, a->row_tiles,
