@@ -70,7 +70,7 @@ const char* own_error_text(int code) {
     case SECATEUR_NEEDS_SM90:
       return "this kernel needs a GPU of compute capability 9.0";
     case SECATEUR_NO_TENSOR_MAP:
-      return "the driver cannot describe x to the tensor memory accelerator";
+      return "the driver cannot describe a matrix to the tensor memory accelerator";
     case SECATEUR_BAD_GROUPS:
       return "expected 1 to 8 groups whose rows add up to those of the weight; one, or two equal "
              "ones, for gate_up and silu_and_mul; beside a 2:4 weight, multiples of 16 rows";
@@ -78,9 +78,9 @@ const char* own_error_text(int code) {
       return "expected a rank of at least 16, divisible by 16, of groups * rank to 2**30";
     case SECATEUR_BAD_LOW_RANK_TILES:
       return "expected 1 to 8 warps of 1 or 2 row tiles; 2 for over 16 tokens, and in the second "
-             "kernel for gate_up and silu_and_mul";
+             "kernel for gate_up and silu_and_mul; 8 warps of 1 to 4 row tiles for boxes";
     case SECATEUR_BAD_LOW_RANK_STAGES:
-      return "expected 1 to 16 stages a warp";
+      return "expected 1 to 16 stages a warp; 2 to 16 of all warps for boxes";
     case SECATEUR_BAD_LOW_RANK_BLOCKS:
       return "expected K in 1 to 64 ranges, and 1 to row blocks thread blocks in the second kernel";
     case SECATEUR_BAD_WIDE_STEPS:
@@ -89,6 +89,9 @@ const char* own_error_text(int code) {
              "rows x 128 tokens or 256 x 64 at most";
     case SECATEUR_SMALL_WIDE_RING:
       return "expected as many stages as hold the sums of a tile whose steps are split";
+    case SECATEUR_BAD_LOW_RANK_BOXES:
+      return "expected up to 16 tokens, no 2:4 weight, no silu_and_mul and, in the first kernel, "
+             "rows of x and down that start at multiples of 16 bytes and do not overlap, for boxes";
     default:
       return "unknown error code";
   }

@@ -51,11 +51,30 @@ int check_division(const SecateurLowRankDivision& division, int64_t tokens, bool
                                                              : SECATEUR_OK;
 }
 
+int check_boxes(const SecateurLowRankDivision& division, const SecateurLowRank& a) {
+  if (a.linear.tokens > boxes::max_tokens || a.sparse != nullptr || gate_up(a)) {
+    return SECATEUR_BAD_LOW_RANK_BOXES;
+  }
+  if (division.warps != boxes::warps || division.row_tiles < 1 ||
+      division.row_tiles > boxes::max_row_tiles) {
+    return SECATEUR_BAD_LOW_RANK_TILES;
+  }
+  return division.stages < 2 || division.stages > max_stages ? SECATEUR_BAD_LOW_RANK_STAGES
+                                                             : SECATEUR_OK;
+}
+
 int check_configuration(const SecateurLowRank& a) {
   if (const int error = check_layer(a)) return error;
   if (const int error = check_groups(a)) return error;
-  if (const int error = check_division(a.down_division, a.linear.tokens, false)) return error;
-  if (const int error = check_division(a.up_division, a.linear.tokens, gate_up(a))) return error;
+  const auto& down = a.down_division;
+  const auto& up = a.up_division;
+  const int64_t tokens = a.linear.tokens;
+  if (const int error = down.boxes ? check_boxes(down, a) : check_division(down, tokens, false)) {
+    return error;
+  }
+  if (const int error = up.boxes ? check_boxes(up, a) : check_division(up, tokens, gate_up(a))) {
+    return error;
+  }
   const bool splits_fit = a.down_division.blocks >= 1 && a.down_division.blocks <= max_splits;
   const bool blocks_fit = a.up_division.blocks >= 1 && a.up_division.blocks <= INT32_MAX;
   if (!splits_fit || !blocks_fit || down_blocks(a) > INT32_MAX) {
@@ -66,11 +85,24 @@ int check_configuration(const SecateurLowRank& a) {
   return a.up_division.blocks <= up_of(a).row_blocks ? SECATEUR_OK : SECATEUR_BAD_LOW_RANK_BLOCKS;
 }
 
+bool down_is_aligned(const SecateurLowRank& a) {
+  return aligned(a.down, 16) && a.linear.columns % 8 == 0;
+}
+
+bool takes_boxes_of_down(const SecateurLowRank& a) {
+  const bool apart = a.linear.tokens == 1 || (a.linear.x_stride >= a.linear.columns &&
+                                              a.linear.x_stride < int64_t{1} << 39);
+  return x_is_aligned(a.linear) && apart && down_is_aligned(a);
+}
+
 int check_pointers(const SecateurLowRank& a) {
   if (a.down == nullptr || a.up == nullptr) return SECATEUR_NULL_POINTER;
   if (const int error = secateur::check_pointers(a.linear)) return error;
   const bool fits = aligned(a.down, 2) && aligned(a.up, 16) && aligned(a.sparse, 16) &&
                     aligned(a.workspace, 16);
+  if (fits && a.down_division.boxes && !takes_boxes_of_down(a)) {
+    return SECATEUR_BAD_LOW_RANK_BOXES;
+  }
   return fits ? SECATEUR_OK : SECATEUR_MISALIGNED;
 }
 
@@ -86,10 +118,13 @@ Down secateur::low_rank::down_of(const SecateurLowRank& a) {
   d.rows = static_cast<int>(a.groups * a.rank);
   d.columns = static_cast<int>(a.linear.columns);
   d.x_aligned = x_is_aligned(a.linear);
-  d.weight_aligned = aligned(a.down, 16) && d.columns % 8 == 0;
+  d.weight_aligned = down_is_aligned(a);
   d.splits = static_cast<int>(a.down_division.blocks);
-  d.division =
-      division_of(a.down_division, down_stage_bytes(a.down_division.row_tiles, d.tokens));
+  const int row_tiles = a.down_division.row_tiles;
+  d.division = division_of(a.down_division,
+                           a.down_division.boxes
+                               ? boxes::down_stage_bytes(row_tiles, token_tiles(d.tokens))
+                               : down_stage_bytes(row_tiles, d.tokens));
   return d;
 }
 
@@ -117,9 +152,12 @@ Up secateur::low_rank::up_of(const SecateurLowRank& a) {
   u.x_aligned = x_is_aligned(a.linear);
   u.row_blocks = row_blocks(u, a.up_division.row_tiles);
   u.blocks = static_cast<int>(a.up_division.blocks);
+  const int row_tiles = a.up_division.row_tiles;
   u.division = division_of(
-      a.up_division, up_stage_bytes(a.up_division.row_tiles, token_tiles(a.linear.tokens),
-                                    a.sparse != nullptr));
+      a.up_division, a.up_division.boxes
+                         ? boxes::up_stage_bytes(row_tiles)
+                         : up_stage_bytes(row_tiles, token_tiles(a.linear.tokens),
+                                          a.sparse != nullptr));
   return u;
 }
 

@@ -3,6 +3,7 @@
 
 #include "library/linear_arguments.h"
 #include "secateur/core/low_rank.h"
+#include "secateur/low_rank/boxes/problem.h"
 #include "secateur/low_rank/problem.h"
 
 namespace secateur::low_rank {
@@ -18,10 +19,20 @@ Up up_of(const SecateurLowRank& a);
 
 inline int64_t down_shared_bytes(const SecateurLowRank& a) {
   const int row_tiles = a.down_division.row_tiles;
+  if (a.down_division.boxes) {
+    const Division d = down_of(a).division;
+    return boxes::shared_bytes(d.stages, d.stage_bytes, 0,
+                               boxes::warp_sums_bytes(row_tiles, token_tiles(a.linear.tokens)));
+  }
   return shared_bytes(down_of(a).division, row_tiles, token_tiles(a.linear.tokens), 0);
 }
 inline int64_t up_shared_bytes(const SecateurLowRank& a) {
   const Up up = up_of(a);
+  if (a.up_division.boxes) {
+    const int sums =
+        boxes::warp_sums_bytes(a.up_division.row_tiles, token_tiles(a.linear.tokens));
+    return boxes::shared_bytes(up.division.stages, up.division.stage_bytes, hidden_bytes(up), sums);
+  }
   return shared_bytes(up.division, a.up_division.row_tiles, token_tiles(a.linear.tokens),
                       hidden_bytes(up));
 }

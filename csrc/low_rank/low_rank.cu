@@ -5,13 +5,45 @@
 #include "low_rank/arguments.h"
 
 namespace secateur::low_rank {
-// Defined in the files of these names.
+// Defined in the files of these names, those of boxes in boxes_bf16 and boxes_fp16.
 int down_bf16(const SecateurLowRank&, cudaStream_t);
 int down_fp16(const SecateurLowRank&, cudaStream_t);
 int up_bf16(const SecateurLowRank&, cudaStream_t);
 int up_fp16(const SecateurLowRank&, cudaStream_t);
 int sparse_up_bf16(const SecateurLowRank&, cudaStream_t);
 int sparse_up_fp16(const SecateurLowRank&, cudaStream_t);
+int box_down_bf16(const SecateurLowRank&, cudaStream_t);
+int box_down_fp16(const SecateurLowRank&, cudaStream_t);
+int box_up_bf16(const SecateurLowRank&, cudaStream_t);
+int box_up_fp16(const SecateurLowRank&, cudaStream_t);
+
+namespace {
+
+// The code of boxes for other devices, newer ones too, is empty.
+int check_device(const SecateurLowRank& a) {
+  if (!a.down_division.boxes && !a.up_division.boxes) return SECATEUR_OK;
+  int major = 0, minor = 0;
+  const int device = a.linear.device;
+  cudaError_t error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+  if (error == cudaSuccess) {
+    error = cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
+  }
+  if (error != cudaSuccess) return static_cast<int>(error);
+  return major == 9 && minor == 0 ? SECATEUR_OK : SECATEUR_NEEDS_SM90;
+}
+
+int launch_first(const SecateurLowRank& a, bool bf16, cudaStream_t stream) {
+  if (a.down_division.boxes) return (bf16 ? box_down_bf16 : box_down_fp16)(a, stream);
+  return (bf16 ? down_bf16 : down_fp16)(a, stream);
+}
+
+int launch_second(const SecateurLowRank& a, bool bf16, cudaStream_t stream) {
+  if (a.sparse != nullptr) return (bf16 ? sparse_up_bf16 : sparse_up_fp16)(a, stream);
+  if (a.up_division.boxes) return (bf16 ? box_up_bf16 : box_up_fp16)(a, stream);
+  return (bf16 ? up_bf16 : up_fp16)(a, stream);
+}
+
+}  // namespace
 }  // namespace secateur::low_rank
 
 int secateur_low_rank(const SecateurLowRank* a, void* stream) {
@@ -19,9 +51,9 @@ int secateur_low_rank(const SecateurLowRank* a, void* stream) {
   const secateur::DeviceGuard guard(a->linear.device);
   if (guard.error()) return guard.error();
   using namespace secateur::low_rank;
+  if (const int error = check_device(*a)) return error;
   const auto queue = static_cast<cudaStream_t>(stream);
   const bool bf16 = a->linear.value_type == SECATEUR_BF16;
-  if (const int error = (bf16 ? down_bf16 : down_fp16)(*a, queue)) return error;
-  if (a->sparse != nullptr) return (bf16 ? sparse_up_bf16 : sparse_up_fp16)(*a, queue);
-  return (bf16 ? up_bf16 : up_fp16)(*a, queue);
+  if (const int error = launch_first(*a, bf16, queue)) return error;
+  return launch_second(*a, bf16, queue);
 }

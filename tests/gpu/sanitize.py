@@ -135,9 +135,8 @@ def _run_low_rank_configs(op: str, m: int, device: torch.device) -> None:
     expected = layer.expected(x, "cuda")
     facts = device_facts(device)
     shape = LowRankShape(m, size.n, size.k, size.rank, sparse=op == BOTH)
-    shared = low_rank_kernel.shared_bytes_of(facts.capability)
     rest = (there.factors.down, there.factors.up, (size.n,), None, None, "none")
-    for config in low_rank_kernel.candidate_configs(shape, facts.num_sms, shared):
+    for config in low_rank_kernel.candidate_configs(shape, facts.num_sms, facts.capability):
         if there.sparse is None:
             y = low_rank_kernel.launch(x.to(device), *rest, config)
         else:

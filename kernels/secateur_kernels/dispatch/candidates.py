@@ -8,6 +8,7 @@ import torch
 from secateur_kernels.dispatch.choice import Choice
 from secateur_kernels.dispatch.problem import Problem
 from secateur_kernels.layouts.low_rank import RANK_STEP
+from secateur_kernels.low_rank_linear import cuda_choice as low_rank_choice
 from secateur_kernels.low_rank_linear import cuda_config as low_rank_cuda
 from secateur_kernels.low_rank_linear import triton_config as low_rank_triton
 from secateur_kernels.sparse24_linear import cuda_kernels as sparse24_cuda
@@ -99,8 +100,7 @@ def _low_rank_cuda(problem: Problem) -> list[Choice]:
     fits = problem.dtype in (torch.bfloat16, torch.float16)
     if not (device.has_library and fits and low_rank_cuda.supports(shape, device.capability)):
         return []
-    shared = low_rank_cuda.shared_bytes_of(device.capability)
-    config = low_rank_cuda.default_config(shape, device.num_sms, shared)
+    config = low_rank_choice.default_config(shape, device.num_sms, device.capability)
     return [Choice("cuda", config, "the factors are streamed once")]
 
 
@@ -119,8 +119,8 @@ def configs_to_tune(problem: Problem, backend: str) -> Sequence[Any]:
     m, n, k = problem.m, problem.n, problem.k
     device = problem.device
     if backend == "cuda" and problem.op != "sparse24_linear":
-        shared = low_rank_cuda.shared_bytes_of(device.capability)
-        return low_rank_cuda.candidate_configs(low_rank_shape(problem), device.num_sms, shared)
+        shape = low_rank_shape(problem)
+        return low_rank_choice.candidate_configs(shape, device.num_sms, device.capability)
     if backend == "cuda":
         return sparse24_cuda.candidate_configs(m, n, k, device.num_sms, device.capability)
     if backend == "triton" and problem.op == "sparse24_linear":

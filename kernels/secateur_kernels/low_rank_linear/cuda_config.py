@@ -3,8 +3,9 @@
 Two kernels: t = x @ down.T, and t @ up.T with the epilogue. In both a thread block owns 16 or 32
 rows of a factor at a time, and its warps take chunks of 128 columns in turns, each through a ring
 of its own. The first splits K over thread blocks as well; the second adds those partial sums while
-it loads t, and keeps t in shared memory. The formulas are those of
-`csrc/include/secateur/low_rank/problem.h`.
+it loads t, and keeps t in shared memory. For up to 16 tokens on 9.0 one warp can fetch boxes for
+all others instead: `cuda_boxes.py` divides those, `cuda_choice.py` chooses. The formulas are those
+of `csrc/include/secateur/low_rank/problem.h`.
 """
 
 from collections.abc import Iterator
@@ -16,6 +17,10 @@ MAX_TOKENS = 64
 MAX_GROUPS = 8
 MAX_WARPS = 8
 MAX_SPLITS = 64
+BOX_WARPS = 8
+BOX_COLUMNS = 256
+MAX_BOX_TOKENS = 16
+MAX_BOX_ROW_TILES = 4
 _MAX_STAGES = 16
 _TILE_ROWS = 16
 _CHUNK = 128
@@ -33,6 +38,8 @@ _SHARED_BYTES_ANYWHERE = 99 * 1024
 # stages all the same.
 _RING_BYTES = 80 * 1024
 _MANY_CHUNKS = 4
+
+_WITH = ("of", "that share")
 
 # What crosses from L2 alone takes this part of the time of what comes from memory.
 _L2_COST = 0.65
@@ -59,12 +66,16 @@ class LowRankCudaConfig:
     up_stages: int
     up_blocks: int
     """Thread blocks of the second kernel."""
+    down_boxes: int = 0
+    """1: one warp fetches boxes for 8 others, of 1 to 4 row tiles; stages are those of all."""
+    up_boxes: int = 0
 
     def __str__(self) -> str:
         return (
-            f"down {self.down_row_tiles * _TILE_ROWS} rows, {self.down_warps} warps of "
-            f"{self.down_stages} stages, K in {self.splits}; up {self.up_row_tiles * _TILE_ROWS} "
-            f"rows, {self.up_warps} warps of {self.up_stages} stages, {self.up_blocks} blocks"
+            f"down {self.down_row_tiles * _TILE_ROWS} rows, {self.down_warps} warps "
+            f"{_WITH[self.down_boxes]} {self.down_stages} stages, K in {self.splits}; up "
+            f"{self.up_row_tiles * _TILE_ROWS} rows, {self.up_warps} warps {_WITH[self.up_boxes]} "
+            f"{self.up_stages} stages, {self.up_blocks} blocks"
         )
 
 
@@ -108,13 +119,36 @@ def workspace_floats(config: LowRankCudaConfig, m: int, hidden_columns: int) -> 
 
 def down_shared_bytes(config: LowRankCudaConfig, m: int) -> int:
     """Shared memory of a thread block of the first kernel."""
+    if config.down_boxes:
+        stage = box_stage_bytes(config.down_row_tiles, m)
+        return box_shared_bytes(config.down_stages, stage, config.down_row_tiles, m, 0)
     stage = config.down_row_tiles * _TILE_BYTES + m * _CHUNK * 2
     return _shared(config.down_warps, config.down_stages, stage, config.down_row_tiles, m)
 
 
 def up_shared_bytes(config: LowRankCudaConfig, shape: LowRankShape) -> int:
     """The most shared memory of a thread block of the second kernel."""
+    if config.up_boxes:
+        stage, hidden = box_stage_bytes(config.up_row_tiles, 0), hidden_bytes(shape)
+        return box_shared_bytes(config.up_stages, stage, config.up_row_tiles, shape.m, hidden)
     return _up_shared(shape, config.up_row_tiles, config.up_warps, config.up_stages)
+
+
+def box_stage_bytes(row_tiles: int, x_tokens: int) -> int:
+    """Boxes of 256 columns: of a thread block's rows, and of x where that is read."""
+    x_rows = 8 * _token_tiles(x_tokens) if x_tokens else 0
+    return 2 * BOX_COLUMNS * (_TILE_ROWS * row_tiles + x_rows)
+
+
+def box_shared_bytes(stages: int, stage_bytes: int, row_tiles: int, m: int, hidden: int) -> int:
+    """Shared memory of a thread block that fetches boxes."""
+    sums = BOX_WARPS * row_tiles * _token_tiles(m) * _SUMS_BYTES
+    return 1024 + stages * (stage_bytes + 16) + hidden + sums + 16 * BOX_WARPS + 8
+
+
+def hidden_bytes(shape: LowRankShape) -> int:
+    """t of one group in shared memory; for gate and up, which may differ in it, of two."""
+    return _chunks(shape.rank) * shape.m * _HIDDEN_ROW_BYTES
 
 
 def default_config(

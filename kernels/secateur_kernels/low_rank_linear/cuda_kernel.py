@@ -10,11 +10,11 @@ from secateur_kernels.dependent_launch import wants_dependent_launch
 from secateur_kernels.epilogue import output_columns
 from secateur_kernels.errors import SecateurError
 from secateur_kernels.library import require_library
+from secateur_kernels.low_rank_linear import cuda_config
+from secateur_kernels.low_rank_linear.cuda_choice import candidate_configs, default_config
 from secateur_kernels.low_rank_linear.cuda_config import (
     LowRankCudaConfig,
     LowRankShape,
-    candidate_configs,
-    default_config,
     shared_bytes_of,
     supports,
     workspace_floats,
@@ -125,6 +125,9 @@ def _launch(
             f"gate_up one or two equal ones, for backend cuda, got {list(group_rows)}"
         )
     silu, gate_up = activation == "silu_and_mul", order == "gate_up"
+    misaligned = config.down_boxes and not _boxes_of_down_fit(x, down)
+    if misaligned or (config.up_boxes and silu):
+        config = _without_boxes(x, down, up, len(group_rows))
     config = fitted(config, group_rows, silu or gate_up)
     tokens, rows = len(x), up.shape[0]
     y = torch.empty(tokens, output_columns(rows, activation), dtype=x.dtype, device=x.device)
@@ -142,10 +145,29 @@ def _launch(
         gate_up,
         silu,
         wants_dependent_launch(x.device),
-        (config.down_warps, config.down_row_tiles, config.down_stages, config.splits),
-        (config.up_warps, config.up_row_tiles, config.up_stages, config.up_blocks),
+        (
+            config.down_warps,
+            config.down_row_tiles,
+            config.down_stages,
+            config.splits,
+            config.down_boxes,
+        ),
+        (config.up_warps, config.up_row_tiles, config.up_stages, config.up_blocks, config.up_boxes),
     )
     return y
+
+
+def _boxes_of_down_fit(x: Tensor, down: Tensor) -> bool:
+    """What the tensor memory accelerator asks of x and down."""
+    apart = len(x) == 1 or (x.stride(0) % 8 == 0 and x.shape[1] <= x.stride(0) < 1 << 39)
+    return apart and x.data_ptr() % 16 == 0 and down.data_ptr() % 16 == 0 and x.shape[1] % 8 == 0
+
+
+def _without_boxes(x: Tensor, down: Tensor, up: Tensor, groups: int) -> LowRankCudaConfig:
+    properties = torch.cuda.get_device_properties(x.device)
+    shape = LowRankShape(len(x), up.shape[0], x.shape[1], up.shape[1], groups)
+    shared = shared_bytes_of((properties.major, properties.minor))
+    return cuda_config.default_config(shape, properties.multi_processor_count, shared)
 
 
 def _aligned(factor: Tensor) -> Tensor:

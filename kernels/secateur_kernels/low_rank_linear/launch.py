@@ -82,8 +82,7 @@ def _cuda_config(problem: Problem) -> cuda_kernel.LowRankCudaConfig:
             f"expected 1 to 64 tokens, 1 to 8 groups, and tokens * rank that fit into shared "
             f"memory for backend cuda, got {problem}"
         )
-    shared = cuda_kernel.shared_bytes_of(device.capability)
-    return cuda_kernel.default_config(shape, device.num_sms, shared)
+    return cuda_kernel.default_config(shape, device.num_sms, device.capability)
 
 
 def launch(

@@ -23,7 +23,7 @@ class Division(ctypes.Structure):
     """SecateurLowRankDivision of csrc/include/secateur/core/low_rank.h."""
 
     _fields_ = (
-        *((name, c_int32) for name in ("warps", "row_tiles", "stages")),
+        *((name, c_int32) for name in ("warps", "row_tiles", "stages", "boxes")),
         ("blocks", c_int64),
     )
 
@@ -64,6 +64,8 @@ class Case:
     """Warps, row tiles, stages, ranges of K."""
     up: Tiling = (2, 1, 2, 1)
     """Warps, row tiles, stages, thread blocks."""
+    boxes: tuple[bool, bool] = (False, False)
+    """Whether either kernel fetches boxes."""
     dtype: torch.dtype = torch.bfloat16
     sparse: bool = False
     gate_up: bool = False
@@ -105,8 +107,8 @@ class Call:
             group_rows=ctypes.addressof(self.groups),
             groups=len(factors.group_rows),
             rank=factors.rank,
-            down_division=Division(*case.down),
-            up_division=Division(*case.up),
+            down_division=Division(*case.down[:3], case.boxes[0], case.down[3]),
+            up_division=Division(*case.up[:3], case.boxes[1], case.up[3]),
         )
 
     def needs(self, emulator: Any) -> LowRankNeeds:

@@ -57,6 +57,41 @@ CASES = {
         9, (33,), 76, 16, (2, 1, 2, 1), (2, 1, 2, 1), sparse=True, x_padding=3
     ),
 }
+BOTH = (True, True)
+CASES |= {
+    "boxes: one token": Case(1, (32,), 256, 32, (8, 1, 2, 1), (8, 1, 2, 2), boxes=BOTH),
+    "boxes: several stages and row blocks": Case(
+        8, (200,), 1032, 528, (8, 2, 2, 1), (8, 2, 2, 2), boxes=BOTH
+    ),
+    "boxes: 16 tokens, four row tiles": Case(
+        16, (130,), 776, 336, (8, 4, 2, 2), (8, 4, 2, 3), bias=True, residual=True, boxes=BOTH
+    ),
+    "boxes: three row tiles": Case(
+        9, (100,), 520, 304, (8, 3, 3, 2), (8, 3, 3, 1), dependent=True, boxes=BOTH
+    ),
+    "boxes: smallest": Case(1, (1,), 8, 16, (8, 1, 2, 1), (8, 1, 2, 1), boxes=BOTH),
+    "boxes: more ranges than chunks": Case(
+        3, (16,), 264, 16, (8, 1, 2, 5), (8, 1, 2, 1), boxes=BOTH
+    ),
+    "boxes: groups of any size": Case(
+        5,
+        (37, 1, 0, 90),
+        128,
+        144,
+        (8, 2, 2, 1),
+        (8, 2, 2, 2),
+        bias=True,
+        residual=True,
+        boxes=BOTH,
+    ),
+    "boxes: rows of x apart": Case(
+        12, (40,), 264, 48, (8, 1, 2, 1), (8, 4, 2, 1), x_padding=8, residual=True, boxes=BOTH
+    ),
+    "boxes of down only": Case(4, (48,), 512, 144, (8, 2, 2, 2), (2, 1, 2, 2), boxes=(True, False)),
+    "boxes of up only": Case(
+        4, (48,), 511, 144, (2, 1, 2, 2), (8, 1, 2, 2), x_start=1, boxes=(False, True)
+    ),
+}
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)

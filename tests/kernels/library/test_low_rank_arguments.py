@@ -10,11 +10,10 @@ from hypothesis import strategies as st
 from kernels.library.low_rank_case import Call, Case, LowRankNeeds
 
 from secateur_kernels.layouts import Fragment24, LowRank
+from secateur_kernels.low_rank_linear.cuda_choice import candidate_configs, default_config
 from secateur_kernels.low_rank_linear.cuda_config import (
     LowRankCudaConfig,
     LowRankShape,
-    candidate_configs,
-    default_config,
     down_shared_bytes,
     shared_bytes_of,
     supports,
@@ -94,6 +93,14 @@ def test_sound_arguments_are_accepted(emulator: Any) -> None:
         ({"down_division.blocks": 65}, "K in 1 to 64 ranges"),
         ({"up_division.blocks": 5}, "1 to row blocks thread blocks"),
         ({"up_division.blocks": 0}, "1 to row blocks thread blocks"),
+        ({"down_division.boxes": 1}, "8 warps of 1 to 4 row tiles for boxes"),
+        ({"up_division.boxes": 1, "up_division.warps": 8, "up_division.stages": 1}, "2 to 16"),
+        ({"tokens": 17, "up_division.boxes": 1, "up_division.warps": 8}, "for boxes"),
+        ({"silu_and_mul": 1, "up_division.boxes": 1, "up_division.warps": 8}, "for boxes"),
+        (
+            {"x_stride": 100, "down_division.boxes": 1, "down_division.warps": 8},
+            "do not overlap, for boxes",
+        ),
         ({"up_division.blocks": 2**40}, "1 to row blocks thread blocks"),
         ({"rank": 2**27}, "more shared memory"),
     ],
@@ -149,7 +156,9 @@ def needs_of(
     a.group_rows, a.groups = ctypes.addressof(rows), len(group_rows)
     a.tokens, a.rows, a.columns, a.rank = shape.m, sum(group_rows), shape.k, shape.rank
     a.sparse = 64 if shape.sparse else 0
-    for name in ("warps", "row_tiles", "stages"):
+    # As aligned as boxes want it.
+    a.x_stride = shape.k
+    for name in ("warps", "row_tiles", "stages", "boxes"):
         setattr(a.down_division, name, getattr(config, f"down_{name}"))
         setattr(a.up_division, name, getattr(config, f"up_{name}"))
     a.down_division.blocks, a.up_division.blocks = config.splits, config.up_blocks
@@ -175,12 +184,16 @@ def test_defaults_and_candidates_are_accepted(
             shape = LowRankShape(m, n, -(-k // 4) * 4, rank, sparse=sparse)
             if not supports(shape, capability):
                 continue
-            config = default_config(shape, num_sms, limit)
-            candidates = candidate_configs(shape, num_sms, limit)
+            config = default_config(shape, num_sms, capability)
+            candidates = candidate_configs(shape, num_sms, capability)
             assert candidates[0] == config
-            assert len(candidates) <= 16
+            assert len(candidates) <= 12
+            boxes = capability == H200 and m <= 16 and not sparse and k % 8 == 0
+            assert (config.down_boxes, config.up_boxes) == (boxes, boxes)
             for candidate in candidates:
                 check(candidate, shape, limit, emulator)
+                if candidate.up_boxes:
+                    continue
                 # Gate and up together: two row tiles in the room of one.
                 twice = fitted(candidate, (n - n % 2,), True)
                 assert up_shared_bytes(twice, shape) <= limit
@@ -188,12 +201,12 @@ def test_defaults_and_candidates_are_accepted(
 
 def test_defaults_of_an_h200() -> None:
     shape = LowRankShape(1, 4096, 4096, 1024)
-    config = default_config(shape, 132, shared_bytes_of(H200))
-    assert config == LowRankCudaConfig(8, 1, 2, 2, 8, 1, 2, 132)
+    config = default_config(shape, 132, H200)
+    assert config == LowRankCudaConfig(8, 2, 4, 4, 8, 2, 4, 128, 1, 1)
     # Both kernels' thread blocks side by side.
     room = down_shared_bytes(config, 1) + up_shared_bytes(config, shape)
     assert room <= shared_bytes_of(H200)
-    assert "K in 2" in str(config)
+    assert "K in 4" in str(config)
 
 
 @settings(

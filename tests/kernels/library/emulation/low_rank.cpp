@@ -1,6 +1,8 @@
 // The low-rank kernels' own source, run on emulated thread blocks behind the C interface's checks.
 #include "emulated/run.h"
 #include "low_rank/arguments.h"
+#include "secateur/low_rank/boxes/down.h"
+#include "secateur/low_rank/boxes/up.h"
 #include "secateur/low_rank/down.h"
 #include "secateur/low_rank/up.h"
 
@@ -71,6 +73,80 @@ void run_up_kernel(const SecateurLowRank& a, uint64_t seed) {
   }
 }
 
+template <typename Run>
+void with_box_shape(int row_tiles, int64_t tokens, const Run& run) {
+  switch (16 * row_tiles + token_tiles(tokens)) {
+    case 16 * 1 + 1: return run(Shape<1, 1>{});
+    case 16 * 1 + 2: return run(Shape<1, 2>{});
+    case 16 * 2 + 1: return run(Shape<2, 1>{});
+    case 16 * 2 + 2: return run(Shape<2, 2>{});
+    case 16 * 3 + 1: return run(Shape<3, 1>{});
+    case 16 * 3 + 2: return run(Shape<3, 2>{});
+    case 16 * 4 + 1: return run(Shape<4, 1>{});
+    case 16 * 4 + 2: return run(Shape<4, 2>{});
+  }
+}
+
+// Dynamic shared memory is aligned to 16 bytes only.
+int misplaced(uint64_t seed) { return 16 * ((seed + 21) % 64); }
+
+device::TensorMap factor_map(const void* factor, int64_t columns, int64_t rows, int row_tiles) {
+  return {static_cast<const uint8_t*>(factor), columns, rows, 2 * columns, tile_rows * row_tiles};
+}
+
+// As library/tensor_map.h has the driver encode it.
+device::TensorMap x_map(const SecateurLinear& a) {
+  const int64_t alone = ceil_div(a.columns, 8) * 8;
+  return {static_cast<const uint8_t*>(a.x), a.columns, a.tokens,
+          2 * (a.tokens > 1 ? a.x_stride : alone), 8 * token_tiles(a.tokens)};
+}
+
+template <typename Value>
+void run_box_down_kernel(const SecateurLowRank& a, uint64_t seed) {
+  const int64_t rows = a.groups * a.rank;
+  const boxes::BoxDown problem{
+      down_of(a), factor_map(a.down, a.linear.columns, rows, a.down_division.row_tiles),
+      x_map(a.linear)};
+  for (const int block : emulation::shuffled(static_cast<int>(down_blocks(a)), seed)) {
+    Machine machine(boxes::threads, misplaced(seed) + static_cast<int>(down_shared_bytes(a)),
+                    seed + block);
+    machine.allow(a.down, 2 * rows * a.linear.columns, false, true);
+    allow_x(a.linear, machine);
+    machine.allow(a.workspace, a.workspace_bytes, true);
+    if (a.linear.dependent) machine.launch_dependent();
+    with_box_shape(a.down_division.row_tiles, a.linear.tokens, [&](auto shape) {
+      machine.run(block, [&] {
+        boxes::run_down<Value, decltype(shape)>(problem, shared_base + misplaced(seed));
+      });
+    });
+  }
+}
+
+template <typename Value>
+void run_box_up_kernel(const SecateurLowRank& a, uint64_t seed) {
+  const boxes::BoxUp problem{
+      up_of(a), factor_map(a.up, a.rank, a.linear.rows, a.up_division.row_tiles)};
+  for (const int block : emulation::shuffled(problem.up.blocks, seed)) {
+    Machine machine(boxes::threads, misplaced(seed) + static_cast<int>(up_shared_bytes(a)),
+                    seed + block);
+    machine.allow(a.up, 2 * a.linear.rows * a.rank, false, true);
+    machine.allow(a.workspace, a.workspace_bytes, false);
+    emulation::allow_linear(a.linear, machine);
+    machine.launch_dependent();
+    with_box_shape(a.up_division.row_tiles, a.linear.tokens, [&](auto shape) {
+      machine.run(block, [&] {
+        boxes::run_up<Value, decltype(shape)>(problem, shared_base + misplaced(seed));
+      });
+    });
+  }
+}
+
+template <typename Value>
+void run_kernels(const SecateurLowRank& a, uint64_t seed) {
+  (a.down_division.boxes ? run_box_down_kernel<Value> : run_down_kernel<Value>)(a, seed);
+  (a.up_division.boxes ? run_box_up_kernel<Value> : run_up_kernel<Value>)(a, seed + 1);
+}
+
 }  // namespace
 
 // Both kernels, each one's thread blocks one after the other, in an order that follows from the
@@ -79,11 +155,9 @@ extern "C" int emulate_low_rank(const SecateurLowRank* a, uint64_t seed) {
   if (const int error = secateur_low_rank_check(a)) return error;
   return emulation::guarded([&] {
     if (a->linear.value_type == SECATEUR_BF16) {
-      run_down_kernel<Bf16>(*a, seed);
-      run_up_kernel<Bf16>(*a, seed + 1);
+      run_kernels<Bf16>(*a, seed);
     } else {
-      run_down_kernel<Fp16>(*a, seed);
-      run_up_kernel<Fp16>(*a, seed + 1);
+      run_kernels<Fp16>(*a, seed);
     }
   });
 }

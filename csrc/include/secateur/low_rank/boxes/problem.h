@@ -1,0 +1,117 @@
+// Both kernels of up to 16 tokens for 9.0: one warp fetches boxes of a factor for all others, which
+// split the columns of each stage and add up at the end of each row block.
+#pragma once
+
+#include "secateur/device/tensor_copy.h"
+#include "secateur/low_rank/problem.h"
+
+namespace secateur::low_rank::boxes {
+
+constexpr int max_tokens = 16;
+constexpr int max_row_tiles = 4;
+constexpr int warps = 8;  // that multiply; one more fetches
+constexpr int threads = (warps + 1) * warp_lanes;
+
+// A box has 64 columns of all the rows of a thread block, swizzled, and two warps multiply a half
+// of it each.
+constexpr int box_columns = 64;
+constexpr int box_row_bytes = 2 * box_columns;
+constexpr int stage_boxes = warps / 2;
+constexpr int stage_columns = stage_boxes * box_columns;
+constexpr int chunk_boxes = chunk_columns / box_columns;
+constexpr int alignment = 1024;  // at which the swizzle repeats
+
+SECATEUR_INLINE constexpr int weight_box_bytes(int row_tiles) {
+  return row_tiles * tile_rows * box_row_bytes;
+}
+SECATEUR_INLINE constexpr int x_box_bytes(int token_tiles) {
+  return token_tiles * 8 * box_row_bytes;
+}
+SECATEUR_INLINE constexpr int down_stage_bytes(int row_tiles, int token_tiles) {
+  return stage_boxes * (weight_box_bytes(row_tiles) + x_box_bytes(token_tiles));
+}
+SECATEUR_INLINE constexpr int up_stage_bytes(int row_tiles) {
+  return stage_boxes * weight_box_bytes(row_tiles);
+}
+
+// What lies behind the ring: t, sums of all warps, whether t is finite, mbarriers.
+SECATEUR_INLINE constexpr int warp_sums_bytes(int row_tiles, int token_tiles) {
+  return row_tiles * token_tiles * warp_lanes * 16;
+}
+constexpr int flags_bytes = 16 * warps;
+SECATEUR_INLINE constexpr int64_t shared_bytes(int stages, int stage_bytes, int64_t hidden,
+                                               int warp_sums) {
+  return alignment + static_cast<int64_t>(stages) * (stage_bytes + 16) + hidden +
+         warps * warp_sums + flags_bytes + 8;
+}
+
+struct Places {
+  uint32_t ring;
+  uint32_t hidden;
+  uint32_t sums;
+  uint32_t flags;
+  uint32_t barriers;  // full, empty, then the one of all warps that multiply
+
+  SECATEUR_INLINE constexpr Places(uint32_t shared, const Division& d, int64_t hidden_bytes,
+                                   int warp_sums)
+      : ring((shared + alignment - 1) / alignment * alignment),
+        hidden(ring + d.stages * d.stage_bytes),
+        sums(hidden + static_cast<uint32_t>(hidden_bytes)),
+        flags(sums + warps * warp_sums),
+        barriers(flags + flags_bytes) {}
+};
+
+// Boxes [first, end) of a factor's columns.
+struct Range {
+  int first;
+  int end;
+
+  SECATEUR_INLINE constexpr int stages() const {
+    return static_cast<int>(ceil_div(end - first, stage_boxes));
+  }
+  SECATEUR_INLINE constexpr int boxes(int stage) const {
+    const int left = end - first - stage * stage_boxes;
+    return left < stage_boxes ? left : stage_boxes;
+  }
+};
+
+// The part-th of `parts` ranges of whole chunks.
+SECATEUR_INLINE constexpr Range range_of(int columns, int part, int parts) {
+  const int64_t all = chunks(columns);
+  const int boxes = static_cast<int>(ceil_div(columns, box_columns));
+  const int first = static_cast<int>(part * all / parts) * chunk_boxes;
+  const int end = static_cast<int>((part + 1) * all / parts) * chunk_boxes;
+  return {first, end < boxes ? end : boxes};
+}
+
+// What the kernels receive. Maps have boxes of a thread block's rows, and of all tokens.
+struct BoxDown {
+  Down down;
+  device::TensorMap weight;
+  device::TensorMap x;
+};
+struct BoxUp {
+  Up up;
+  device::TensorMap weight;
+};
+
+// Where a warp stands in the ring.
+struct BoxRing {
+  uint32_t base;
+  uint32_t barriers;
+  const Division& division;
+  int stage = 0;
+  uint32_t phase = 0;
+
+  SECATEUR_INLINE uint32_t place() const { return base + stage * division.stage_bytes; }
+  SECATEUR_INLINE uint32_t full() const { return barriers + 8 * stage; }
+  SECATEUR_INLINE uint32_t empty() const { return barriers + 8 * (division.stages + stage); }
+  SECATEUR_INLINE void advance() {
+    if (++stage == division.stages) {
+      stage = 0;
+      phase ^= 1;
+    }
+  }
+};
+
+}  // namespace secateur::low_rank::boxes

@@ -1,0 +1,60 @@
+// The warp that fetches boxes: one lane of it asks, the copy engine does the rest.
+#pragma once
+
+#include "secateur/low_rank/boxes/problem.h"
+
+namespace secateur::low_rank::boxes {
+
+// Where the producer stands: row blocks one after the other, in each all stages of the range.
+struct Walk {
+  int block;
+  int stage = 0;
+
+  SECATEUR_INLINE void advance(const Range& range) {
+    if (++stage == range.stages()) {
+      stage = 0;
+      ++block;
+    }
+  }
+};
+
+// Boxes of a stage from `row` on, each announced with its bytes by the one arrival.
+SECATEUR_DEVICE void fetch_boxes(uint32_t target, const device::TensorMap& map, const Range& range,
+                                 int stage, int row, int box_bytes, uint32_t full) {
+  const int boxes = range.boxes(stage);
+  device::barrier_arrive_expect(full, boxes * box_bytes);
+#pragma unroll 1
+  for (int i = 0; i < boxes; ++i) {
+    const int column = (range.first + stage * stage_boxes + i) * box_columns;
+    device::copy_box(target + i * box_bytes, map, column, row, full);
+  }
+}
+
+// `stages` in all. A task says which weights a stage has, which are older than the kernel in front,
+// and what else it needs, which is not; and when its successor's first stages may be asked for,
+// counted from the end.
+template <typename Task>
+SECATEUR_DEVICE void produce(const Task& task, BoxRing ring, Walk walk, const Range& range,
+                             int stages) {
+  const int early = stages < ring.division.stages ? stages : ring.division.stages;
+  BoxRing first = ring;
+  Walk ahead = walk;
+#pragma unroll 1
+  for (int i = 0; i < early; ++i, first.advance(), ahead.advance(range)) {
+    task.fetch_weights(first.place(), ahead, first.full());
+  }
+  const int last = stages - task.stages_behind_successor(early);
+  if (last <= 0) device::let_successor_start();
+  device::wait_for_predecessor();
+#pragma unroll 1
+  for (int i = 0; i < stages; ++i, ring.advance(), walk.advance(range)) {
+    if (i >= early) {
+      device::barrier_wait(ring.empty(), ring.phase ^ 1);
+      task.fetch_weights(ring.place(), walk, ring.full());
+    }
+    task.fetch_operand(ring.place(), walk, ring.full());
+    if (i + 1 == last) device::let_successor_start();
+  }
+}
+
+}  // namespace secateur::low_rank::boxes

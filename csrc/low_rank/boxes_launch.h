@@ -1,0 +1,117 @@
+// How instances of the two kernels that fetch boxes are launched, and their maps.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include "library/launch.h"
+#include "library/tensor_map.h"
+#include "low_rank/arguments.h"
+#include "secateur/low_rank/boxes/down.h"
+#include "secateur/low_rank/boxes/up.h"
+
+namespace secateur::low_rank {
+
+// Two thread blocks share a multiprocessor, one of each kernel. With many row tiles the second takes
+// more than half of the registers, and the first leaves that many.
+template <typename Shape>
+constexpr int up_blocks_per_sm = Shape::row_tiles <= 2 ? 2 : 1;
+
+template <typename Value, typename Shape>
+__global__ __launch_bounds__(boxes::threads, 2) void box_down_kernel(
+    const __grid_constant__ boxes::BoxDown problem) {
+  extern __shared__ __align__(1024) uint8_t shared[];
+  if constexpr (device::has_bulk_copies) {
+    boxes::run_down<Value, Shape>(problem, device::shared_address(shared));
+  } else {
+    __trap();  // nobody launches it
+  }
+}
+
+template <typename Value, typename Shape>
+__global__ __launch_bounds__(boxes::threads, up_blocks_per_sm<Shape>) void box_up_kernel(
+    const __grid_constant__ boxes::BoxUp problem) {
+  extern __shared__ __align__(1024) uint8_t shared[];
+  if constexpr (device::has_bulk_copies) {
+    boxes::run_up<Value, Shape>(problem, device::shared_address(shared));
+  } else {
+    __trap();
+  }
+}
+
+namespace boxes {
+
+template <typename Launcher>
+int with_shape(int row_tiles, int64_t tokens, const Launcher& launch) {
+  switch (16 * row_tiles + token_tiles(tokens)) {
+    case 16 * 1 + 1:
+      return launch(Shape<1, 1>{});
+    case 16 * 1 + 2:
+      return launch(Shape<1, 2>{});
+    case 16 * 2 + 1:
+      return launch(Shape<2, 1>{});
+    case 16 * 2 + 2:
+      return launch(Shape<2, 2>{});
+    case 16 * 3 + 1:
+      return launch(Shape<3, 1>{});
+    case 16 * 3 + 2:
+      return launch(Shape<3, 2>{});
+    case 16 * 4 + 1:
+      return launch(Shape<4, 1>{});
+    case 16 * 4 + 2:
+      return launch(Shape<4, 2>{});
+    default:
+      return SECATEUR_BAD_LOW_RANK_TILES;
+  }
+}
+
+inline Launch launch_of(const SecateurLowRank& a, cudaStream_t stream) {
+  Launch how{};
+  how.threads = threads;
+  how.device = a.linear.device;
+  how.stream = stream;
+  return how;
+}
+
+template <typename Value>
+int launch_down(const SecateurLowRank& a, cudaStream_t stream) {
+  const int row_tiles = a.down_division.row_tiles;
+  BoxDown problem{};
+  problem.down = down_of(a);
+  const int64_t columns = a.linear.columns;
+  if (const int error = map_matrix(a.linear.value_type, a.down, columns, a.groups * a.rank,
+                                   columns, row_tiles * tile_rows, &problem.weight)) {
+    return error;
+  }
+  if (const int error = map_x(a.linear, 8 * token_tiles(a.linear.tokens), &problem.x)) {
+    return error;
+  }
+  Launch how = launch_of(a, stream);
+  how.blocks = down_blocks(a);
+  how.shared_bytes = static_cast<int>(down_shared_bytes(a));
+  how.dependent = a.linear.dependent != 0;
+  return with_shape(row_tiles, a.linear.tokens, [&](auto shape) {
+    return launch_kernel<box_down_kernel<Value, decltype(shape)>>(how, problem);
+  });
+}
+
+// Always a dependent: the kernel in front is the first of the two, and the weights are older.
+template <typename Value>
+int launch_up(const SecateurLowRank& a, cudaStream_t stream) {
+  const int row_tiles = a.up_division.row_tiles;
+  BoxUp problem{};
+  problem.up = up_of(a);
+  if (const int error = map_matrix(a.linear.value_type, a.up, a.rank, a.linear.rows, a.rank,
+                                   row_tiles * tile_rows, &problem.weight)) {
+    return error;
+  }
+  Launch how = launch_of(a, stream);
+  how.blocks = a.up_division.blocks;
+  how.shared_bytes = static_cast<int>(up_shared_bytes(a));
+  how.dependent = true;
+  return with_shape(row_tiles, a.linear.tokens, [&](auto shape) {
+    return launch_kernel<box_up_kernel<Value, decltype(shape)>>(how, problem);
+  });
+}
+
+}  // namespace boxes
+}  // namespace secateur::low_rank
