@@ -48,7 +48,7 @@ def pictures(records: Iterable[Record]) -> dict[str, str]:
         lines = bandwidth_lines(chosen, mode)
         if lines:
             title = f"How fast weights are read, 2:4 linear, {mode}"
-            level = (100.0, "ceiling, measured in the same run")
+            level = (100.0, "a plain sum over 4 GB, in the same run")
             drawn[f"bandwidth-{mode}.svg"] = lines_svg(lines, title, "% of the ceiling", level)
     return drawn
 
