@@ -70,7 +70,9 @@ def what_failed(outcomes: Sequence[Outcome], out: Path) -> str:
         fine = outcome.status == 0 or (outcome.status == AGAIN and _FAILED not in outcome.last_line)
         if fine or not log.is_file():
             continue
-        said = [line for line in log.read_text(encoding="utf-8").splitlines() if line.strip()]
+        lines_of = log.read_text(encoding="utf-8").splitlines()
+        # What was skipped comes last, and would hide what failed.
+        said = [line for line in lines_of if line.strip() and not line.startswith("SKIPPED")]
         lines += [f"\n{outcome.step}, {outcome.status}:"]
         lines += [line[:_WIDEST] for line in said[-_LAST_LINES:]]
     return "\n".join(lines)

@@ -137,7 +137,7 @@ def test_steps_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     chosen = [
         Step("one", (*python(meet), "a"), 60, grace=5),
         Step("two", (*python(meet), "b"), 60, grace=5),
-        Step("bad", python("print('row 3'); raise SystemExit(3)"), 60, grace=5),
+        Step("bad", python("print('row 3\\nSKIPPED [1] it'); raise SystemExit(3)"), 60, grace=5),
         Step("slow", python("import time; time.sleep(60)"), 2, grace=1),
         Step("spent", python(f"print('2 failed'); raise SystemExit({AGAIN})"), 60, grace=5),
         Step("too long", python(""), 900, grace=5),
@@ -193,7 +193,12 @@ def test_the_whole_suite_side_by_side(
     arguments = ["--together", "--limit", "120", "--out", str(tmp_path)]
     assert main([*arguments, *names]) == 0
     parts = [f"tests-accuracy-sparse24-{part}" for part in (1, 2, 3, 4)]
-    expected = ["quick", *parts, "tests-memory-large", *(f"tests-use-{part}" for part in (1, 2, 3))]
+    expected = [
+        "quick",
+        *parts,
+        "tests-memory-large",
+        *(f"tests-use-{part}" for part in (1, 2, 3, 4)),
+    ]
     assert [step.name for step in ran] == expected
     assert all(step.within(119) for step in ran if step.name != "tests-memory-large")
     for name in ("bench-quick", "microbench", "tune-1", "build", "large-8b", "bench-drawn"):
