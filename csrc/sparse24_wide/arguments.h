@@ -45,6 +45,7 @@ inline Problem problem_of(const SecateurSparse24Wide& a) {
                 static_cast<int>(a.blocks / p.cluster.size()),
                 static_cast<int>(a.waves),
                 static_cast<int>(a.group)};
+  p.slots_per_block = p.schedule.slots_per_block();
   return p;
 }
 

@@ -359,5 +359,20 @@ SECATEUR_DEVICE void fence_device() { asm volatile("fence.acq_rel.gpu;" ::: "mem
 // How many came before; the counter must have been zero before the first.
 SECATEUR_DEVICE uint32_t take_ticket(uint32_t* counter) { return atomicAdd(counter, 1u); }
 
+// The same between two fences, of which the second waits for nothing: what the thread has seen and
+// written is there for whoever comes later, and it sees what is of those who came before.
+SECATEUR_DEVICE uint32_t take_ordered_ticket(uint32_t* counter) {
+  uint32_t v;
+  asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], 1;" : "=r"(v) : "l"(counter) : "memory");
+  return v;
+}
+
+// How many have come so far. Orders nothing: a fence must follow.
+SECATEUR_DEVICE uint32_t peek_ticket(const uint32_t* counter) {
+  uint32_t v;
+  asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(v) : "l"(counter));
+  return v;
+}
+
 }  // namespace secateur::device
 #endif

@@ -114,7 +114,11 @@ struct TileSchedule {
     return first_unit(block) < (tile - whole_tiles()) * steps;
   }
   SECATEUR_INLINE constexpr int64_t slot(int block, bool later) const {
-    return static_cast<int64_t>(block) * slots_per_block() + (later ? 1 : 0);
+    return slot(block, later, slots_per_block());
+  }
+  // Where slots_per_block(), a division, is known.
+  static SECATEUR_INLINE constexpr int64_t slot(int block, bool later, int per_block) {
+    return static_cast<int64_t>(block) * per_block + (later ? 1 : 0);
   }
 };
 

@@ -30,6 +30,7 @@ struct Problem {
   int stages;
   Cluster cluster;
   TileSchedule schedule;  // of groups of tiles, for clusters
+  int slots_per_block;    // of the schedule, which has to divide for it
 };
 
 // A tile of y: each of Warpgroups multiplies Panels panels of 64 rows by Tokens tokens.

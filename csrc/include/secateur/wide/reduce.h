@@ -38,8 +38,9 @@ SECATEUR_DEVICE bool reduce(Sums<Shape>& sums, const Problem& problem, const Mem
       (static_cast<int64_t>(schedule.counter(group)) * size + member.rank) * Shape::warps + warp;
   return add_shares<Shape::panels, Shape::token_tiles>(
       sums, member.index - sharers.first, sharers.count, counter, [&](int i) {
+        const bool later = i == 0 && sharers.later != 0;
         const int64_t slot =
-            schedule.slot(sharers.first + i, i == 0 && sharers.later != 0) * size + member.rank;
+            schedule.slot(sharers.first + i, later, problem.slots_per_block) * size + member.rank;
         // One address for all sums, instead of one for each that is kept from slot to slot.
         return device::anew(workspace + slot * Shape::slot_floats);
       });

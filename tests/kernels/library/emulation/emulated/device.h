@@ -312,5 +312,9 @@ inline void fence_device() {}
 inline uint32_t take_ticket(uint32_t* counter) {
   return (*machine().global<uint32_t>(counter, true))++;
 }
+inline uint32_t take_ordered_ticket(uint32_t* counter) { return take_ticket(counter); }
+inline uint32_t peek_ticket(const uint32_t* counter) {
+  return *machine().global<uint32_t>(counter, false);
+}
 
 }  // namespace secateur::device
