@@ -1,12 +1,14 @@
 """Which config of the compiled kernel for warpgroups to use, and which are worth timing.
 
-The estimate counts clocks of the busiest multiprocessor. It is no prediction of time, but orders
-configs: `secateur tune` measures.
+`estimated_us` orders them: `secateur tune` measures.
 """
 
+from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 from math import sqrt
 
+from secateur_kernels.sparse24_linear.cuda_rates import clusters_at_once
 from secateur_kernels.sparse24_linear.cuda_wide_config import (
     HALF_SHARED_BYTES,
     MOST_STEPS,
@@ -16,8 +18,9 @@ from secateur_kernels.sparse24_linear.cuda_wide_config import (
     WideConfig,
     groups_of,
 )
+from secateur_kernels.sparse24_linear.cuda_wide_estimate import estimated_us
 
-MOST_CANDIDATES = 24
+MOST_CANDIDATES = 16
 
 _HOPPER = (9, 0)
 _SMS = 132
@@ -26,27 +29,14 @@ _WEIGHT_BYTES = 72
 """Of a row and a step of 64 columns."""
 _X_BYTES = 128
 """Of a token and a step."""
-# Of one multiprocessor and clock: products with a sparse operand (dense-equivalent), bytes that
-# shared memory takes or gives, bytes from the L2 cache and from memory.
-_PRODUCTS = 4096
-_SHARED = 128
-_L2 = 30
-_MEMORY = 18
-# Clocks: to fill the ring and agree on a step, to start and end a tile, and to find out who adds up
-# the shares of one.
-_STEP_CLOCKS = 40
-_TILE_CLOCKS = 1500
-_TICKET_CLOCKS = 3000
-# Two barriers over a cluster.
-_CLUSTER_CLOCKS = 1400
 # Below this many steps a share of a tile is not worth its reduction.
 _LEAST_STEPS = 4
 # Clusters that are worth a try: tiles along rows, tiles along tokens.
 _CLUSTERS = ((1, 1), (2, 1), (1, 2), (4, 1), (2, 2))
 # Thread blocks of a cluster that split the steps of a tile.
 _STEP_CLUSTERS = (2, 4, 8)
-_MOST_STEPS_SPLIT = 4
-"""Candidates with such clusters, beside those that are among the best anyway."""
+_MOST_OF_A_KIND = 2
+"""Candidates."""
 # How many multiprocessors clusters of four reach depends on the chip; the default avoids them.
 _LARGEST_DEFAULT_CLUSTER = 2
 
@@ -54,7 +44,7 @@ _LARGEST_DEFAULT_CLUSTER = 2
 def default_config(
     m: int, n: int, k: int, num_sms: int, capability: tuple[int, int] = _HOPPER
 ) -> WideConfig:
-    """A good guess: the fewest clocks of the busiest multiprocessor.
+    """A good guess: the lowest estimate.
 
     Args:
         m: tokens.
@@ -80,26 +70,30 @@ def candidate_configs(
         capability: of the device: there is one only.
 
     Returns:
-        at most `MOST_CANDIDATES`: the best clusters that split steps, and of every tile that is
-        worth it the best few.
+        at most `MOST_CANDIDATES`, by their estimates, and of every kind (tile, ring and cluster)
+        the best few: what an estimate is wrong about it is wrong about for all of a kind.
     """
-    first = default_config(m, n, k, num_sms or _SMS)
-    tiles = _tiles(m, n)
-    left = {tile: MOST_CANDIDATES // len(tiles) for tile in tiles}
     ranked = _ranked(m, n, k, num_sms or _SMS)
-    split = [config for config in ranked if config.cluster_steps > 1][:_MOST_STEPS_SPLIT]
-    found = dict.fromkeys([first, *split])
+    first = next(config for config in ranked if _may_be_default(config))
+    seen: Counter[tuple[object, ...]] = Counter()
+    found = [first]
     for config in ranked:
-        left[config.tile] -= 1
-        if left[config.tile] >= 0 and len(found) < MOST_CANDIDATES:
-            found[config] = None
-    return list(found)
+        seen[_kind(config)] += 1
+        if config != first and seen[_kind(config)] <= _MOST_OF_A_KIND:
+            found.append(config)
+    return found[:MOST_CANDIDATES]
+
+
+def _kind(config: WideConfig) -> tuple[object, ...]:
+    clusters = (config.cluster_rows, config.cluster_tokens, config.cluster_steps)
+    return config.tile, config.stages, clusters
 
 
 def _may_be_default(config: WideConfig) -> bool:
     """Larger clusters only where two share a multiprocessor, so that none waits for a place."""
-    split = config.cluster_steps > 1 and config.tile.resident == 2
-    return split or config.cluster <= _LARGEST_DEFAULT_CLUSTER
+    return config.cluster <= _LARGEST_DEFAULT_CLUSTER or (
+        config.tile.shared_bytes(config.stages) <= HALF_SHARED_BYTES and config.tile.resident == 2
+    )
 
 
 def _tiles(m: int, n: int) -> list[Tile]:
@@ -116,63 +110,80 @@ def _tiles(m: int, n: int) -> list[Tile]:
 
 
 def _ranked(m: int, n: int, k: int, num_sms: int) -> list[WideConfig]:
+    found = [
+        config
+        for tile in _tiles(m, n)
+        for ring in _rings(tile)
+        for config in (
+            *_with_operands_shared(tile, ring, m, n, k, num_sms),
+            *_with_steps_split(tile, ring, m, n, k, num_sms),
+        )
+    ]
+    return sorted(dict.fromkeys(found), key=lambda config: estimated_us(config, m, n, k, num_sms))
+
+
+@dataclass(frozen=True)
+class _Ring:
+    stages: int
+    resident: int
+    """Thread blocks that share a multiprocessor."""
+
+
+def _rings(tile: Tile) -> list[_Ring]:
+    """One that leaves room for a second thread block, which may be the next kernel's, and all."""
+    alone = _Ring(tile.most_stages(SHARED_BYTES), 1)
+    beside = _Ring(tile.most_stages(HALF_SHARED_BYTES), 2)
+    return [beside, alone] if tile.resident == 2 else [alone]
+
+
+def _with_operands_shared(
+    tile: Tile, ring: _Ring, m: int, n: int, k: int, num_sms: int
+) -> Iterator[WideConfig]:
+    """Thread blocks by themselves, and clusters that fetch the weight or x together."""
     steps = -(-k // _UNIT)
-    found: dict[WideConfig, float] = {}
-    for tile in _tiles(m, n):
-        for cluster in _CLUSTERS:
-            size = cluster[0] * cluster[1]
-            # A cluster that is mostly beyond the problem shares nothing.
-            if tile.rows * (cluster[0] - 1) >= n or tile.tokens * (cluster[1] - 1) >= m:
-                continue
-            groups = groups_of(tile, cluster, m, n)
-            if groups * steps > MOST_STEPS:
-                continue
-            for clusters, waves in _divisions(groups, steps, _clusters(num_sms, size, tile)):
-                config = WideConfig(
-                    warpgroups=tile.warpgroups,
-                    panels=tile.panels,
-                    tokens=tile.tokens,
-                    stages=_stages(tile),
-                    cluster_rows=cluster[0],
-                    cluster_tokens=cluster[1],
-                    blocks=clusters * size,
-                    waves=waves,
-                    group=_group(tile, cluster, m, n, min(clusters, groups)),
-                )
-                found[config] = _clocks(config, m, n, steps, num_sms)
-        for config in _with_steps_split(tile, m, n, steps, num_sms):
-            found[config] = _clocks(config, m, n, steps, num_sms)
-    return sorted(found, key=lambda config: found[config])
+    for cluster in _CLUSTERS:
+        size = cluster[0] * cluster[1]
+        # A cluster that is mostly beyond the problem shares nothing.
+        if tile.rows * (cluster[0] - 1) >= n or tile.tokens * (cluster[1] - 1) >= m:
+            continue
+        groups = groups_of(tile, cluster, m, n)
+        if groups * steps > MOST_STEPS:
+            continue
+        at_once = clusters_at_once(num_sms, size) * ring.resident
+        for clusters, waves in _divisions(groups, steps, at_once):
+            yield WideConfig(
+                warpgroups=tile.warpgroups,
+                panels=tile.panels,
+                tokens=tile.tokens,
+                stages=ring.stages,
+                cluster_rows=cluster[0],
+                cluster_tokens=cluster[1],
+                blocks=clusters * size,
+                waves=waves,
+                group=_group(tile, cluster, m, n, min(clusters, groups)),
+            )
 
 
-def _with_steps_split(tile: Tile, m: int, n: int, steps: int, num_sms: int) -> Iterator[WideConfig]:
+def _with_steps_split(
+    tile: Tile, ring: _Ring, m: int, n: int, k: int, num_sms: int
+) -> Iterator[WideConfig]:
     """Clusters that split the steps of a tile: where all tiles find a place at the same time."""
     tiles = groups_of(tile, (1, 1), m, n)
     if not tile.splits_steps:
         return
     for size in _STEP_CLUSTERS:
-        if size * _LEAST_STEPS <= steps and tiles <= _clusters(num_sms, size, tile):
+        at_once = clusters_at_once(num_sms, size) * ring.resident
+        if size * _LEAST_STEPS * _UNIT <= k and tiles <= at_once:
             yield WideConfig(
                 warpgroups=tile.warpgroups,
                 panels=tile.panels,
                 tokens=tile.tokens,
-                stages=_stages(tile),
+                stages=ring.stages,
                 cluster_steps=size,
                 blocks=tiles * size,
                 waves=1,
                 group=_group(tile, (1, 1), m, n, tiles),
             )
-
-
-def _stages(tile: Tile) -> int:
-    """Where two thread blocks can share a multiprocessor, the next kernel's may start early."""
-    return tile.most_stages(HALF_SHARED_BYTES if tile.resident == 2 else SHARED_BYTES)
-
-
-def _clusters(num_sms: int, size: int, tile: Tile) -> int:
-    """Clusters that run at the same time, as a rule."""
-    whole = num_sms // size
-    return max(1, (whole - 1 if size > _LARGEST_DEFAULT_CLUSTER else whole) * tile.resident)
 
 
 def _divisions(groups: int, steps: int, at_once: int) -> Iterator[tuple[int, int]]:
@@ -200,45 +211,3 @@ def _group(tile: Tile, cluster: tuple[int, int], m: int, n: int, at_once: int) -
     row_groups, token_groups = -(-n // rows), -(-m // tokens)
     # Where there are too few along tokens, more along rows.
     return min(row_groups, max(wanted, -(-at_once // token_groups)))
-
-
-def _clocks(config: WideConfig, m: int, n: int, steps: int, num_sms: int) -> float:
-    tile = config.tile
-    groups = groups_of(tile, (config.cluster_rows, config.cluster_tokens), m, n)
-    clusters = config.blocks // config.cluster
-    # Thread blocks that share a multiprocessor share what it can do.
-    share = -(-config.blocks // num_sms)
-    step = _step_clocks(config, m) * share
-    end = _TILE_CLOCKS + 8 * tile.floats / _SHARED
-    if config.cluster_steps > 1:
-        # Every thread block reads as much as it has itself, most of it from others.
-        end += _CLUSTER_CLOCKS + 4 * tile.floats * share / _L2
-        steps = -(-steps // config.cluster_steps)
-    whole = min(config.waves * clusters, groups)
-    clocks = -(-whole // clusters) * (steps * step + end)
-    left = groups - whole
-    if left == 0:
-        return clocks
-    sharers = min(clusters, left * steps)
-    longest = -(-left * steps // sharers)
-    clocks += longest * step + end
-    if left % sharers:
-        # Written once each, and read by the last to arrive.
-        parts = -(-steps // longest) + (sharers % left != 0)
-        clocks += _TICKET_CLOCKS + (1 + parts) * 4 * tile.floats / _L2
-    return clocks
-
-
-def _step_clocks(config: WideConfig, m: int) -> float:
-    """Of 64 columns: the busiest of tensor cores, shared memory, L2 cache and memory."""
-    tile = config.tile
-    weight, x = tile.rows * _WEIGHT_BYTES, tile.tokens * _X_BYTES
-    # Each panel's products read x anew, and the weight goes through registers.
-    shared = 2 * weight + x + tile.warpgroups * tile.panels * x
-    once = m <= tile.tokens * config.cluster_tokens
-    return _STEP_CLOCKS + max(
-        tile.floats * _UNIT / _PRODUCTS,
-        shared / _SHARED,
-        (weight / config.cluster_tokens + x / config.cluster_rows) / _L2,
-        weight / config.cluster_tokens / _MEMORY if once else 0.0,
-    )
