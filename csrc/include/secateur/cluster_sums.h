@@ -10,7 +10,6 @@
 
 namespace secateur::cluster_sums {
 
-constexpr int max_ranks = 8;
 // The accumulators of a warp for 16 rows and eight tokens.
 constexpr int tile_bytes = warp_lanes * accumulator::items * 4;
 
@@ -18,8 +17,8 @@ SECATEUR_INLINE constexpr int share_begin(int items, int ranks, int rank) {
   return items * rank / ranks;
 }
 
-// The thread blocks of a cluster that have summed parts of the same tile, in the order in which they
-// are added, and which of them asks.
+// The thread blocks of a cluster that have summed parts of the same tile, in the order in which
+// they are added, and which of them asks.
 struct Ranks {
   int first;
   int apart;
@@ -43,66 +42,72 @@ SECATEUR_DEVICE void leave(const float (&sums)[TokenTiles][accumulator::items], 
   }
 }
 
-// An item's sums over all thread blocks, in their order: loads of `Together` of them are issued
-// before any is used.
-template <int Tiles, int Together>
-SECATEUR_DEVICE void add_ranks(float (&sums)[Tiles][accumulator::items], uint32_t place,
-                               const Ranks& ranks) {
+// Sums of `Tiles` token tiles over `Count` thread blocks, in their order, take the place of the
+// thread block's own. All loads are issued before any is used.
+template <int Tiles, int Count>
+SECATEUR_DEVICE void add_ranks(uint32_t place, const Ranks& ranks) {
+  Words4 parts[Count][Tiles];
 #pragma unroll
-  for (int first = 0; first < max_ranks; first += Together) {
-    Words4 parts[Together][Tiles];
+  for (int i = 0; i < Count; ++i) {
+    const uint32_t mapped = device::map_shared(place, ranks.rank(i));
 #pragma unroll
-    for (int i = 0; i < Together; ++i) {
-      if (first + i >= ranks.count) continue;
-      const uint32_t mapped = device::map_shared(place, ranks.rank(first + i));
+    for (int n = 0; n < Tiles; ++n) parts[i][n] = device::load_mapped16(mapped + n * tile_bytes);
+  }
 #pragma unroll
-      for (int n = 0; n < Tiles; ++n) {
-        parts[i][n] = device::load_mapped16(mapped + n * tile_bytes);
-      }
+  for (int n = 0; n < Tiles; ++n) {
+#pragma unroll
+    for (int j = 0; j < accumulator::items; ++j) {
+      float sum = device::as_float(parts[0][n].word[j]);
+#pragma unroll
+      for (int i = 1; i < Count; ++i) sum += device::as_float(parts[i][n].word[j]);
+      parts[0][n].word[j] = device::as_bits(sum);
     }
-#pragma unroll
-    for (int i = 0; i < Together; ++i) {
-      if (first + i >= ranks.count) continue;
-#pragma unroll
-      for (int n = 0; n < Tiles; ++n) {
-#pragma unroll
-        for (int j = 0; j < accumulator::items; ++j) {
-          const float part = device::as_float(parts[i][n].word[j]);
-          sums[n][j] = first + i == 0 ? part : sums[n][j] + part;
-        }
-      }
-    }
+    device::store_shared16(place + n * tile_bytes, parts[0][n]);
   }
 }
 
-// What is added up: `tiles` sub-tiles from `first_tile` of the weight on, TokenTiles token tiles
-// from `first_token` on.
+// What is added up: sub-tiles from `first_tile` of the weight on, token tiles from `first_token`
+// on.
 struct Shared {
   int64_t first_tile;
   int first_token;
-  int tiles;
   Ranks ranks;
 };
 
-// The calling warp's part, one of `warps`, of the thread block's share. Shares are counted in items
-// of 16 rows and ItemTiles token tiles: small ones, so that there are enough of them for all warps.
-template <typename Value, int TokenTiles, int ItemTiles, int Together>
+// How many of the token tiles that a warp has left it finishes.
+SECATEUR_INLINE constexpr int tiles_each(int tiles, int ranks) {
+  return tiles < ranks ? 1 : tiles / ranks;
+}
+
+// The calling warp's part of the thread block's share. Each of `Warps` has left Tiles token tiles,
+// TokenTiles of them a sub-tile; so many that lie together are finished by one warp that it waits
+// for the other thread blocks once. What has been added up goes to y by `Together` token tiles.
+template <typename Value, int Tiles, int TokenTiles, int Warps, int Together>
 SECATEUR_DEVICE void finish_share(const Output& output, const Shared& shared, uint32_t base,
-                                  int warp, int warps) {
-  constexpr int items_per_tile = TokenTiles / ItemTiles;
+                                  int warp) {
   const Ranks& ranks = shared.ranks;
-  const int items = shared.tiles * items_per_tile;
-  const int end = share_begin(items, ranks.count, ranks.mine + 1);
+  const int each = tiles_each(Tiles, ranks.count), share = Tiles * Warps / ranks.count;
+  if (warp * each >= share) return;
+  const int first = ranks.mine * share + warp * each;
+  const int64_t tile = shared.first_tile + first / TokenTiles;
+  int token = shared.first_token + first % TokenTiles * accumulator::tile_tokens;
+  if (token >= output.tokens || tile * fragment24::tile_rows >= output.rows) return;
+  uint32_t place = base + first * tile_bytes + device::lane() * 16;
+  if (ranks.count == 2) add_ranks<tiles_each(Tiles, 2), 2>(place, ranks);
+  if (ranks.count == 4) add_ranks<tiles_each(Tiles, 4), 4>(place, ranks);
+  if (ranks.count == 8) add_ranks<tiles_each(Tiles, 8), 8>(place, ranks);
 #pragma unroll 1
-  for (int item = share_begin(items, ranks.count, ranks.mine) + warp; item < end; item += warps) {
-    const int64_t tile = shared.first_tile + item / items_per_tile;
-    const int token =
-        shared.first_token + item % items_per_tile * ItemTiles * accumulator::tile_tokens;
-    if (token >= output.tokens || tile * fragment24::tile_rows >= output.rows) continue;
-    const uint32_t place = base + item * ItemTiles * tile_bytes + device::lane() * 16;
-    float mine[ItemTiles][accumulator::items];
-    add_ranks<ItemTiles, Together>(mine, place, ranks);
-    write_tile<Value>(output, tile, token, mine);
+  for (int i = 0; i < each; i += Together) {
+    float sums[Together][accumulator::items];
+#pragma unroll
+    for (int n = 0; n < Together; ++n) {
+      const Words4 words = device::load_shared16(place + n * tile_bytes);
+#pragma unroll
+      for (int j = 0; j < accumulator::items; ++j) sums[n][j] = device::as_float(words.word[j]);
+    }
+    write_tile<Value>(output, tile, token, sums);
+    place += Together * tile_bytes;
+    token += Together * accumulator::tile_tokens;
   }
 }
 

@@ -16,8 +16,8 @@ template <typename Value, typename Shape>
 SECATEUR_DEVICE void sum_in_cluster(const Sums<Shape>& sums, const Problem& problem,
                                     const Member& member, int ring, int group) {
   using fragment24::tiles_per_unit;
-  // As much as goes into registers of what all thread blocks have.
-  constexpr int item_tiles = blocks_per_sm<Shape> == 1 ? 2 : 1, together = 4 * item_tiles;
+  constexpr int tiles = Shape::panels * Shape::token_tiles;  // that each warp leaves
+  constexpr int together = cluster_sums::tiles_each(tiles, max_cluster) == 1 ? 1 : 2;
   device::sync_block();  // no product reads the ring any more
   // Asked anew, so that nothing that follows from them takes registers beside the sums.
   const int lane = device::lane(), warp = device::thread_anew() / warp_lanes;
@@ -30,10 +30,10 @@ SECATEUR_DEVICE void sum_in_cluster(const Sums<Shape>& sums, const Problem& prob
   cluster_sums::publish();
   const cluster_sums::Shared shared{
       static_cast<int64_t>(first_panel<Shape>(problem, member, group)) * tiles_per_unit,
-      first_token<Shape>(problem, member, group), Shape::block_panels * tiles_per_unit,
+      first_token<Shape>(problem, member, group),
       {member.first_of_tile(), member.cluster.team(), member.cluster.steps, member.step}};
-  cluster_sums::finish_share<Value, Shape::token_tiles, item_tiles, together>(
-      problem.output, shared, base, warp, Shape::warps);
+  cluster_sums::finish_share<Value, tiles, Shape::token_tiles, Shape::warps, together>(
+      problem.output, shared, base, warp);
   // Mates copy into this ring next.
   if (member.cluster.mates() > 1) device::fence_before_copies();
   cluster_sums::retire();
