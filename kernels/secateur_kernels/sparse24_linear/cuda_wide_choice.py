@@ -35,6 +35,7 @@ _LEAST_STEPS = 4
 _CLUSTERS = ((1, 1), (2, 1), (1, 2), (4, 1), (2, 2))
 # Thread blocks of a cluster that split the steps of a tile.
 _STEP_CLUSTERS = (2, 4, 8)
+_LARGEST_CLUSTER = 8
 _MOST_OF_A_KIND = 2
 """Candidates."""
 # How many multiprocessors clusters of four reach depends on the chip; the default avoids them.
@@ -168,22 +169,29 @@ def _with_steps_split(
     tile: Tile, ring: _Ring, m: int, n: int, k: int, num_sms: int
 ) -> Iterator[WideConfig]:
     """Clusters that split the steps of a tile: where all tiles find a place at the same time."""
-    tiles = groups_of(tile, (1, 1), m, n)
     if not tile.splits_steps:
         return
-    for size in _STEP_CLUSTERS:
-        at_once = clusters_at_once(num_sms, size) * ring.resident
-        if size * _LEAST_STEPS * _UNIT <= k and tiles <= at_once:
-            yield WideConfig(
-                warpgroups=tile.warpgroups,
-                panels=tile.panels,
-                tokens=tile.tokens,
-                stages=ring.stages,
-                cluster_steps=size,
-                blocks=tiles * size,
-                waves=1,
-                group=_group(tile, (1, 1), m, n, tiles),
-            )
+    for rows, tokens in _CLUSTERS:
+        if tile.rows * (rows - 1) >= n or tile.tokens * (tokens - 1) >= m:
+            continue
+        groups = groups_of(tile, (rows, tokens), m, n)
+        for parts in _STEP_CLUSTERS:
+            size = rows * tokens * parts
+            at_once = clusters_at_once(num_sms, size) * ring.resident
+            fits = size <= _LARGEST_CLUSTER and parts * _LEAST_STEPS * _UNIT <= k
+            if fits and groups <= at_once:
+                yield WideConfig(
+                    warpgroups=tile.warpgroups,
+                    panels=tile.panels,
+                    tokens=tile.tokens,
+                    stages=ring.stages,
+                    cluster_rows=rows,
+                    cluster_tokens=tokens,
+                    cluster_steps=parts,
+                    blocks=groups * size,
+                    waves=1,
+                    group=_group(tile, (rows, tokens), m, n, groups),
+                )
 
 
 def _divisions(groups: int, steps: int, at_once: int) -> Iterator[tuple[int, int]]:
