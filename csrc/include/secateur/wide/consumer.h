@@ -170,6 +170,7 @@ SECATEUR_DEVICE void skip(Consumer<Shape>& self) {
 template <typename Value, typename Shape>
 SECATEUR_DEVICE void consume(const Problem& problem, Ring<Shape> ring, const Member& member,
                              int warp) {
+  constexpr bool keeps_token = blocks_per_sm<Shape> == 1;
   const int mine = warp / warpgroup_warps * Shape::panels;
   TileWalk walk(problem.schedule, member.index);
   TileSegment segment;
@@ -193,6 +194,9 @@ SECATEUR_DEVICE void consume(const Problem& problem, Ring<Shape> ring, const Mem
                             warp % warpgroup_warps * fragment24::tile_bytes);
     }
     const Sharers sharers = sharers_of(problem.schedule, segment);
+    // Two divisions: not behind the last products, where there are registers to keep it in.
+    int token = 0;
+    if (keeps_token) token = device::anew(first_token<Shape>(problem, member, segment.tile));
     Sums<Shape> sums;
     clear_sums<Shape::panels, Shape::token_tiles>(sums);
     multiply<Value>(sums, self);
@@ -208,8 +212,8 @@ SECATEUR_DEVICE void consume(const Problem& problem, Ring<Shape> ring, const Mem
       continue;
     }
     const int tile = (panel + mine) * fragment24::tiles_per_unit + warp % warpgroup_warps;
-    write<Value, Shape>(problem.output, tile, first_token<Shape>(problem, member, segment.tile),
-                        sums, ring.staging(warp));
+    if (!keeps_token) token = first_token<Shape>(problem, member, segment.tile);
+    write<Value, Shape>(problem.output, tile, token, sums, ring.staging(warp));
   }
 }
 
