@@ -92,6 +92,9 @@ const char* own_error_text(int code) {
     case SECATEUR_BAD_LOW_RANK_BOXES:
       return "expected up to 16 tokens, no 2:4 weight, no silu_and_mul and, in the first kernel, "
              "rows of x and down that start at multiples of 16 bytes and do not overlap, for boxes";
+    case SECATEUR_BAD_LOW_RANK_CLUSTER:
+      return "expected boxes for clusters of 1, 2, 4 or 8 thread blocks, whole ones, and in the "
+             "second kernel a row tile and eight tokens for each";
     default:
       return "unknown error code";
   }

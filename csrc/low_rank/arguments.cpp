@@ -52,6 +52,7 @@ int check_division(const SecateurLowRankDivision& division, int64_t tokens, bool
 }
 
 int check_boxes(const SecateurLowRankDivision& division, const SecateurLowRank& a) {
+  if (division.boxes < 0) return SECATEUR_BAD_LOW_RANK_CLUSTER;
   if (a.linear.tokens > boxes::max_tokens || a.sparse != nullptr || gate_up(a)) {
     return SECATEUR_BAD_LOW_RANK_BOXES;
   }
@@ -59,6 +60,12 @@ int check_boxes(const SecateurLowRankDivision& division, const SecateurLowRank& 
       division.row_tiles > boxes::max_row_tiles) {
     return SECATEUR_BAD_LOW_RANK_TILES;
   }
+  // The second kernel takes turns: everyone has to wait for sums, so that nobody runs ahead.
+  const int tiles = division.row_tiles * token_tiles(a.linear.tokens);
+  const bool fits = (division.boxes & (division.boxes - 1)) == 0 &&
+                    division.boxes <= boxes::max_cluster && division.blocks % division.boxes == 0 &&
+                    (&division == &a.down_division || division.boxes <= tiles);
+  if (!fits) return SECATEUR_BAD_LOW_RANK_CLUSTER;
   return division.stages < 2 || division.stages > max_stages ? SECATEUR_BAD_LOW_RANK_STAGES
                                                              : SECATEUR_OK;
 }
@@ -82,7 +89,7 @@ int check_configuration(const SecateurLowRank& a) {
   }
   // A 32-bit window: what no GPU has is refused before it is computed with.
   if (hidden_bytes(up_of(a)) > max_size) return SECATEUR_SHARED_MEMORY;
-  return a.up_division.blocks <= up_of(a).row_blocks ? SECATEUR_OK : SECATEUR_BAD_LOW_RANK_BLOCKS;
+  return up_of(a).blocks <= up_of(a).row_blocks ? SECATEUR_OK : SECATEUR_BAD_LOW_RANK_BLOCKS;
 }
 
 bool down_is_aligned(const SecateurLowRank& a) {
@@ -134,7 +141,7 @@ Up secateur::low_rank::up_of(const SecateurLowRank& a) {
   u.hidden = static_cast<const float*>(a.workspace);
   u.rank = static_cast<int>(a.rank);
   u.hidden_columns = static_cast<int>(a.groups * a.rank);
-  u.splits = static_cast<int>(a.down_division.blocks);
+  u.splits = static_cast<int>(hidden_sums(a));
   u.groups = static_cast<int>(a.groups);
   u.output = output_of(a.linear);
   u.output.gate_up = gate_up(a);
@@ -151,7 +158,7 @@ Up secateur::low_rank::up_of(const SecateurLowRank& a) {
   u.columns = static_cast<int>(a.linear.columns);
   u.x_aligned = x_is_aligned(a.linear);
   u.row_blocks = row_blocks(u, a.up_division.row_tiles);
-  u.blocks = static_cast<int>(a.up_division.blocks);
+  u.blocks = static_cast<int>(a.up_division.blocks / cluster_of(a.up_division));
   const int row_tiles = a.up_division.row_tiles;
   u.division = division_of(
       a.up_division, a.up_division.boxes
@@ -164,7 +171,7 @@ Up secateur::low_rank::up_of(const SecateurLowRank& a) {
 int secateur_low_rank_needs(const SecateurLowRank* a, SecateurLowRankNeeds* needs) {
   if (a == nullptr || needs == nullptr) return SECATEUR_NULL_POINTER;
   if (const int error = check_configuration(*a)) return error;
-  needs->workspace_bytes = a->down_division.blocks * a->linear.tokens * a->groups * a->rank * 4;
+  needs->workspace_bytes = hidden_sums(*a) * a->linear.tokens * a->groups * a->rank * 4;
   needs->down_shared_bytes = down_shared_bytes(*a);
   needs->up_shared_bytes = up_shared_bytes(*a);
   return SECATEUR_OK;

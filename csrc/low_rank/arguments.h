@@ -13,6 +13,15 @@ inline int token_tiles(int64_t tokens) {
   return tokens <= 8 ? 1 : tokens <= 16 ? 2 : tokens <= 32 ? 4 : 8;
 }
 
+// Thread blocks that leave one sum together.
+inline int cluster_of(const SecateurLowRankDivision& division) {
+  return division.boxes > 1 ? division.boxes : 1;
+}
+// Sums of t that the first kernel leaves, to be added by the second.
+inline int64_t hidden_sums(const SecateurLowRank& a) {
+  return a.down_division.blocks / cluster_of(a.down_division);
+}
+
 // What the kernels receive; the configuration must be sound.
 Down down_of(const SecateurLowRank& a);
 Up up_of(const SecateurLowRank& a);
@@ -22,16 +31,17 @@ inline int64_t down_shared_bytes(const SecateurLowRank& a) {
   if (a.down_division.boxes) {
     const Division d = down_of(a).division;
     return boxes::shared_bytes(d.stages, d.stage_bytes, 0,
-                               boxes::warp_sums_bytes(row_tiles, token_tiles(a.linear.tokens)));
+                               row_tiles * token_tiles(a.linear.tokens), a.down_division.boxes);
   }
   return shared_bytes(down_of(a).division, row_tiles, token_tiles(a.linear.tokens), 0);
 }
 inline int64_t up_shared_bytes(const SecateurLowRank& a) {
   const Up up = up_of(a);
   if (a.up_division.boxes) {
-    const int sums =
-        boxes::warp_sums_bytes(a.up_division.row_tiles, token_tiles(a.linear.tokens));
-    return boxes::shared_bytes(up.division.stages, up.division.stage_bytes, hidden_bytes(up), sums);
+    const int cluster = a.up_division.boxes;
+    const int64_t hidden = boxes::hidden_bytes(up.rank, up.output.tokens, cluster);
+    return boxes::shared_bytes(up.division.stages, up.division.stage_bytes, hidden,
+                               a.up_division.row_tiles * token_tiles(a.linear.tokens), cluster);
   }
   return shared_bytes(up.division, a.up_division.row_tiles, token_tiles(a.linear.tokens),
                       hidden_bytes(up));

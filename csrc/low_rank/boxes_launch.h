@@ -3,6 +3,8 @@
 
 #include <cuda_runtime.h>
 
+#include <type_traits>
+
 #include "library/launch.h"
 #include "library/tensor_map.h"
 #include "low_rank/arguments.h"
@@ -11,8 +13,15 @@
 
 namespace secateur::low_rank {
 
-// Two thread blocks share a multiprocessor, one of each kernel. With many row tiles the second takes
-// more than half of the registers, and the first leaves that many.
+// Two thread blocks share a multiprocessor, one of each kernel, with 96 registers. With many row
+// tiles the second takes 128, as for 512 threads: the first leaves that many, unless it has four row
+// tiles. For fp16 and 16 tokens it takes more.
+template <typename Value, typename Shape>
+constexpr bool up_is_large =
+    std::is_same_v<Value, Fp16> && Shape::row_tiles > 2 && Shape::token_tiles == 2;
+template <typename Value, typename Shape>
+constexpr int up_threads =
+    Shape::row_tiles <= 2 || up_is_large<Value, Shape> ? boxes::threads : 512;
 template <typename Shape>
 constexpr int up_blocks_per_sm = Shape::row_tiles <= 2 ? 2 : 1;
 
@@ -28,7 +37,7 @@ __global__ __launch_bounds__(boxes::threads, 2) void box_down_kernel(
 }
 
 template <typename Value, typename Shape>
-__global__ __launch_bounds__(boxes::threads, up_blocks_per_sm<Shape>) void box_up_kernel(
+__global__ __launch_bounds__(up_threads<Value, Shape>, up_blocks_per_sm<Shape>) void box_up_kernel(
     const __grid_constant__ boxes::BoxUp problem) {
   extern __shared__ __align__(1024) uint8_t shared[];
   if constexpr (device::has_bulk_copies) {
@@ -77,6 +86,7 @@ int launch_down(const SecateurLowRank& a, cudaStream_t stream) {
   const int row_tiles = a.down_division.row_tiles;
   BoxDown problem{};
   problem.down = down_of(a);
+  problem.cluster = cluster_of(a.down_division);
   const int64_t columns = a.linear.columns;
   if (const int error = map_matrix(a.linear.value_type, a.down, columns, a.groups * a.rank,
                                    columns, row_tiles * tile_rows, &problem.weight)) {
@@ -88,6 +98,7 @@ int launch_down(const SecateurLowRank& a, cudaStream_t stream) {
   Launch how = launch_of(a, stream);
   how.blocks = down_blocks(a);
   how.shared_bytes = static_cast<int>(down_shared_bytes(a));
+  how.cluster = problem.cluster;
   how.dependent = a.linear.dependent != 0;
   return with_shape(row_tiles, a.linear.tokens, [&](auto shape) {
     return launch_kernel<box_down_kernel<Value, decltype(shape)>>(how, problem);
@@ -100,6 +111,7 @@ int launch_up(const SecateurLowRank& a, cudaStream_t stream) {
   const int row_tiles = a.up_division.row_tiles;
   BoxUp problem{};
   problem.up = up_of(a);
+  problem.cluster = cluster_of(a.up_division);
   if (const int error = map_matrix(a.linear.value_type, a.up, a.rank, a.linear.rows, a.rank,
                                    row_tiles * tile_rows, &problem.weight)) {
     return error;
@@ -107,6 +119,7 @@ int launch_up(const SecateurLowRank& a, cudaStream_t stream) {
   Launch how = launch_of(a, stream);
   how.blocks = a.up_division.blocks;
   how.shared_bytes = static_cast<int>(up_shared_bytes(a));
+  how.cluster = problem.cluster;
   how.dependent = true;
   return with_shape(row_tiles, a.linear.tokens, [&](auto shape) {
     return launch_kernel<box_up_kernel<Value, decltype(shape)>>(how, problem);

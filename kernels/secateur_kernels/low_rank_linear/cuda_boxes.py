@@ -4,6 +4,7 @@ One warp fetches boxes of 256 columns of 16 to 64 rows for eight others, through
 `csrc/include/secateur/low_rank/boxes/problem.h`.
 """
 
+from collections import Counter
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -16,27 +17,59 @@ from secateur_kernels.low_rank_linear.cuda_config import (
     LowRankShape,
     box_shared_bytes,
     box_stage_bytes,
+    down_shared_bytes,
     hidden_bytes,
+    shared_bytes_of,
+    token_tiles,
+    up_shared_bytes,
 )
 
 _ROWS = 16  # of a row tile
-_CHUNK = 128  # columns by which K is split
+_CHUNK = 128  # columns by which K and the rank are split
 _MAX_SPLITS = 16
 _MAX_STAGES = 16
+_CLUSTERS = (1, 2, 4, 8)
+_STAGE_BARRIERS = 16
+# As many configs have the same rows in one of the kernels.
+_ALIKE = 3
 
-# In flight, a multiprocessor: from about 90 KB on, memory is read at full speed.
-_RING_BYTES = 96 * 1024
-# What a thread block and the system take of shared memory beside what was asked for.
+# In flight, a multiprocessor: of either kernel where thread blocks of both stand side by side, and
+# of the second where they do not. From about 90 KB on, memory is read at full speed.
+_DOWN_RING_BYTES = 112 * 1024
+_UP_RING_BYTES = 96 * 1024
+_UP_RING_BYTES_ALONE = 128 * 1024
+_STAGES_BESIDE = 3
+# What the system takes of shared memory for a thread block beside what was asked for.
 _RESERVED_BYTES = 1024
 
-# What crosses from L2 alone takes this part of the time of what comes from memory.
+# Costs are bytes that a multiprocessor reads from memory in the same time: about 34 KB in a
+# microsecond. What crosses from L2 alone takes this part of it; t, which nothing else is read
+# beside, as much as from memory.
 _L2_COST = 0.65
-# A stage takes as long as this much of the memory's bytes, however few it has.
+# A stage takes as long as this, however little it has; for more than eight tokens in the second
+# kernel, where t is cut for so few rows.
 _STAGE_BYTES = 12 * 1024
-# Sums of a row block over all warps take as long as this much of the memory's bytes.
-_ROW_BLOCK_BYTES = 8 * 1024
+_STAGE_BYTES_OF_TWO_TOKEN_TILES = 16 * 1024
+# A ring of few stages has less in flight while one of them is read: this part of the time, of two.
+_LUMPS_COST = 0.12
+# Sums of a row block: over all warps, and over a cluster.
+_SUMS_BYTES = 8 * 1024
+_CLUSTER_BYTES = 4 * 1024
+# Thread blocks of a cluster begin and end together.
+_TOGETHER_BYTES = 8 * 1024
 # Thread blocks of the second kernel that find no room beside the first's start later by as much.
 _LATE_BYTES = 40 * 1024
+
+
+class _Down(NamedTuple):
+    row_tiles: int
+    splits: int
+    cluster: int
+
+
+class _Up(NamedTuple):
+    row_tiles: int
+    cluster: int
 
 
 def takes_boxes(shape: LowRankShape, capability: tuple[int, int]) -> bool:
@@ -44,97 +77,162 @@ def takes_boxes(shape: LowRankShape, capability: tuple[int, int]) -> bool:
 
     They take no silu_and_mul either, and x and down only in rows at multiples of 16 bytes.
     """
-    return (
-        capability == (9, 0)
-        and shape.m <= MAX_BOX_TOKENS
-        and not shape.sparse
-        and shape.k % 8 == 0
-        and any(True for _ in box_configs(shape, 132, 227 * 1024))
-    )
-
-
-class _Down(NamedTuple):
-    row_tiles: int
-    splits: int
+    if capability != (9, 0) or shape.m > MAX_BOX_TOKENS or shape.sparse or shape.k % 8:
+        return False
+    shared = shared_bytes_of(capability)
+    return any(_up_shared(shape, up, 2) <= shared for up in _up_options(shape))
 
 
 def box_configs(
     shape: LowRankShape, num_sms: int, shared_bytes: int
 ) -> Iterator[LowRankCudaConfig]:
-    """The best guess first; none where t does not fit into shared memory.
+    """The best guess first, then others that differ; the shape is one that `takes_boxes`.
 
     Args:
         shape: the problem.
         num_sms: multiprocessors of the device.
         shared_bytes: shared memory that a thread block may use.
     """
-    tiles = range(MAX_BOX_ROW_TILES, 0, -1)
-    downs = sorted(
-        (_best_down(shape, row_tiles, num_sms) for row_tiles in tiles),
-        key=lambda down: _down_cost(shape, down, num_sms),
-    )
-    ups = sorted(tiles, key=lambda row_tiles: _up_cost(shape, row_tiles, num_sms, shared_bytes))
-    for up in ups:
+    downs = list(_down_options(shape, num_sms))
+    costs: dict[LowRankCudaConfig, float] = {}
+    for up in _up_options(shape):
+        if _up_shared(shape, up, 2) > shared_bytes:
+            continue
         for down in downs:
             config = _config(shape, down, up, num_sms, shared_bytes)
-            if config is not None:
-                yield config
+            costs[config] = _cost(shape, config, num_sms, shared_bytes)
+    found: set[tuple[int, _Up]] = set()
+    of_down: Counter[int] = Counter()
+    of_up: Counter[_Up] = Counter()
+    for config in sorted(costs, key=costs.__getitem__):
+        rows, up = config.down_row_tiles, _Up(config.up_row_tiles, config.up_boxes)
+        if (rows, up) in found or _ALIKE in (of_down[rows], of_up[up]):
+            continue
+        found.add((rows, up))
+        of_down[rows] += 1
+        of_up[up] += 1
+        yield config
 
 
-def _best_down(shape: LowRankShape, row_tiles: int, num_sms: int) -> _Down:
-    """At most one thread block a multiprocessor, unless there are more row blocks than that."""
-    blocks = _ceil(shape.groups * shape.rank, _ROWS * row_tiles)
-    most = min(_MAX_SPLITS, _ceil(shape.k, _CHUNK), max(1, num_sms // blocks))
-    options = [_Down(row_tiles, splits) for splits in range(1, most + 1)]
-    return min(options, key=lambda down: _down_cost(shape, down, num_sms))
+def _down_options(shape: LowRankShape, num_sms: int) -> Iterator[_Down]:
+    """Of each number of row tiles and thread blocks in a cluster, the best range of K.
+
+    At most one thread block a multiprocessor, unless there are more row blocks than that.
+    """
+    for row_tiles in range(1, MAX_BOX_ROW_TILES + 1):
+        blocks = _ceil(shape.groups * shape.rank, _ROWS * row_tiles)
+        for cluster in _CLUSTERS:
+            clusters = _clusters(cluster, num_sms) // blocks
+            most = min(_MAX_SPLITS, _ceil(shape.k, _CHUNK), max(1, clusters) * cluster)
+            options = [
+                _Down(row_tiles, splits, cluster) for splits in range(cluster, most + 1, cluster)
+            ]
+            yield from sorted(options, key=lambda down: _down_cost(shape, down, num_sms))[:1]
+
+
+def _up_options(shape: LowRankShape) -> Iterator[_Up]:
+    for row_tiles in range(1, MAX_BOX_ROW_TILES + 1):
+        for cluster in _CLUSTERS:
+            of_each = row_tiles * token_tiles(shape.m) // cluster
+            if of_each and (cluster == 1 or shape.rank >= 2 * cluster * _CHUNK):
+                yield _Up(row_tiles, cluster)
+
+
+def _cost(shape: LowRankShape, config: LowRankCudaConfig, num_sms: int, shared_bytes: int) -> float:
+    """For the busiest multiprocessor."""
+    down = _Down(config.down_row_tiles, config.splits, config.down_boxes)
+    up = _Up(config.up_row_tiles, config.up_boxes)
+    room = down_shared_bytes(config, shape.m) + up_shared_bytes(config, shape) + _RESERVED_BYTES
+    late = 0 if room <= shared_bytes else _LATE_BYTES
+    down_lumps = _lumps(config.down_stages, _down_stages(shape, down))
+    up_lumps = _lumps(config.up_stages, _up_stages(shape, up, num_sms))
+    return (
+        _down_cost(shape, down, num_sms) * down_lumps
+        + _up_cost(shape, up, num_sms) * up_lumps
+        + late
+    )
 
 
 def _down_cost(shape: LowRankShape, down: _Down, num_sms: int) -> float:
-    """Bytes for the busiest multiprocessor, partial sums on their way to the second kernel too."""
+    """With that of its sums, for the whole rank, in the second kernel."""
     rows = _ROWS * down.row_tiles
-    blocks = _ceil(shape.groups * shape.rank, rows) * down.splits
+    clusters = _ceil(shape.groups * shape.rank, rows) * down.splits // down.cluster
     columns = _ceil(_ceil(shape.k, _CHUNK), down.splits) * _CHUNK
     moved = columns * max(2 * (rows + _L2_COST * shape.m), _STAGE_BYTES / BOX_COLUMNS)
-    return _ceil(blocks, num_sms) * moved + _L2_COST * 4 * down.splits * shape.m * shape.rank
+    together = _CLUSTER_BYTES + _TOGETHER_BYTES if down.cluster > 1 else 0
+    hidden = 4 * down.splits // down.cluster * shape.m * shape.rank
+    return _ceil(clusters, _clusters(down.cluster, num_sms)) * moved + together + hidden
 
 
-def _up_cost(shape: LowRankShape, row_tiles: int, num_sms: int, shared_bytes: int) -> int:
-    rows = _ROWS * row_tiles
-    turns = _ceil(_ceil(shape.n, rows), num_sms)
-    stage, hidden = box_stage_bytes(row_tiles, 0), hidden_bytes(shape)
-    beside = _RING_BYTES + box_shared_bytes(2, stage, row_tiles, shape.m, hidden) <= shared_bytes
-    return turns * (2 * rows * shape.rank + _ROW_BLOCK_BYTES) + (0 if beside else _LATE_BYTES)
+def _up_cost(shape: LowRankShape, up: _Up, num_sms: int) -> float:
+    """But for t, of which a cluster spares most: taken for one sum."""
+    rows = _ROWS * up.row_tiles
+    columns = _ceil(_ceil(shape.rank, _CHUNK), up.cluster) * _CHUNK
+    least = _STAGE_BYTES if shape.m <= 8 else _STAGE_BYTES_OF_TWO_TOKEN_TILES
+    turn = columns * max(2 * rows, least / BOX_COLUMNS) + _SUMS_BYTES
+    turns = _turns(shape, up, num_sms)
+    spared = 4 * shape.m * (shape.rank - columns)
+    if up.cluster == 1:
+        return turns * turn - spared
+    return turns * (turn + _CLUSTER_BYTES) + _TOGETHER_BYTES - spared
+
+
+def _lumps(stages: int, useful: int) -> float:
+    return 1.0 if useful <= stages else 1 + _LUMPS_COST / (stages - 1)
+
+
+def _clusters(size: int, num_sms: int) -> int:
+    """Clusters that run side by side: parts of the device have no multiple of four or eight."""
+    return max(1, num_sms // size - (1 if size > 2 else 0))
+
+
+def _turns(shape: LowRankShape, up: _Up, num_sms: int) -> int:
+    return _ceil(_ceil(shape.n, _ROWS * up.row_tiles), _clusters(up.cluster, num_sms))
+
+
+def _down_stages(shape: LowRankShape, down: _Down) -> int:
+    """Of a thread block, one after the other."""
+    return _ceil(_ceil(_ceil(shape.k, _CHUNK), down.splits) * _CHUNK, BOX_COLUMNS)
+
+
+def _up_stages(shape: LowRankShape, up: _Up, num_sms: int) -> int:
+    columns = _ceil(_ceil(shape.rank, _CHUNK), up.cluster) * _CHUNK
+    return _turns(shape, up, num_sms) * _ceil(columns, BOX_COLUMNS)
+
+
+def _up_shared(shape: LowRankShape, up: _Up, stages: int) -> int:
+    stage, hidden = box_stage_bytes(up.row_tiles, 0), hidden_bytes(shape, up.cluster)
+    tiles = up.row_tiles * token_tiles(shape.m)
+    return box_shared_bytes(stages, stage, hidden, tiles, up.cluster)
 
 
 def _config(
-    shape: LowRankShape, down: _Down, up_row_tiles: int, num_sms: int, shared_bytes: int
-) -> LowRankCudaConfig | None:
-    columns = _ceil(_ceil(shape.k, _CHUNK), down.splits) * _CHUNK
-    stage = box_stage_bytes(down.row_tiles, shape.m)
-    down_stages = _stages(_RING_BYTES, stage, _ceil(columns, BOX_COLUMNS))
-    down_shared = box_shared_bytes(down_stages, stage, down.row_tiles, shape.m, 0)
-    # Thread blocks of both kernels side by side, if that leaves two stages.
-    row_blocks = _ceil(shape.n, _ROWS * up_row_tiles)
-    blocks = min(row_blocks, num_sms)
-    useful = _ceil(row_blocks, blocks) * _ceil(shape.rank, BOX_COLUMNS)
-    stage = box_stage_bytes(up_row_tiles, 0)
-    fixed = box_shared_bytes(0, stage, up_row_tiles, shape.m, hidden_bytes(shape)) + 16 * 16
-    beside = shared_bytes - _RESERVED_BYTES - down_shared - fixed
-    alone = shared_bytes - fixed
-    ring = min(_RING_BYTES, beside if beside >= 2 * stage else alone)
-    if ring < 2 * stage:
-        return None
+    shape: LowRankShape, down: _Down, up: _Up, num_sms: int, shared_bytes: int
+) -> LowRankCudaConfig:
+    stage = box_stage_bytes(down.row_tiles, shape.m) + _STAGE_BARRIERS
+    down_stages = _stages(_DOWN_RING_BYTES, stage, _down_stages(shape, down))
+    tiles = down.row_tiles * token_tiles(shape.m)
+    down_shared = box_shared_bytes(down_stages, stage, 0, tiles, down.cluster)
+    # Thread blocks of both kernels side by side, if that leaves enough stages.
+    stage = box_stage_bytes(up.row_tiles, 0) + _STAGE_BARRIERS
+    useful = _up_stages(shape, up, num_sms)
+    alone = shared_bytes - _up_shared(shape, up, 0)
+    beside = alone - down_shared - _RESERVED_BYTES
+    ring = min(_UP_RING_BYTES_ALONE, alone)
+    if beside >= min(_STAGES_BESIDE, max(2, useful)) * stage:
+        ring = min(_UP_RING_BYTES, beside)
+    row_blocks = _ceil(shape.n, _ROWS * up.row_tiles)
     return LowRankCudaConfig(
         BOX_WARPS,
         down.row_tiles,
         down_stages,
         down.splits,
         BOX_WARPS,
-        up_row_tiles,
+        up.row_tiles,
         _stages(ring, stage, useful),
-        blocks,
-        1,
-        1,
+        _ceil(row_blocks, _turns(shape, up, num_sms)) * up.cluster,
+        down.cluster,
+        up.cluster,
     )
 
 

@@ -39,8 +39,6 @@ _SHARED_BYTES_ANYWHERE = 99 * 1024
 _RING_BYTES = 80 * 1024
 _MANY_CHUNKS = 4
 
-_WITH = ("of", "that share")
-
 # What crosses from L2 alone takes this part of the time of what comes from memory.
 _L2_COST = 0.65
 
@@ -67,14 +65,17 @@ class LowRankCudaConfig:
     up_blocks: int
     """Thread blocks of the second kernel."""
     down_boxes: int = 0
-    """1: one warp fetches boxes for 8 others, of 1 to 4 row tiles; stages are those of all."""
+    """Above 0 one warp fetches boxes for 8 others, of 1 to 4 row tiles; stages are those of all.
+    So many thread blocks, a cluster, split the columns of a row block and add up: 1, 2, 4 or 8,
+    which divides `splits`."""
     up_boxes: int = 0
+    """The same; divides `up_blocks`, and has at most a row tile and eight tokens for each."""
 
     def __str__(self) -> str:
         return (
             f"down {self.down_row_tiles * _TILE_ROWS} rows, {self.down_warps} warps "
-            f"{_WITH[self.down_boxes]} {self.down_stages} stages, K in {self.splits}; up "
-            f"{self.up_row_tiles * _TILE_ROWS} rows, {self.up_warps} warps {_WITH[self.up_boxes]} "
+            f"{_rings(self.down_boxes)} {self.down_stages} stages, K in {self.splits}; up "
+            f"{self.up_row_tiles * _TILE_ROWS} rows, {self.up_warps} warps {_rings(self.up_boxes)} "
             f"{self.up_stages} stages, {self.up_blocks} blocks"
         )
 
@@ -114,14 +115,15 @@ def supports(shape: LowRankShape, capability: tuple[int, int]) -> bool:
 
 def workspace_floats(config: LowRankCudaConfig, m: int, hidden_columns: int) -> int:
     """fp32 numbers between the two kernels, for groups * rank columns of t."""
-    return config.splits * m * hidden_columns
+    return config.splits // max(1, config.down_boxes) * m * hidden_columns
 
 
 def down_shared_bytes(config: LowRankCudaConfig, m: int) -> int:
     """Shared memory of a thread block of the first kernel."""
     if config.down_boxes:
         stage = box_stage_bytes(config.down_row_tiles, m)
-        return box_shared_bytes(config.down_stages, stage, config.down_row_tiles, m, 0)
+        tiles = config.down_row_tiles * token_tiles(m)
+        return box_shared_bytes(config.down_stages, stage, 0, tiles, config.down_boxes)
     stage = config.down_row_tiles * _TILE_BYTES + m * _CHUNK * 2
     return _shared(config.down_warps, config.down_stages, stage, config.down_row_tiles, m)
 
@@ -129,26 +131,31 @@ def down_shared_bytes(config: LowRankCudaConfig, m: int) -> int:
 def up_shared_bytes(config: LowRankCudaConfig, shape: LowRankShape) -> int:
     """The most shared memory of a thread block of the second kernel."""
     if config.up_boxes:
-        stage, hidden = box_stage_bytes(config.up_row_tiles, 0), hidden_bytes(shape)
-        return box_shared_bytes(config.up_stages, stage, config.up_row_tiles, shape.m, hidden)
+        stage, hidden = (
+            box_stage_bytes(config.up_row_tiles, 0),
+            hidden_bytes(shape, config.up_boxes),
+        )
+        tiles = config.up_row_tiles * token_tiles(shape.m)
+        return box_shared_bytes(config.up_stages, stage, hidden, tiles, config.up_boxes)
     return _up_shared(shape, config.up_row_tiles, config.up_warps, config.up_stages)
 
 
 def box_stage_bytes(row_tiles: int, x_tokens: int) -> int:
     """Boxes of 256 columns: of a thread block's rows, and of x where that is read."""
-    x_rows = 8 * _token_tiles(x_tokens) if x_tokens else 0
+    x_rows = 8 * token_tiles(x_tokens) if x_tokens else 0
     return 2 * BOX_COLUMNS * (_TILE_ROWS * row_tiles + x_rows)
 
 
-def box_shared_bytes(stages: int, stage_bytes: int, row_tiles: int, m: int, hidden: int) -> int:
-    """Shared memory of a thread block that fetches boxes."""
-    sums = BOX_WARPS * row_tiles * _token_tiles(m) * _SUMS_BYTES
-    return 1024 + stages * (stage_bytes + 16) + hidden + sums + 16 * BOX_WARPS + 8
+def box_shared_bytes(stages: int, stage_bytes: int, hidden: int, tiles: int, cluster: int) -> int:
+    """Shared memory of a thread block that fetches boxes, for `tiles` of 16 rows and 8 tokens."""
+    inbox = 0 if cluster == 1 else 2 * _ceil(tiles, cluster) * cluster
+    sums = (BOX_WARPS * tiles + inbox) * _SUMS_BYTES
+    return 1024 + stages * (stage_bytes + 16) + hidden + sums + 4 * BOX_WARPS + 24
 
 
-def hidden_bytes(shape: LowRankShape) -> int:
-    """t of one group in shared memory; for gate and up, which may differ in it, of two."""
-    return _chunks(shape.rank) * shape.m * _HIDDEN_ROW_BYTES
+def hidden_bytes(shape: LowRankShape, cluster: int) -> int:
+    """t of one group in shared memory, as much of it as one thread block of a cluster needs."""
+    return _ceil(_chunks(shape.rank), cluster) * shape.m * _HIDDEN_ROW_BYTES
 
 
 def default_config(
@@ -272,7 +279,12 @@ def _stages(ring_bytes: int, warps: int, stage_bytes: int, useful: int) -> int:
     return min(_MAX_STAGES, useful, max(least, ring_bytes // (warps * stage_bytes)))
 
 
-def _token_tiles(m: int) -> int:
+def _rings(boxes: int) -> str:
+    return "of" if boxes == 0 else f"in clusters of {boxes} that share"
+
+
+def token_tiles(m: int) -> int:
+    """Groups of eight tokens that are computed."""
     return next(tiles for tiles in (1, 2, 4, 8) if m <= 8 * tiles)
 
 
@@ -285,7 +297,7 @@ def _row_blocks(rows: int, row_tiles: int) -> int:
 
 
 def _up_stage(shape: LowRankShape, row_tiles: int) -> int:
-    packed = row_tiles * _SPARSE_TILE_BYTES + 2 * _token_tiles(shape.m) * 8 * _CHUNK
+    packed = row_tiles * _SPARSE_TILE_BYTES + 2 * token_tiles(shape.m) * 8 * _CHUNK
     return max(row_tiles * _TILE_BYTES, packed if shape.sparse else 0)
 
 
@@ -296,7 +308,7 @@ def _up_shared(shape: LowRankShape, row_tiles: int, warps: int, stages: int) -> 
 
 
 def _shared(warps: int, stages: int, stage_bytes: int, row_tiles: int, m: int) -> int:
-    sums = row_tiles * _token_tiles(m) * _SUMS_BYTES
+    sums = row_tiles * token_tiles(m) * _SUMS_BYTES
     return warps * (stages * (stage_bytes + 8) + 2 * sums)
 
 

@@ -186,4 +186,5 @@ def fitted(
     else:
         step = _TILE_ROWS * config.up_row_tiles
         blocks = sum(-(-rows // step) for rows in group_rows)
-    return replace(config, up_blocks=min(config.up_blocks, max(1, blocks)))
+    blocks = max(1, blocks) * max(1, config.up_boxes)
+    return replace(config, up_blocks=min(config.up_blocks, blocks))

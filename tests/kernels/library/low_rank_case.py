@@ -64,8 +64,6 @@ class Case:
     """Warps, row tiles, stages, ranges of K."""
     up: Tiling = (2, 1, 2, 1)
     """Warps, row tiles, stages, thread blocks."""
-    boxes: tuple[bool, bool] = (False, False)
-    """Whether either kernel fetches boxes."""
     dtype: torch.dtype = torch.bfloat16
     sparse: bool = False
     gate_up: bool = False
@@ -81,6 +79,8 @@ class Case:
     """Elements before the first row of down."""
     dependent: bool = False
     seed: int = 0
+    boxes: tuple[int, int] = (0, 0)
+    """The size of either kernel's clusters where it fetches boxes."""
 
 
 class Call:

@@ -57,7 +57,7 @@ CASES = {
         9, (33,), 76, 16, (2, 1, 2, 1), (2, 1, 2, 1), sparse=True, x_padding=3
     ),
 }
-BOTH = (True, True)
+BOTH = (1, 1)
 CASES |= {
     "boxes: one token": Case(1, (32,), 256, 32, (8, 1, 2, 1), (8, 1, 2, 2), boxes=BOTH),
     "boxes: several stages and row blocks": Case(
@@ -87,9 +87,25 @@ CASES |= {
     "boxes: rows of x apart": Case(
         12, (40,), 264, 48, (8, 1, 2, 1), (8, 4, 2, 1), x_padding=8, residual=True, boxes=BOTH
     ),
-    "boxes of down only": Case(4, (48,), 512, 144, (8, 2, 2, 2), (2, 1, 2, 2), boxes=(True, False)),
+    "clusters: one token": Case(1, (64,), 512, 272, (8, 2, 2, 4), (8, 2, 2, 2), boxes=(4, 2)),
+    "clusters: several row blocks": Case(
+        8, (230,), 1032, 400, (8, 4, 2, 4), (8, 2, 2, 4), boxes=(2, 2)
+    ),
+    "clusters: 16 tokens": Case(
+        16, (300,), 776, 528, (8, 4, 2, 4), (8, 4, 2, 4), bias=True, residual=True, boxes=(4, 4)
+    ),
+    "clusters of eight": Case(
+        16, (130,), 1160, 1040, (8, 1, 2, 8), (8, 4, 2, 8), dependent=True, boxes=(8, 8)
+    ),
+    "clusters: ranges without columns": Case(
+        12, (200,), 264, 144, (8, 1, 2, 8), (8, 2, 2, 4), residual=True, boxes=(8, 4)
+    ),
+    "clusters: groups": Case(
+        9, (37, 1, 0, 90), 136, 144, (8, 2, 2, 2), (8, 2, 2, 4), residual=True, boxes=(2, 2)
+    ),
+    "boxes of down only": Case(4, (48,), 512, 144, (8, 2, 2, 2), (2, 1, 2, 2), boxes=(1, 0)),
     "boxes of up only": Case(
-        4, (48,), 511, 144, (2, 1, 2, 2), (8, 1, 2, 2), x_start=1, boxes=(False, True)
+        4, (48,), 511, 144, (2, 1, 2, 2), (8, 1, 2, 2), x_start=1, boxes=(0, 1)
     ),
 }
 
@@ -167,8 +183,54 @@ def test_any_shape_and_division(data: st.DataObject, emulator: Any) -> None:
     assert torch.equal(y, expected)
 
 
+@settings(
+    deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(data=st.data())
+def test_any_shape_and_division_of_boxes(data: st.DataObject, emulator: Any) -> None:
+    tokens = data.draw(st.integers(1, 16), "tokens")
+    sizes = st.lists(st.integers(0, 150), min_size=1, max_size=3).filter(any)
+    group_rows = tuple(data.draw(sizes, "groups"))
+    rows = st.integers(1, 4)
+    down_tiles, up_tiles = data.draw(rows, "down tiles"), data.draw(rows, "up tiles")
+    clusters = st.sampled_from([1, 2, 4])
+    cluster = data.draw(clusters, "down cluster")
+    splits = cluster * data.draw(st.integers(1, 2), "clusters of a row block")
+    fitting = clusters.filter(lambda size: size <= up_tiles * (1 if tokens <= 8 else 2))
+    up_cluster = data.draw(fitting, "up cluster")
+    row_blocks = sum(-(-rows // (16 * up_tiles)) for rows in group_rows)
+    case = Case(
+        tokens=tokens,
+        group_rows=group_rows,
+        columns=8 * data.draw(st.integers(1, 160), "columns / 8"),
+        rank=16 * data.draw(st.integers(1, 36), "rank / 16"),
+        down=(8, down_tiles, data.draw(st.integers(2, 4), "down stages"), splits),
+        up=(
+            8,
+            up_tiles,
+            data.draw(st.integers(2, 4), "up stages"),
+            up_cluster * data.draw(st.integers(1, row_blocks), "up clusters"),
+        ),
+        dtype=data.draw(st.sampled_from([torch.bfloat16, torch.float16])),
+        bias=data.draw(st.booleans(), "bias"),
+        residual=data.draw(st.booleans(), "residual"),
+        x_padding=data.draw(st.sampled_from([0, 8]), "x padding"),
+        dependent=data.draw(st.booleans(), "dependent"),
+        boxes=(cluster, up_cluster),
+        seed=data.draw(st.integers(0, 2**20), "seed"),
+    )
+    y, expected = run(case, emulator)
+    assert torch.equal(y, expected)
+
+
+# The plain kernels, and those of boxes in clusters of two.
+PLAIN = Case()
+BOXED = Case(down=(8, 2, 2, 2), up=(8, 2, 2, 2), boxes=(2, 2))
+
+
+@pytest.mark.parametrize("case", [PLAIN, BOXED], ids=["plain", "boxes"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_the_intermediate_keeps_24_bits(dtype: torch.dtype, emulator: Any) -> None:
+def test_the_intermediate_keeps_24_bits(dtype: torch.dtype, case: Case, emulator: Any) -> None:
     # Two columns of t that differ in their last bits only, and of which y is the difference.
     x = torch.zeros(2, 128, dtype=dtype)
     x[:, :4] = torch.tensor([[4096.0, 64.0, 1.0, 1.0], [-4096.0, 64.0, 2.0, 1.0]])
@@ -179,32 +241,35 @@ def test_the_intermediate_keeps_24_bits(dtype: torch.dtype, emulator: Any) -> No
     up = torch.zeros(16, 16, dtype=dtype)
     up[:, 0], up[:, 1] = 1.0, -1.0
     y = torch.full((2, 16), torch.nan, dtype=dtype)
-    case = Case(dtype=dtype)
+    case = dataclasses.replace(case, dtype=dtype)
     Call(x, LowRank(down, up, (16,)), None, y, case).run(emulator, 0)
     assert (y == 1.0).all()
 
 
+@pytest.mark.parametrize("case", [PLAIN, BOXED], ids=["plain", "boxes"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_infinity_and_nan_of_the_intermediate_come_through(
-    dtype: torch.dtype, emulator: Any
+    dtype: torch.dtype, case: Case, emulator: Any
 ) -> None:
     x = torch.zeros(3, 64, dtype=dtype)
     x[0, 0], x[1, 0], x[2, 0] = torch.inf, -torch.inf, torch.nan
     down = torch.ones(16, 64, dtype=dtype)
     up = torch.ones(16, 16, dtype=dtype)
     y = torch.zeros(3, 16, dtype=dtype)
-    Call(x, LowRank(down, up, (16,)), None, y, Case(dtype=dtype)).run(emulator, 0)
+    case = dataclasses.replace(case, dtype=dtype)
+    Call(x, LowRank(down, up, (16,)), None, y, case).run(emulator, 0)
     assert (y[0] == torch.inf).all()
     assert (y[1] == -torch.inf).all()
     assert y[2].isnan().all()
 
 
-def test_an_intermediate_beyond_fp16_stays(emulator: Any) -> None:
+@pytest.mark.parametrize("case", [PLAIN, BOXED], ids=["plain", "boxes"])
+def test_an_intermediate_beyond_fp16_stays(case: Case, emulator: Any) -> None:
     x = torch.full((1, 64), 1024.0, dtype=torch.float16)
     down = torch.full((16, 64), 1024.0, dtype=torch.float16)
     up = torch.full((16, 16), 2.0**-16, dtype=torch.float16)
     y = torch.zeros(1, 16, dtype=torch.float16)
-    case = Case(dtype=torch.float16)
+    case = dataclasses.replace(case, dtype=torch.float16)
     Call(x, LowRank(down, up, (16,)), None, y, case).run(emulator, 0)
     assert (y == 16384.0).all()  # of t = 2**26
 
@@ -216,9 +281,24 @@ def test_a_warp_that_adds_may_fall_behind(seed: int, emulator: Any) -> None:
     assert torch.equal(y, expected)
 
 
-def test_the_order_of_thread_blocks_does_not_change_a_bit(emulator: Any) -> None:
+@pytest.mark.parametrize("seed", range(12))
+def test_a_thread_block_of_a_cluster_may_fall_behind(seed: int, emulator: Any) -> None:
+    # Row blocks in a row, each with next to nothing to multiply.
+    tiling = (8, 2, 2, 2)
+    y, expected = run(Case(1, (256,), 8, 144, tiling, tiling, boxes=(2, 2), seed=seed), emulator)
+    assert torch.equal(y, expected)
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        Case(4, (80,), 512, 272, (2, 1, 2, 3), (2, 1, 2, 3)),
+        Case(4, (80,), 512, 272, (8, 2, 2, 4), (8, 2, 2, 4), boxes=(4, 2)),
+    ],
+    ids=["plain", "boxes"],
+)
+def test_the_order_of_thread_blocks_does_not_change_a_bit(shape: Case, emulator: Any) -> None:
     generator = torch.Generator().manual_seed(0)
-    shape = Case(4, (80,), 512, 272, (2, 1, 2, 3), (2, 1, 2, 3))
     x = torch.randn(4, 512, generator=generator).bfloat16()
     plain = factors_of(shape, generator)
     noisy = plain.up * torch.rand(plain.up.shape, generator=generator).bfloat16()

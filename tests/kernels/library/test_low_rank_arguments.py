@@ -29,6 +29,9 @@ SHAPES += [(8192, 8192, 2048), (57344, 8192, 2048), (8192, 28672, 2048), (4096, 
 SHAPES += [(1000, 384, 96), (64, 64, 16), (1, 1, 16), (152064, 3584, 64), (100, 70000, 512)]
 
 
+BOX_UP = {"up_division.boxes": 1, "up_division.warps": 8}
+
+
 def sound_call(sparse: bool = False) -> Call:
     """Three tokens, two groups; gate and up where there is a 2:4 weight."""
     x, y = torch.zeros(3, 128, dtype=torch.float16), torch.zeros(3, 96, dtype=torch.float16)
@@ -101,6 +104,10 @@ def test_sound_arguments_are_accepted(emulator: Any) -> None:
             {"x_stride": 100, "down_division.boxes": 1, "down_division.warps": 8},
             "do not overlap, for boxes",
         ),
+        ({**BOX_UP, "up_division.boxes": 3}, "clusters of 1, 2, 4 or 8"),
+        ({**BOX_UP, "up_division.boxes": 2}, "clusters of 1, 2, 4 or 8"),  # of 3 thread blocks
+        ({**BOX_UP, "up_division.boxes": 4, "up_division.blocks": 4}, "eight tokens for each"),
+        ({**BOX_UP, "up_division.blocks": 5}, "1 to row blocks thread blocks"),
         ({"up_division.blocks": 2**40}, "1 to row blocks thread blocks"),
         ({"rank": 2**27}, "more shared memory"),
     ],
@@ -189,7 +196,7 @@ def test_defaults_and_candidates_are_accepted(
             assert candidates[0] == config
             assert len(candidates) <= 12
             boxes = capability == H200 and m <= 16 and not sparse and k % 8 == 0
-            assert (config.down_boxes, config.up_boxes) == (boxes, boxes)
+            assert (config.down_boxes > 0, config.up_boxes > 0) == (boxes, boxes)
             for candidate in candidates:
                 check(candidate, shape, limit, emulator)
                 if candidate.up_boxes:

@@ -28,37 +28,57 @@ constexpr int hidden_block_bytes = 128;
 SECATEUR_DEVICE bool finite(float v) { return v - v == 0.0f; }
 
 // Adds the partial sums of `Tokens` tokens from `token` on in the order of splits, `Splits` loads
-// of each under way together. Whether they are all finite.
+// of each under way together; 0 stands for a single sum, which needs no adding.
+template <int Tokens, int Splits>
+SECATEUR_DEVICE void read_partials(float (&sum)[Tokens][4], const Up& up, const float* source,
+                                   int token) {
+  const int tokens = up.output.tokens;
+  const int64_t split_size = static_cast<int64_t>(tokens) * up.hidden_columns;
+  if constexpr (Splits == 0) {
+#pragma unroll
+    for (int m = 0; m < Tokens; ++m) {
+      device::load_partial(sum[m], source + static_cast<int64_t>(token + m) * up.hidden_columns);
+    }
+  } else {
+#pragma unroll
+    for (int m = 0; m < Tokens; ++m) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) sum[m][i] = 0.0f;
+    }
+#pragma unroll 1
+    for (int split = 0; split < up.splits; split += Splits) {
+      float v[Splits][Tokens][4];
+#pragma unroll
+      for (int s = 0; s < Splits; ++s) {
+        const int slot = split + s < up.splits ? split + s : split;
+#pragma unroll
+        for (int m = 0; m < Tokens; ++m) {
+          const int row = token + m < tokens ? token + m : token;
+          device::load_partial(v[s][m], source + slot * split_size +
+                                            static_cast<int64_t>(row) * up.hidden_columns);
+        }
+      }
+#pragma unroll
+      for (int s = 0; s < Splits; ++s) {
+#pragma unroll
+        for (int m = 0; m < Tokens; ++m) {
+#pragma unroll
+          for (int i = 0; i < 4; ++i) sum[m][i] += split + s < up.splits ? v[s][m][i] : 0.0f;
+        }
+      }
+    }
+  }
+}
+
+// Puts t of `Tokens` tokens into its place. Whether it is finite everywhere.
 template <int Tokens, int Splits>
 SECATEUR_DEVICE bool add_partials(uint32_t target, const Up& up, int group, int chunk, int token,
                                   int lane) {
   const int tokens = up.output.tokens, rank = chunk * chunk_columns + 4 * lane;
   const bool exists = rank < up.rank;
-  const int64_t split_size = static_cast<int64_t>(tokens) * up.hidden_columns;
-  const float* source = up.hidden + static_cast<int64_t>(group) * up.rank + (exists ? rank : 0);
-  float sum[Tokens][4] = {};
-#pragma unroll 1
-  for (int split = 0; split < up.splits; split += Splits) {
-    float v[Splits][Tokens][4];
-#pragma unroll
-    for (int s = 0; s < Splits; ++s) {
-      const int slot = split + s < up.splits ? split + s : split;
-#pragma unroll
-      for (int m = 0; m < Tokens; ++m) {
-        const int row = token + m < tokens ? token + m : token;
-        device::load_partial(v[s][m], source + slot * split_size +
-                                          static_cast<int64_t>(row) * up.hidden_columns);
-      }
-    }
-#pragma unroll
-    for (int s = 0; s < Splits; ++s) {
-#pragma unroll
-      for (int m = 0; m < Tokens; ++m) {
-#pragma unroll
-        for (int i = 0; i < 4; ++i) sum[m][i] += split + s < up.splits ? v[s][m][i] : 0.0f;
-      }
-    }
-  }
+  float sum[Tokens][4];
+  read_partials<Tokens, Splits>(
+      sum, up, up.hidden + static_cast<int64_t>(group) * up.rank + (exists ? rank : 0), token);
   bool all_finite = true;
 #pragma unroll
   for (int m = 0; m < Tokens; ++m) {
@@ -81,6 +101,16 @@ SECATEUR_DEVICE bool add_partials(uint32_t target, const Up& up, int group, int 
 SECATEUR_DEVICE bool load_hidden(uint32_t target, const Up& up, int group, int chunk, int lane) {
   bool all_finite = true;
   int token = 0;
+  if (up.splits == 1) {
+#pragma unroll 1
+    for (; token + 8 <= up.output.tokens; token += 8) {
+      all_finite = add_partials<8, 0>(target, up, group, chunk, token, lane) && all_finite;
+    }
+#pragma unroll 1
+    for (; token < up.output.tokens; ++token) {
+      all_finite = add_partials<1, 0>(target, up, group, chunk, token, lane) && all_finite;
+    }
+  }
 #pragma unroll 1
   for (; token + 4 <= up.output.tokens; token += 4) {
     all_finite = add_partials<4, 2>(target, up, group, chunk, token, lane) && all_finite;

@@ -105,17 +105,18 @@ template <typename Value>
 void run_box_down_kernel(const SecateurLowRank& a, uint64_t seed) {
   const int64_t rows = a.groups * a.rank;
   const boxes::BoxDown problem{
-      down_of(a), factor_map(a.down, a.linear.columns, rows, a.down_division.row_tiles),
+      down_of(a), cluster_of(a.down_division), factor_map(a.down, a.linear.columns, rows, a.down_division.row_tiles),
       x_map(a.linear)};
-  for (const int block : emulation::shuffled(static_cast<int>(down_blocks(a)), seed)) {
+  const int size = problem.cluster, clusters = static_cast<int>(down_blocks(a)) / size;
+  for (const int cluster : emulation::shuffled(clusters, seed)) {
     Machine machine(boxes::threads, misplaced(seed) + static_cast<int>(down_shared_bytes(a)),
-                    seed + block);
+                    seed + cluster, size);
     machine.allow(a.down, 2 * rows * a.linear.columns, false, true);
     allow_x(a.linear, machine);
     machine.allow(a.workspace, a.workspace_bytes, true);
     if (a.linear.dependent) machine.launch_dependent();
     with_box_shape(a.down_division.row_tiles, a.linear.tokens, [&](auto shape) {
-      machine.run(block, [&] {
+      machine.run(cluster * size, [&] {
         boxes::run_down<Value, decltype(shape)>(problem, shared_base + misplaced(seed));
       });
     });
@@ -125,16 +126,17 @@ void run_box_down_kernel(const SecateurLowRank& a, uint64_t seed) {
 template <typename Value>
 void run_box_up_kernel(const SecateurLowRank& a, uint64_t seed) {
   const boxes::BoxUp problem{
-      up_of(a), factor_map(a.up, a.rank, a.linear.rows, a.up_division.row_tiles)};
-  for (const int block : emulation::shuffled(problem.up.blocks, seed)) {
+      up_of(a), cluster_of(a.up_division), factor_map(a.up, a.rank, a.linear.rows, a.up_division.row_tiles)};
+  const int size = problem.cluster;
+  for (const int cluster : emulation::shuffled(problem.up.blocks, seed)) {
     Machine machine(boxes::threads, misplaced(seed) + static_cast<int>(up_shared_bytes(a)),
-                    seed + block);
+                    seed + cluster, size);
     machine.allow(a.up, 2 * a.linear.rows * a.rank, false, true);
     machine.allow(a.workspace, a.workspace_bytes, false);
     emulation::allow_linear(a.linear, machine);
     machine.launch_dependent();
     with_box_shape(a.up_division.row_tiles, a.linear.tokens, [&](auto shape) {
-      machine.run(block, [&] {
+      machine.run(cluster * size, [&] {
         boxes::run_up<Value, decltype(shape)>(problem, shared_base + misplaced(seed));
       });
     });

@@ -2,6 +2,7 @@
 // and the sum of all their sums.
 #pragma once
 
+#include "secateur/low_rank/boxes/exchange.h"
 #include "secateur/low_rank/boxes/problem.h"
 #include "secateur/low_rank/multiply.h"
 
@@ -34,12 +35,12 @@ struct Meeting {
 };
 
 // Every warp leaves its sums; warp w then has those of all, added in order, of tile w: row tile w /
-// token_tiles, token tile w % token_tiles. False where there is no such tile.
+// token_tiles, token tile w % token_tiles.
 template <typename Shape>
-SECATEUR_DEVICE bool add_warps(const Sums<Shape>& sums, float (&total)[accumulator::items],
+SECATEUR_DEVICE void add_warps(const Sums<Shape>& sums, float (&total)[accumulator::items],
                                uint32_t place, Meeting& meeting, int warp, int lane) {
   constexpr int tiles = Shape::row_tiles * Shape::token_tiles;
-  constexpr int tile = warp_lanes * 16;
+  constexpr int tile = sums_tile_bytes;
   static_assert(tiles <= warps, "a tile a warp");
   const uint32_t mine = place + lane * 16;
 #pragma unroll
@@ -50,7 +51,7 @@ SECATEUR_DEVICE bool add_warps(const Sums<Shape>& sums, float (&total)[accumulat
                              device::bits_of(v[3])}});
   }
   meeting.meet(lane);
-  if (warp >= tiles) return false;
+  if (warp >= tiles) return;
   Words4 parts[warps];
 #pragma unroll
   for (int other = 0; other < warps; ++other) {
@@ -65,7 +66,6 @@ SECATEUR_DEVICE bool add_warps(const Sums<Shape>& sums, float (&total)[accumulat
       total[i] += device::float_of(parts[other].word[i]);
     }
   }
-  return true;
 }
 
 // The stages of one row block: `multiply(place, stage)` where the warp has a box of it.
@@ -84,14 +84,17 @@ SECATEUR_DEVICE void for_each_stage(BoxRing& ring, const Range& range, int warp,
   }
 }
 
-// Of one thread: all barriers of the ring, and that of the meetings.
-SECATEUR_DEVICE void init_barriers(const Places& places, int stages, int full_arrivals) {
+// Of one thread: all barriers.
+template <typename Shape>
+SECATEUR_DEVICE void init_barriers(const Places& places, int stages, int full_arrivals,
+                                   const Exchange<Shape>& exchange) {
 #pragma unroll 1
   for (int i = 0; i < stages; ++i) {
     device::barrier_init(places.barriers + 8 * i, full_arrivals);
     device::barrier_init(places.barriers + 8 * (stages + i), warps);
   }
-  device::barrier_init(places.barriers + 16 * stages, warps);
+  device::barrier_init(places.meeting, warps);
+  if (exchange.ranks > 1) exchange.init();
   device::barrier_init_fence();
 }
 

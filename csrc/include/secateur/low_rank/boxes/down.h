@@ -66,22 +66,28 @@ SECATEUR_DEVICE void write_hidden(const Down& down, int split, int first_row, in
   }
 }
 
-// Thread block `splits * b + s` takes row block b and the s-th range of columns.
+// Thread block `splits * b + s` takes row block b and the s-th range of columns. Those of a cluster
+// leave one sum.
 template <typename Value, typename Shape>
 SECATEUR_DEVICE void run_down(const BoxDown& problem, uint32_t shared) {
-  constexpr int warp_sums = warp_sums_bytes(Shape::row_tiles, Shape::token_tiles);
   const Down& down = problem.down;
   const int warp = device::thread() / warp_lanes, lane = device::lane();
   const int block = device::block() / down.splits, split = device::block() % down.splits;
   const Range range = range_of(down.columns, split, down.splits);
-  const Places places(shared, down.division, 0, warp_sums);
+  const Places places(shared, down.division, 0, Exchange<Shape>::tiles, problem.cluster);
+  Exchange<Shape> exchange{places.inbox, places.meeting + 8, problem.cluster,
+                           split % problem.cluster};
   BoxRing ring{places.ring, places.barriers, down.division};
-  if (device::thread() == 0) init_barriers(places, down.division.stages, 2);
+  if (device::thread() == 0) init_barriers(places, down.division.stages, 2, exchange);
   device::sync_block();
+  // Awaited before sums are handed over.
+  if (problem.cluster > 1) device::cluster_arrive_relaxed();
   if (warp == warps) {
     if (lane == 0) {
       produce(DownFetch<Shape>{problem, range}, ring, Walk{block}, range, range.stages());
     }
+    device::sync_warp();
+    if (problem.cluster > 1) device::cluster_wait();
     return;
   }
   Sums<Shape> sums;
@@ -89,12 +95,14 @@ SECATEUR_DEVICE void run_down(const BoxDown& problem, uint32_t shared) {
   for_each_stage(ring, range, warp, lane, [&](uint32_t place, int) {
     multiply_down_box<Value, Shape>(sums, place, warp, lane);
   });
-  Meeting meeting{places.barriers + 16 * down.division.stages};
+  Meeting meeting{places.meeting};
   float total[accumulator::items];
-  const bool mine = add_warps<Shape>(sums, total, places.sums, meeting, warp, lane);
+  add_warps<Shape>(sums, total, places.sums, meeting, warp, lane);
+  const bool mine = exchange.add(total, warp, lane);
   device::wait_for_predecessor();  // which may still read what is overwritten here
   if (!mine) return;
-  write_hidden(down, split, (block * Shape::row_tiles + warp / Shape::token_tiles) * tile_rows,
+  const int row_tile = block * Shape::row_tiles + warp / Shape::token_tiles;
+  write_hidden(down, split / problem.cluster, row_tile * tile_rows,
                warp % Shape::token_tiles * accumulator::tile_tokens, total, lane);
 }
 

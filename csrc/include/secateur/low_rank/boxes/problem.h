@@ -9,6 +9,7 @@ namespace secateur::low_rank::boxes {
 
 constexpr int max_tokens = 16;
 constexpr int max_row_tiles = 4;
+constexpr int max_cluster = 8;  // thread blocks that split the columns of a row block and add up
 constexpr int warps = 8;  // that multiply; one more fetches
 constexpr int threads = (warps + 1) * warp_lanes;
 
@@ -34,31 +35,46 @@ SECATEUR_INLINE constexpr int up_stage_bytes(int row_tiles) {
   return stage_boxes * weight_box_bytes(row_tiles);
 }
 
-// What lies behind the ring: t, sums of all warps, whether t is finite, mbarriers.
-SECATEUR_INLINE constexpr int warp_sums_bytes(int row_tiles, int token_tiles) {
-  return row_tiles * token_tiles * warp_lanes * 16;
+// What lies behind the ring: t, sums of all warps and of all thread blocks of a cluster, whether t
+// is finite, mbarriers.
+constexpr int sums_tile_bytes = warp_lanes * 16;  // accumulators of 16 rows and eight tokens
+SECATEUR_INLINE constexpr int64_t hidden_bytes(int rank, int tokens, int cluster) {
+  return ceil_div(chunks(rank), cluster) * tokens * hidden_row_bytes;
 }
-constexpr int flags_bytes = 16 * warps;
+// Tiles of one row block that a thread block of a cluster finishes, at most.
+SECATEUR_INLINE constexpr int inbox_tiles(int tiles, int cluster) {
+  return (tiles + cluster - 1) / cluster;
+}
+SECATEUR_INLINE constexpr int inbox_bytes(int tiles, int cluster) {
+  return cluster == 1 ? 0 : 2 * inbox_tiles(tiles, cluster) * cluster * sums_tile_bytes;
+}
+constexpr int flags_bytes = 4 * warps;
+constexpr int other_barriers = 3;  // of meetings, and two of the cluster's sums
 SECATEUR_INLINE constexpr int64_t shared_bytes(int stages, int stage_bytes, int64_t hidden,
-                                               int warp_sums) {
+                                               int tiles, int cluster) {
   return alignment + static_cast<int64_t>(stages) * (stage_bytes + 16) + hidden +
-         warps * warp_sums + flags_bytes + 8;
+         warps * tiles * sums_tile_bytes + inbox_bytes(tiles, cluster) + flags_bytes +
+         8 * other_barriers;
 }
 
 struct Places {
   uint32_t ring;
   uint32_t hidden;
   uint32_t sums;
+  uint32_t inbox;
   uint32_t flags;
-  uint32_t barriers;  // full, empty, then the one of all warps that multiply
+  uint32_t barriers;  // full, empty
+  uint32_t meeting;   // a barrier, and two of the cluster's sums
 
   SECATEUR_INLINE constexpr Places(uint32_t shared, const Division& d, int64_t hidden_bytes,
-                                   int warp_sums)
+                                   int tiles, int cluster)
       : ring((shared + alignment - 1) / alignment * alignment),
         hidden(ring + d.stages * d.stage_bytes),
         sums(hidden + static_cast<uint32_t>(hidden_bytes)),
-        flags(sums + warps * warp_sums),
-        barriers(flags + flags_bytes) {}
+        inbox(sums + warps * tiles * sums_tile_bytes),
+        flags(inbox + inbox_bytes(tiles, cluster)),
+        barriers(flags + flags_bytes),
+        meeting(barriers + 16 * d.stages) {}
 };
 
 // Boxes [first, end) of a factor's columns.
@@ -87,11 +103,13 @@ SECATEUR_INLINE constexpr Range range_of(int columns, int part, int parts) {
 // What the kernels receive. Maps have boxes of a thread block's rows, and of all tokens.
 struct BoxDown {
   Down down;
+  int cluster;  // divides down.splits, of which it leaves one sum for so many
   device::TensorMap weight;
   device::TensorMap x;
 };
 struct BoxUp {
-  Up up;
+  Up up;  // blocks: clusters
+  int cluster;
   device::TensorMap weight;
 };
 

@@ -29,6 +29,7 @@ struct UpWarp {
   const Up& up;
   const Places& places;
   const Range& range;
+  Exchange<Shape> exchange;
   Meeting meeting;
   int warp;
   int lane;
@@ -117,32 +118,39 @@ struct UpWarp {
       });
       if (block != first) meeting.meet(lane);  // the sums of the block before have been read
       float total[accumulator::items];
-      if (add_warps<Shape>(sums, total, places.sums, meeting, warp, lane)) write(now.rows, total);
+      add_warps<Shape>(sums, total, places.sums, meeting, warp, lane);
+      if (exchange.add(total, warp, lane)) write(now.rows, total);
     }
   }
 };
 
 template <typename Value, typename Shape>
 SECATEUR_DEVICE void run_up(const BoxUp& problem, uint32_t shared) {
-  constexpr int warp_sums = warp_sums_bytes(Shape::row_tiles, Shape::token_tiles);
   const Up& up = problem.up;
   const int warp = device::thread() / warp_lanes, lane = device::lane();
-  const int first = first_row_block(up, device::block());
-  const int end = first_row_block(up, device::block() + 1);
-  const Range range = range_of(up.rank, 0, 1);
-  const Places places(shared, up.division, hidden_bytes(up), warp_sums);
+  const int cluster = problem.cluster, rank = device::block() % cluster;
+  const int first = first_row_block(up, device::block() / cluster);
+  const int end = first_row_block(up, device::block() / cluster + 1);
+  const Range range = range_of(up.rank, rank, cluster);
+  const Places places(shared, up.division, hidden_bytes(up.rank, up.output.tokens, cluster),
+                      Exchange<Shape>::tiles, cluster);
+  const Exchange<Shape> exchange{places.inbox, places.meeting + 8, cluster, rank};
   const BoxRing ring{places.ring, places.barriers, up.division};
-  if (device::thread() == 0) init_barriers(places, up.division.stages, 1);
+  if (device::thread() == 0) init_barriers(places, up.division.stages, 1, exchange);
   device::sync_block();
+  // Awaited before sums are handed over.
+  if (cluster > 1) device::cluster_arrive_relaxed();
   if (warp == warps) {
     if (lane == 0) {
       produce(UpFetch<Shape>{problem, range}, ring, Walk{first}, range,
               (end - first) * range.stages());
     }
+    device::sync_warp();
+    if (cluster > 1) device::cluster_wait();
     return;
   }
-  UpWarp<Value, Shape>{up, places, range, {places.barriers + 16 * up.division.stages}, warp, lane}
-      .run(ring, first, end);
+  UpWarp<Value, Shape>{up, places, range, exchange, {places.meeting}, warp, lane}.run(ring, first,
+                                                                                      end);
 }
 
 }  // namespace secateur::low_rank::boxes
