@@ -95,6 +95,8 @@ const char* own_error_text(int code) {
     case SECATEUR_BAD_LOW_RANK_CLUSTER:
       return "expected boxes for clusters of 1, 2, 4 or 8 thread blocks, whole ones, and in the "
              "second kernel a row tile and eight tokens for each";
+    case SECATEUR_BAD_LEAD:
+      return "expected 0 or more steps as the lead of the next kernel";
     default:
       return "unknown error code";
   }

@@ -26,6 +26,7 @@ inline Problem problem_of(const SecateurSparse24Skinny& a) {
   p.warps = a.warps;
   p.stages = a.stages;
   p.cluster = a.cluster;
+  p.lead = a.lead;
   p.schedule =
       schedule(p.output.rows, p.columns, a.warps, a.row_tiles, static_cast<int>(a.blocks));
   p.block_panels = block_panels(a.warps, a.row_tiles);
@@ -48,6 +49,7 @@ inline int check_configuration(const SecateurSparse24Skinny& a) {
     return SECATEUR_BAD_TILES;
   }
   if (a.stages < min_stages || a.stages > max_stages) return SECATEUR_BAD_STAGES;
+  if (a.lead < 0) return SECATEUR_BAD_LEAD;
   const Problem problem = problem_of(a);
   const Schedule& plan = problem.schedule;
   if (!Schedule::fits(plan.row_blocks, plan.steps, a.blocks)) return SECATEUR_BAD_BLOCKS;

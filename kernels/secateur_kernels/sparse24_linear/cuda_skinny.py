@@ -62,5 +62,12 @@ def launch(
         residual,
         activation,
         (needed.workspace_floats, needed.counters),
-        (config.warps, config.row_tiles, config.stages, config.blocks, config.cluster),
+        (
+            config.warps,
+            config.row_tiles,
+            config.stages,
+            config.blocks,
+            config.cluster,
+            config.lead,
+        ),
     )

