@@ -37,7 +37,8 @@ SECATEUR_DEVICE void read_partials(float (&sum)[Tokens][4], const Up& up, const 
   if constexpr (Splits == 0) {
 #pragma unroll
     for (int m = 0; m < Tokens; ++m) {
-      device::load_partial(sum[m], source + static_cast<int64_t>(token + m) * up.hidden_columns);
+      const int row = token + m < tokens ? token + m : token;
+      device::load_partial(sum[m], source + static_cast<int64_t>(row) * up.hidden_columns);
     }
   } else {
 #pragma unroll
@@ -79,16 +80,21 @@ SECATEUR_DEVICE bool add_partials(uint32_t target, const Up& up, int group, int 
   float sum[Tokens][4];
   read_partials<Tokens, Splits>(
       sum, up, up.hidden + static_cast<int64_t>(group) * up.rank + (exists ? rank : 0), token);
+  // Of tokens that do not exist, which read another's, too: were it asked for token by token, the
+  // compiler would load them one after the other.
   bool all_finite = true;
 #pragma unroll
   for (int m = 0; m < Tokens; ++m) {
-    if (token + m >= tokens) break;
-    float(&v)[4] = sum[m];
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      if (!exists) v[i] = 0.0f;
-      all_finite = all_finite && finite(v[i]);
+      if (!exists) sum[m][i] = 0.0f;
+      all_finite = all_finite & finite(sum[m][i]);
     }
+  }
+#pragma unroll
+  for (int m = 0; m < Tokens; ++m) {
+    if (token + m >= tokens) break;
+    const float(&v)[4] = sum[m];
     const uint32_t place = target + hidden_offset(token + m, 4 * lane);
     device::store_shared8(place, device::bits_of(v[0]), device::bits_of(v[1]));
     device::store_shared8(place + 16, device::bits_of(v[2]), device::bits_of(v[3]));
@@ -96,28 +102,29 @@ SECATEUR_DEVICE bool add_partials(uint32_t target, const Up& up, int group, int 
   return all_finite;
 }
 
-// t of all tokens for one chunk of a group's columns; zeros beyond the rank. Eight loads of a lane
-// are under way together. Whether what the lane added is finite.
+// t of all tokens for one chunk of a group's columns; zeros beyond the rank. Up to eight loads of a
+// lane are under way together. Whether what the lane added is finite.
 SECATEUR_DEVICE bool load_hidden(uint32_t target, const Up& up, int group, int chunk, int lane) {
   bool all_finite = true;
   int token = 0;
-  if (up.splits == 1) {
 #pragma unroll 1
-    for (; token + 8 <= up.output.tokens; token += 8) {
-      all_finite = add_partials<8, 0>(target, up, group, chunk, token, lane) && all_finite;
+  while (token < up.output.tokens) {
+    const int left = up.output.tokens - token;
+    bool finite = true;
+    if (up.splits == 1 && left > 4) {
+      finite = add_partials<8, 0>(target, up, group, chunk, token, lane);
+      token += 8;
+    } else if (up.splits == 1) {
+      finite = add_partials<4, 0>(target, up, group, chunk, token, lane);
+      token += 4;
+    } else if (left > 1) {
+      finite = add_partials<4, 2>(target, up, group, chunk, token, lane);
+      token += 4;
+    } else {
+      finite = add_partials<1, 8>(target, up, group, chunk, token, lane);
+      ++token;
     }
-#pragma unroll 1
-    for (; token < up.output.tokens; ++token) {
-      all_finite = add_partials<1, 0>(target, up, group, chunk, token, lane) && all_finite;
-    }
-  }
-#pragma unroll 1
-  for (; token + 4 <= up.output.tokens; token += 4) {
-    all_finite = add_partials<4, 2>(target, up, group, chunk, token, lane) && all_finite;
-  }
-#pragma unroll 1
-  for (; token < up.output.tokens; ++token) {
-    all_finite = add_partials<1, 8>(target, up, group, chunk, token, lane) && all_finite;
+    all_finite = finite && all_finite;
   }
   return all_finite;
 }

@@ -84,6 +84,7 @@ SECATEUR_DEVICE void run_down(const BoxDown& problem, uint32_t shared) {
   if (problem.cluster > 1) device::cluster_arrive_relaxed();
   if (warp == warps) {
     if (lane == 0) {
+      device::prefetch_map(problem.x);
       produce(DownFetch<Shape>{problem, range}, ring, Walk{block}, range, range.stages());
     }
     device::sync_warp();
