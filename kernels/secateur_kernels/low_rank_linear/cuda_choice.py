@@ -1,5 +1,8 @@
 """Which of the compiled low-rank kernels, and in which configuration."""
 
+from dataclasses import replace
+from itertools import islice
+
 from secateur_kernels.low_rank_linear import cuda_config
 from secateur_kernels.low_rank_linear.cuda_boxes import box_configs, takes_boxes
 from secateur_kernels.low_rank_linear.cuda_config import (
@@ -41,6 +44,8 @@ def candidate_configs(
     num_sms, shared = num_sms or 132, shared_bytes_of(capability)
     found = dict.fromkeys([default_config(shape, num_sms, capability)])
     if takes_boxes(shape, capability):
-        found |= dict.fromkeys(list(box_configs(shape, num_sms, shared))[:_OF_BOXES])
+        boxes = list(islice(box_configs(shape, num_sms, shared), _OF_BOXES))
+        alone = replace(boxes[0], down_boxes=1)  # whatever clusters cost
+        found |= dict.fromkeys([*boxes, alone])
     found |= dict.fromkeys(cuda_config.candidate_configs(shape, num_sms, shared))
     return list(found)[:_CANDIDATES]
