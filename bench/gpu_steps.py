@@ -47,9 +47,9 @@ LEAST_AGAIN = 10.0
 PATIENCE, TEST_PATIENCE, LONG_PATIENCE = 20, 60, 200
 # What a short visit to a GPU is for, the most valuable first.
 FIRST = (
-    "facts", "build", "probe", "quick", "bench-quick", "microbench", "bench-quick-low-rank",
-    "bench-quick-packing", "bench-quick-more", "bench-competitors", "tests-launch",
-    "tests-accuracy-sparse24", "bench-drawn",
+    "facts", "build", "probe", "quick", "tune-quick", "bench-quick", "bench-quick-more",
+    "bench-quick-low-rank", "bench-quick-drawn", "bench-competitors", "bench-quick-packing",
+    "microbench",
 )  # fmt: skip
 _QUICK_TOKENS = "1,8,16,64,128,512,2048"
 _MORE_TOKENS = "2,4,32,256,1024,4096,8192"
@@ -112,9 +112,9 @@ def steps(out: Path, results: Path, tables: Path) -> list[Step]:
         tables: folder for dispatch's table.
     """
     return [
-        Step("facts", (PYTHON, "-m", "bench.gpu_facts"), 60, grace=20, alone=True),
+        Step("facts", (PYTHON, "-m", "bench.gpu_facts"), 30, grace=20, alone=True),
         Step("build", (PYTHON, "-m", "bench.gpu_build"), 150, grace=20, alone=True),
-        Step("probe", (PYTHON, "-m", "bench.one_hot_probe"), 60, grace=10),
+        Step("probe", (PYTHON, "-m", "bench.one_hot_probe"), 30, grace=10),
         _quick(out),
         *(replace(step, alone=True) for step in _quick_benchmarks(results)),
         *_tests(out),
@@ -128,7 +128,13 @@ def steps(out: Path, results: Path, tables: Path) -> list[Step]:
 
 def _large_models(results: Path) -> list[Step]:
     command = (PYTHON, "-m", "bench.large_models", "--device", "cuda", "--results", str(results))
+    engine = (
+        *(PYTHON, "-m", "secateur", "bench", "--shape", "llama-3-8b", "--device", "cuda"),
+        *("--batch-sizes", "1,16", "--prompt-lengths", "128", "--forms", "dense,2:4,low-rank"),
+        *("--json", str(results / "throughput.jsonl")),
+    )
     return [
+        Step("engine-8b", engine, 300),
         Step("large-8b", (*command, "--shape", "llama-3-8b")),
         Step("large-70b", (*command, "--shape", "llama-3-70b-block", "--blocks", "4")),
     ]
@@ -169,12 +175,15 @@ def _quick_benchmarks(results: Path) -> list[Step]:
     sparse, low_rank = "sparse24_linear", "low_rank_linear"
     competitors = ("--extent", "competitors", "--mode", "isolated")
     patience = ("--patience", str(PATIENCE))
+    of_seed = ("bench.linears", "--drawn", DRAWN_SEED, "--op", sparse, "--extent", "quick")
+    drawn = step("bench-quick-drawn", 50, *of_seed, *patience, restarts=True)
     return [
-        linears("bench-quick", 120, sparse, _QUICK_TOKENS),
+        linears("bench-quick", 60, sparse, _QUICK_TOKENS),
         step("microbench", 100, "bench.microbench"),
-        linears("bench-quick-low-rank", 50, low_rank, "1,8,512"),
+        linears("bench-quick-low-rank", 50, low_rank, "1,2,4,8,16,512,2048"),
         step("bench-quick-packing", 40, "bench.packing", "--shapes", "14336x4096"),
-        linears("bench-quick-more", 100, sparse, _MORE_TOKENS),
+        linears("bench-quick-more", 60, sparse, _MORE_TOKENS),
+        drawn,
         linears("bench-competitors", 100, sparse, "512,1024,2048,4096,8192", *competitors),
     ]
 
@@ -223,12 +232,14 @@ def _sanitize() -> list[Step]:
 
 
 def _tune(tables: Path) -> list[Step]:
-    command = (PYTHON, "-m", "bench.tune", "--budget", OWN_BUDGET, "--output", str(tables))
-    # What most problems need; Triton's candidates, each compiled for seconds, come later.
+    command = (PYTHON, "-m", "bench.tune")
+    # What most problems need; Triton's candidates, each compiled for seconds, come later. Into the
+    # run's own cache: the steps that follow choose by it, and it comes back with the logs.
     few = ("--shapes", "seven", "--backends", "cuda", "unpack", "two_gemms", "--budget", "90")
     quick = Step("tune-quick", (*command, *few), 90, flexible=True, grace=20)
+    all_of = (*command, "--budget", OWN_BUDGET, "--output", str(tables))
     return [quick] + [
-        Step(f"tune-{part}", (*command, "--part", f"{part}/{TUNE_PARTS}"), flexible=True)
+        Step(f"tune-{part}", (*all_of, "--part", f"{part}/{TUNE_PARTS}"), flexible=True)
         for part in range(1, TUNE_PARTS + 1)
     ]
 

@@ -21,6 +21,7 @@ changed.
 """
 
 import argparse
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -86,6 +87,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--tables", type=Path, default=TABLES, help="folder for dispatch's table")
     options = parser.parse_args(arguments)
     out, results, tables = (p.resolve() for p in (options.out, options.results, options.tables))
+    # What `tune-quick` measures serves the steps behind it, and no other run.
+    os.environ.setdefault("SECATEUR_CACHE", str(out / "cache"))
     known = steps(out, results, tables)
     chosen = _chosen(options.steps, known, parser)
     left = [step for step in known if step.name not in finished(out)]
