@@ -33,6 +33,9 @@ _SUMS_BYTES = 512
 _SHARED_BYTES = {(8, 0): 163 * 1024, (8, 7): 163 * 1024, (9, 0): 227 * 1024, (10, 0): 227 * 1024}
 _SHARED_BYTES_ANYWHERE = 99 * 1024
 
+# What the system takes of shared memory for a second thread block.
+_RESERVED_BYTES = 1024
+
 # Of a multiprocessor, for rings: twice what the memory's latency asks for, and little enough for
 # thread blocks of both kernels to stand side by side. A warp with many chunks to go through has two
 # stages all the same.
@@ -170,7 +173,13 @@ def default_config(
     """
     num_sms = max(num_sms, 1)
     down = min(_down_options(shape, num_sms), key=lambda option: _down_cost(shape, option, num_sms))
-    return _config(shape, down, 2 if shape.m > 16 else 1, 1, num_sms, shared_bytes)
+    if shape.sparse and shape.m <= 16:
+        return _config(shape, down, 1, 1, num_sms, shared_bytes)
+    # t is cut for two row tiles at a time. Two thread blocks share a multiprocessor where they can.
+    beside = _config(shape, down, 2, 2, num_sms, shared_bytes)
+    if shape.m <= 16 and 2 * up_shared_bytes(beside, shape) + _RESERVED_BYTES <= shared_bytes:
+        return beside
+    return _config(shape, down, 2, 1, num_sms, shared_bytes)
 
 
 def candidate_configs(

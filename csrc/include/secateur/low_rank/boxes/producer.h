@@ -44,7 +44,7 @@ SECATEUR_DEVICE void produce(const Task& task, BoxRing ring, Walk walk, const Ra
     task.fetch_weights(first.place(), ahead, first.full());
   }
   const int last = stages - task.stages_behind_successor(early);
-  if (last <= 0) device::let_successor_start();
+  if (last <= early) device::let_successor_start();
   device::wait_for_predecessor();
 #pragma unroll 1
   for (int i = 0; i < stages; ++i, ring.advance(), walk.advance(range)) {
@@ -53,7 +53,7 @@ SECATEUR_DEVICE void produce(const Task& task, BoxRing ring, Walk walk, const Ra
       task.fetch_weights(ring.place(), walk, ring.full());
     }
     task.fetch_operand(ring.place(), walk, ring.full());
-    if (i + 1 == last) device::let_successor_start();
+    if (i + 1 == last && last > early) device::let_successor_start();
   }
 }
 
