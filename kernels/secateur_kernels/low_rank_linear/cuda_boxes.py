@@ -23,6 +23,7 @@ from secateur_kernels.low_rank_linear.cuda_config import (
     token_tiles,
     up_shared_bytes,
 )
+from secateur_kernels.sparse24_linear.cuda_rates import clusters_at_once
 
 _ROWS = 16  # of a row tile
 _CHUNK = 128  # columns by which K and the rank are split
@@ -122,7 +123,9 @@ def _down_options(shape: LowRankShape, num_sms: int) -> Iterator[_Down]:
     for row_tiles in range(1, MAX_BOX_ROW_TILES + 1):
         blocks = _ceil(shape.groups * shape.rank, _ROWS * row_tiles)
         for cluster in _CLUSTERS:
-            clusters = _clusters(cluster, num_sms) // blocks
+            clusters = clusters_at_once(num_sms, cluster) // blocks
+            if cluster > 1 and clusters == 0:  # some would wait for the first to leave
+                continue
             most = min(_MAX_SPLITS, _ceil(shape.k, _CHUNK), max(1, clusters) * cluster)
             options = [
                 _Down(row_tiles, splits, cluster) for splits in range(cluster, most + 1, cluster)
@@ -161,7 +164,7 @@ def _down_cost(shape: LowRankShape, down: _Down, num_sms: int) -> float:
     moved = columns * max(2 * (rows + _L2_COST * shape.m), _STAGE_BYTES / BOX_COLUMNS)
     together = _CLUSTER_BYTES + _TOGETHER_BYTES if down.cluster > 1 else 0
     hidden = 4 * down.splits // down.cluster * shape.m * shape.rank
-    return _ceil(clusters, _clusters(down.cluster, num_sms)) * moved + together + hidden
+    return _ceil(clusters, clusters_at_once(num_sms, down.cluster)) * moved + together + hidden
 
 
 def _up_cost(shape: LowRankShape, up: _Up, num_sms: int) -> float:
@@ -181,13 +184,8 @@ def _lumps(stages: int, useful: int) -> float:
     return 1.0 if useful <= stages else 1 + _LUMPS_COST / (stages - 1)
 
 
-def _clusters(size: int, num_sms: int) -> int:
-    """Clusters that run side by side: parts of the device have no multiple of four or eight."""
-    return max(1, num_sms // size - (1 if size > 2 else 0))
-
-
 def _turns(shape: LowRankShape, up: _Up, num_sms: int) -> int:
-    return _ceil(_ceil(shape.n, _ROWS * up.row_tiles), _clusters(up.cluster, num_sms))
+    return _ceil(_ceil(shape.n, _ROWS * up.row_tiles), clusters_at_once(num_sms, up.cluster))
 
 
 def _down_stages(shape: LowRankShape, down: _Down) -> int:
