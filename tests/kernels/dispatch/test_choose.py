@@ -180,7 +180,7 @@ def test_rules_of_thumb() -> None:
     old = replace(bare, has_triton=False)
     assert choose(replace(PROBLEM, device=old), None).backend == "unpack"
     assert choose(LOW_RANK, None).backend == "cuda"
-    assert choose(replace(LOW_RANK, m=32), None).backend == "triton"
+    assert choose(replace(LOW_RANK, m=9), None).backend == "two_gemms"
     assert choose(replace(LOW_RANK, device=bare), None).backend == "triton"
     assert choose(replace(LOW_RANK, m=512), None).backend == "two_gemms"
     assert choose(replace(LOW_RANK, dtype=torch.float32), None).backend == "two_gemms"
