@@ -36,7 +36,7 @@ SCHEMAS = {
     "sparse24_wide": "(Tensor x, Tensor data, Tensor? bias, Tensor? residual, Tensor(a!) y, "
     "Tensor(b!)? workspace, int counters, int counter_count, bool gate_up, bool silu_and_mul, "
     "bool dependent, int warpgroups, int panels, int tile_tokens, int stages, int cluster_rows, "
-    "int cluster_tokens, int cluster_steps, int blocks, int waves, int group) -> ()",
+    "int cluster_tokens, int cluster_steps, int blocks, int waves, int group, bool late) -> ()",
 }
 
 

@@ -76,6 +76,7 @@ def launch(
             config.blocks,
             config.waves,
             config.group,
+            config.late,
         ),
         dependent,
     )

@@ -107,6 +107,9 @@ class WideConfig:
     """Groups of tiles that a cluster computes whole: 0 to ceil(groups / clusters)."""
     group: int
     """Groups of tiles along rows that are computed at about the same time."""
+    late: bool = False
+    """When a thread block lets the next kernel start: behind its first stages, or late, when it has
+    asked for all weights. The result is the same."""
 
     @property
     def tile(self) -> Tile:

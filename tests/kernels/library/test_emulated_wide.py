@@ -77,6 +77,9 @@ CASES = {
     "steps split, x shared by one beyond the rows": Case(
         20, 128, 320, Tiling(cluster_rows=2, cluster_steps=2, blocks=4, waves=1)
     ),
+    "the next kernel let start late": Case(
+        32, 256, 448, Tiling(cluster_rows=2, blocks=4, late=True)
+    ),
     "rows beyond N": Case(30, 50, 64),
     "odd N": Case(33, 37, 128, residual=True, bias=True),
     "N of four": Case(33, 68, 128, residual=True, bias=True),

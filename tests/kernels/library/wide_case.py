@@ -27,6 +27,7 @@ class Wide(ctypes.Structure):
         *((name, c_int32) for name in ("warpgroups", "panels", "tile_tokens", "stages")),
         *((name, c_int32) for name in ("cluster_rows", "cluster_tokens", "cluster_steps")),
         *((name, c_int64) for name in ("blocks", "waves", "group")),
+        ("late", c_int32),
     )
 
 
@@ -54,6 +55,7 @@ class Tiling:
     blocks: int = 1
     waves: int = 0
     group: int = 4
+    late: bool = False
 
     @property
     def cluster(self) -> int:

@@ -30,6 +30,9 @@ struct SecateurSparse24Wide {
   int64_t blocks;         /* thread blocks: whole clusters */
   int64_t waves;          /* groups of tiles a cluster that are not split along K */
   int64_t group;          /* groups of tiles, along rows, that are walked side by side */
+  /* When a thread block lets the next kernel start: behind its first stages, or, if not 0, when it
+   * has asked for all weights. The result is the same. */
+  int32_t late;
 };
 struct SecateurSparse24WideNeeds {
   int64_t workspace_bytes;

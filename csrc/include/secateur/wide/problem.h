@@ -28,6 +28,7 @@ struct Problem {
   uint32_t* counters;     // schedule.counters() * cluster.size() * warps, zero before and after
   Output output;
   int stages;
+  bool late;  // the next kernel may start when all weights have been asked for, and not before
   Cluster cluster;
   TileSchedule schedule;  // of groups of tiles, for clusters
   int slots_per_block;    // of the schedule, which has to divide for it

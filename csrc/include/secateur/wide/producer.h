@@ -56,8 +56,8 @@ SECATEUR_DEVICE void produce_weights(const Problem& problem, Ring<Shape> ring,
       schedule.token_blocks == 1 ? device::read_once_policy() : device::read_again_policy();
   const int part = unit_bytes / member.cluster.tokens;
   const uint16_t mates = member.token_mates();
-  // The successor may ask for its weights behind the first ones of this kernel.
-  int first_ones = ring.stages;
+  // The successor may ask for its weights behind the first ones of this kernel, or behind all.
+  int first_ones = problem.late ? INT32_MAX : ring.stages;
   TileWalk walk(schedule, member.index);
   TileSegment segment;
   while (walk.next(segment)) {
