@@ -49,7 +49,7 @@ PATIENCE, TEST_PATIENCE, LONG_PATIENCE = 20, 60, 200
 FIRST = (
     "facts", "build", "probe", "quick", "tune-quick", "bench-quick", "bench-quick-more",
     "bench-quick-low-rank", "bench-quick-drawn", "bench-competitors", "bench-quick-packing",
-    "microbench",
+    "microbench", "timeline",
 )  # fmt: skip
 _QUICK_TOKENS = "1,8,16,64,128,512,2048"
 _MORE_TOKENS = "2,4,32,256,1024,4096,8192"
@@ -180,6 +180,7 @@ def _quick_benchmarks(results: Path) -> list[Step]:
     return [
         linears("bench-quick", 60, sparse, _QUICK_TOKENS),
         step("microbench", 100, "bench.microbench"),
+        step("timeline", 30, "bench.timeline"),
         linears("bench-quick-low-rank", 50, low_rank, "1,2,4,8,16,512,2048"),
         step("bench-quick-packing", 40, "bench.packing", "--shapes", "14336x4096"),
         linears("bench-quick-more", 60, sparse, _MORE_TOKENS),

@@ -2,6 +2,7 @@
 // do nothing, and kernels that stream 10 MB each, as a decode step does layer after layer.
 #include <string>
 
+#include "graph.h"
 #include "stream_kernel.h"
 
 namespace micro {
@@ -21,26 +22,13 @@ __global__ __launch_bounds__(threads) void nothing_kernel(const __grid_constant_
   if (device::block() == 0 && device::thread() == 0) *n.sink += 1;
 }
 
-// Seconds of one of the `launches` that `launch(stream, index)` puts into a graph.
+// Seconds of one of the `launches` that `enqueue(stream, index)` puts into a graph.
 template <typename Enqueue>
 double in_a_graph(Enqueue enqueue) {
-  cudaStream_t stream;
-  cudaGraph_t graph;
-  cudaGraphExec_t executable;
-  MICRO_CHECK(cudaStreamCreate(&stream));
-  // Its code is loaded at the first launch: not while a stream is captured.
-  enqueue(stream, 0);
-  MICRO_CHECK(cudaStreamSynchronize(stream));
-  MICRO_CHECK(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
-  for (int i = 0; i < launches; ++i) enqueue(stream, i);
-  MICRO_CHECK(cudaStreamEndCapture(stream, &graph));
-  MICRO_CHECK(cudaGraphInstantiate(&executable, graph, 0));
-  const double taken =
-      seconds([&](cudaStream_t s) { MICRO_CHECK(cudaGraphLaunch(executable, s)); }, 15);
-  MICRO_CHECK(cudaGraphExecDestroy(executable));
-  MICRO_CHECK(cudaGraphDestroy(graph));
-  MICRO_CHECK(cudaStreamDestroy(stream));
-  return taken / launches;
+  const Graph graph([&](cudaStream_t stream) {
+    for (int i = 0; i < launches; ++i) enqueue(stream, i);
+  });
+  return seconds([&](cudaStream_t stream) { graph.launch(stream); }, 15) / launches;
 }
 
 double nothing(bool dependent, int cluster, uint32_t* sink) {

@@ -14,7 +14,7 @@ from bench.microbench_predictions import PREDICTED, prediction_of
 
 
 def test_every_program_is_run() -> None:
-    assert set(program_names()) == {*PROGRAMS, "one_hot_probe"}
+    assert set(program_names()) == {*PROGRAMS, "one_hot_probe", "timeline"}
 
 
 def test_lines_are_read_and_others_left() -> None:

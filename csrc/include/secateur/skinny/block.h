@@ -2,6 +2,7 @@
 #pragma once
 
 #include "secateur/device.h"
+#include "secateur/device/marks.h"
 #include "secateur/skinny/cluster_sum.h"
 #include "secateur/skinny/consumer.h"
 #include "secateur/skinny/problem.h"
@@ -13,6 +14,7 @@ namespace secateur::skinny {
 // 128-byte aligned. Bulk: for sm_90, with bulk copies and clusters.
 template <typename Value, typename Shape, bool Bulk>
 SECATEUR_DEVICE void run_block(const Problem& problem, uint32_t shared) {
+  device::mark_first(device::Point::started);
   const int warp = device::thread() / warp_lanes, lane = device::lane();
   const Ring ring{shared, problem.stage_bytes, problem.stages};
   if (device::thread() == 0) {
@@ -32,6 +34,7 @@ SECATEUR_DEVICE void run_block(const Problem& problem, uint32_t shared) {
   } else {
     consume<Value, Shape, Bulk>(problem, ring, warp, lane);
   }
+  device::mark(device::Point::left);
 }
 
 }  // namespace secateur::skinny

@@ -4,6 +4,7 @@
 #pragma once
 
 #include "secateur/cluster_sums.h"
+#include "secateur/device/marks.h"
 #include "secateur/skinny/problem.h"
 #include "secateur/skinny/sums.h"
 
@@ -111,7 +112,9 @@ SECATEUR_DEVICE void sum_in_cluster(const Sums<Shape>& sums, const Problem& prob
   const int rank = device::cluster_rank();
   device::cluster_wait();  // all of it run, and their barriers stand
   hand_over<Shape>(sums, exchange, warp);
+  device::mark(device::Point::handed_over);
   device::barrier_wait(barrier, 0);
+  device::mark(device::Point::summed);
   const int first = exchange.begin(rank), end = exchange.begin(rank + 1);
 #pragma unroll 1
   for (int item = first + warp; item < end; item += problem.warps) {

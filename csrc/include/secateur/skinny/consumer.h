@@ -3,6 +3,7 @@
 #pragma once
 
 #include "secateur/device.h"
+#include "secateur/device/marks.h"
 #include "secateur/skinny/cluster_sum.h"
 #include "secateur/skinny/problem.h"
 #include "secateur/skinny/sums.h"
@@ -82,6 +83,7 @@ SECATEUR_DEVICE bool reduce(Sums<Shape>& sums, const Problem& problem, int row_b
   uint32_t before = 0;
   if (lane == 0) before = device::take_ticket(counter);
   before = device::shuffle(before, 0);
+  device::mark(device::Point::handed_over);
   if (before != static_cast<uint32_t>(last - first)) return false;
   device::fence_device();
   device::sync_warp();
@@ -100,6 +102,7 @@ SECATEUR_DEVICE bool reduce(Sums<Shape>& sums, const Problem& problem, int row_b
       }
     }
   }
+  device::mark(device::Point::summed);
   return true;
 }
 
@@ -120,6 +123,8 @@ SECATEUR_DEVICE void consume(const Problem& problem, Ring ring, int warp, int la
 #pragma unroll 1
     for (int left = segment.end - segment.first; left > 0; --left) {
       device::barrier_wait(ring.full(ring.stage), ring.phase);
+      device::mark_first(device::Point::first_full, left == segment.end - segment.first);
+      device::mark(device::Point::last_full, left == 1);
       if (tile < all_tiles) {
         multiply_stage<Value, Shape>(sums, ring.weights() + my_weights, ring.weights() + x, lane);
       }

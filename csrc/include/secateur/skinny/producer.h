@@ -2,6 +2,7 @@
 #pragma once
 
 #include "secateur/device.h"
+#include "secateur/device/marks.h"
 #include "secateur/skinny/problem.h"
 
 namespace secateur::skinny {
@@ -128,6 +129,11 @@ SECATEUR_DEVICE int fetch_early(const Problem& problem, Ring ring, Walk walk, in
   return early;
 }
 
+SECATEUR_DEVICE void let_successor_start() {
+  device::let_successor_start();
+  device::mark(device::Point::successor_let);
+}
+
 template <typename Shape, bool Bulk>
 SECATEUR_DEVICE void produce(const Problem& problem, Ring ring, int lane) {
   const uint64_t policy = device::read_once_policy();
@@ -136,19 +142,23 @@ SECATEUR_DEVICE void produce(const Problem& problem, Ring ring, int lane) {
   const uint32_t x = problem.block_panels * fragment24::unit_bytes;
   Walk walk = Walk::from(problem.schedule, first);
   const int early = fetch_early<Bulk>(problem, ring, walk, units, policy, lane);
+  device::mark(device::Point::weights_asked);
   // The successor asks for its first weights as soon as it runs, and fills the time in which sums
   // are added and y is written, if it does not run too early; but it takes a while to start.
   const int late = problem.lead == 0 ? 0 : units - problem.lead;
-  if (late <= early) device::let_successor_start();
+  if (late <= early) let_successor_start();
   device::wait_for_predecessor();
+  device::mark(device::Point::predecessor_ended);
   for (int i = 0; i < units; ++i) {
-    if (i == late && late > early) device::let_successor_start();
+    if (i == late && late > early) let_successor_start();
     const uint32_t full = ring.full(ring.stage);
     if (i >= early) {
       device::barrier_wait(ring.empty(ring.stage), ring.phase ^ 1);
       fetch_weights<Bulk>(ring.weights(), full, problem, walk, policy, lane);
     }
     fill_x<Shape::token_tiles>(ring.weights() + x, full, problem, walk.step, lane);
+    device::mark(device::Point::x_asked, i == 0);
+    device::mark(device::Point::last_asked, i == units - 1);
     ring.advance();
     walk.advance(problem.schedule);
   }
