@@ -13,6 +13,7 @@
 #include "graph.h"
 #include "random_values.h"
 #include "sparse24_skinny/launch.h"
+#include "timeline_cases.h"
 
 namespace micro {
 namespace {
@@ -22,19 +23,8 @@ namespace fragment24 = secateur::fragment24;
 
 constexpr int layers = 12;
 constexpr int laps = 5;
-constexpr int row_tiles = 2;
-constexpr int most_tokens = 16;
 constexpr int most_blocks = 512;
 constexpr int most_columns = 28672;  // of x and y
-
-struct Case {
-  int rows, columns, warps, stages, blocks, cluster;
-};
-constexpr Case cases[] = {
-    {4096, 4096, 8, 5, 128, 8},   {4096, 4096, 6, 7, 88, 4},    {8192, 8192, 8, 5, 128, 4},
-    {8192, 8192, 2, 16, 256, 2},  {28672, 4096, 8, 5, 132, 1},  {28672, 4096, 8, 11, 112, 1},
-    {4096, 14336, 4, 10, 128, 4},
-};
 
 struct Marked {
   skinny::Problem problem;
@@ -97,18 +87,12 @@ class Buffers {
 
   // A layer reads what the one in front of it wrote.
   skinny::Problem problem(const Case& c, int tokens, int lead, int layer) const {
-    SecateurSparse24Skinny a{};
+    SecateurSparse24Skinny a = arguments_of(c, tokens, lead);
     a.linear.x = sides_[layer % 2];
     a.linear.y = sides_[1 - layer % 2];
-    a.linear.x_stride = a.linear.columns = c.columns;
-    a.linear.rows = c.rows;
-    a.linear.tokens = tokens;
-    a.linear.value_type = SECATEUR_BF16;
     a.weight = weights_ + layer % layers * bytes_of_layer(c);
     a.workspace = workspace_;
     a.counters = counters_;
-    a.warps = c.warps, a.row_tiles = row_tiles, a.stages = c.stages;
-    a.blocks = c.blocks, a.cluster = c.cluster, a.lead = lead;
     MICRO_CHECK(skinny::check_configuration(a));
     const skinny::Problem p = skinny::problem_of(a);
     const int64_t slot = skinny::slot_floats(c.warps, row_tiles, skinny::token_tiles(tokens)) * 4;
@@ -232,7 +216,7 @@ int main(int count, char** arguments) {
     const int tokens = std::atoi(arguments[i]);
     if (tokens < 1 || tokens > most_tokens) check(1, "expected 1 to 16 tokens");
     for (const Case& c : cases) {
-      for (int lead : {0, c.stages / 2, c.stages, 2 * c.stages}) {
+      for (int lead : c.leads()) {
         if (tokens <= 8) {
           run<skinny::Shape<row_tiles, 1>>(buffers, c, tokens, lead, file);
         } else {
