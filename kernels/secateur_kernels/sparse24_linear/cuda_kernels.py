@@ -21,8 +21,10 @@ CudaConfig = cuda_skinny.SkinnyConfig | cuda_wide.WideConfig | cuda_tiles.TilesC
 
 _HOPPER = (9, 0)
 # From here on warpgroups' products are worth their larger tiles: 17 tokens cost as much as 32, and
-# x is read through shared memory for every 32 rows otherwise. Measured on an H200 at 32 tokens:
-# wide is 1 to 8% faster for six of seven shapes. Elsewhere the next kernel is the one for many.
+# x is read through shared memory for every 32 rows otherwise. On an H200 skinny takes 3 to 19%
+# longer at 32 tokens for six of seven shapes; at 16, with clusters and a late lead, wide does by 4
+# to 19% for four, and both take as long for the others. To compare the estimates of both decided no
+# better. Elsewhere the next kernel is the one for many.
 _MOST_FOR_SKINNY_ON_HOPPER = 16
 
 

@@ -6,13 +6,10 @@ more or less. Bytes a nanosecond are GB/ms, or TB/s times 1000.
 
 MEMORY = 4600.0
 """Bytes a nanosecond that rings of bulk copies read, all together."""
-LATENCY_NS = 2000.0
+LATENCY_NS = 1800.0
 """From the request for a stage to its arrival, with all multiprocessors asking at full rate."""
-CLUSTER_BARRIERS_NS = 500.0
-"""Two of them."""
-UNEQUAL = 1.3
-"""Equal ranges that end within row blocks or tiles: some thread blocks begin anew in the middle and
-have two sums to hand over."""
+START_NS = 700.0
+"""Of a kernel that began to fetch while the one in front still ran."""
 _LOST_PLACES = 3
 """Clusters of four that find no place: multiprocessors come in groups that four does not divide."""
 

@@ -5,7 +5,7 @@
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import sqrt
 
 from secateur_kernels.sparse24_linear.cuda_rates import clusters_at_once
@@ -71,13 +71,14 @@ def candidate_configs(
         capability: of the device: there is one only.
 
     Returns:
-        at most `MOST_CANDIDATES`, by their estimates, and of every kind (tile, ring and cluster)
-        the best few: what an estimate is wrong about it is wrong about for all of a kind.
+        at most `MOST_CANDIDATES`: the default, also letting the next kernel start late, and by
+        their estimates of every kind (tile, ring and cluster) the best few: what an estimate is
+        wrong about it is wrong about for all of a kind.
     """
     ranked = _ranked(m, n, k, num_sms or _SMS)
     first = next(config for config in ranked if _may_be_default(config))
     seen: Counter[tuple[object, ...]] = Counter()
-    found = [first]
+    found = [first, replace(first, late=True)]
     for config in ranked:
         seen[_kind(config)] += 1
         if config != first and seen[_kind(config)] <= _MOST_OF_A_KIND:

@@ -1,14 +1,17 @@
 """How long a config of the compiled kernel for warpgroups takes, about.
 
-Simple sums whose constants fit what was measured on an H200 for seven shapes of common models, 16
-to 2048 tokens, weights not in the L2 cache. They order configs: `secateur tune` measures.
+Simple sums whose constants fit an H200, seven shapes of common models, 8 to 2048 tokens, weights
+not in the L2 cache: times of the kernel whose last thread block of a tile keeps its own sums in
+registers, at 16 to 256 tokens for five of the shapes, and of earlier versions elsewhere, less what
+such shared tiles gained (0.4 microseconds, 25 for each MB of a tile's sums, 2.5 more where ranges
+end within tiles). They order configs, and from 128 tokens on exceed the times of all alike, by up
+to a half: `secateur tune` measures.
 """
 
 from secateur_kernels.sparse24_linear.cuda_rates import (
-    CLUSTER_BARRIERS_NS,
     LATENCY_NS,
     MEMORY,
-    UNEQUAL,
+    START_NS,
 )
 from secateur_kernels.sparse24_linear.cuda_wide_config import WideConfig, groups_of
 
@@ -20,31 +23,34 @@ _X_BYTES = 128
 _FLOAT = 4
 # A sparse product of 64 rows and 32 columns takes so long, and so long for each token: half as much
 # again as without loads, because its operand comes through shared memory.
-_PRODUCT_NS = 27.0
-_PRODUCT_TOKEN_NS = 0.385
+_PRODUCT_NS = 33.6
+_PRODUCT_TOKEN_NS = 0.35
 # Bytes a nanosecond that one multiprocessor reads from the L2 cache, and that reach it with what
 # others of its cluster read. More than bulk copies of its own: who asks for the same at the same
 # time is served together.
 _L2 = 69.0
-_DELIVERED = 80.0
+_DELIVERED = 83.0
 # Thread blocks that share the weight wait for each other at each step; those that share x for
 # longer, the more so the longer the step is.
-_SHARED_WEIGHT_NS = 15.0
-_SHARED_X = 1.13
+_SHARED_WEIGHT_NS = 24.0
+_SHARED_X = 1.18
 # To end a tile: to turn to the next, and to write out its sums.
-_TILE_NS = 400.0
-_FLOAT_NS = 0.1
-# Bytes a nanosecond of sums, from a neighbour in the cluster and through the workspace; and until
-# the last thread block of a tile has found out that it is.
-_NEIGHBOUR = 42.0
-_WORKSPACE = 55.0
-_TICKET_NS = 1000.0
+_TILE_NS = 680.0
+_FLOAT_NS = 0.14
+# Bytes a nanosecond of sums, from a neighbour in the cluster and through the workspace; and beside,
+# two barriers of the cluster, or until the last thread block of a tile has found out that it is.
+_NEIGHBOUR = 73.0
+_WORKSPACE = 99.0
+_BARRIERS_NS = 1100.0
+_TICKET_NS = 900.0
+# Equal ranges that end within tiles: some thread blocks begin anew in the middle and have two sums
+# to hand over.
+_UNEQUAL = 1.3
 # Tiles given out by equal ranges are at different steps: so much of what they read is read by
 # nobody else at about the same time.
-_NOT_TOGETHER = 0.7
-_START_NS = 1400.0
+_NOT_TOGETHER = 0.2
 # Of the shorter of a multiprocessor's work and the memory's, what the longer does not hide.
-_NOT_HIDDEN = 0.45
+_NOT_HIDDEN = 0.285
 
 
 def estimated_us(config: WideConfig, m: int, n: int, k: int, num_sms: int) -> float:
@@ -59,7 +65,7 @@ def estimated_us(config: WideConfig, m: int, n: int, k: int, num_sms: int) -> fl
     """
     busiest = _busiest_ns(config, m, n, -(-k // _UNIT), num_sms)
     memory = _memory_bytes(config, m, n, k) / MEMORY
-    return (_START_NS + max(busiest, memory) + _NOT_HIDDEN * min(busiest, memory)) / 1000
+    return (START_NS + max(busiest, memory) + _NOT_HIDDEN * min(busiest, memory)) / 1000
 
 
 def _busiest_ns(config: WideConfig, m: int, n: int, steps: int, num_sms: int) -> float:
@@ -74,7 +80,7 @@ def _busiest_ns(config: WideConfig, m: int, n: int, steps: int, num_sms: int) ->
     rounds = -(-whole // clusters)
     if config.cluster_steps > 1:
         # Every thread block reads as much as it has itself, most of it from others.
-        together = CLUSTER_BARRIERS_NS + sums * share / _NEIGHBOUR
+        together = _BARRIERS_NS + sums * share / _NEIGHBOUR
         return rounds * (-(-steps // config.cluster_steps) * step + end + together)
     busiest = rounds * (steps * step + end)
     if left == 0:
@@ -82,7 +88,7 @@ def _busiest_ns(config: WideConfig, m: int, n: int, steps: int, num_sms: int) ->
     sharers = min(clusters, left * steps)
     longest = -(-left * steps // sharers)
     unequal = _unequal(left, sharers)
-    busiest += longest * step * (UNEQUAL if unequal else 1.0) + end
+    busiest += longest * step * (_UNEQUAL if unequal else 1.0) + end
     if left % sharers:
         # Written once each, and read by the last to arrive.
         parts = -(-steps // longest) + unequal

@@ -50,48 +50,57 @@ def alike(fastest: SkinnyConfig | WideConfig, config: SkinnyConfig | WideConfig)
     return same == fastest and abs(config.stages - fastest.stages) <= 2
 
 
-FASTEST = [
+# What is the default, and what only has to be among the candidates.
+FASTEST_BY_DEFAULT = [
+    # Of clusters that start late: measured before their sums became faster.
     (1, 4096, 4096, skinny(6, 7, 88, 4)),
+    (16, 4096, 4096, skinny(6, 6, 88, 4)),
     (8, 6144, 4096, skinny(8, 5, 96, 4)),
-    (1, 4096, 14336, skinny(4, 11, 128, 4)),
-    (8, 8192, 8192, skinny(2, 16, 256, 2)),
     (1, 28672, 4096, skinny(8, 5, 224, 2)),
-    # A ring that leaves no room for another thread block.
-    (1, 57344, 8192, skinny(8, 11, 132, 1)),
-    (32, 6144, 4096, skinny(8, 5, 96, 4)),
     (32, 4096, 4096, wide((2, 1, 32), 15, (1, 1, 1), 128, 0, 32)),
-    (64, 8192, 8192, wide((2, 1, 64), 12, (2, 1, 1), 128, 0, 32)),
-    (128, 6144, 4096, wide((2, 1, 128), 8, (1, 1, 2), 96, 1, 48)),
-    (256, 8192, 8192, wide((2, 1, 128), 8, (1, 2, 1), 128, 1, 64)),
+    (64, 4096, 4096, wide((2, 1, 64), 12, (1, 1, 1), 128, 0, 32)),
+    (64, 4096, 14336, wide((2, 1, 64), 12, (1, 1, 1), 128, 0, 32)),
+    (64, 8192, 8192, wide((2, 1, 64), 12, (1, 1, 2), 128, 1, 64)),
+    (256, 4096, 4096, wide((2, 1, 128), 8, (1, 2, 1), 128, 0, 32)),
+    (256, 6144, 4096, wide((2, 1, 128), 8, (1, 2, 1), 96, 1, 48)),
     (1024, 6144, 4096, wide((2, 1, 128), 8, (1, 2, 1), 132, 3, 17)),
     (2048, 4096, 4096, wide((2, 1, 256), 5, (1, 2, 1), 132, 2, 22)),
     (2048, 57344, 8192, wide((3, 1, 192), 5, (1, 1, 1), 132, 25, 15)),
 ]
+FASTEST_ELSEWHERE = [
+    (1, 4096, 14336, skinny(4, 11, 128, 4)),
+    (8, 8192, 8192, skinny(2, 16, 256, 2)),
+    # A ring that leaves no room for another thread block.
+    (1, 57344, 8192, skinny(8, 11, 132, 1)),
+    (16, 4096, 14336, wide((2, 1, 32), 16, (1, 1, 1), 128, 0, 32)),
+    (32, 6144, 4096, wide((2, 1, 32), 7, (1, 1, 4), 192, 1, 48)),
+    (128, 4096, 4096, wide((2, 1, 64), 12, (1, 1, 1), 128, 0, 32)),
+    (128, 8192, 8192, wide((2, 1, 128), 8, (2, 1, 1), 128, 0, 32)),
+]
 
 
-@pytest.mark.parametrize(("m", "n", "k", "fastest"), FASTEST, ids=str)
-def test_the_fastest_is_among_the_candidates(
-    m: int, n: int, k: int, fastest: SkinnyConfig | WideConfig
-) -> None:
-    assert any(alike(fastest, config) for config in candidate_configs(m, n, k, *H200))
-
-
-@pytest.mark.parametrize(
-    ("m", "n", "k", "fastest"), [FASTEST[i] for i in (0, 1, 4, 9, 10, 11, 12, 13)], ids=str
-)
+@pytest.mark.parametrize(("m", "n", "k", "fastest"), FASTEST_BY_DEFAULT, ids=str)
 def test_the_fastest_is_the_default(
     m: int, n: int, k: int, fastest: SkinnyConfig | WideConfig
 ) -> None:
     assert alike(fastest, default_config(m, n, k, *H200))
 
 
+@pytest.mark.parametrize(("m", "n", "k", "fastest"), FASTEST_ELSEWHERE, ids=str)
+def test_the_fastest_is_among_the_candidates(
+    m: int, n: int, k: int, fastest: SkinnyConfig | WideConfig
+) -> None:
+    assert any(alike(fastest, config) for config in candidate_configs(m, n, k, *H200))
+
+
 # Problem, config, microseconds. What is fitted is the order, so that the figures are only near.
 MEASURED = [
-    (1, 4096, 4096, skinny(6, 7, 88, 4), 6.7),
-    (16, 8192, 28672, skinny(8, 5, 256, 1), 67.8),
-    (8, 28672, 4096, skinny(8, 5, 224, 2), 35.8),
-    (64, 8192, 28672, wide((2, 1, 64), 12, (1, 1, 2), 128, 1, 64), 73.1),
-    (512, 8192, 8192, wide((2, 1, 256), 5, (1, 2, 1), 128, 1, 64), 64.8),
+    (1, 4096, 4096, skinny(8, 5, 128, 8), 6.6),
+    (16, 8192, 28672, skinny(8, 5, 256, 1), 69.3),
+    (16, 28672, 4096, skinny(8, 4, 224, 2), 36.4),
+    (64, 4096, 4096, wide((2, 1, 64), 12, (1, 1, 1), 128, 0, 32), 9.4),
+    (64, 8192, 8192, wide((2, 1, 64), 12, (1, 1, 2), 128, 1, 64), 24.3),
+    (256, 4096, 14336, wide((2, 1, 128), 8, (1, 2, 1), 128, 0, 32), 36.8),
     (2048, 57344, 8192, wide((3, 1, 192), 5, (1, 1, 1), 132, 25, 15), 1834.0),
 ]
 
@@ -106,6 +115,17 @@ def test_estimates_are_about_what_was_measured(
         else wide_us(config, m, n, k, 132)
     )
     assert estimate == pytest.approx(measured, rel=0.4)
+
+
+def test_clusters_need_a_late_lead_where_three_kernels_find_no_place() -> None:
+    """Of 88 thread blocks in clusters of four; without clusters a lead is no matter."""
+    early = skinny(6, 7, 88, 4)
+    late = replace(early, lead=4)
+    difference = skinny_us(early, 1, 4096, 4096, 132) - skinny_us(late, 1, 4096, 4096, 132)
+    assert 0.9 < difference < 2.4  # 7.74 and 6.65 were measured; 9.95 and 7.60 at 16 tokens.
+    alone = skinny(8, 5, 224, 1)
+    both = {skinny_us(replace(alone, lead=lead), 1, 28672, 4096, 132) for lead in (0, 3)}
+    assert len(both) == 1
 
 
 def test_larger_clusters_do_not_fill_the_chip() -> None:
