@@ -80,6 +80,35 @@ def test_it_is_required_with_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
         require_library(torch.device("cpu"))
 
 
+def test_it_is_not_used_on_a_gpu_that_it_was_not_built_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(library, "library_status", lambda: BUILT)
+    monkeypatch.setattr(library, "_device", lambda index: ((12, 0), "NVIDIA RTX PRO 6000"))
+    expected = "built for sm_80, sm_90a, but NVIDIA RTX PRO 6000 is sm_120"
+    with pytest.raises(SecateurError, match=expected):
+        require_library(torch.device("cuda", 0))
+
+
+def test_its_functions_say_why_they_are_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(library, "library_status", lambda: LibraryStatus(False, reason="no nvcc"))
+    with pytest.raises(SecateurError, match="the compiled library is not there: no nvcc"):
+        library.library_functions.__wrapped__()
+
+
+def test_what_it_could_not_do_is_said_in_its_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Functions:
+        """A library whose every call fails."""
+
+        def secateur_capture_id(self, stream: int, found: object) -> int:
+            return 2
+
+        def secateur_error_text(self, code: int) -> bytes:
+            return f"code {code}".encode()
+
+    monkeypatch.setattr(library, "library_functions", Functions)
+    with pytest.raises(SecateurError, match="the compiled library says: code 2"):
+        library.capture_id(0)
+
+
 def test_launches_refuse_what_is_not_on_a_gpu() -> None:
     x, data = torch.zeros(1, 64).half(), torch.zeros(1, 1, 4608, dtype=torch.uint8)
     config = SkinnyConfig(warps=2, row_tiles=2, stages=2, blocks=1)

@@ -119,6 +119,15 @@ def test_the_interpreter_is_refused(
     assert "error: Triton's interpreter is on" in capsys.readouterr().err
 
 
+def test_a_tool_that_prints_something_else_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    done = subprocess.CompletedProcess((), 0, stdout="Usage: REG:24 STACK:0")
+    # Asked for its version before, by Triton.
+    assert triton.knobs.nvidia.cuobjdump.path
+    monkeypatch.setattr(ahead_of_time.subprocess, "run", lambda *_, **__: done)
+    with pytest.raises(SecateurError, match="cannot read what cuobjdump printed: 'Usage: REG:24"):
+        ahead_of_time._resources(b"")
+
+
 def test_modules_must_have_cases_of_different_names(modules: Path) -> None:
     assert [case.name for case in cases_of(["clean", "spilling"])] == ["small block", "huge block"]
     with pytest.raises(SecateurError, match=r"cases of different names, got \['twice'\] twice"):
