@@ -15,6 +15,8 @@ import pytest
 ROOT = Path(__file__).parents[2]
 SOURCES = ["csrc", "kernels", "src", "setup.py", "pyproject.toml", "MANIFEST.in"]
 SOURCES += ["README.md", "LICENSE", "CHANGELOG.md", "constraints.txt"]
+# Beside those that `make tune-gpu` has written, if any.
+TABLE = "secateur_kernels/dispatch/tables/times-sample.json"
 
 
 def build(kind: str, out: Path, scratch: Path, **environment: str) -> Path:
@@ -28,6 +30,9 @@ def build(kind: str, out: Path, scratch: Path, **environment: str) -> Path:
         else:
             copy.mkdir(exist_ok=True)
             shutil.copy(source, copy / name)
+    table = copy / "kernels" / TABLE
+    table.parent.mkdir(exist_ok=True)
+    table.write_text("{}\n")
     # What was compiled once stays in the checkout's build folder, which git ignores.
     compiled = ROOT / "build" / "secateur_cuda"
     compiled.mkdir(parents=True, exist_ok=True)
@@ -50,6 +55,12 @@ def build(kind: str, out: Path, scratch: Path, **environment: str) -> Path:
 @pytest.fixture(scope="session")
 def root() -> Path:
     return ROOT
+
+
+@pytest.fixture(scope="session")
+def table() -> str:
+    """Measured times, as the wheel names the file."""
+    return TABLE
 
 
 @pytest.fixture(scope="session")

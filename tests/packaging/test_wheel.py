@@ -33,6 +33,12 @@ def test_an_inference_stack_needs_four_packages(base_requirements: list[str]) ->
     assert sorted(base_requirements) == ["numpy", "safetensors", "torch", "triton"]
 
 
+def test_measured_times_are_shipped(pure_wheel: Path, sdist: Path, table: str) -> None:
+    assert table in names(pure_wheel)
+    with tarfile.open(sdist) as archive:
+        assert [name for name in archive.getnames() if name.endswith(table)]
+
+
 def test_the_source_distribution_holds_the_kernels(sdist: Path, root: Path) -> None:
     with tarfile.open(sdist) as archive:
         found = {name.split("/", 1)[1] for name in archive.getnames() if "/" in name}
