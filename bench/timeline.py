@@ -1,4 +1,4 @@
-"""Where the time of a layer goes inside the skinny kernel, on a GPU.
+"""Where the time of a layer goes inside the skinny and the wide kernel, on a GPU.
 
     python -m bench.timeline
     python -m bench.timeline --tokens 8 --budget 20
@@ -33,8 +33,9 @@ POINTS = {
     "first_full": "the first stage is there",
     "last_asked": "the last stage is asked for",
     "last_full": "the last stage is there",
-    "handed_over": "sums are handed over to the cluster, or the ticket for them is drawn",
-    "summed": "the sums of all are there (with tickets: asked for, by the last to draw one)",
+    "handed_over": "sums are handed over to the cluster, or the ticket for them is drawn; "
+    "wide: its last products are over",
+    "summed": "the sums of all are there (skinny with tickets: asked for, by the last to draw one)",
     "left": "last instruction, y is written",
 }
 READINGS = 16
@@ -42,6 +43,8 @@ RATE = 4.6  # TB/s that rings of bulk copies reach on an H200
 # Layers at either end that are not typical: nothing runs in front of the first.
 _ENDS = 2
 _TOKENS = (1, 16)
+# Of a config: when the next kernel may start.
+_STARTS = ("lead", "late")
 EXPLANATION = """\
 Microseconds from the moment when the last thread block of the layer in front left: below zero,
 that layer still runs. Of each point the first, the median and the last thread block to pass it;
@@ -56,12 +59,8 @@ class Run:
     rows: int
     columns: int
     tokens: int
-    warps: int
-    row_tiles: int
-    stages: int
-    blocks: int
-    cluster: int
-    lead: int
+    kernel: str
+    config: dict[str, int]
     bytes: int
     layers: int
     multiprocessors: int
@@ -70,12 +69,22 @@ class Run:
 
     @property
     def title(self) -> str:
-        """All but the lead."""
+        """All but when the next kernel may start."""
+        config = ", ".join(f"{k} {v}" for k, v in self.config.items() if k not in _STARTS)
         return (
-            f"{self.rows} x {self.columns}, tokens {self.tokens}: {self.warps} warps, "
-            f"{self.stages} stages, {self.blocks} blocks, cluster {self.cluster}; "
+            f"{self.rows} x {self.columns}, {self.tokens} tokens: {self.kernel}, {config}; "
             f"{self.bytes * 1e-6:.1f} MB, {self.bytes / RATE * 1e-6:.1f} us at {RATE} TB/s"
         )
+
+    @property
+    def start(self) -> str:
+        """When it may."""
+        return ", ".join(f"{k} {v}" for k, v in self.config.items() if k in _STARTS)
+
+    @property
+    def blocks(self) -> int:
+        """Thread blocks."""
+        return self.config["blocks"]
 
     @property
     def clock_count(self) -> int:
@@ -181,11 +190,11 @@ def timelines(printed: str, numbers: Tensor) -> Iterator[Timeline]:
 
 
 def table_of(found: Sequence[Timeline]) -> list[str]:
-    """Lines for a configuration: a column for each lead."""
+    """Lines for a configuration: a column for each start of the next kernel."""
     width = 26
     lines = [
         found[0].run.title,
-        f"{'':18}" + "".join(f"{f'lead {t.run.lead}':>{width}}" for t in found),
+        f"{'':18}" + "".join(f"{t.run.start:>{width}}" for t in found),
     ]
     layer = [f"{t.layer_us:.2f} (unmarked {t.run.plain_us:.2f})" for t in found]
     lines.append(f"{'us a layer':18}" + "".join(f"{text:>{width}}" for text in layer))
@@ -200,7 +209,7 @@ def _cell(spread: tuple[float, float, float] | None) -> str:
 
 
 def print_tables(found: Sequence[Timeline]) -> None:
-    """One table for all leads of a configuration."""
+    """One table for all starts of a configuration."""
     print(EXPLANATION)
     for name, meaning in POINTS.items():
         print(f"  {name:18} {meaning}")
@@ -233,7 +242,9 @@ def measure(tokens: Sequence[int], budget: float) -> tuple[list[Timeline], str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.timeline")
-    parser.add_argument("--tokens", type=int, nargs="+", default=_TOKENS, help="1 to 16 each")
+    parser.add_argument(
+        "--tokens", type=int, nargs="+", default=_TOKENS, help="1 to 16 each; skinny only"
+    )
     parser.add_argument("--budget", type=float, default=30.0, help="seconds")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the records")
     options = parser.parse_args(arguments)

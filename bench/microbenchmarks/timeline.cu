@@ -1,6 +1,6 @@
-// Where the time of a layer goes inside the skinny kernel: a chain of layers in a CUDA graph, with
-// dependent launch and cold weights as a model has them, whose thread blocks mark when they pass
-// the points of csrc/include/secateur/device/marks.h.
+// Where the time of a layer goes inside the skinny and the wide kernel: a chain of layers in a CUDA
+// graph, with dependent launch and cold weights as a model has them, whose thread blocks mark when
+// they pass the points of csrc/include/secateur/device/marks.h.
 //
 //     timeline MARKS TOKENS...
 //
@@ -9,33 +9,44 @@
 // nanoseconds], and marks [layer][thread block][point, and then multiprocessor + 1].
 // bench/timeline.py reads them.
 #include "marked.h"
-// The kernel, with marks.
+// The kernels, with marks.
 #include "graph.h"
+#include "library/tensor_map.h"
 #include "random_values.h"
 #include "sparse24_skinny/launch.h"
+#include "sparse24_wide/launch.h"
 #include "timeline_cases.h"
 
 namespace micro {
 namespace {
 
 namespace skinny = secateur::skinny;
+namespace wide = secateur::wide;
 namespace fragment24 = secateur::fragment24;
+
+using secateur::Bf16;
 
 constexpr int layers = 12;
 constexpr int laps = 5;
-constexpr int most_blocks = 512;
-constexpr int most_columns = 28672;  // of x and y
 
+template <typename Problem>
 struct Marked {
-  skinny::Problem problem;
+  Problem problem;
   Mark* marks;
 };
 
 template <typename Shape>
 __global__ __launch_bounds__(skinny::max_threads<Shape>, skinny::blocks_per_sm<Shape>)
-void marked_kernel(const __grid_constant__ Marked marked) {
+void marked_skinny(const __grid_constant__ Marked<skinny::Problem> marked) {
   begin_marks(marked.marks);
-  skinny::run_block<secateur::Bf16, Shape, device::has_bulk_copies>(
+  skinny::run_block<Bf16, Shape, device::has_bulk_copies>(
+      marked.problem, device::shared_address(marked_shared + marks_shared_bytes));
+}
+
+__global__ __launch_bounds__(WideShape::threads, wide::blocks_per_sm<WideShape>)
+void marked_wide(const __grid_constant__ Marked<wide::Problem> marked) {
+  begin_marks(marked.marks);
+  wide::run_block<Bf16, WideShape>(
       marked.problem, device::shared_address(marked_shared + marks_shared_bytes));
 }
 
@@ -51,29 +62,30 @@ __global__ void fill_weights(secateur::Words4* words, int64_t count) {
     words[i] = v;
   }
 }
-__global__ void fill_tokens(secateur::Words4* words, int64_t count) {
+__global__ void fill_tokens(secateur::Words4* words) {
   const int64_t i = blockIdx.x * blockDim.x + threadIdx.x;
-  if (i < count) words[i] = random_words(static_cast<uint32_t>(i));
+  words[i] = random_words(static_cast<uint32_t>(i));
 }
 
-int64_t bytes_of_layer(const Case& c) {
-  const int steps = fragment24::steps(c.columns);
-  return fragment24::unit_offset(fragment24::panels(c.rows), 0, steps);
+int64_t bytes_of_layer(int64_t rows, int64_t columns) {
+  const int steps = fragment24::steps(static_cast<int>(columns));
+  return fragment24::unit_offset(fragment24::panels(static_cast<int>(rows)), 0, steps);
 }
 
 // Everything that the layers of any case need.
 class Buffers {
  public:
   Buffers() {
-    int64_t bytes = 0;
-    for (const Case& c : cases) bytes = std::max(bytes, layers * bytes_of_layer(c));
-    weights_ = allocate<uint8_t>(static_cast<size_t>(bytes));
+    int64_t bytes = bytes_of_layer(wide_rows, wide_columns);
+    for (const SkinnyCase& c : skinny_cases) {
+      bytes = std::max(bytes, bytes_of_layer(c.rows, c.columns));
+    }
+    weights_ = allocate<uint8_t>(static_cast<size_t>(layers * bytes));
     fill_weights<<<multiprocessors() * 4, 256>>>(reinterpret_cast<secateur::Words4*>(weights_),
-                                                 bytes / 16);
+                                                 layers * bytes / 16);
     for (uint8_t*& side : sides_) {
-      constexpr int chunks = most_tokens * most_columns * 2 / 16;
-      side = allocate<uint8_t>(chunks * 16);
-      fill_tokens<<<chunks / 256, 256>>>(reinterpret_cast<secateur::Words4*>(side), chunks);
+      side = allocate<uint8_t>(2 * most_values);
+      fill_tokens<<<most_values / 8 / 256, 256>>>(reinterpret_cast<secateur::Words4*>(side));
     }
     workspace_ = allocate<uint8_t>(workspace_bytes);
     counters_ = allocate<uint32_t>(counter_count);
@@ -85,30 +97,21 @@ class Buffers {
   static constexpr size_t mark_count = layers * most_blocks * marks_of_block;
   static size_t clock_count() { return static_cast<size_t>(multiprocessors()) * readings * 2; }
 
-  // A layer reads what the one in front of it wrote.
-  skinny::Problem problem(const Case& c, int tokens, int lead, int layer) const {
-    SecateurSparse24Skinny a = arguments_of(c, tokens, lead);
-    a.linear.x = sides_[layer % 2];
-    a.linear.y = sides_[1 - layer % 2];
-    a.weight = weights_ + layer % layers * bytes_of_layer(c);
+  // What layer `i` works on, for either kernel: it reads what the one in front of it wrote.
+  template <typename Arguments>
+  Arguments layer(Arguments a, int i) const {
+    a.linear.x = sides_[i % 2];
+    a.linear.y = sides_[1 - i % 2];
+    a.weight = weights_ + i % layers * bytes_of_layer(a.linear.rows, a.linear.columns);
     a.workspace = workspace_;
     a.counters = counters_;
-    MICRO_CHECK(skinny::check_configuration(a));
-    const skinny::Problem p = skinny::problem_of(a);
-    const int64_t slot = skinny::slot_floats(c.warps, row_tiles, skinny::token_tiles(tokens)) * 4;
-    if (c.cluster == 1 && (p.schedule.slots() * slot > static_cast<int64_t>(workspace_bytes) ||
-                           p.schedule.row_blocks * c.warps > static_cast<int>(counter_count))) {
-      check(1, "a case needs more workspace or counters");
-    }
-    return p;
+    return a;
   }
 
   Mark* marks;
   int64_t* clocks;
 
  private:
-  static constexpr size_t workspace_bytes = 64 << 20;
-  static constexpr size_t counter_count = 1 << 16;
   uint8_t* weights_;
   uint8_t* sides_[2];
   uint8_t* workspace_;
@@ -116,18 +119,38 @@ class Buffers {
 };
 
 template <typename Shape>
-void launch_layer(const Marked& marked, bool dependent, cudaStream_t stream) {
-  const skinny::Problem& p = marked.problem;
+void launch_skinny(const SecateurSparse24Skinny& a, Mark* marks, bool dependent,
+                   cudaStream_t stream) {
   Launch how{};
-  how.blocks = p.schedule.blocks;
-  how.threads = (p.warps + 1) * secateur::warp_lanes;
-  how.shared_bytes = marks_shared_bytes + skinny::shared_bytes(p.warps, Shape::row_tiles,
-                                                               Shape::token_tiles, p.stages,
-                                                               p.cluster);
-  how.cluster = p.cluster;
+  how.blocks = a.blocks;
+  how.threads = (a.warps + 1) * secateur::warp_lanes;
+  how.shared_bytes =
+      marks_shared_bytes +
+      skinny::shared_bytes(a.warps, Shape::row_tiles, Shape::token_tiles, a.stages, a.cluster);
+  how.cluster = a.cluster;
   how.dependent = dependent;
   how.stream = stream;
-  MICRO_CHECK(launch_kernel<marked_kernel<Shape>>(how, marked));
+  const Marked<skinny::Problem> marked{skinny::problem_of(a), marks};
+  MICRO_CHECK(launch_kernel<marked_skinny<Shape>>(how, marked));
+}
+
+void launch(const SecateurSparse24Skinny& a, Mark* marks, bool dependent, cudaStream_t stream) {
+  const auto launch_shape = skinny::token_tiles(a.linear.tokens) == 1
+                                ? launch_skinny<skinny::Shape<row_tiles, 1>>
+                                : launch_skinny<skinny::Shape<row_tiles, 2>>;
+  launch_shape(a, marks, dependent, stream);
+}
+
+void launch(const SecateurSparse24Wide& a, Mark* marks, bool dependent, cudaStream_t stream) {
+  Launch how{};
+  how.blocks = a.blocks;
+  how.threads = WideShape::threads;
+  how.shared_bytes = marks_shared_bytes + wide::shared_bytes<WideShape>(a.stages);
+  how.dependent = dependent;
+  how.stream = stream;
+  Marked<wide::Problem> marked{wide::problem_of(a), marks};
+  MICRO_CHECK(secateur::map_x(a.linear, wide::box_tokens(a), &marked.problem.x));
+  MICRO_CHECK(launch_kernel<marked_wide>(how, marked));
 }
 
 void launch_clocks(int64_t* clocks, cudaStream_t stream) {
@@ -139,11 +162,12 @@ void launch_clocks(int64_t* clocks, cudaStream_t stream) {
   MICRO_CHECK(launch_kernel<read_clocks>(how, Clocks{clocks}));
 }
 
-template <typename Shape>
-class Timeline {
+// A chain of layers of one configuration.
+template <typename Arguments>
+class Chain {
  public:
-  Timeline(const Buffers& buffers, const Case& c, int tokens, int lead)
-      : buffers_(buffers), case_(c), tokens_(tokens), lead_(lead) {}
+  Chain(const Buffers& buffers, const Arguments& arguments)
+      : buffers_(buffers), arguments_(arguments) {}
 
   // A layer's time where nothing is marked.
   double plain_seconds() const {
@@ -166,15 +190,13 @@ class Timeline {
  private:
   void launch_layers(int count, Mark* marks, cudaStream_t stream) const {
     for (int i = 0; i < count; ++i) {
-      Mark* mine = marks == nullptr ? nullptr : marks + i * case_.blocks * marks_of_block;
-      const Marked marked{buffers_.problem(case_, tokens_, lead_, i), mine};
-      launch_layer<Shape>(marked, i > 0, stream);
+      Mark* mine = marks == nullptr ? nullptr : marks + i * arguments_.blocks * marks_of_block;
+      launch(buffers_.layer(arguments_, i), mine, i > 0, stream);
     }
   }
 
   const Buffers& buffers_;
-  Case case_;
-  int tokens_, lead_;
+  Arguments arguments_;
 };
 
 template <typename T>
@@ -184,20 +206,33 @@ void append(std::FILE* file, const T* source, size_t count) {
   if (std::fwrite(here.data(), sizeof(T), count, file) != count) check(1, "writing marks");
 }
 
-template <typename Shape>
-void run(const Buffers& buffers, const Case& c, int tokens, int lead, std::FILE* file) {
-  const Timeline<Shape> timeline(buffers, c, tokens, lead);
-  const double plain = timeline.plain_seconds();
-  timeline.mark();
+void print_config(const SecateurSparse24Skinny& a) {
+  std::printf("\"kernel\": \"skinny\", \"config\": {\"warps\": %d, \"row_tiles\": %d, "
+              "\"stages\": %d, \"blocks\": %d, \"cluster\": %d, \"lead\": %d}",
+              a.warps, a.row_tiles, a.stages, static_cast<int>(a.blocks), a.cluster, a.lead);
+}
+void print_config(const SecateurSparse24Wide& a) {
+  std::printf("\"kernel\": \"wide\", \"config\": {\"warpgroups\": %d, \"panels\": %d, "
+              "\"tokens\": %d, \"stages\": %d, \"blocks\": %d, \"waves\": %d, \"late\": %d}",
+              a.warpgroups, a.panels, a.tile_tokens, a.stages, static_cast<int>(a.blocks),
+              static_cast<int>(a.waves), a.late);
+}
+
+template <typename Arguments>
+void run(const Buffers& buffers, const Arguments& a, std::FILE* file) {
+  const Chain<Arguments> chain(buffers, a);
+  const double plain = chain.plain_seconds();
+  chain.mark();
   append(file, buffers.clocks, 2 * buffers.clock_count());
-  append(file, buffers.marks, static_cast<size_t>(layers) * c.blocks * marks_of_block);
+  append(file, buffers.marks, static_cast<size_t>(layers * a.blocks * marks_of_block));
   std::fflush(file);
-  std::printf(
-      "{\"rows\": %d, \"columns\": %d, \"tokens\": %d, \"warps\": %d, \"row_tiles\": %d, "
-      "\"stages\": %d, \"blocks\": %d, \"cluster\": %d, \"lead\": %d, \"bytes\": %lld, "
-      "\"layers\": %d, \"multiprocessors\": %d, \"plain_us\": %.6g}\n",
-      c.rows, c.columns, tokens, c.warps, row_tiles, c.stages, c.blocks, c.cluster, lead,
-      static_cast<long long>(bytes_of_layer(c)), layers, multiprocessors(), plain * 1e6);
+  const auto number = [](int64_t value) { return static_cast<long long>(value); };
+  std::printf("{\"rows\": %lld, \"columns\": %lld, \"tokens\": %lld, ", number(a.linear.rows),
+              number(a.linear.columns), number(a.linear.tokens));
+  print_config(a);
+  std::printf(", \"bytes\": %lld, \"layers\": %d, \"multiprocessors\": %d, \"plain_us\": %.6g}\n",
+              number(bytes_of_layer(a.linear.rows, a.linear.columns)), layers, multiprocessors(),
+              plain * 1e6);
   std::fflush(stdout);
 }
 
@@ -215,16 +250,11 @@ int main(int count, char** arguments) {
   for (int i = 2; i < count; ++i) {
     const int tokens = std::atoi(arguments[i]);
     if (tokens < 1 || tokens > most_tokens) check(1, "expected 1 to 16 tokens");
-    for (const Case& c : cases) {
-      for (int lead : c.leads()) {
-        if (tokens <= 8) {
-          run<skinny::Shape<row_tiles, 1>>(buffers, c, tokens, lead, file);
-        } else {
-          run<skinny::Shape<row_tiles, 2>>(buffers, c, tokens, lead, file);
-        }
-      }
+    for (const SkinnyCase& c : skinny_cases) {
+      for (int lead : c.leads()) run(buffers, arguments_of(c, tokens, lead), file);
     }
   }
+  for (int late : {0, 1}) run(buffers, wide_arguments(late), file);
   std::fclose(file);
   return 0;
 }

@@ -4,35 +4,57 @@
 #include <array>
 
 #include "sparse24_skinny/arguments.h"
+#include "sparse24_wide/arguments.h"
 
 namespace micro {
 
-constexpr int most_tokens = 16;
+constexpr int most_tokens = 16;  // of the skinny kernel's
 constexpr int row_tiles = 2;
+constexpr int64_t workspace_bytes = 64 << 20;
+constexpr int64_t counter_count = 1 << 16;
+constexpr int most_blocks = 256;
+constexpr int64_t most_values = 64 * 8192;  // of x and of y
 
-struct Case {
+struct SkinnyCase {
   int rows, columns, warps, stages, blocks, cluster;
 
   // Steps left to ask for when the next kernel may start.
   constexpr std::array<int, 4> leads() const { return {0, stages / 2, stages, 2 * stages}; }
 };
-
-constexpr Case cases[] = {
+constexpr SkinnyCase skinny_cases[] = {
     {4096, 4096, 8, 5, 128, 8},  {4096, 4096, 6, 7, 88, 4},   {8192, 8192, 8, 5, 128, 4},
     {8192, 8192, 2, 16, 256, 2}, {28672, 4096, 8, 5, 132, 1}, {28672, 4096, 8, 11, 112, 1},
     {4096, 14336, 4, 10, 128, 4},
 };
-constexpr int case_count = sizeof cases / sizeof cases[0];
+constexpr int skinny_case_count = sizeof skinny_cases / sizeof skinny_cases[0];
+
+// The wide kernel has one.
+using WideShape = secateur::wide::Shape<2, 1, 64>;
+constexpr int wide_rows = 8192, wide_columns = 8192, wide_stages = 12, wide_blocks = 128;
 
 // All but pointers.
-inline SecateurSparse24Skinny arguments_of(const Case& c, int tokens, int lead) {
+inline SecateurLinear linear_of(int rows, int columns, int tokens) {
+  SecateurLinear a{};
+  a.x_stride = a.columns = columns;
+  a.rows = rows;
+  a.tokens = tokens;
+  a.value_type = SECATEUR_BF16;
+  return a;
+}
+inline SecateurSparse24Skinny arguments_of(const SkinnyCase& c, int tokens, int lead) {
   SecateurSparse24Skinny a{};
-  a.linear.x_stride = a.linear.columns = c.columns;
-  a.linear.rows = c.rows;
-  a.linear.tokens = tokens;
-  a.linear.value_type = SECATEUR_BF16;
+  a.linear = linear_of(c.rows, c.columns, tokens);
   a.warps = c.warps, a.row_tiles = row_tiles, a.stages = c.stages;
   a.blocks = c.blocks, a.cluster = c.cluster, a.lead = lead;
+  return a;
+}
+inline SecateurSparse24Wide wide_arguments(int late) {
+  SecateurSparse24Wide a{};
+  a.linear = linear_of(wide_rows, wide_columns, WideShape::tokens);
+  a.warpgroups = WideShape::warpgroups, a.panels = WideShape::panels;
+  a.tile_tokens = WideShape::tokens, a.stages = wide_stages;
+  a.cluster_rows = a.cluster_tokens = a.cluster_steps = 1;
+  a.blocks = wide_blocks, a.waves = 0, a.group = 1, a.late = late;
   return a;
 }
 

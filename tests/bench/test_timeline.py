@@ -15,9 +15,15 @@ from torch import Tensor
 
 ROOT = Path(__file__).parents[2]
 RUN = Run(
-    **{"rows": 4096, "columns": 4096, "tokens": 1, "warps": 8, "row_tiles": 2, "stages": 5},
-    **{"blocks": 6, "cluster": 2, "lead": 5, "bytes": 18_874_368, "layers": 8},
-    **{"multiprocessors": 3, "plain_us": 5.5},
+    rows=4096,
+    columns=4096,
+    tokens=1,
+    kernel="skinny",
+    config={"warps": 8, "stages": 5, "blocks": 6, "cluster": 2, "lead": 5},
+    bytes=18_874_368,
+    layers=8,
+    multiprocessors=3,
+    plain_us=5.5,
 )
 LAYER_US = 6.0
 
@@ -95,7 +101,7 @@ def test_a_point_that_few_pass_is_of_those() -> None:
 def test_what_the_program_wrote_is_read_and_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    runs = [RUN, replace(RUN, lead=0)]
+    runs = [RUN, replace(RUN, config=RUN.config | {"lead": 0})]
     numbers = torch.cat([part.flatten() for run in runs for part in numbers_of(run)])
     printed = "noise\n" + "".join(json.dumps(vars(run)) + "\n" for run in runs)
     assert [found.run for found in timelines(printed, numbers)] == runs
@@ -113,7 +119,10 @@ def test_what_the_program_wrote_is_read_and_kept(
     assert timeline.main(["--tokens", "8", "--results", str(tmp_path)]) == 1
     shown = capsys.readouterr().out
     assert "failed: timeline took longer" in shown
-    assert "6.00 (unmarked 5.50)" in shown
+    title = "4096 x 4096, 1 tokens: skinny, warps 8, stages 5, blocks 6, cluster 2; 18.9 MB"
+    [place] = [i for i, line in enumerate(shown.splitlines()) if line.startswith(title)]
+    assert shown.splitlines()[place + 1].split() == ["lead", "5", "lead", "0"]
+    assert shown.splitlines()[place + 2].count("6.00 (unmarked 5.50)") == 2
     records = read_records("timeline", tmp_path)
-    assert [record["lead"] for record in records] == [5, 0]
+    assert [record["config"]["lead"] for record in records] == [5, 0]
     assert set(records[0]["points"]) == set(POINTS)

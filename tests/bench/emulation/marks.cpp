@@ -1,49 +1,51 @@
-// The skinny kernel on an emulated GPU, compiled with marks: when each thread block passes which
-// point, counted in marks of all threads; and the configurations that the timeline measures.
-#define SECATEUR_MARKED
-#include "skinny.cpp"
+// What the tests ask of the marks, and the configurations that the timeline measures.
+#include <algorithm>
+
+#include "passed_points.h"
 #include "timeline_cases.h"
+
+int64_t passed[most_blocks][points];
+int64_t marks_so_far = 0;
 
 namespace {
 
-constexpr int points = static_cast<int>(secateur::device::Point::count);
-constexpr int most_blocks = 64;
-int64_t passed[most_blocks][points];
-int64_t now = 0;
-
-int64_t& place(secateur::device::Point point) {
-  return passed[secateur::device::block()][static_cast<int>(point)];
+// Whether a configuration needs more than the timeline's program has.
+template <typename Arguments, typename Needs>
+int wrong(const Arguments& a, const Needs& needs) {
+  if (a.linear.tokens * a.linear.columns > micro::most_values ||
+      a.linear.tokens * a.linear.rows > micro::most_values) {
+    return SECATEUR_BAD_SHAPE;
+  }
+  if (a.blocks > micro::most_blocks) return SECATEUR_BAD_BLOCKS;
+  if (needs.workspace_bytes > micro::workspace_bytes) return SECATEUR_SMALL_WORKSPACE;
+  return needs.counter_count > micro::counter_count ? SECATEUR_FEW_COUNTERS : SECATEUR_OK;
 }
 
 }  // namespace
 
-namespace secateur::device {
-
-inline void mark(Point point, bool when) {
-  if (when && lane() == 0) place(point) = ++now;
-}
-inline void mark_first(Point point, bool when) {
-  if (when && lane() == 0 && place(point) == 0) place(point) = ++now;
-}
-
-}  // namespace secateur::device
-
 extern "C" {
 
-// [thread block][point], zero where it is not passed.
 const int64_t* marks_passed() { return passed[0]; }
 void marks_clear() { std::fill_n(passed[0], most_blocks * points, 0); }
 
-int timeline_case_count() { return micro::case_count; }
+int timeline_skinny_cases() { return micro::skinny_case_count; }
 // Bytes of shared memory that a case takes, or minus the error of what is wrong with it.
-int64_t timeline_case_bytes(int i, int tokens) {
+int64_t timeline_skinny_bytes(int i, int tokens) {
   int64_t bytes = 0;
-  for (const int lead : micro::cases[i].leads()) {
+  for (const int lead : micro::skinny_cases[i].leads()) {
+    const auto a = micro::arguments_of(micro::skinny_cases[i], tokens, lead);
     SecateurSparse24SkinnyNeeds needs;
-    const SecateurSparse24Skinny a = micro::arguments_of(micro::cases[i], tokens, lead);
     if (const int error = secateur_sparse24_skinny_needs(&a, &needs)) return -error;
+    if (const int error = wrong(a, needs)) return -error;
     bytes = needs.shared_bytes;
   }
   return bytes;
+}
+int64_t timeline_wide_bytes(int late) {
+  const auto a = micro::wide_arguments(late);
+  SecateurSparse24WideNeeds needs;
+  if (const int error = secateur_sparse24_wide_needs(&a, &needs)) return -error;
+  if (const int error = wrong(a, needs)) return -error;
+  return needs.shared_bytes;
 }
 }

@@ -15,8 +15,8 @@ enum class Point : int {
   x_asked,            // x of the first stage is asked for
   first_full,         // the first stage is there
   last_asked,         // the last stage is asked for
-  last_full,          // the last stage is there
-  handed_over,        // sums are handed over, or the ticket for them is drawn
+  last_full,          // the last stage is there (wide: its products have begun)
+  handed_over,        // sums are handed over, or the ticket for them is drawn (wide: are complete)
   summed,             // the sums of all are there
   left,               // the last instruction: y is written
   count

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "secateur/device/cluster.h"
+#include "secateur/device/marks.h"
 #include "secateur/device/wgmma.h"
 #include "secateur/wide/consumer.h"
 #include "secateur/wide/problem.h"
@@ -24,6 +25,7 @@ SECATEUR_DEVICE void initialise(const Problem& problem, const Ring<Shape>& ring)
 // `shared` has shared_bytes() bytes and is 16-byte aligned.
 template <typename Value, typename Shape>
 SECATEUR_DEVICE void run_block(const Problem& problem, uint32_t shared) {
+  device::mark_first(device::Point::started);
   constexpr uint32_t mask = matrix_descriptor::swizzle_bytes - 1;
   const int warp = device::shuffle(device::thread() / warp_lanes, 0), lane = device::lane();
   const int rank = problem.cluster.size() == 1 ? 0 : device::cluster_rank();
@@ -43,6 +45,7 @@ SECATEUR_DEVICE void run_block(const Problem& problem, uint32_t shared) {
     if (warp == Shape::warps) produce_weights<Shape>(problem, ring, member, lane);
     if (warp == Shape::warps + 1) {
       device::wait_for_predecessor();
+      device::mark(device::Point::predecessor_ended);
       produce_x<Shape>(problem, ring, member, lane);
     }
     if (warp > Shape::warps + 1) attend_sums(problem, member);
@@ -51,6 +54,7 @@ SECATEUR_DEVICE void run_block(const Problem& problem, uint32_t shared) {
     device::wait_for_predecessor();
     consume<Value, Shape>(problem, ring, member, warp);
   }
+  device::mark(device::Point::left);
 }
 
 }  // namespace secateur::wide

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "secateur/device/cluster.h"
+#include "secateur/device/marks.h"
 #include "secateur/device/recompute.h"
 #include "secateur/device/wgmma.h"
 #include "secateur/wide/cluster_sum.h"
@@ -110,6 +111,7 @@ SECATEUR_DEVICE void multiply(float (&sums)[1][Shape::token_tiles][accumulator::
                               Consumer<Shape>& self) {
   Fragments even, odd;
   self.wait_full();
+  device::mark_first(device::Point::first_full);
   self.load(even, 0);
   begin_step<Value>(sums[0], even, self.walk.tokens());
   const bool several = self.walk.next();
@@ -123,6 +125,7 @@ SECATEUR_DEVICE void multiply(float (&sums)[1][Shape::token_tiles][accumulator::
       if (!load_next(self, odd)) break;
     }
   }
+  device::mark(device::Point::last_full);
   device::wgmma_wait<0>();
   device::own(sums[0]);
   self.release(even.full);
@@ -136,6 +139,7 @@ SECATEUR_DEVICE void multiply(float (&sums)[2][Shape::token_tiles][accumulator::
                               Consumer<Shape>& self) {
   Fragments first, second;
   self.wait_full();
+  device::mark_first(device::Point::first_full);
   self.load(first, 0);
   begin_step<Value>(sums[0], first, self.walk.tokens());
   self.load(second, 1);
@@ -151,6 +155,7 @@ SECATEUR_DEVICE void multiply(float (&sums)[2][Shape::token_tiles][accumulator::
     self.load(second, 1);
     begin_step<Value>(sums[1], second, self.walk.tokens());
   }
+  device::mark(device::Point::last_full);
   device::wgmma_wait<0>();
   device::own(sums[0]);
   device::own(sums[1]);
@@ -201,9 +206,11 @@ SECATEUR_DEVICE void consume(const Problem& problem, Ring<Shape> ring, const Mem
     clear_sums<Shape::panels, Shape::token_tiles>(sums);
     multiply<Value>(sums, self);
     self.walk.leave(ring);
+    device::mark(device::Point::handed_over);
     if constexpr (Shape::splits_steps) {
       if (member.cluster.steps > 1) {
         sum_in_cluster<Value, Shape>(sums, problem, member, ring.base, segment.tile);
+        device::mark(device::Point::summed);
         continue;
       }
     }
@@ -211,6 +218,7 @@ SECATEUR_DEVICE void consume(const Problem& problem, Ring<Shape> ring, const Mem
     if (sharers.count > 1 && !reduce<Shape>(sums, problem, member, sharers, segment.tile, warp)) {
       continue;
     }
+    device::mark(device::Point::summed);
     const int tile = (panel + mine) * fragment24::tiles_per_unit + warp % warpgroup_warps;
     if (!keeps_token) token = first_token<Shape>(problem, member, segment.tile);
     write<Value, Shape>(problem.output, tile, token, sums, ring.staging(warp));

@@ -5,6 +5,7 @@
 
 #include "secateur/cluster_sums.h"
 #include "secateur/device/cluster.h"
+#include "secateur/device/marks.h"
 #include "secateur/wide/problem.h"
 
 namespace secateur::wide {
@@ -45,6 +46,11 @@ SECATEUR_DEVICE void attend_sums(const Problem& problem, const Member& member) {
   while (walk.next(segment)) cluster_sums::attend();
 }
 
+SECATEUR_DEVICE void let_successor_start() {
+  device::let_successor_start();
+  device::mark(device::Point::successor_let);
+}
+
 // One unit of each panel, a lane each. Thread blocks that share weights fetch a part each.
 template <typename Shape>
 SECATEUR_DEVICE void produce_weights(const Problem& problem, Ring<Shape> ring,
@@ -58,6 +64,7 @@ SECATEUR_DEVICE void produce_weights(const Problem& problem, Ring<Shape> ring,
   const uint16_t mates = member.token_mates();
   // The successor may ask for its weights behind the first ones of this kernel, or behind all.
   int first_ones = problem.late ? INT32_MAX : ring.stages;
+  int filling = ring.stages;
   TileWalk walk(schedule, member.index);
   TileSegment segment;
   while (walk.next(segment)) {
@@ -80,13 +87,15 @@ SECATEUR_DEVICE void produce_weights(const Problem& problem, Ring<Shape> ring,
           device::copy_bulk_multicast(target, source, part, full, mates, policy);
         }
       }
-      if (--first_ones == 0) device::let_successor_start();
+      if (--first_ones == 0) let_successor_start();
+      device::mark(device::Point::weights_asked, --filling == 0);
       source += unit_bytes;
       ring.advance();
     }
     leave_ring_to_sums(member);
   }
-  if (first_ones > 0) device::let_successor_start();
+  if (first_ones > 0) let_successor_start();
+  device::mark(device::Point::last_asked);
 }
 
 // Until the last use of every stage is released: then no mate will reach this thread block's
@@ -124,6 +133,7 @@ SECATEUR_DEVICE void produce_x(const Problem& problem, Ring<Shape> ring, const M
         }
       }
       device::sync_warp();
+      device::mark_first(device::Point::x_asked, step == own.first);
       ring.advance();
     }
     leave_ring_to_sums(member);

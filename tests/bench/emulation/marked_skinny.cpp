@@ -1,0 +1,3 @@
+// The emulated skinny kernel, with marks.
+#include "passed_points.h"
+#include "skinny.cpp"

@@ -1,0 +1,3 @@
+// The emulated wide kernel, with marks.
+#include "passed_points.h"
+#include "wide.cpp"
