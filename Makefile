@@ -28,9 +28,11 @@ test: $(READY)
 test-thorough: $(READY)
 	$(BIN)/python -m pytest -n auto --dist loadfile --hypothesis-profile thorough
 
-# make test-gpu   the tests that need an NVIDIA GPU; PART=accuracy|memory|launch|packing|use for one
+# make test-gpu   the tests that need an NVIDIA GPU; STEP=name for one step of under eight minutes,
+#                 PART=accuracy|memory|launch|packing|use for one folder
 test-gpu: $(READY)
-	$(BIN)/python -m pytest tests/gpu/$(PART) $(if $(PART),,tests/test_gpu.py)
+	$(if $(STEP),$(BIN)/python -m bench.run_on_gpu $(STEP),\
+	  $(BIN)/python -m pytest tests/gpu/$(PART) $(if $(PART),,tests/test_gpu.py))
 
 # make sanitize   compute-sanitizer over every kernel; STEP=name for one step of under eight minutes
 SANITIZE = sanitize-plain $(foreach tool,memcheck racecheck initcheck synccheck,\
