@@ -28,8 +28,8 @@ test: $(READY)
 test-thorough: $(READY)
 	$(BIN)/python -m pytest -n auto --dist loadfile --hypothesis-profile thorough
 
-# make test-gpu   the tests that need an NVIDIA GPU; STEP=name for one step of under eight minutes,
-#                 PART=accuracy|memory|launch|packing|use for one folder
+# make test-gpu   the tests that need an NVIDIA GPU; STEP=name for one step of under eight minutes
+#                 or PART=accuracy|memory|launch|packing|use for one folder
 test-gpu: $(READY)
 	$(if $(STEP),$(BIN)/python -m bench.run_on_gpu $(STEP),\
 	  $(BIN)/python -m pytest tests/gpu/$(PART) $(if $(PART),,tests/test_gpu.py))
