@@ -75,7 +75,12 @@ def enabled() -> bool:
 
 
 def build(version: str) -> tuple[Path, Path]:
-    """Compile the library unless build/ has it; return the library and the compiler's log."""
+    """Compile the library unless build/ has it; return the library and the compiler's log.
+
+    Raises:
+        CannotBuildError: there is no compiler or no torch.
+        RuntimeError: a source does not compile, or one was changed meanwhile.
+    """
     nvcc, torch = _requirements()
     print_of_inputs = fingerprint(version)
     folder = ROOT / "build" / "secateur_cuda" / print_of_inputs
@@ -83,6 +88,10 @@ def build(version: str) -> tuple[Path, Path]:
         aside = folder.with_name(f"{print_of_inputs}.{os.getpid()}")
         aside.mkdir(parents=True)
         log = _compile(nvcc, torch, _definitions(version, print_of_inputs), aside)
+        if fingerprint(version) != print_of_inputs:
+            # It would go by the name of sources that it is not made of.
+            shutil.rmtree(aside)
+            raise RuntimeError("sources were changed while they were compiled: build once more")
         (aside / "log").write_text(log, encoding="utf-8")
         try:
             aside.rename(folder)

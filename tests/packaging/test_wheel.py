@@ -126,6 +126,19 @@ def test_a_missing_compiler_is_said_or_refused(
         builder.enabled()
 
 
+def test_sources_that_change_under_the_compiler_are_not_kept(
+    builder: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    prints = iter(["before", "after"])
+    monkeypatch.setattr(builder, "ROOT", tmp_path)
+    monkeypatch.setattr(builder, "_requirements", lambda: ("nvcc", tmp_path))
+    monkeypatch.setattr(builder, "fingerprint", lambda version: next(prints))
+    monkeypatch.setattr(builder, "_compile", lambda *arguments: "log")
+    with pytest.raises(RuntimeError, match="changed while they were compiled: build once more"):
+        builder.build("0.1.0")
+    assert list((tmp_path / "build" / "secateur_cuda").iterdir()) == []
+
+
 @pytest.mark.slow
 def test_no_kernel_spills(builder: ModuleType) -> None:
     """ptxas on every instance. Needs nvcc; compiles unless the build folder has the library."""
