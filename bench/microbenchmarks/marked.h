@@ -75,14 +75,21 @@ SECATEUR_DEVICE void mark(Point point, bool when) {
   if (!when || lane() != 0) return;
   micro::Mark* marks = *micro::place_of_marks();
   if (marks == nullptr) return;
-  atomicMax(marks + static_cast<int>(point), static_cast<micro::Mark>(micro::clock_now()));
+  // As an instruction: the compiler does not know that it is global memory, and would wait to hear.
+  asm volatile("red.relaxed.gpu.global.max.u64 [%0], %1;" ::"l"(marks + static_cast<int>(point)),
+               "l"(micro::clock_now())
+               : "memory");
 }
 
 SECATEUR_DEVICE void mark_first(Point point, bool when) {
   if (!when || lane() != 0) return;
   micro::Mark* marks = *micro::place_of_marks();
   if (marks == nullptr) return;
-  atomicCAS(marks + static_cast<int>(point), 0ULL, static_cast<micro::Mark>(micro::clock_now()));
+  asm volatile(
+      "{\n.reg .b64 old;\natom.relaxed.gpu.global.cas.b64 old, [%0], 0, %1;\n}" ::"l"(
+          marks + static_cast<int>(point)),
+      "l"(micro::clock_now())
+      : "memory");
 }
 
 }  // namespace secateur::device
