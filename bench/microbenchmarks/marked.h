@@ -40,7 +40,7 @@ __device__ __forceinline__ void begin_marks(Mark* marks) {
   device::sync_block();
 }
 
-// Clocks of multiprocessors have nothing to do with each other. Each is read beside the clock of the
+// Clocks of multiprocessors have nothing to do with each other. Each is read beside that of the
 // whole GPU, at moments at which that one steps: it may do so once a microsecond only.
 constexpr int readings = 16;
 struct Clocks {
