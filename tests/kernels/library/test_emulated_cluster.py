@@ -52,3 +52,26 @@ def test_bytes_nobody_waited_for_are_poison_or_reported(emulator: Any) -> None:
             assert re.search(expected, str(error))  # noqa: PT017
             caught += 1
     assert caught > 0
+
+
+@pytest.mark.parametrize("size", [2, 4, 8])
+def test_a_counted_store_is_there_when_the_barrier_says_so(size: int, emulator: Any) -> None:
+    for seed in range(5):
+        _, out = run(emulator, 3, size, seed)
+        senders = torch.arange(size).roll(1)
+        assert torch.equal(out, (100 * senders[:, None] + torch.arange(32)).int())
+
+
+@pytest.mark.parametrize(
+    ("kind", "size", "message"),
+    [
+        (3, 1, "outside of a cluster"),
+        (4, 2, "in different thread blocks"),
+        (5, 2, "over one that nobody has read"),
+    ],
+)
+def test_what_a_counted_store_must_not_do_is_reported(
+    kind: int, size: int, message: str, emulator: Any
+) -> None:
+    with pytest.raises(AssertionError, match=message):
+        run(emulator, kind, size)

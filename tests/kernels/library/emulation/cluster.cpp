@@ -49,9 +49,29 @@ void multicast(int size, const uint8_t* source, uint32_t* out, bool wait) {
   device::sync_cluster();
 }
 
+// Everyone hands its rank to the next thread block, `times` times in a row to the same place,
+// counted at a barrier there, or at one of its own.
+void hand_over(int size, uint32_t* out, int times, bool counted_there) {
+  const int rank = device::cluster_rank(), next = (rank + 1) % size, lane = device::lane();
+  if (lane == 0) {
+    device::barrier_init(barrier, 1);
+    device::barrier_arrive_expect(barrier, 16 * warp_lanes);
+    device::barrier_init_fence();
+  }
+  device::sync_cluster();
+  const uint32_t word = 100 * rank + lane, place = shared_base + 16 * lane;
+  for (int i = 0; i < times; ++i) {
+    device::store_counted16(device::map_shared(place, next), {{word, word, word, word}},
+                            device::map_shared(barrier, counted_there ? next : rank));
+  }
+  device::barrier_wait(barrier, 0);
+  device::store(out + warp_lanes * rank + lane, device::load_shared16(place).word[3]);
+}
+
 }  // namespace
 
-// kind 0: exchange; 1: multicast; 2: multicast without waiting for the bytes.
+// kind 0: exchange; 1: multicast; 2: multicast without waiting for the bytes; 3: counted stores; 4:
+// counted at another thread block's barrier; 5: over what nobody has read.
 extern "C" int emulate_cluster(int kind, int size, const uint8_t* source, uint32_t* out,
                                uint64_t seed) {
   return emulation::guarded([&] {
@@ -61,8 +81,10 @@ extern "C" int emulate_cluster(int kind, int size, const uint8_t* source, uint32
     machine.run(0, [&] {
       if (kind == 0) {
         exchange(size, out);
-      } else {
+      } else if (kind <= 2) {
         multicast(size, source, out, kind == 1);
+      } else {
+        hand_over(size, out, kind == 5 ? 2 : 1, kind != 4);
       }
     });
   });

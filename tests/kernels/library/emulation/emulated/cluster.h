@@ -55,12 +55,8 @@ inline void store_mapped4(uint32_t mapped, uint32_t value) {
 inline void store_counted16(uint32_t mapped, Words4 value, uint32_t mapped_barrier) {
   emulation::Machine& m = machine();
   const uint32_t place = require_mapped(mapped);
-  m.shared(place, 16);
-  emulation::Landing landing;
-  landing.barrier = require_mapped(mapped_barrier);
-  landing.counted = 16;
-  landing.write = [place, value, &m] { std::memcpy(m.shared(place, 16), &value, 16); };
-  m.start_bulk(landing);
+  m.deliver(place, require_mapped(mapped_barrier),
+            [place, value, &m] { std::memcpy(m.shared(place, 16), &value, 16); });
 }
 
 inline void copy_bulk_multicast(uint32_t target, const void* source, uint32_t bytes,

@@ -20,6 +20,7 @@
 #include <typeindex>
 #include <vector>
 
+#include "emulated/deliveries.h"
 #include "emulated/proxies.h"
 
 namespace emulation {
@@ -129,6 +130,9 @@ class Machine {
     return address < window(0) && running_ >= 0 ? address - shared_base + window(rank()) : address;
   }
 
+  // Whose window a mapped address is in.
+  uint32_t owner(uint32_t mapped) const { return (mapped - window(0)) >> 24; }
+
   uint8_t* shared(uint32_t address, int bytes) {
     const uint32_t mapped = in_window(address);
     const int64_t place = static_cast<int64_t>(mapped) - window(0);
@@ -160,6 +164,7 @@ class Machine {
   void accessed(uint32_t address, int bytes) {
     const uint32_t place = in_window(address) - window(0);
     ordinary_.make(running_, place >> 24, place & ((1 << 24) - 1), bytes);
+    deliveries_.read(in_window(address), bytes);
   }
   void fence_before_copies() { ordinary_.fence(running_, rank()); }
   void require_fenced(uint32_t mapped, int bytes) {
@@ -244,6 +249,21 @@ class Machine {
   void start_bulk(Landing landing) {
     landing.barrier = in_window(landing.barrier);
     bulk_.push_back(landing);
+  }
+  // A counted store of 16 bytes, both addresses mapped, which lands some time later.
+  void deliver(uint32_t target, uint32_t barrier, const std::function<void()>& write) {
+    if (cluster_ == 1) fail("a counted store outside of a cluster");
+    if (owner(target) != owner(barrier)) {
+      fail("a counted store and its barrier in different thread blocks");
+    }
+    shared(target, 16);
+    spare_barriers(target, 16);
+    if (!deliveries_.bring(target)) fail("a counted store over one that nobody has read");
+    Landing landing;
+    landing.barrier = barrier;
+    landing.counted = 16;
+    landing.write = write;
+    start_bulk(landing);
   }
   void arrive_after_copies(uint32_t barrier) {
     Landing landing;
@@ -447,6 +467,7 @@ class Machine {
   int cluster_;
   std::vector<std::vector<uint8_t>> shared_;  // a thread block each
   OrdinaryAccesses ordinary_;
+  Deliveries deliveries_;
   std::vector<Region> regions_;
   std::vector<Fiber> fibers_;
   std::vector<Collective> collectives_;
@@ -481,6 +502,7 @@ inline void Machine::run(int block, const std::function<void()>& body) {
   barriers_.clear();
   for (auto& memory : shared_) std::fill(memory.begin(), memory.end(), poison);
   ordinary_.clear();
+  deliveries_.clear();
   const int threads = cluster_ * threads_;
   fibers_ = std::vector<Fiber>(threads);
   collectives_ = std::vector<Collective>(threads / lanes);
