@@ -75,7 +75,7 @@ bench: $(READY)
 
 .PHONY: library wheel test-wheel test-wheel-torch211
 
-# make library  compile the kernels and put them into this checkout (a minute; needs nvcc)
+# make library  compile the kernels and put them into this checkout (minutes; needs nvcc)
 library: $(READY)
 	SECATEUR_REQUIRE_CUDA=1 $(BIN)/python setup.py --quiet build_ext --inplace
 	$(BIN)/python csrc/build.py
