@@ -1,9 +1,10 @@
 """Whether compiled kernels start before the kernel in front of them has ended.
 
 Programmatic dependent launch (PDL, compute capability 9.0): a kernel of the compiled library lets
-its successor start as soon as all its thread blocks run. The successor fetches its first weights,
-then waits until everything in front of it has ended, and only then touches anything else. In a
-chain of small layers this is meant to hide what a launch and the first fetch cost.
+its successor start once all its thread blocks have asked for their first weights, or later, as its
+config says. The successor fetches its first weights, then waits until everything in front of it has
+ended, and only then touches anything else. In a chain of layers this hides most of what a launch
+and the first fetch cost.
 
 **When it is used.** In eager calls it is off; while the current stream is captured into a CUDA
 graph it is on. `dependent_launch` forces either. The library leaves it out by itself where the GPU,
