@@ -373,9 +373,10 @@ def test_deep_16_bit_models_may_round_more(seed: int, tmp_path: Path) -> None:
     sizes: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4}
     config = LlamaConfig(num_hidden_layers=80, vocab_size=VOCAB_SIZE, **sizes)
     model = model_from(config, seed)
+    generator = torch.Generator().manual_seed(seed)
     for parameter in model.parameters():
         if parameter.ndim == 2:
-            parameter.data.normal_(0, parameter.shape[1] ** -0.5)
+            parameter.data.normal_(0, parameter.shape[1] ** -0.5, generator=generator)
     model = model.to(torch.bfloat16)
     model.save_pretrained(tmp_path)
     model.set_attn_implementation("eager")
