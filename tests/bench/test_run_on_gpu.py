@@ -397,19 +397,19 @@ def test_parts_of_the_gpu_suite_are_all_of_it(tmp_path: Path) -> None:
         "def test_alone(): pass\n",
     )
     parts = []
-    for part in (1, 2, 3):
+    for part in (1, 2):
         done = tmp_path / f"done-{part}.txt"
-        ended = run_suite(tmp_path, "--part", f"{part}/3", "--done", str(done))
+        ended = run_suite(tmp_path, "--part", f"{part}/2", "--done", str(done))
         assert ended.returncode == 0, ended.stdout
         parts.append(done.read_text(encoding="utf-8").split())
     everything = [test for tests in parts for test in tests]
     assert len(everything) == len(set(everything)) == 19
-    assert [len(tests) for tests in parts] == [7, 7, 5]
+    assert sorted(len(tests) for tests in parts) == [9, 10]
     for tests in parts:
         for case in ("size0", "0-", "1-", "2-", "3-", "4-", "a-"):
             there = sum(f"[{case}" in test for test in tests)
             assert there in (0, 2 if case == "a-" else 3), (case, tests)
-    assert run_suite(tmp_path, "--part", "4/3").returncode == 4
+    assert run_suite(tmp_path, "--part", "3/2").returncode == 4
 
 
 def test_the_gpu_suite_goes_on_without_what_kills_it(tmp_path: Path) -> None:
