@@ -10,6 +10,8 @@ from transformers import (
     GPT2Config,
     GPTJConfig,
     GPTNeoXConfig,
+    GptOssConfig,
+    Llama4TextConfig,
     LlamaConfig,
     MistralConfig,
     MixtralConfig,
@@ -108,10 +110,31 @@ FAMILIES: dict[str, Callable[[int], PreTrainedConfig]] = {
 `qwen3_moe` has experts in every second block; `qwen3_moe_listed` in every block but block 1. Every
 sixth block of `gemma3` sees everything, the others a sliding window."""
 
+TURNED_EXPERTS: dict[str, Callable[[int], PreTrainedConfig]] = {
+    "llama4": _llama_like(
+        Llama4TextConfig,
+        num_local_experts=4,
+        num_experts_per_tok=1,
+        interleave_moe_layer_step=1,
+        intermediate_size_mlp=64,
+        attention_chunk_size=SLIDING_WINDOW,
+    ),
+    "gpt_oss": _llama_like(
+        GptOssConfig,
+        num_local_experts=4,
+        num_experts_per_tok=2,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+    ),
+}
+"""Four experts a block, stored [experts, K, N]: `gate_up_proj` and `down_proj`.
+
+`llama4` gives every expert all tokens, those of others as zeros; `gpt_oss` has biases, and gate and
+up column by column in turn."""
+
 
 def tiny_model(name: str, num_blocks: int = 2, seed: int = 0) -> PreTrainedModel:
-    """A model of `FAMILIES[name]`: random weights that depend on `seed` alone, fp32, eval mode."""
-    return model_from(FAMILIES[name](num_blocks), seed)
+    """A model of one of the families: random weights by `seed` alone, fp32, eval mode."""
+    return model_from((FAMILIES | TURNED_EXPERTS)[name](num_blocks), seed)
 
 
 def model_from(config: PreTrainedConfig, seed: int = 0) -> PreTrainedModel:

@@ -3,9 +3,9 @@ from typing import Any
 
 import pytest
 import torch
-from families import VOCAB_SIZE, model_from, tiny_model
+from families import VOCAB_SIZE, tiny_model
 from torch import Tensor, nn
-from transformers import GptOssConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from secateur.calibration.experts import ExpertTokens, observed_experts
 from secateur.calibration.statistics import InputStatistics
@@ -16,30 +16,7 @@ from secateur.models.sites import WeightSite
 ROUNDOFF = 2.0**-24
 
 
-def gpt_oss() -> PreTrainedModel:
-    return model_from(
-        GptOssConfig(
-            vocab_size=VOCAB_SIZE,
-            hidden_size=32,
-            intermediate_size=48,
-            num_hidden_layers=1,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            head_dim=8,
-            num_local_experts=4,
-            num_experts_per_tok=2,
-            max_position_embeddings=128,
-            pad_token_id=0,
-            rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
-        )
-    )
-
-
-FUSED: dict[str, Any] = {
-    "mixtral": lambda: tiny_model("mixtral", 1),
-    "qwen3_moe_listed": lambda: tiny_model("qwen3_moe_listed", 1),
-    "gpt_oss": gpt_oss,
-}
+FUSED = ["mixtral", "qwen3_moe_listed", "gpt_oss", "llama4"]
 
 
 class Expert(nn.Module):
@@ -106,7 +83,8 @@ def assert_of_rows(statistics: InputStatistics, rows: Tensor) -> None:
 
 def layer_inputs(model: PreTrainedModel, ids: Tensor) -> tuple[nn.Module, Tensor]:
     """The layer of experts in block 0, and the tokens [T, 32] that reach it."""
-    layer = model.get_submodule("model.layers.0.mlp")
+    block: Any = model.get_submodule("model.layers.0")
+    layer: nn.Module = block.feed_forward if hasattr(block, "feed_forward") else block.mlp
     kept: list[Tensor] = []
     hook = layer.register_forward_pre_hook(lambda _, args: kept.append(args[0].clone()))
     with torch.no_grad():
@@ -121,13 +99,14 @@ def inner_rows(family: str, experts: Any, expert: int, tokens: Tensor) -> Tensor
         both = tokens @ experts.gate_up_proj[expert] + experts.gate_up_proj_bias[expert]
         gate, up = both[:, ::2].clamp(max=7.0), both[:, 1::2].clamp(-7.0, 7.0)
         return (up + 1) * gate * torch.sigmoid(1.702 * gate)
-    gate, up = (tokens @ experts.gate_up_proj[expert].T).chunk(2, dim=1)
+    matrix = experts.gate_up_proj[expert]
+    gate, up = (tokens @ (matrix if family == "llama4" else matrix.T)).chunk(2, dim=1)
     return gate * torch.sigmoid(gate) * up
 
 
 @pytest.mark.parametrize("family", FUSED)
 def test_every_fused_expert_is_given_every_token(family: str) -> None:
-    model = FUSED[family]()
+    model = tiny_model(family, 1)
     ids = some_ids(2, 9)
     layer, tokens = layer_inputs(model, ids)
     experts: Any = layer.experts
@@ -146,13 +125,13 @@ def test_every_fused_expert_is_given_every_token(family: str) -> None:
             else:
                 rows = inner_rows(family, experts, site.expert, tokens)
                 assert_of_rows(statistics[site.name], rows)
-    assert len(routed.counts) == (4 if family == "gpt_oss" else 8)
-    assert sum(routed.counts) == 2 * ids.numel()
+    assert len(routed.counts) == len(experts.down_proj)
+    assert sum(routed.counts) == (1 if family == "llama4" else 2) * ids.numel()
 
 
 @pytest.mark.parametrize("family", FUSED)
 def test_counts_and_outputs_are_the_routers_with_and_without(family: str) -> None:
-    model = FUSED[family]()
+    model = tiny_model(family, 1)
     ids = some_ids(2, 9)
     sites = take_inventory(model).sites[0]
     block = model.get_submodule("model.layers.0")

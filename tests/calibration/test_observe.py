@@ -3,30 +3,15 @@ from typing import Any
 
 import pytest
 import torch
-from families import VOCAB_SIZE, model_from, tiny_model
+from families import VOCAB_SIZE, tiny_model
 from torch import Tensor, nn
-from transformers import GptOssConfig, Llama4TextConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from secateur.calibration.observe import observed
 from secateur.calibration.statistics import InputStatistics
 from secateur.calibration.tokens import tokens_from_tensor
 from secateur.models.inventory import take_inventory
 from secateur.models.sites import WeightSite
-
-SMALL: dict[str, Any] = {
-    "vocab_size": VOCAB_SIZE,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "num_local_experts": 4,
-    "max_position_embeddings": 128,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
 
 
 def some_ids(rows: int, length: int) -> Tensor:
@@ -92,8 +77,7 @@ def test_experts_see_the_tokens_that_are_routed_to_them(mixtral: PreTrainedModel
 
 
 def test_transposed_experts_are_seen() -> None:
-    rope = {"rope_type": "default", "rope_theta": 10000.0}
-    model = model_from(GptOssConfig(num_experts_per_tok=2, rope_parameters=rope, **SMALL))
+    model = tiny_model("gpt_oss", 1)
     sites = take_inventory(model).sites[0]
     ids = some_ids(2, 15)
     seen = seen_by(model, sites, ids)
@@ -107,7 +91,30 @@ def test_transposed_experts_are_seen() -> None:
         assert torch.equal(
             sorted_rows(torch.cat(seen[f"{name}.gate_up_proj"])), sorted_rows(routed)
         )
-        assert torch.cat(seen[f"{name}.down_proj"]).shape == (len(routed), 48)
+        assert torch.cat(seen[f"{name}.down_proj"]).shape == (len(routed), 64)
+
+
+def test_experts_that_are_multiplied_at_once_are_seen_one_by_one() -> None:
+    """By tokens that are routed to them, scaled as Llama 4 scales them."""
+    model = tiny_model("llama4", 1)
+    sites = take_inventory(model).sites[0]
+    ids = some_ids(2, 15)
+    seen = seen_by(model, sites, ids)
+    moe: Any = model.get_submodule("model.layers.0.feed_forward")
+    tokens = kept_inputs(moe, model, ids).reshape(-1, 32)
+    best, chosen = (tokens @ moe.router.weight.T).max(dim=1)
+    counts = []
+    for expert in range(4):
+        routed = tokens[chosen == expert] * torch.sigmoid(best[chosen == expert]).unsqueeze(1)
+        name = f"model.layers.0.feed_forward.experts.{expert}"
+        up_inputs = torch.cat(seen[f"{name}.gate_up_proj"])
+        torch.testing.assert_close(up_inputs, routed)
+        gate, up = (up_inputs @ moe.experts.gate_up_proj[expert]).chunk(2, dim=1)
+        expected = nn.functional.silu(gate) * up
+        torch.testing.assert_close(torch.cat(seen[f"{name}.down_proj"]), expected)
+        counts.append(len(routed))
+    assert all(counts)
+    assert sum(counts) == ids.numel()
 
 
 class FusedExperts(nn.Module):
@@ -155,15 +162,27 @@ def test_every_way_to_multiply_is_seen(multiply: Callable[[Tensor, Tensor], Tens
     assert torch.equal(last[0], inputs[2:])
 
 
-def test_experts_of_llama4_are_seen() -> None:
-    model = model_from(
-        Llama4TextConfig(
-            num_experts_per_tok=1, interleave_moe_layer_step=1, intermediate_size_mlp=48, **SMALL
-        )
-    )
-    sites = take_inventory(model).sites[0]
-    seen = seen_by(model, sites, some_ids(2, 15))
-    assert [name for name, inputs in seen.items() if not inputs] == []
+@pytest.mark.parametrize(
+    "multiply", [torch.bmm, torch.matmul, Tensor.bmm, Tensor.matmul, lambda x, w: x @ w]
+)
+def test_every_way_to_multiply_all_at_once_is_seen(
+    multiply: Callable[[Tensor, Tensor], Tensor],
+) -> None:
+    module = FusedExperts(multiply)
+    inputs = torch.randn(3, 6, 4)
+    inputs[0, 1:] = inputs[1] = 0.0
+    inputs[2, 4, 1:] = 0.0
+    seen: dict[str, list[Tensor]] = {f"experts.{expert}.stack": [] for expert in range(3)}
+    sites = [
+        WeightSite(name, module, "stack", stored_transposed=True, expert=expert)
+        for expert, name in enumerate(seen)
+    ]
+    with observed(sites, {name: tensors.append for name, tensors in seen.items()}):
+        multiply(inputs, module.stack)
+    (first,), middle, (last,) = seen.values()
+    assert torch.equal(first, inputs[0, :1])
+    assert middle == []
+    assert torch.equal(last, inputs[2])
 
 
 @pytest.mark.parametrize("family", ["mixtral", "qwen3_moe", "gpt2", "llama", "opt", "gptj"])

@@ -3,12 +3,10 @@ from typing import Any
 
 import pytest
 import torch
-from families import FAMILIES, VOCAB_SIZE, model_from, tiny_model
+from families import FAMILIES, TURNED_EXPERTS, VOCAB_SIZE, model_from, tiny_model
 from torch import Tensor, nn
 from transformers import (
-    GptOssConfig,
     HunYuanMoEV1Config,
-    Llama4TextConfig,
     Qwen2MoeConfig,
     RwkvConfig,
 )
@@ -157,30 +155,70 @@ def test_matrices_of_experts_are_what_they_multiply_with() -> None:
         torch.testing.assert_close(output, expert_output(sites, tokens))
 
 
-def test_transposed_experts_are_turned() -> None:
-    model = model_from(
-        GptOssConfig(num_local_experts=3, num_experts_per_tok=1, rope_parameters=ROPE, **SMALL)
-    )
-    shapes = shapes_of(take_inventory(model), 0)
-    assert shapes["mlp.experts.2.gate_up_proj"] == (96, 32)
-    assert shapes["mlp.experts.2.down_proj"] == (32, 48)
-    assert "mlp.router" not in shapes
+@pytest.mark.parametrize("family", TURNED_EXPERTS)
+def test_experts_that_are_stored_turned(family: str) -> None:
+    model = tiny_model(family)
+    inventory = take_inventory(model)
+    shapes = shapes_of(inventory, 0)
+    layer = "feed_forward" if family == "llama4" else "mlp"
+    for expert in range(4):
+        assert shapes[f"{layer}.experts.{expert}.gate_up_proj"] == (128, 32)
+        assert shapes[f"{layer}.experts.{expert}.down_proj"] == (32, 64)
+    assert f"{layer}.router" not in shapes
+    assert len([name for name in shapes if ".experts." in name]) == 8
+    assert all(site.stored_transposed == site.is_expert for site in inventory.all_sites)
 
 
-def test_experts_of_llama4_are_turned() -> None:
-    model = model_from(
-        Llama4TextConfig(
-            num_local_experts=3,
-            num_experts_per_tok=1,
-            interleave_moe_layer_step=1,
-            intermediate_size_mlp=48,
-            **SMALL,
-        )
-    )
-    shapes = shapes_of(take_inventory(model), 0)
-    expert = {name: shape for name, shape in shapes.items() if ".experts." in name}
-    # Left out altogether would do as well.
-    assert all(shape[1] == (32 if "gate" in name else 48) for name, shape in expert.items())
+def fused(*shapes: tuple[int, ...]) -> nn.Module:
+    module = nn.Module()
+    for number, shape in enumerate(shapes):
+        module.register_parameter(f"stack_{number}", nn.Parameter(torch.randn(shape)))
+    return module
+
+
+@pytest.mark.parametrize(
+    ("shapes", "first"),
+    [
+        (((3, 12, 4), (3, 4, 6)), (12, 4)),
+        (((3, 4, 12), (3, 6, 4)), (12, 4)),
+        # As wide inside as outside, and half as wide.
+        (((3, 8, 4), (3, 4, 4)), (8, 4)),
+        (((3, 4, 8), (3, 4, 4)), (8, 4)),
+        (((3, 4, 4), (3, 2, 4)), (4, 4)),
+        # Fewer in the second: some experts compute nothing.
+        (((5, 12, 4), (3, 4, 6)), (12, 4)),
+    ],
+)
+def test_how_fused_experts_are_stored_is_seen_by_their_shapes(
+    shapes: tuple[tuple[int, ...], ...], first: tuple[int, int]
+) -> None:
+    block = modules(mixing=modules(linear=nn.Linear(4, 4)), experts=fused(*shapes))
+    model = configured(modules(layers=nn.ModuleList([block])), 1)
+    sites = [site for site in take_inventory(model).all_sites if site.is_expert]
+    assert len(sites) == sum(shape[0] for shape in shapes)
+    assert {site.shape for site in sites} == {first, (4, first[0] // 2)}
+
+
+@pytest.mark.parametrize(
+    ("name", "shapes"),
+    [
+        ("experts", ((3, 12, 4), (3, 4, 12))),
+        ("experts", ((3, 12, 4), (3, 12, 4), (3, 4, 12))),
+        ("experts", ((3, 12, 4), (3, 5, 6))),
+        ("experts", ((3, 12, 4),)),
+        ("mixer", ((3, 12, 4), (3, 4, 6))),
+    ],
+    ids=["no gate", "gate apart", "no chain", "one alone", "no experts"],
+)
+def test_stacks_that_can_be_read_both_ways_are_left_alone(
+    name: str, shapes: tuple[tuple[int, ...], ...]
+) -> None:
+    block = modules(mixing=modules(linear=nn.Linear(4, 4)), **{name: fused(*shapes)})
+    model = configured(modules(layers=nn.ModuleList([block])), 1)
+    inventory = take_inventory(model)
+    assert not any(site.is_expert for site in inventory.all_sites)
+    reason = reasons_of(inventory)[f"layers.0.{name}.stack_0"]
+    assert reason == "router or unknown kind of weight"
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "mixtral"])

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from families import FAMILIES, model_from, tiny_model
+from families import FAMILIES, TURNED_EXPERTS, model_from, tiny_model
 from safetensors.torch import load_file, save_file
 from streaming_jobs import edit_weights, recipe_of, samples, save
 from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig
@@ -85,7 +85,7 @@ def require_same(
     assert ours == others | {"model.safetensors.index.json"}
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", [*FAMILIES, *TURNED_EXPERTS])
 def test_every_family(tmp_path: Path, name: str) -> None:
     # In shards that split blocks; the other tests read single files.
     folder = save(tiny_model(name, 3), tmp_path / "in", "20KB")
@@ -99,8 +99,9 @@ def test_every_method(tmp_path: Path, name: str) -> None:
     require_same(folder, recipe_of(**METHODS[name]), tmp_path, samples())
 
 
-def test_experts_that_all_see_all_tokens(tmp_path: Path) -> None:
-    folder = save(tiny_model("mixtral"), tmp_path / "in")
+@pytest.mark.parametrize("name", ["mixtral", *TURNED_EXPERTS])
+def test_experts_that_all_see_all_tokens(tmp_path: Path, name: str) -> None:
+    folder = save(tiny_model(name), tmp_path / "in")
     recipe = recipe_of(method="sparsegpt", calibrate_all_experts=True)
     require_same(folder, recipe, tmp_path, samples())
 

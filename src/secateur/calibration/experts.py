@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from inspect import signature
 from typing import Any
 
 import torch
@@ -114,14 +115,17 @@ def _all_tokens_to_all(
     """Before a layer of experts is run, each of them is run on all of its tokens."""
     fused = {id(site.module): site.module for site in sites if site.expert is not None}
     wanted = {id(site.module) for site in sites if site.is_expert}
-    listed = [
+    layers = [
         module
         for module in block.modules()
-        if isinstance(experts := getattr(module, "experts", None), nn.ModuleList)
+        if (experts := getattr(module, "experts", None)) is not None
         and any(id(part) in wanted for part in experts.modules())
+        and (isinstance(experts, nn.ModuleList) or _takes_rows_alone(experts))
     ]
+    for layer in layers:
+        fused.pop(id(layer.experts), None)
     hooks = [(module, _run_fused(everything)) for module in fused.values()]
-    hooks += [(module, _run_listed(everything)) for module in listed]
+    hooks += [(layer, _run_on_rows(everything)) for layer in layers]
     with ExitStack() as stack:
         for module, hook in hooks:
             handle = module.register_forward_pre_hook(hook, with_kwargs=True)
@@ -141,10 +145,9 @@ def _run_fused(everything: _Everything) -> _Hook:
                 f"{[type(value).__name__ for value in values]}; calibrate without it"
             )
         hidden, chosen, weights = values
-        num_experts = next(len(p) for p in module.parameters(recurse=False) if p.ndim == 3)
         one = weights.new_ones(len(chosen), 1)
         with everything.running(), torch.no_grad():
-            for expert in range(num_experts):
+            for expert in range(_num_fused(module)):
                 routing = (hidden, chosen.new_full((len(chosen), 1), expert), one)
                 named = dict(zip(kwargs, routing[len(args) :], strict=True))
                 module.forward(*routing[: len(args)], **named)
@@ -152,14 +155,23 @@ def _run_fused(everything: _Everything) -> _Hook:
     return hook
 
 
-def _run_listed(everything: _Everything) -> _Hook:
-    """A layer that holds its experts as modules, each of them called with rows [tokens, width]."""
+def _takes_rows_alone(experts: nn.Module) -> bool:
+    """Whether fused experts are called with rows [num_experts * tokens, width] and no more."""
+    return len(signature(experts.forward).parameters) == 1
+
+
+def _run_on_rows(everything: _Everything) -> _Hook:
+    """A layer whose experts take rows [tokens, width]: modules, or one that holds them fused."""
 
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         hidden = args[0] if args else next(iter(kwargs.values()))
         rows = hidden.reshape(-1, hidden.shape[-1])
+        experts: Any = module.experts
         with everything.running(), torch.no_grad():
-            for expert in module.experts:  # type: ignore[union-attr]
+            if not isinstance(experts, nn.ModuleList):
+                experts(rows.repeat(_num_fused(experts), 1))
+                return
+            for expert in experts:
                 try:
                     expert(rows)
                 except TypeError as error:
@@ -169,3 +181,7 @@ def _run_listed(everything: _Everything) -> _Hook:
                     ) from None
 
     return hook
+
+
+def _num_fused(experts: nn.Module) -> int:
+    return next(len(p) for p in experts.parameters(recurse=False) if p.ndim == 3)

@@ -5,7 +5,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import SymInt, Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from secateur.models.sites import WeightSite
@@ -46,17 +46,20 @@ class _SliceWatch(TorchFunctionMode):
     """Sees products with a slice of a fused expert parameter, whatever code multiplies.
 
     Fused experts are no modules, so no hook can see what reaches one of them. The slice shares
-    the parameter's storage, and its offset there tells which expert it is.
+    the parameter's storage, and its offset there tells which expert it is. A product with the
+    whole parameter is one of inputs [num_experts, tokens, K].
     """
 
     def __init__(self, sites: Sequence[WeightSite], sinks: Mapping[str, Sink]) -> None:
         super().__init__()
-        self._sinks = {
-            (site.parameter.untyped_storage().data_ptr(), site.weight.storage_offset()): sinks[
-                site.name
-            ]
-            for site in sites
-        }
+        self._sinks: dict[tuple[int, int | SymInt], Sink] = {}
+        self._stacks: dict[int, dict[int, Sink]] = {}
+        """By expert, where all of them are multiplied at once."""
+        for site in sites:
+            place = site.parameter.untyped_storage().data_ptr()
+            self._sinks[place, site.weight.storage_offset()] = sinks[site.name]
+            assert site.expert is not None
+            self._stacks.setdefault(place, {})[site.expert] = sinks[site.name]
 
     def __torch_function__(
         self,
@@ -67,16 +70,30 @@ class _SliceWatch(TorchFunctionMode):
     ) -> Any:
         weight = args[1] if len(args) >= 2 else (kwargs or {}).get("weight")
         if func in _PRODUCTS and isinstance(weight, Tensor):
-            sink = self._sinks.get((weight.untyped_storage().data_ptr(), weight.storage_offset()))
-            if sink is not None:
-                sink(args[0] if args else (kwargs or {})["input"])
+            self._note(args[0] if args else (kwargs or {})["input"], weight)
         return func(*args, **(kwargs or {}))
+
+    def _note(self, inputs: Tensor, weight: Tensor) -> None:
+        place = weight.untyped_storage().data_ptr()
+        if weight.ndim < 3:
+            sink = self._sinks.get((place, weight.storage_offset()))
+            if sink is not None:
+                sink(inputs)
+            return
+        for expert, sink in self._stacks.get(place, {}).items():
+            rows = inputs[expert]
+            # Every expert is given every token, those of others as zeros.
+            routed = rows[rows.any(dim=-1)]
+            if len(routed):
+                sink(routed)
 
 
 _PRODUCTS = {
     nn.functional.linear,
+    torch.bmm,
     torch.matmul,
     torch.mm,
+    Tensor.bmm,
     Tensor.matmul,
     Tensor.mm,
     Tensor.__matmul__,

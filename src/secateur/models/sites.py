@@ -1,7 +1,7 @@
 """Weight sites: the matrices inside a block that multiply tokens, whatever class holds them."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
@@ -105,17 +105,33 @@ def transposed_weight(module: nn.Module) -> nn.Parameter | None:
 
 
 def _expert_sites(name: str, module: nn.Module) -> Iterator[WeightSite]:
-    """Fused experts: parameters [num_experts, N, K], or [num_experts, K, N] where so marked."""
-    if not hasattr(module, "is_transposed"):
+    """Fused experts: parameters [num_experts, N, K] or, turned, [num_experts, K, N]."""
+    stacks = {n: p for n, p in module.named_parameters(recurse=False) if p.ndim == 3}
+    turned = _is_turned(name, module, list(stacks.values()))
+    if turned is None:
         return  # which of the last two dimensions multiplies tokens is not known
-    transposed = bool(module.is_transposed)
-    for parameter_name, parameter in module.named_parameters(recurse=False):
-        if parameter.ndim != 3:
-            continue
-        for expert in range(parameter.shape[0]):
+    for parameter_name, parameter in stacks.items():
+        for expert in range(len(parameter)):
             yield WeightSite(
-                f"{name}.{expert}.{parameter_name}", module, parameter_name, transposed, expert
+                f"{name}.{expert}.{parameter_name}", module, parameter_name, turned, expert
             )
+
+
+def _is_turned(name: str, module: nn.Module, stacks: Sequence[nn.Parameter]) -> bool | None:
+    """Whether fused experts are stored [num_experts, K, N]; None where nothing tells.
+
+    Most of transformers' classes say so. Of others only experts of two matrices are known, gate
+    and up in one, then down: what the first gives, halved by the gate, enters the second, and what
+    the second gives is as wide as what entered the first. Only one way of reading fits that.
+    """
+    if hasattr(module, "is_transposed"):
+        return bool(module.is_transposed)
+    if "experts" not in name.rpartition(".")[2] or len(stacks) != 2:
+        return None
+    (_, first, second), (_, third, fourth) = (stack.shape for stack in stacks)
+    plain = first == 2 * fourth and second == third
+    turned = second == 2 * third and first == fourth
+    return turned if plain != turned else None
 
 
 def _is_router(block: nn.Module, relative_name: str) -> bool:
