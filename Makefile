@@ -54,7 +54,7 @@ bench-gpu: $(READY)
 gpu-first: $(READY)
 	$(BIN)/python -m bench.run_on_gpu --first --minutes $(or $(MINUTES),6)
 
-# make check   lint, format, types, and whether the README shows the recorded figures
+# make check   lint, format, types, and whether README and guides show the recorded figures
 check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

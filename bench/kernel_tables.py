@@ -1,4 +1,4 @@
-"""The README's tables of the kernel benchmarks, as Markdown; `not measured yet` without records."""
+"""Tables of the kernel benchmarks, as Markdown; `not measured yet` without records."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -26,7 +26,7 @@ OTHERS = {"cusparselt": "cuSPARSELt, searched", "two products": "two cuBLAS call
 
 
 def tables(folder: Path = RESULTS) -> dict[str, str]:
-    """Name of a README marker -> its Markdown."""
+    """Name of a marker -> its Markdown."""
     linears = latest(read_records("linears", folder))
     packing = latest(read_records("packing", folder))
     named = {"kernels-machine": where_measured(linears or packing)}

@@ -1,10 +1,12 @@
-"""Put the figures of bench/results into the README, between its markers.
+"""Put the figures of bench/results into README.md and the guides of docs/, between markers.
 
-python -m bench.readme           rewrite README.md
-python -m bench.readme --check   exit with 1 if it is out of date
+python -m bench.readme           rewrite the pages that are out of date
+python -m bench.readme --check   name them and exit with 1
 """
 
 import json
+import re
+from collections.abc import Callable, Mapping
 from functools import partial
 from math import log
 from pathlib import Path
@@ -20,7 +22,9 @@ from bench.regional_tables import ablation_table, curve_table
 from bench.throughput_table import throughput_table
 from bench.training_tables import inheritance_table, long_run_sentence, recovery_table
 
-README = Path(__file__).parents[1] / "README.md"
+ROOT = Path(__file__).parents[1]
+
+Figures = Mapping[str, Callable[[], str]]
 
 
 def latest(name: str, keys: tuple[str, ...]) -> list[dict[str, Any]]:
@@ -39,18 +43,21 @@ def table(heads: list[str], rows: list[list[str]]) -> str:
     return "\n".join(lines)
 
 
-def quality_table() -> str:
-    records = latest("quality", ("model", "text", "calibration", "method", "pattern"))
-    groups: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
-    for record in records:
+def perplexities() -> dict[tuple[str, str, str], dict[tuple[str, str], float]]:
+    """(model, text, calibration) -> (method, pattern) -> perplexity."""
+    found: dict[tuple[str, str, str], dict[tuple[str, str], float]] = {}
+    for record in latest("quality", ("model", "text", "calibration", "method", "pattern")):
         key = (record["model"], record["text"], record["calibration"])
-        groups.setdefault(key, []).append(record)
+        found.setdefault(key, {})[record["method"], record["pattern"]] = record["perplexity"]
+    return found
+
+
+def quality_table() -> str:
     patterns = ("2:4", "4:8", "unstructured")
     rows = []
-    for (model, text, calibration), group in groups.items():
-        found = {(r["method"], r["pattern"]): r["perplexity"] for r in group}
+    for (model, text, calibration), found in perplexities().items():
         dense = found["dense", "dense"]
-        for method in dict.fromkeys(r["method"] for r in group if r["method"] != "dense"):
+        for method in dict.fromkeys(method for method, _ in found if method != "dense"):
             values = [
                 f"{found[key]:.2f}" if (key := (method, p)) in found else "" for p in patterns
             ]
@@ -58,6 +65,18 @@ def quality_table() -> str:
             rows.append([model, text, calibration, f"{dense:.2f}", method, *values, closed])
     heads = ["model", "text", "calibrated on", "dense", "method", "2:4", "4:8", "50%"]
     return table([*heads, "2:4, of the gap Wanda to dense"], rows)
+
+
+def quality_2of4_table() -> str:
+    """The methods that people compare, at 2:4, on the first text of every model."""
+    models: dict[str, dict[tuple[str, str], float]] = {}
+    for (model, _, _), found in perplexities().items():
+        models.setdefault(model, found)
+    rows = [["dense", *(f"{found['dense', 'dense']:.2f}" for found in models.values())]]
+    for method in ("magnitude", "wanda", "sparsegpt", "wanda++", "best-2:4"):
+        values = [found.get((method, "2:4")) for found in models.values()]
+        rows.append([method, *("" if value is None else f"{value:.2f}" for value in values)])
+    return table(["perplexity", *models], rows)
 
 
 def gap_closed(value: float | None, wanda: float | None, dense: float) -> str:
@@ -182,8 +201,9 @@ def depth_speed_table() -> str:
     return table(heads, rows) + note
 
 
-SECTIONS = {
+SECTIONS: Figures = {
     "quality": quality_table,
+    "quality-2of4": quality_2of4_table,
     "low-rank": low_rank_table,
     "low-rank-speed": low_rank_speed_table,
     "laser": laser_table,
@@ -203,25 +223,44 @@ SECTIONS = {
 }
 
 
-def filled(text: str) -> str:
-    for name, make in SECTIONS.items():
-        begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
-        if begin not in text:
-            continue
-        before, _, rest = text.partition(begin)
-        _, _, after = rest.partition(end)
-        text = f"{before}{begin}\n{make()}\n{end}{after}"
-    return text
+_MARKED = re.compile(r"<!-- (begin|end) (\S+) -->")
+
+
+def pages(root: Path = ROOT) -> list[Path]:
+    """Every page that may show figures: the README and the guides."""
+    return [root / "README.md", *sorted((root / "docs").glob("*.md"))]
+
+
+def filled(text: str, figures: Figures = SECTIONS) -> str:
+    """`text` with what stands between `<!-- begin NAME -->` and `<!-- end NAME -->` made anew.
+
+    Raises:
+        ValueError: a name without figures, or a marker without its partner.
+    """
+    done, at = "", 0
+    marks = list(_MARKED.finditer(text))
+    for begin, end in zip(marks[::2], marks[1::2], strict=False):
+        if (begin[1], end[1], end[2]) != ("begin", "end", begin[2]):
+            raise ValueError(f"expected `{begin[0]}` and its end, got `{begin[0]}`, `{end[0]}`")
+        if begin[2] not in figures:
+            raise ValueError(f"expected a name of bench.readme.SECTIONS, got `{begin[0]}`")
+        done += f"{text[at : begin.end()]}\n{figures[begin[2]]()}\n"
+        at = end.start()
+    if len(marks) % 2:
+        raise ValueError(f"expected a partner of `{marks[-1][0]}`, got none")
+    return done + text[at:]
 
 
 def main(
     check: Annotated[bool, typer.Option("--check", help="Change nothing.")] = False,
 ) -> None:
-    old = README.read_text(encoding="utf-8")
-    new = filled(old)
-    if check:
-        raise typer.Exit(int(old != new))
-    README.write_text(new, encoding="utf-8")
+    new = {page: filled(page.read_text(encoding="utf-8")) for page in pages()}
+    stale = [page for page, text in new.items() if page.read_text(encoding="utf-8") != text]
+    for page in stale:
+        typer.echo(f"{page.relative_to(ROOT)} {'is out of date' if check else 'rewritten'}")
+        if not check:
+            page.write_text(new[page], encoding="utf-8")
+    raise typer.Exit(int(check and bool(stale)))
 
 
 if __name__ == "__main__":

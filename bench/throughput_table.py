@@ -1,4 +1,4 @@
-"""Whole models against their dense one, from `bench/results/throughput.jsonl`, for the README."""
+"""Whole models against their dense one, from `bench/results/throughput.jsonl`, for the guides."""
 
 import json
 from typing import Any

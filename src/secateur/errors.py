@@ -1,4 +1,4 @@
-"""What can go wrong, by exit code: see `secateur --help` and the README for the table."""
+"""What can go wrong, by exit code: see `secateur --help` and docs/evaluate.md for the table."""
 
 from secateur_kernels.errors import SecateurError
 
