@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from families import tiny_model
 from safetensors.torch import save_file
 from streaming_jobs import CHAIN, recipe_of, samples, save, stream, weight_bytes
+from transformers.models.llama.modeling_llama import LlamaMLP
 
 from secateur.compress import compress
 from secateur.errors import OutOfSpaceError, SecateurError
@@ -96,6 +98,51 @@ def test_blocks_are_read_back_as_they_were(
     monkeypatch.undo()
     stream(folder, tmp_path / "out", resume=True, activations="file")
     assert weight_bytes(tmp_path / "out") == weight_bytes(tmp_path / "expected")
+
+
+_FORWARD = LlamaMLP.forward
+
+
+def short_of_memory_at(number: int) -> Callable[..., Any]:
+    """An MLP that finds no memory for its `number`-th batch of more than two samples.
+
+    What it gives depends on the batch, as it may by the rounding of any kernel.
+    """
+    count = 0
+
+    def limited(module: Any, hidden: Any) -> Any:
+        nonlocal count
+        count += len(hidden) > 2
+        if count == number and len(hidden) > 2:
+            count += 1
+            raise torch.OutOfMemoryError("no memory, as the test wants it")
+        return _FORWARD(module, hidden) * (1.0 + 0.01 * len(hidden))
+
+    return limited
+
+
+# Five samples go through every block twice: to be watched, and once it is pruned.
+@pytest.mark.parametrize("number", [3, 4], ids=["watched", "pruned"])
+def test_batches_that_became_smaller_stay_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """Memory was short in block 1, the job is killed after block 2 and resumed with memory."""
+    folder = save(tiny_model("llama", 4), tmp_path / "in")
+    options = {"recipe": recipe_of(method="sparsegpt")}
+    monkeypatch.setattr(LlamaMLP, "forward", short_of_memory_at(0))
+    stream(folder, tmp_path / "roomy", **options)
+    monkeypatch.setattr(LlamaMLP, "forward", short_of_memory_at(number))
+    expected = stream(folder, tmp_path / "expected", **options)
+    assert weight_bytes(tmp_path / "expected") != weight_bytes(tmp_path / "roomy")
+    monkeypatch.setattr(LlamaMLP, "forward", short_of_memory_at(number))
+    monkeypatch.setattr(BlockJournal, "save", at_call(4, BlockJournal.save, Stop()))
+    with pytest.raises(Stop):
+        stream(folder, tmp_path / "out", **options)
+    monkeypatch.undo()
+    monkeypatch.setattr(LlamaMLP, "forward", short_of_memory_at(0))
+    report = stream(folder, tmp_path / "out", resume=True, **options)
+    assert weight_bytes(tmp_path / "out") == weight_bytes(tmp_path / "expected")
+    assert records(report) == records(expected)
 
 
 Fault = tuple[Any, str, Callable[..., Any]]

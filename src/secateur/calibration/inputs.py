@@ -44,10 +44,18 @@ class BlockInputs:
     def __len__(self) -> int:
         return len(self.hidden)
 
-    def stream(self, block: nn.Module, index: int) -> Iterator[Tensor]:
+    def stream(
+        self, block: nn.Module, index: int, together: list[int] | None = None
+    ) -> Iterator[Tensor]:
         """Run block `index` on every batch, one at a time, without gradients.
 
         Where a batch does not fit in the device's memory, its samples are run in smaller parts.
+
+        Args:
+            block: on the device.
+            index: of the block.
+            together: by batch, how many of its samples are run together; lowered where that does
+                not fit. By default all. The same numbers give the same results, bit for bit.
 
         Yields:
             its outputs [batch, length, width] on the device where it runs.
@@ -55,14 +63,20 @@ class BlockInputs:
         Raises:
             SecateurError: a sample alone does not fit, or the block changes shape or dtype.
         """
-        for hidden, calls in zip(self.hidden, self.calls, strict=True):
-            output = self._in_parts(block, calls[index], hidden, len(hidden))
+        together = self.batch_sizes() if together is None else together
+        for batch, (hidden, calls) in enumerate(zip(self.hidden, self.calls, strict=True)):
+            output, together[batch] = self._in_parts(block, calls[index], hidden, together[batch])
             _require_alike(index, output, hidden)
             yield output
 
+    def batch_sizes(self) -> list[int]:
+        """Samples of every batch."""
+        return [len(hidden) for hidden in self.hidden]
+
     def _in_parts(
         self, block: nn.Module, call: BlockCall, hidden: Tensor, samples_at_once: int
-    ) -> Tensor:
+    ) -> tuple[Tensor, int]:
+        """The block's outputs, and how many samples there was memory for at once."""
         size = len(hidden)
         try:
             parts = [
@@ -73,7 +87,7 @@ class BlockInputs:
                     strict=True,
                 )
             ]
-            return parts[0] if len(parts) == 1 else torch.cat(parts)
+            return parts[0] if len(parts) == 1 else torch.cat(parts), samples_at_once
         except torch.OutOfMemoryError:
             if samples_at_once == 1:
                 raise SecateurError(_too_long(hidden.shape[1], self.device)) from None

@@ -40,11 +40,21 @@ from secateur.stages.prune_update import SharedHessians
 class FinishedBlocks(Protocol):
     """Blocks that were pruned, so that an interrupted stage goes on after them."""
 
-    def read(self, index: int) -> tuple[list[LayerRecord], BlockRecord] | None:
-        """What was done to a block; None if it is not pruned yet."""
+    def read(self, index: int) -> tuple[list[LayerRecord], BlockRecord, list[int]] | None:
+        """What was done to a block, and `together`; None if it is not pruned yet."""
 
-    def save(self, index: int, layers: Sequence[LayerRecord], block: BlockRecord) -> None:
-        """Keep a block, which is open and pruned, and what was done to it."""
+    def save(
+        self,
+        index: int,
+        layers: Sequence[LayerRecord],
+        block: BlockRecord,
+        together: Sequence[int],
+    ) -> None:
+        """Keep a block, which is open and pruned, and what was done to it.
+
+        `together`: by batch, how many samples were run together, as there was memory for. Only in
+        the same batches does the rest come out the same, bit for bit.
+        """
 
 
 class BlockPruner:
@@ -89,6 +99,8 @@ class BlockPruner:
         self._progress = progress
         self._inputs: BlockInputs | None = None
         """Of the block at hand, in batches that fit in memory."""
+        self._together: list[int] = []
+        """Samples of every batch that there was memory for at once, in the block at hand."""
         self._seconds = {"calibrating": 0.0, "pruning": 0.0, "tuning": 0.0, "propagating": 0.0}
 
     def run(self, inputs: BlockInputs | None, trace: Trace | None) -> PruneRecord:
@@ -113,9 +125,11 @@ class BlockPruner:
         block_records: list[BlockRecord] = []
         for index, block in enumerate(self._blocks.modules):
             before = self._finished.read(index) if self._finished else None
-            new_layers, block_record = before or self._prune_open(block, index, trace)
-            if before:
-                self._pass_through(block, index)
+            if before is None:
+                new_layers, block_record = self._prune_open(block, index, trace)
+            else:
+                new_layers, block_record, together = before
+                self._pass_through(block, index, together)
             layers += new_layers
             block_records.append(block_record)
         return self._record(layers, block_records)
@@ -126,14 +140,16 @@ class BlockPruner:
         with self._opened(index):
             layers, record = self._prune_block(block, index, trace)
             if self._finished:
-                self._finished.save(index, layers, record)
+                self._finished.save(index, layers, record, self._together)
         return layers, record
 
-    def _pass_through(self, block: nn.Module, index: int) -> None:
-        """Move hidden states through a block that is pruned already."""
+    def _pass_through(self, block: nn.Module, index: int, together: list[int]) -> None:
+        """Move hidden states through a block that is pruned already, as they were moved then."""
         if self._inputs is not None:
+            while len(self._inputs) < len(together):
+                self._inputs = self._inputs.halved()
             with self._opened(index), self._timed("propagating"):
-                for batch, output in enumerate(self._inputs.stream(block, index)):
+                for batch, output in enumerate(self._inputs.stream(block, index, together)):
                     self._inputs.hidden[batch].copy_(output)
         for _ in range(self._num_steps(index)):
             self._progress.advance(f"block {index} was finished before")
@@ -292,8 +308,9 @@ class BlockPruner:
     def _propagate(self, block: nn.Module, index: int, inputs: BlockInputs) -> float:
         """Make the pruned block's outputs the next block's inputs; how far they moved."""
         error = RelativeError()
+        self._together = inputs.batch_sizes()
         with self._timed("propagating"):
-            for batch, output in enumerate(inputs.stream(block, index)):
+            for batch, output in enumerate(inputs.stream(block, index, self._together)):
                 error.add(output, inputs.outputs[batch])
                 inputs.hidden[batch].copy_(output)
         return error.over_all(self._parallel)

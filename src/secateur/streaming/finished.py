@@ -27,6 +27,8 @@ class FinishedBlock:
     block: BlockRecord
     num_zeros: int
     """Among all of its parameters."""
+    together: tuple[int, ...]
+    """By batch, how many calibration samples were run together."""
     sha256: str
     """Of the weight file."""
 
@@ -73,18 +75,24 @@ class BlockJournal:
             return False
         return self._read(index).sha256 == file_sha256(shard)
 
-    def read(self, index: int) -> tuple[list[LayerRecord], BlockRecord] | None:
-        """What was done to a block; None if it is not pruned yet."""
+    def read(self, index: int) -> tuple[list[LayerRecord], BlockRecord, list[int]] | None:
+        """What was done to a block, in which batches; None if it is not pruned yet."""
         if not self.is_finished(index):
             return None
         entry = self._read(index)
-        return list(entry.layers), entry.block
+        return list(entry.layers), entry.block, list(entry.together)
 
     def tensors(self, index: int) -> dict[str, Tensor]:
         """Weights of a finished block, named as in a checkpoint."""
         return read_shard(self._shard(index))
 
-    def save(self, index: int, layers: Sequence[LayerRecord], block: BlockRecord) -> None:
+    def save(
+        self,
+        index: int,
+        layers: Sequence[LayerRecord],
+        block: BlockRecord,
+        together: Sequence[int],
+    ) -> None:
         """Write the block as it is in the model now."""
         self._settle()
         module = self._blocks.modules[index]
@@ -92,27 +100,19 @@ class BlockJournal:
         tensors = {f"{name}.{own}": tensor for own, tensor in module.state_dict().items()}
         zeros = num_zeros(module.parameters())
         saved = saved_form(self._model, tensors)
+
+        def write(saved: dict[str, Tensor]) -> None:
+            digest = write_shard(self._job / WEIGHTS_FOLDER, self._shards.block_file(index), saved)
+            entry = FinishedBlock(tuple(layers), block, zeros, tuple(together), digest)
+            write_aside(self._entry(index), json.dumps(to_plain(entry)))
+            self._sound[index] = True
+
         if self._writer is None:
-            self._write(index, saved, tuple(layers), block, zeros)
+            write(saved)
             return
         # The module goes on without waiting: what was copied from a GPU is ours already.
         ours = {key: _apart_from(tensors, tensor) for key, tensor in saved.items()}
-        writing = self._writer.submit(self._write, index, ours, tuple(layers), block, zeros)
-        self._pending = (index, writing)
-
-    def _write(
-        self,
-        index: int,
-        saved: dict[str, Tensor],
-        layers: tuple[LayerRecord, ...],
-        block: BlockRecord,
-        zeros: int,
-    ) -> None:
-        weights = self._job / WEIGHTS_FOLDER
-        digest = write_shard(weights, self._shards.block_file(index), saved)
-        entry = FinishedBlock(layers, block, zeros, digest)
-        write_aside(self._entry(index), json.dumps(to_plain(entry)))
-        self._sound[index] = True
+        self._pending = (index, self._writer.submit(write, ours))
 
     def _settle(self) -> None:
         """Wait for what is being written.

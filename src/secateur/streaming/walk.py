@@ -69,8 +69,9 @@ class BlockWalk:
         if self._inputs is None or self._trace is None:
             return
         linears = {s.name: s.module for s in self._inventory.sites[index] if s.expert is None}
-        call = self._inputs.calls[0][index].to(self._device)
-        hidden = self._inputs.hidden[0].to(self._device)
+        # One sample shows it, and fits wherever calibration will.
+        call = self._inputs.calls[0][index].rows(0, 1).to(self._device)
+        hidden = self._inputs.hidden[0][:1].to(self._device)
         block = self._skeleton.blocks.modules[index]
         self._trace.shared_inputs.update(shared_inputs_of(block, call, hidden, linears))
 
