@@ -20,11 +20,12 @@ MAY_IMPORT = {
     "clock": {"progress"},
     "plain": {"errors"},
     "new_folder": set(),
+    "seeds": {"errors"},
     "settings": {"errors"},
     "progress": {"settings"},
     "parallel": {"errors", "settings"},
     "yaml_text": {"errors"},
-    "recipe": {"errors", "plain", "yaml_text"},
+    "recipe": {"errors", "plain", "seeds", "yaml_text"},
     "models": {"errors", "modules"},
     "integrations": {"errors", "models", "modules", "plain"},
     "score": set(),
@@ -37,9 +38,9 @@ MAY_IMPORT = {
     "runtime": {"errors", "integrations", "models", "modules", "report"},
     "inherit": {"depth", "errors", "models"},
     "texts": {"errors"},
-    "calibration": {"errors", "models", "parallel", "texts"},
+    "calibration": {"errors", "models", "parallel", "seeds", "texts"},
     "report": {"errors", "plain", "recipe"},
-    "evaluate": {"errors", "models", "progress", "report"},
+    "evaluate": {"errors", "models", "progress", "report", "seeds"},
     "training": {
         "errors",
         "evaluate",
@@ -82,7 +83,8 @@ MAY_IMPORT = {
         "recipe",
     }
     | {"report", "stages"},
-    "search": {"errors", "evaluate", "lowrank", "models", "plain", "progress", "recipe", "report"},
+    "search": {"errors", "evaluate", "lowrank", "models", "plain", "progress", "recipe", "report"}
+    | {"seeds"},
     "throughput": {"checkpoint", "depth", "engine", "errors", "mask", "models", "modules"}
     | {"progress", "report", "runtime"},
     "serve": {"checkpoint", "engine", "errors", "report", "runtime"},

@@ -200,6 +200,12 @@ def test_nothing_to_draw_is_refused(num_samples: int, length: int) -> None:
         windows_of(["abcdefghij"], num_samples, length)
 
 
+@pytest.mark.parametrize("seed", [-1, 2**32, 2**64])
+def test_seeds_that_not_all_generators_take_are_refused(seed: int) -> None:
+    with pytest.raises(SecateurError, match=f"expected 0 <= seed < 2\\^32, got {seed}"):
+        load_calibration(["abcdefghij"], CharacterTokenizer(), max_seq_length=4, seed=seed)
+
+
 def test_text_without_tokenizer_is_refused() -> None:
     with pytest.raises(SecateurError, match="needs the model's tokenizer; give `tokenizer`"):
         load_calibration(["text"], None)

@@ -557,6 +557,7 @@ def test_evaluate_tasks(cli: Cli) -> None:
         (["--text", BOOKS / "prompts.txt", "--batch-size", 0], "batch size of at least 1"),
         (["--text", BOOKS / "prompts.txt", "--device", "tpu9"], "device tpu9 cannot be used"),
         (["--tasks", "./no-such.jsonl"], "no-such.jsonl"),
+        (["--text", BOOKS / "prompts.txt", "--seed", 2**64], "expected 0 <= seed < 2^32, got"),
     ],
 )
 def test_evaluate_refuses(cli: Cli, options: list[object], message: str) -> None:

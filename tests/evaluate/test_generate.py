@@ -118,6 +118,7 @@ def test_prompt_that_decodes_differently_alone() -> None:
         ("the", {"temperature": float("nan")}, "a temperature of 0 or more, but got nan"),
         ("the", {"top_p": 0.0}, "top_p above 0 and at most 1, but got 0.0"),
         ("the", {"top_p": 1.5}, "top_p above 0 and at most 1, but got 1.5"),
+        ("the", {"seed": 2**32}, r"0 <= seed < 2\^32, got 4294967296"),
     ],
 )
 def test_bad_input_is_refused(

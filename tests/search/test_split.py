@@ -36,6 +36,13 @@ def test_refuses_fractions_that_leave_a_side_empty(fraction: float) -> None:
         split_items(range(5), fraction, 0)
 
 
+def test_refuses_a_seed_that_not_all_generators_take() -> None:
+    with pytest.raises(
+        SecateurError, match=r"expected 0 <= seed < 2\^32, got 18446744073709551616"
+    ):
+        split_items(range(5), 0.5, 2**64)
+
+
 def test_refuses_a_single_unit() -> None:
     with pytest.raises(SecateurError, match="expected at least 2 items to split, but got 1"):
         split_items([7, 7, 7], 0.5, 0)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from secateur.calibration.tokens import CalibrationTokens, checked_tokens, tokens_from_tensor
 from secateur.errors import SecateurError
+from secateur.seeds import require_seed
 from secateur.texts import sources as texts
 
 CalibrationSource = str | Path | Sequence[str] | Tensor | Mapping[str, Tensor] | CalibrationTokens
@@ -63,7 +64,8 @@ def load_calibration(
         purpose: what the text is for, for messages.
 
     Raises:
-        SecateurError: the source cannot be read, is empty, or is too short for one window.
+        SecateurError: the source cannot be read, is empty, or is too short for one window; or the
+            seed is out of range.
     """
     if isinstance(source, CalibrationTokens):
         return source
@@ -81,6 +83,7 @@ def load_calibration(
             "expected num_calibration_samples of at least 1 and max_seq_length of at least 2, "
             f"got {num_samples} and {max_seq_length}"
         )
+    require_seed(seed)
     if tokenizer is None:
         raise SecateurError(
             "calibration from text needs the model's tokenizer; give `tokenizer`, or token ids "

@@ -11,6 +11,7 @@ from secateur.errors import SecateurError
 from secateur.evaluate.forward import check_token_ids, evaluating, input_device
 from secateur.evaluate.tokenizer import Tokenizer
 from secateur.models.blocks import context_length
+from secateur.seeds import require_seed
 
 
 def generate_text(
@@ -39,6 +40,7 @@ def generate_text(
             model's context, or a setting out of range.
     """
     _check_settings(max_new_tokens, temperature, top_p)
+    require_seed(seed)
     prompt_ids = _encode_prompt(model, tokenizer, prompt, max_new_tokens)
     token_ids = prompt_ids.unsqueeze(0).to(input_device(model))
     sampling = {"temperature": temperature, "top_p": top_p, "top_k": 0} if temperature > 0 else {}

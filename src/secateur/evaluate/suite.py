@@ -18,6 +18,7 @@ from secateur.evaluate.tasks import run_task
 from secateur.evaluate.tokenizer import Tokenizer
 from secateur.models.blocks import context_length
 from secateur.progress import Progress
+from secateur.seeds import require_seed
 
 DEFAULT_SEQ_LENGTH = 2048
 
@@ -88,6 +89,7 @@ def run_evaluation(
     Raises:
         SecateurError: the text or a task cannot be read, or does not fit the model.
     """
+    require_seed(choice.seed)
     torch.manual_seed(choice.seed)
     measured = None
     if choice.text is not None:

@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from secateur.recipe.require import require
+from secateur.seeds import require_seed
 
 Preset = Literal["best", "wanda++", "published"]
 Granularity = Literal["block", "halves"]
@@ -73,7 +74,7 @@ class Reconstruction:
             self.held_out is None or 0.0 <= self.held_out < 1.0,
             f"reconstruct: expected held_out of at least 0 and below 1, got {self.held_out}",
         )
-        require(0 <= self.seed < 2**32, f"reconstruct: expected 0 <= seed < 2^32, got {self.seed}")
+        require_seed(self.seed, "reconstruct: ")
         for name, known in _CHOICES.items():
             value = getattr(self, name)
             require(

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from secateur.recipe.require import require
+from secateur.seeds import require_seed
 
 Loss = Literal["cross_entropy", "distillation"]
 Schedule = Literal["cosine", "linear", "constant"]
@@ -109,7 +110,7 @@ class Training:
             require(
                 0.0 <= value < float("inf"), f"training: expected {name} of at least 0, got {value}"
             )
-        require(0 <= self.seed < 2**32, f"training: expected 0 <= seed < 2^32, got {self.seed}")
+        require_seed(self.seed, "training: ")
         self._check_together()
 
     def _check_together(self) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from secateur.errors import SecateurError
+from secateur.seeds import require_seed
 
 
 @dataclass(frozen=True)
@@ -25,9 +26,10 @@ def split_items(units: Sequence[int], validation_fraction: float, seed: int) -> 
         seed: decides who goes where.
 
     Raises:
-        SecateurError: fewer than two units, or a fraction out of range.
+        SecateurError: fewer than two units, or a fraction or seed out of range.
     """
     check_validation_fraction(validation_fraction)
+    require_seed(seed)
     distinct = sorted(set(units))
     if len(distinct) < 2:
         raise SecateurError(f"expected at least 2 items to split, but got {len(distinct)}")
