@@ -3,10 +3,7 @@
 import json
 import os
 import pickle
-import resource
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from families import FAMILIES, VOCAB_SIZE, model_from, tiny_model
+from forked import run_python
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
@@ -1129,16 +1127,12 @@ def test_disk_that_is_full_half_way(folder: Path, tmp_path: Path) -> None:
     (old / "model.safetensors").write_bytes(b"old weights")
     before = files_in(tmp_path)
     limit = (folder / "model.safetensors").stat().st_size // 2
-    command = [sys.executable, "-m", "secateur", "compress", str(folder), "--output", str(old)]
-    done = subprocess.run(
-        [*command, "--method", "magnitude", "--pattern", "2:4", "--overwrite"],
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
+    code = (
+        f"import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))\n"
+        "from secateur.cli import main\nmain()"
     )
+    command = ["compress", str(folder), "--output", str(old), "--overwrite"]
+    done = run_python("-c", code, *command, "--method", "magnitude", "--pattern", "2:4")
     assert done.returncode == 5, done.stderr
     assert done.stderr.startswith("error: no space left to write")
     assert "Traceback" not in done.stderr

@@ -1,14 +1,12 @@
 """SIGKILL at any moment: what is resumed ends as what was never interrupted."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from families import tiny_model
+from forked import run_python
 from streaming_jobs import NUM_BLOCKS, save, weight_bytes
 
 from secateur.checkpoint.manifest import manifest_faults
@@ -27,13 +25,7 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
     folder = save(tiny_model("llama", NUM_BLOCKS), tmp_path_factory.mktemp("models") / "in", "20KB")
     kinds_and_kills = [str(word) for pair in KILLS.items() for word in pair]
     arguments = [str(folder), str(results), *kinds_and_kills]
-    done = subprocess.run(
-        [sys.executable, str(TESTS / "streaming_worker.py"), *arguments],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS)},
-        capture_output=True,
-        text=True,
-        timeout=400,
-    )
+    done = run_python(str(TESTS / "streaming_worker.py"), *arguments, timeout=400)
     assert done.returncode == 0, done.stderr[-4000:]
     return results, json.loads(done.stdout.splitlines()[-1])
 

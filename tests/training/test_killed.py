@@ -1,14 +1,12 @@
 """A training that is killed outright goes on from its last checkpoint, to the same end."""
 
-import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
+from forked import fork_python
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from typer.testing import CliRunner
@@ -66,19 +64,14 @@ def arguments(folder: Path, output: str, *more: str) -> list[str]:
 
 def kill_after_a_checkpoint(folder: Path, output: str, step: int) -> None:
     state = folder / f".{output}.training" / "stage-1" / f"checkpoint-{step}" / "trainer_state.json"
-    process = subprocess.Popen(
-        [sys.executable, "-m", "secateur", *arguments(folder, output)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    forked = fork_python("-m", "secateur", *arguments(folder, output))
     deadline = time.monotonic() + 200
     while not state.is_file():
-        assert process.poll() is None, process.stderr and process.stderr.read()
+        assert forked.process.is_alive(), forked.stderr.read_text()
         assert time.monotonic() < deadline
         time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    forked.process.kill()
+    assert forked.wait(60).returncode == -signal.SIGKILL
     assert not (folder / output).exists()
 
 

@@ -1,12 +1,11 @@
 """What processes die of is known to the next one."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import pytest
 import torch
+from forked import run_python
 
 from secateur_kernels.testing.attempts import (
     BROKEN,
@@ -27,20 +26,13 @@ def test_what_ends_is_no_death(tmp_path: Path) -> None:
     assert attempts.deaths == Attempts(notes).deaths == ()
 
 
-def run_in_a_process(code: str, notes: Path, *options: str) -> "subprocess.CompletedProcess[str]":
+def run_in_a_process(code: str, notes: Path, *options: str) -> "CompletedProcess[str]":
     opening = (
         "import os, sys, time\nfrom pathlib import Path\n"
         "from secateur_kernels.testing.attempts import Attempts\n"
         f"attempts = Attempts(Path(sys.argv[1]), {', '.join(options)})\n"
     )
-    return subprocess.run(
-        [sys.executable, "-c", opening + code, str(notes)],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+    return run_python("-c", opening + code, str(notes))
 
 
 def test_a_process_that_is_killed_names_what_it_died_of(tmp_path: Path) -> None:
@@ -70,8 +62,7 @@ def test_a_hung_process_says_where_and_with_what(tmp_path: Path) -> None:
         "    launch(33, 'tall', torch.zeros(2, 3))\n",
         encoding="utf-8",
     )
-    command = [sys.executable, str(script), str(notes)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    done = run_python(str(script), str(notes))
     assert done.returncode == BROKEN
     where = "hangs.py:6 launch m=33, config='tall', x=torch.float32[2, 3]"
     assert where in done.stderr
@@ -91,8 +82,7 @@ def test_a_hung_process_ends_whatever_its_values_are(tmp_path: Path) -> None:
         "with Attempts(Path(sys.argv[1]), 0.3).trying('one', 'kernel a'):\n    launch(Odd())\n",
         encoding="utf-8",
     )
-    command = [sys.executable, str(script), str(notes)]
-    assert subprocess.run(command, check=False, timeout=120).returncode == BROKEN
+    assert run_python(str(script), str(notes)).returncode == BROKEN
     assert [death.what for death in Attempts(notes).deaths] == ["one"]
 
 
