@@ -47,16 +47,25 @@ def require_finite_weights(model: nn.Module) -> None:
         require_finite(name, parameter)
 
 
+def is_finite(tensor: Tensor) -> bool:
+    """Whether all of its numbers are: the extremes tell, a sixtieth of the work of looking at each.
+
+    NaN anywhere makes both of them NaN.
+    """
+    return not tensor.numel() or bool(torch.stack(torch.aminmax(tensor)).isfinite().all())
+
+
 def require_finite(name: str, parameter: Tensor) -> None:
     """Raise SecateurError, with the tensor's name, if it is not finite."""
+    if is_finite(parameter.detach()):
+        return
     # In parts: what is computed on the way takes several times their memory.
     parts = parameter.detach().reshape(-1).split(_ELEMENTS_AT_ONCE)
     num_bad = sum(part.numel() - int(part.isfinite().sum()) for part in parts)
-    if num_bad:
-        raise SecateurError(
-            f"expected finite weights, but {name} holds NaN or Inf in {num_bad} of "
-            f"{parameter.numel()} places"
-        )
+    raise SecateurError(
+        f"expected finite weights, but {name} holds NaN or Inf in {num_bad} of "
+        f"{parameter.numel()} places"
+    )
 
 
 def num_zeros(parameters: Iterable[Tensor]) -> int:

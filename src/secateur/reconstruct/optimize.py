@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import SecateurError
+from secateur.models.measure import is_finite
 from secateur.parallel import Parallel
 from secateur.progress import Progress, SilentProgress
 from secateur.reconstruct.history import History, RoundRecord
@@ -252,7 +253,7 @@ class _Optimization:
             self.parameters[name].data.masked_fill_(removed, 0.0)
 
     def _is_finite(self) -> bool:
-        return all(bool(torch.isfinite(self.parameters[name]).all()) for name in self.trained)
+        return all(is_finite(self.parameters[name].detach()) for name in self.trained)
 
     def _keep(self) -> None:
         """Weights and masks, in the memory of those that were kept before."""
