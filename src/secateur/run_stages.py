@@ -7,7 +7,12 @@ from time import perf_counter
 import torch
 from torch import Tensor, nn
 
-from secateur.calibration.inputs import TOKENS_PER_BATCH, BlockInputs, capture_inputs
+from secateur.calibration.inputs import (
+    TOKENS_PER_BATCH,
+    BlockInputs,
+    capture_inputs,
+    tokens_per_batch,
+)
 from secateur.calibration.model_gradients import model_gradients
 from secateur.calibration.tokens import CalibrationTokens
 from secateur.checkpoint.fingerprint import probe_tokens
@@ -150,7 +155,8 @@ def _prune(
         progress.begin("gradients of the loss", len(own.samples))
         gradients = model_gradients(model, sites, own, device, parallel, progress.advance)
     seconds = perf_counter() - started
-    inputs, trace = _enter_blocks(model, inventory, tokens, device, parallel)
+    at_once = tokens_per_batch(device)
+    inputs, trace = _enter_blocks(model, inventory, tokens, device, at_once, parallel)
     pruner = BlockPruner(
         inventory.blocks,
         stage,
@@ -169,11 +175,12 @@ def _enter_blocks(
     inventory: Inventory,
     tokens: CalibrationTokens | None,
     device: torch.device,
+    at_once: int = TOKENS_PER_BATCH,
     parallel: Parallel | None = None,
 ) -> tuple[BlockInputs | None, Trace | None]:
     """The inputs of block 0, and how the model uses its blocks.
 
-    With `parallel` they are those of this process's share of the tokens.
+    They are in batches of `at_once` tokens; with `parallel`, those of this process's share.
 
     Raises:
         SecateurError: there are fewer samples than processes, or activations are not finite.
@@ -182,9 +189,9 @@ def _enter_blocks(
         return None, None
     own = tokens
     if parallel is not None:
-        own = tokens.share(parallel.rank, parallel.size, TOKENS_PER_BATCH)
+        own = tokens.share(parallel.rank, parallel.size, at_once)
     blocks = inventory.blocks
     linears = {site.name: site.module for site in inventory.all_sites if site.expert is None}
     trace = trace_blocks(model, blocks, linears, tokens.samples[0].unsqueeze(0))
-    inputs = capture_inputs(model, blocks, trace, own, TOKENS_PER_BATCH, device)
+    inputs = capture_inputs(model, blocks, trace, own, at_once, device)
     return replace(inputs, num_samples=len(tokens.samples)), trace

@@ -10,16 +10,27 @@ from torch import Tensor, nn
 from secateur.calibration.tokens import CalibrationTokens
 from secateur.errors import SecateurError
 from secateur.models.blocks import BlockList
+from secateur.models.measure import is_finite
 from secateur.models.replay import BlockCall, CapturedBatch, capture_batch
 from secateur.models.trace import Trace
 
 TOKENS_PER_BATCH = 1024
-"""Enough tokens at once to keep the processor busy, few enough to keep activations small."""
+"""Enough tokens at once to keep a processor busy, few enough to keep activations small."""
+_TOKENS_PER_BATCH_ON_GPU = 8192
+"""A hundred kernels are launched a batch, which takes as long as a small one computes."""
+
+# Masks of long samples of many lengths stay where the model made them.
+_MOST_ARGUMENT_BYTES = 1 << 30
 
 Value = TypeVar("Value")
 
 NewBuffer = Callable[[int, torch.dtype], Tensor]
 """Makes a flat tensor of so many elements and this dtype, contents undefined."""
+
+
+def tokens_per_batch(device: torch.device) -> int:
+    """How many calibration tokens run through a block together."""
+    return _TOKENS_PER_BATCH_ON_GPU if device.type == "cuda" else TOKENS_PER_BATCH
 
 
 @dataclass(frozen=True)
@@ -231,9 +242,27 @@ def capture_inputs(
             buffers = tuple(_buffer(batches, previous.hidden, make) for _ in range(2))
         buffers[0][number].copy_(previous.hidden)
         calls.append(previous.calls)
-    if not all(bool(torch.isfinite(batch).all()) for batch in buffers[0]):
+    if not all(map(is_finite, buffers[0])):
         raise SecateurError(f"activations that enter {blocks.block_name(0)} hold NaN or Inf")
-    return BlockInputs(buffers[0], buffers[1], tuple(calls), len(tokens.samples), device)
+    placed = tuple(arguments_on(device, calls))
+    return BlockInputs(buffers[0], buffers[1], placed, len(tokens.samples), device)
+
+
+def arguments_on(
+    device: torch.device, calls: Sequence[tuple[BlockCall, ...]]
+) -> list[tuple[BlockCall, ...]]:
+    """Calls by batch with all of their tensors on a device, each once, if they are few enough.
+
+    Otherwise they are left where they are and go there with every batch: each such copy waits for
+    all that the device was given before.
+    """
+    tensors = {id(t): t for by_block in calls for call in by_block for t in call.tensors()}
+    if sum(tensor.nbytes for tensor in tensors.values()) > _MOST_ARGUMENT_BYTES:
+        return list(calls)
+    there = {key: tensor.to(device) for key, tensor in tensors.items()}
+    return [
+        tuple(call.map(lambda tensor: there[id(tensor)]) for call in by_block) for by_block in calls
+    ]
 
 
 def _buffer(

@@ -137,7 +137,9 @@ def capture_batch(
         counts = [_rows_per_sample(a, b) for a, b in zip(one, two, strict=True)]
     calls = [replace(c, rows_per_sample=own) for c, own in zip(calls, counts, strict=True)]
     if previous is not None:
-        calls = [_share(call, old) for call, old in zip(calls, previous.calls, strict=True)]
+        equal: dict[tuple[int, int], bool] = {}
+        pairs = zip(calls, previous.calls, strict=True)
+        calls = [_share(call, old, equal) for call, old in pairs]
     return CapturedBatch(hidden, tuple(calls))
 
 
@@ -249,19 +251,25 @@ def _replaced_forwards(
                 block.forward = forward
 
 
-def _share(new: Any, old: Any) -> Any:
-    """`old` where it equals `new`, item by item, so that equal tensors are stored once."""
+def _share(new: Any, old: Any, equal: dict[tuple[int, int], bool]) -> Any:
+    """`old` where it equals `new`, item by item, so that equal tensors are stored once.
+
+    `equal`: by ids of both, what was found before: most blocks are given the very same tensors.
+    """
     if isinstance(new, Tensor) and isinstance(old, Tensor):
-        same = new is old or (
-            new.shape == old.shape and new.dtype == old.dtype and torch.equal(new, old)
-        )
-        return old if same else new
+        pair = id(new), id(old)
+        if pair not in equal:
+            equal[pair] = new is old or (
+                new.shape == old.shape and new.dtype == old.dtype and torch.equal(new, old)
+            )
+        return old if equal[pair] else new
     if isinstance(new, BlockCall) and isinstance(old, BlockCall):
-        return replace(new, args=_share(new.args, old.args), kwargs=_share(new.kwargs, old.kwargs))
+        args, kwargs = _share(new.args, old.args, equal), _share(new.kwargs, old.kwargs, equal)
+        return replace(new, args=args, kwargs=kwargs)
     if isinstance(new, tuple) and isinstance(old, tuple) and len(new) == len(old):
-        return tuple(_share(a, b) for a, b in zip(new, old, strict=True))
+        return tuple(_share(a, b, equal) for a, b in zip(new, old, strict=True))
     if isinstance(new, dict) and isinstance(old, dict):
-        return {key: _share(value, old.get(key)) for key, value in new.items()}
+        return {key: _share(value, old.get(key), equal) for key, value in new.items()}
     return new
 
 
