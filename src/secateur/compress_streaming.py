@@ -6,6 +6,7 @@ that it writes are the same, bit for bit.
 
 import os
 import shutil
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
@@ -14,7 +15,7 @@ from pathlib import Path
 import torch
 
 from secateur.calibration.data import CalibrationSource
-from secateur.calibration.inputs import TOKENS_PER_BATCH, BlockInputs, capture_inputs
+from secateur.calibration.inputs import BlockInputs, capture_inputs, tokens_per_batch
 from secateur.calibration.tokens import CalibrationTokens
 from secateur.checkpoint.card import model_card
 from secateur.checkpoint.fingerprint import fingerprint
@@ -60,7 +61,7 @@ from secateur.stages.prune_plan import PlannedSite, plan_stage
 from secateur.streaming.activations import Home, buffer_maker
 from secateur.streaming.estimate import Estimate, check_room, estimate_job
 from secateur.streaming.facts import job_facts
-from secateur.streaming.finished import BlockJournal
+from secateur.streaming.finished import WRITERS, BlockJournal
 from secateur.streaming.job import (
     WEIGHTS_FOLDER,
     bytes_in_job,
@@ -255,10 +256,9 @@ def _run(job: StreamingJob, folder: Path, clock: StepClock) -> Report:
     shards = ShardPlan(skeleton.model, skeleton.blocks)
     before = model_record(_as_loaded(skeleton), job.inventory)
     size = _size_before(job)
-    # On a CPU the writer would take the cores, and hold a block more in memory.
-    journal = BlockJournal(
-        folder, skeleton.model, skeleton.blocks, shards, beside=job.device.type != "cpu"
-    )
+    # On a CPU writers would take the cores, and hold blocks more in memory.
+    writers = WRITERS if job.device.type != "cpu" else 0
+    journal = BlockJournal(folder, skeleton.model, skeleton.blocks, shards, writers)
     source = BlockSource(skeleton.folder, skeleton.model, skeleton.blocks)
     try:
         with journal:
@@ -291,7 +291,7 @@ def _run(job: StreamingJob, folder: Path, clock: StepClock) -> Report:
         peak_memory_bytes=peak_memory_bytes(),
         verification=probe,
     )
-    _complete(job, weights, report)
+    _complete(job, weights, report, journal.digests())
     close_job(folder)
     return report
 
@@ -343,7 +343,7 @@ def _enter(
         blocks,
         trace,
         tokens,
-        TOKENS_PER_BATCH,
+        tokens_per_batch(job.device),
         job.device,
         buffer_maker(job.activations, job.device, folder),
     )
@@ -354,7 +354,7 @@ def _enter(
 
 def _fingerprint(skeleton: Skeleton, weights: Path) -> VerificationRecord:
     """Run the written weights as they are read back, a block at a time."""
-    source = BlockSource(weights, skeleton.model, skeleton.blocks)
+    source = BlockSource(weights, skeleton.model, skeleton.blocks, copied=False)
     try:
         source.load_rest()
         with blocks_on_demand(skeleton, source):
@@ -363,7 +363,7 @@ def _fingerprint(skeleton: Skeleton, weights: Path) -> VerificationRecord:
         source.close()
 
 
-def _complete(job: StreamingJob, weights: Path, report: Report) -> None:
+def _complete(job: StreamingJob, weights: Path, report: Report, digests: Mapping[str, str]) -> None:
     """Add what else belongs to a checkpoint, and give the folder its name."""
     skeleton = job.skeleton
     with space_errors(job.output):
@@ -379,7 +379,7 @@ def _complete(job: StreamingJob, weights: Path, report: Report) -> None:
         (weights / "README.md").write_text(card, encoding="utf-8")
         for left in weights.glob("*.partial"):
             left.unlink()
-        write_manifest(weights)
+        write_manifest(weights, digests)
         make_readable(weights)
         flush_folder(weights)
         check_output(job.output, job.overwrite)

@@ -144,3 +144,12 @@ def test_files_elsewhere_are_not_looked_at(folder: Path, name: str) -> None:
 def test_added_weights_and_code_are_a_fault(folder: Path, name: str) -> None:
     (folder / name).write_bytes(b"x")
     assert manifest_faults(folder) == [f"{name} was added"]
+
+
+def test_digests_that_are_known_are_not_made_again(folder: Path) -> None:
+    expected = entries(folder)
+    write_manifest(folder, {"weights": "0" * 64, "gone": "1" * 64})
+    found = entries(folder)
+    assert found.pop("weights") == {"sha256": "0" * 64, "bytes": expected.pop("weights")["bytes"]}
+    assert found == expected
+    assert manifest_faults(folder) == ["weights has other content than when it was written"]

@@ -195,15 +195,20 @@ def expected(folder: Path) -> dict[str, bytes]:
     return weight_bytes(folder.parent / "expected")
 
 
-def write_beside(monkeypatch: pytest.MonkeyPatch) -> None:
+def write_beside(monkeypatch: pytest.MonkeyPatch, writers: int = 1) -> None:
     """As on a GPU: a block is written while the next one is computed."""
-    monkeypatch.setattr(CHAIN, "BlockJournal", lambda *of, **_: BlockJournal(*of, beside=True))
+    monkeypatch.setattr(CHAIN, "BlockJournal", lambda *of: BlockJournal(*of[:4], writers))
 
 
+@pytest.mark.parametrize("writers", [1, 2, 5])
 def test_blocks_written_beside_the_work(
-    folder: Path, expected: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path,
+    expected: dict[str, bytes],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    writers: int,
 ) -> None:
-    write_beside(monkeypatch)
+    write_beside(monkeypatch, writers)
     stream(folder, tmp_path / "out")
     assert weight_bytes(tmp_path / "out") == expected
 

@@ -111,10 +111,11 @@ def is_there(part: nn.Module) -> set[bool]:
     return {not parameter.is_meta for parameter in part.parameters()}
 
 
-def test_only_what_was_asked_for_is_in_memory(folder: Path) -> None:
+@pytest.mark.parametrize("copied", [True, False], ids=["copied", "mapped"])
+def test_only_what_was_asked_for_is_in_memory(folder: Path, copied: bool) -> None:
     skeleton = build_skeleton(folder)
     model, blocks = skeleton.model, skeleton.blocks
-    source = BlockSource(folder, model, blocks)
+    source = BlockSource(folder, model, blocks, copied=copied)
     expected = tiny_model("llama", 2).state_dict()
     assert is_there(model) == {False}
     source.load_block(1, then=0)

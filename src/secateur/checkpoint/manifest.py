@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -30,14 +30,20 @@ def file_digests(paths: Iterable[Path]) -> dict[Path, str]:
         return dict(zip(wanted, pool.map(file_sha256, wanted), strict=True))
 
 
-def write_manifest(folder: Path) -> None:
-    """List every file below `folder`, itself excepted."""
+def write_manifest(folder: Path, known: Mapping[str, str] | None = None) -> None:
+    """List every file below `folder`, itself excepted.
+
+    `known`: digests by name of files that were read since they were written.
+    """
+    known = known or {}
     listed = [
         path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != MANIFEST_FILE
     ]
+    names = {path: path.relative_to(folder).as_posix() for path in listed}
+    found = file_digests(path for path, name in names.items() if name not in known)
     files = {
-        path.relative_to(folder).as_posix(): {"sha256": digest, "bytes": path.stat().st_size}
-        for path, digest in file_digests(listed).items()
+        name: {"sha256": known.get(name) or found[path], "bytes": path.stat().st_size}
+        for path, name in names.items()
     }
     text = json.dumps({"format_version": 1, "files": files}, indent=2) + "\n"
     (folder / MANIFEST_FILE).write_text(text, encoding="utf-8")

@@ -6,7 +6,7 @@ from time import perf_counter
 
 import torch
 
-from secateur.calibration.inputs import TOKENS_PER_BATCH
+from secateur.calibration.inputs import tokens_per_batch
 from secateur.calibration.tokens import CalibrationTokens
 from secateur.checkpoint.write import check_space
 from secateur.errors import SecateurError
@@ -15,6 +15,7 @@ from secateur.models.measure import num_bytes
 from secateur.recipe import PruneStage
 from secateur.recipe.reconstruction import Reconstruction
 from secateur.streaming.activations import Home, available_host_bytes, choose_home
+from secateur.streaming.finished import WRITERS
 from secateur.streaming.skeleton import Skeleton, outside_blocks
 from secateur.streaming.source import parameter_bytes
 
@@ -76,11 +77,11 @@ def estimate_job(
     # By tuning halves, what the first gave while dense, and what it gives once it is tuned.
     between = hidden // 2 + hidden // 2 * 4 // _dtype_bytes(skeleton) if _halves(stage) else 0
     home = choose_home(activations, hidden + between, device)
-    work = _work_bytes(inventory, stage, _dtype_bytes(skeleton)) if tokens else block_bytes
+    work = _work_bytes(inventory, stage, _dtype_bytes(skeleton), device) if tokens else block_bytes
     on_gpu = device.type == "cuda"
     # Pages of a mapped file count while there is room for them.
     in_host = hidden + between if home != "device" or not on_gpu else 0
-    reading = 2 * block_bytes
+    reading = (2 + (WRITERS if on_gpu else 0)) * block_bytes
     return Estimate(
         activations=home,
         activation_bytes=hidden,
@@ -135,7 +136,9 @@ def _activation_bytes(skeleton: Skeleton, tokens: CalibrationTokens | None) -> i
     return 2 * tokens.num_tokens * int(width) * _dtype_bytes(skeleton)
 
 
-def _work_bytes(inventory: Inventory, stage: PruneStage, dtype_bytes: int) -> int:
+def _work_bytes(
+    inventory: Inventory, stage: PruneStage, dtype_bytes: int, device: torch.device
+) -> int:
     """What a block's statistics, scores, masters and temporary tensors take, in the worst block."""
     tuned = stage.resolved_reconstruct() is not None
     most = 0
@@ -156,7 +159,7 @@ def _work_bytes(inventory: Inventory, stage: PruneStage, dtype_bytes: int) -> in
         masters = elements * 4 * _MASTER_COPIES + elements if tuned else 0
         # In fp32: the weight, its score, what is sorted of it, and the mask.
         scoring = largest * 16
-        forward = TOKENS_PER_BATCH * widest * _LIVE_TENSORS * max(4, dtype_bytes)
+        forward = tokens_per_batch(device) * widest * _LIVE_TENSORS * max(4, dtype_bytes)
         most = max(most, hessians + gradients + masters + scoring + forward)
     return most
 

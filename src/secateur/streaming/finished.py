@@ -15,8 +15,12 @@ from secateur.models.blocks import BlockList
 from secateur.models.measure import num_zeros
 from secateur.plain import from_plain, to_plain
 from secateur.report.record import BlockRecord, LayerRecord
+from secateur.streaming.host_copies import HostCopies
 from secateur.streaming.job import WEIGHTS_FOLDER, write_aside
 from secateur.streaming.shards import ShardPlan, read_shard, saved_form, write_shard
+
+WRITERS = 2
+"""Beside the work on a GPU: while one flushes, or reads what it wrote, the other can write."""
 
 
 @dataclass(frozen=True)
@@ -36,34 +40,45 @@ class FinishedBlock:
 class BlockJournal:
     """Writes and reads the finished blocks of a job; see `stages.prune.FinishedBlocks`.
 
-    A context manager: at its end everything is written. With a writer beside the work a block is
-    written while the next is computed, and one at most is waiting.
+    A context manager: at its end everything is written.
     """
 
     def __init__(
-        self, job: Path, model: Any, blocks: BlockList, shards: ShardPlan, beside: bool = False
+        self, job: Path, model: Any, blocks: BlockList, shards: ShardPlan, writers: int = 0
     ) -> None:
-        """`job` is the folder that `open_job` gave; `beside`: write beside the work."""
+        """Get ready.
+
+        Args:
+            job: the folder that `open_job` gave.
+            model: whose blocks are written.
+            blocks: of the model.
+            shards: which file holds what.
+            writers: so many blocks are written beside the work, each from a copy on the host.
+        """
         self._job = job
         self._model = model
         self._blocks = blocks
         self._shards = shards
         self._sound: dict[int, bool] = {}
-        self._writer = ThreadPoolExecutor(1) if beside else None
-        self._pending: tuple[int, Future[None]] | None = None
+        self._writers = ThreadPoolExecutor(writers) if writers else None
+        self._copies = [HostCopies() for _ in range(writers)]
+        """That nothing is being written from."""
+        self._pending: dict[int, tuple[Future[None], HostCopies]] = {}
+        """By block, oldest first."""
 
     def __enter__(self) -> "BlockJournal":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if self._writer is not None:
-            self._writer.shutdown()
+        if self._writers is not None:
+            self._writers.shutdown()
         if kind is None:
             self._settle()
+        self._copies.clear()
 
     def is_finished(self, index: int) -> bool:
         """Whether a block is there, with the weights that were written."""
-        if self._pending is not None and self._pending[0] == index:
+        if index in self._pending:
             self._settle()
         if index not in self._sound:
             self._sound[index] = self._is_sound(index)
@@ -94,12 +109,10 @@ class BlockJournal:
         together: Sequence[int],
     ) -> None:
         """Write the block as it is in the model now."""
-        self._settle()
         module = self._blocks.modules[index]
         name = self._blocks.block_name(index)
         tensors = {f"{name}.{own}": tensor for own, tensor in module.state_dict().items()}
         zeros = num_zeros(module.parameters())
-        saved = saved_form(self._model, tensors)
 
         def write(saved: dict[str, Tensor]) -> None:
             digest = write_shard(self._job / WEIGHTS_FOLDER, self._shards.block_file(index), saved)
@@ -107,12 +120,14 @@ class BlockJournal:
             write_aside(self._entry(index), json.dumps(to_plain(entry)))
             self._sound[index] = True
 
-        if self._writer is None:
-            write(saved)
+        if self._writers is None:
+            write(saved_form(self._model, tensors))
             return
-        # The module goes on without waiting: what was copied from a GPU is ours already.
-        ours = {key: _apart_from(tensors, tensor) for key, tensor in saved.items()}
-        self._pending = (index, self._writer.submit(write, ours))
+        if not self._copies:
+            self._settle_oldest()
+        copies = self._copies.pop()
+        saved = saved_form(self._model, tensors, copies)
+        self._pending[index] = self._writers.submit(write, saved), copies
 
     def _settle(self) -> None:
         """Wait for what is being written.
@@ -120,10 +135,18 @@ class BlockJournal:
         Raises:
             OutOfSpaceError, VerificationError: as `write_shard`, whose fault comes out here.
         """
-        if self._pending is not None:
-            _, writing = self._pending
-            self._pending = None
-            writing.result()
+        while self._pending:
+            self._settle_oldest()
+
+    def _settle_oldest(self) -> None:
+        writing, copies = self._pending.pop(next(iter(self._pending)))
+        self._copies.append(copies)
+        writing.result()
+
+    def digests(self) -> dict[str, str]:
+        """Hex SHA-256 by file name of all blocks, which are finished."""
+        files = {i: self._shards.block_file(i) for i in range(len(self._blocks))}
+        return {name: self._read(index).sha256 for index, name in files.items()}
 
     def num_zeros(self) -> int:
         """In the parameters of all blocks, which are finished."""
@@ -137,9 +160,3 @@ class BlockJournal:
 
     def _read(self, index: int) -> FinishedBlock:
         return from_plain(FinishedBlock, read_json(self._entry(index)))
-
-
-def _apart_from(tensors: dict[str, Tensor], saved: Tensor) -> Tensor:
-    """`saved`, in memory of its own."""
-    places = {tensor.untyped_storage().data_ptr() for tensor in tensors.values()}
-    return saved.clone() if saved.untyped_storage().data_ptr() in places else saved

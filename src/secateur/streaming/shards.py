@@ -18,6 +18,7 @@ from secateur.checkpoint.manifest import file_sha256
 from secateur.checkpoint.write import space_errors
 from secateur.errors import VerificationError
 from secateur.models.blocks import BlockList
+from secateur.streaming.host_copies import HostCopies
 from secateur.streaming.job import flush_names
 from secateur.streaming.skeleton import outside_blocks
 from secateur.streaming.source import parameter_bytes
@@ -59,19 +60,24 @@ def _groups(parameters: dict[str, nn.Parameter], most_bytes: int) -> Iterator[tu
         yield tuple(group)
 
 
-def saved_form(model: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def saved_form(
+    model: Any, tensors: dict[str, Tensor], copies: HostCopies | None = None
+) -> dict[str, Tensor]:
     """Tensors of a model under the names and in the shapes that its checkpoints use.
 
     Args:
         model: whose tensors they are, after they were read from a checkpoint.
         tensors: by name in the model.
+        copies: where they are copied to; otherwise only what must be is copied.
 
     Returns:
-        contiguous tensors on the CPU, each with memory of its own.
+        contiguous tensors on the CPU.
     """
     ignored = set(getattr(model, "_keys_to_ignore_on_save", None) or ())
     kept = {name: tensor.detach() for name, tensor in tensors.items() if name not in ignored}
     saved = revert_weight_conversion(model, kept)
+    if copies is not None:
+        return copies.take(saved)
     return {name: tensor.cpu().contiguous() for name, tensor in saved.items()}
 
 
@@ -127,8 +133,9 @@ def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _bits(tensor: Tensor) -> Tensor:
-    """As bytes: NaN equals itself, and -0.0 is not 0.0."""
-    return tensor.reshape(-1).view(torch.uint8)
+    """As integers: NaN equals itself, and -0.0 is not 0.0. Wide ones are compared faster."""
+    flat = tensor.reshape(-1).view(torch.uint8)
+    return flat.view(torch.int64) if len(flat) % 8 == 0 else flat
 
 
 def read_shard(path: Path) -> dict[str, Tensor]:

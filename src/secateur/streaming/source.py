@@ -27,19 +27,22 @@ _MOST_MAPPED_BYTES = 8 << 20
 class BlockSource:
     """Reads the blocks of a checkpoint folder, the next one while the last one is in use."""
 
-    def __init__(self, folder: Path, model: Any, blocks: BlockList) -> None:
+    def __init__(self, folder: Path, model: Any, blocks: BlockList, *, copied: bool = True) -> None:
         """Find out which tensors belong to which block.
 
         Args:
             folder: with safetensors files.
             model: built from the folder's configuration, parameters on the meta device.
             blocks: of the model.
+            copied: otherwise weights are pages of the files, which cost no time to read until
+                they are used, and must stay as they are as long as that.
 
         Raises:
             SecateurError: a block has no tensors in the folder.
         """
         self._model = model
         self._blocks = blocks
+        self._copied = copied
         self._files = _files_of(folder)
         self._mapping = get_model_conversion_mapping(model)
         self._names = _by_block(self._files, blocks)
@@ -85,7 +88,7 @@ class BlockSource:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def _read(self, names: Iterable[str]) -> Tensors:
-        """Tensors as they are on disk, copied so that no page of the files stays mapped."""
+        """Tensors as they are on disk; where they are copied no page of the files stays mapped."""
         by_file: dict[Path, list[str]] = {}
         for name in names:
             by_file.setdefault(self._files[name], []).append(name)
@@ -96,8 +99,9 @@ class BlockSource:
                 with safe_open(path, framework="pt") as file:
                     while wanted and mapped < _MOST_MAPPED_BYTES:
                         name = wanted.pop(0)
-                        tensors[name] = file.get_tensor(name).clone()
-                        mapped += tensors[name].nbytes
+                        tensor = file.get_tensor(name)
+                        tensors[name] = tensor.clone() if self._copied else tensor
+                        mapped += tensor.nbytes if self._copied else 0
         return tensors
 
     def _fill(self, tensors: Tensors) -> None:
