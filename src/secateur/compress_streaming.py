@@ -74,7 +74,7 @@ from secateur.streaming.memory import return_large_tensors
 from secateur.streaming.rest import write_rest
 from secateur.streaming.shards import ShardPlan
 from secateur.streaming.skeleton import Skeleton, build_skeleton, modules_outside, release
-from secateur.streaming.source import BlockSource
+from secateur.streaming.source import BlockSource, Held
 from secateur.streaming.walk import BlockWalk, blocks_on_demand
 
 
@@ -257,16 +257,19 @@ def _run(job: StreamingJob, folder: Path, clock: StepClock) -> Report:
     before = model_record(_as_loaded(skeleton), job.inventory)
     size = _size_before(job)
     # On a CPU writers would take the cores, and hold blocks more in memory.
-    writers = WRITERS if job.device.type != "cpu" else 0
+    on_cpu = job.device.type == "cpu"
+    writers = 0 if on_cpu else WRITERS
     journal = BlockJournal(folder, skeleton.model, skeleton.blocks, shards, writers)
-    source = BlockSource(skeleton.folder, skeleton.model, skeleton.blocks)
+    # What is copied to a device may be overwritten.
+    held: Held = "copied" if on_cpu else "reused"
+    source = BlockSource(skeleton.folder, skeleton.model, skeleton.blocks, held)
     try:
         with journal:
             walk = BlockWalk(skeleton, job.inventory, source, journal, job.device)
             record = _prune(job, folder, source, walk, journal, clock)
         with clock.step("write what is outside the blocks"):
             zeros = journal.num_zeros() + write_rest(
-                folder / WEIGHTS_FOLDER, skeleton.model, skeleton.blocks, source, shards
+                folder / WEIGHTS_FOLDER, skeleton.model, skeleton.blocks, source, shards, writers
             )
     finally:
         source.close()
@@ -354,7 +357,7 @@ def _enter(
 
 def _fingerprint(skeleton: Skeleton, weights: Path) -> VerificationRecord:
     """Run the written weights as they are read back, a block at a time."""
-    source = BlockSource(weights, skeleton.model, skeleton.blocks, copied=False)
+    source = BlockSource(weights, skeleton.model, skeleton.blocks, "mapped")
     try:
         source.load_rest()
         with blocks_on_demand(skeleton, source):

@@ -32,6 +32,14 @@ def test_other_shapes_dtypes_and_numbers_of_weights() -> None:
             assert torch.equal(taken[name], tensor)
 
 
+def test_places_are_apart() -> None:
+    copies = HostCopies()
+    first, second = copies.copy(0, torch.ones(3)), copies.copy(1, torch.zeros(3))
+    assert first.tolist() == [1, 1, 1]
+    assert copies.copy(0, torch.full((3,), 2.0)).data_ptr() == first.data_ptr()
+    assert (first.tolist(), second.tolist()) == ([2, 2, 2], [0, 0, 0])
+
+
 def test_what_is_one_tensor_twice_becomes_two() -> None:
     weight = torch.randn(3)
     taken = HostCopies().take({"a": weight, "b": weight})

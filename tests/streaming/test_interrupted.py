@@ -21,6 +21,7 @@ from secateur.report.record import PruneRecord, Report
 from secateur.streaming import rest, shards
 from secateur.streaming.finished import BlockJournal
 from secateur.streaming.job import job_folder
+from secateur.streaming.source import BlockSource
 
 METHODS: dict[str, dict[str, Any]] = {
     "magnitude": {"method": "magnitude"},
@@ -196,7 +197,13 @@ def expected(folder: Path) -> dict[str, bytes]:
 
 
 def write_beside(monkeypatch: pytest.MonkeyPatch, writers: int = 1) -> None:
-    """As on a GPU: a block is written while the next one is computed."""
+    """As on a GPU: blocks are read into the same memory, and written while others are computed."""
+
+    def reading(*of: Any) -> BlockSource:
+        return BlockSource(*of[:3], "mapped" if of[3:] == ("mapped",) else "reused")
+
+    monkeypatch.setattr(CHAIN, "BlockSource", reading)
+    monkeypatch.setattr(CHAIN, "write_rest", lambda *of: rest.write_rest(*of[:5], writers))
     monkeypatch.setattr(CHAIN, "BlockJournal", lambda *of: BlockJournal(*of[:4], writers))
 
 

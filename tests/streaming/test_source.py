@@ -21,7 +21,7 @@ from secateur.streaming.skeleton import (
     release,
     release_parameters,
 )
-from secateur.streaming.source import BlockSource
+from secateur.streaming.source import BlockSource, Held
 
 UP = "model.layers.1.mlp.up_proj.weight"
 
@@ -111,11 +111,11 @@ def is_there(part: nn.Module) -> set[bool]:
     return {not parameter.is_meta for parameter in part.parameters()}
 
 
-@pytest.mark.parametrize("copied", [True, False], ids=["copied", "mapped"])
-def test_only_what_was_asked_for_is_in_memory(folder: Path, copied: bool) -> None:
+@pytest.mark.parametrize("held", ["copied", "reused", "mapped"])
+def test_only_what_was_asked_for_is_in_memory(folder: Path, held: Held) -> None:
     skeleton = build_skeleton(folder)
     model, blocks = skeleton.model, skeleton.blocks
-    source = BlockSource(folder, model, blocks, copied=copied)
+    source = BlockSource(folder, model, blocks, held)
     expected = tiny_model("llama", 2).state_dict()
     assert is_there(model) == {False}
     source.load_block(1, then=0)

@@ -1,5 +1,6 @@
 """What belongs to no block: written after the blocks, with the index of all weight files."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,12 @@ from secateur.streaming.source import BlockSource
 
 
 def write_rest(
-    weights: Path, model: Any, blocks: BlockList, source: BlockSource, shards: ShardPlan
+    weights: Path,
+    model: Any,
+    blocks: BlockList,
+    source: BlockSource,
+    shards: ShardPlan,
+    writers: int = 0,
 ) -> int:
     """Write embedding, final norm, head and the index; each is forgotten once it is written.
 
@@ -29,6 +35,7 @@ def write_rest(
         blocks: of the model.
         source: of the weights.
         shards: which file holds what.
+        writers: so many files are written at once; 0 and 1 are one by one.
 
     Returns:
         how many zeros they hold.
@@ -40,14 +47,16 @@ def write_rest(
     source.load_rest()
     parameters = outside_blocks(model, blocks)
     buffers = _buffers_outside(model, blocks)
-    zeros = 0
-    for number, names in enumerate(shards.rest):
-        group = {name: parameters.pop(name) for name in names}
-        zeros += num_zeros(group.values())
+
+    def write(number: int) -> int:
+        group = {name: parameters.pop(name) for name in shards.rest[number]}
         tensors: dict[str, Tensor] = {**group, **(buffers if number == 0 else {})}
         write_shard(weights, shards.rest_file(number), saved_form(model, tensors))
         release_parameters(model, group.values())
-        del group, tensors
+        return num_zeros(group.values())
+
+    with ThreadPoolExecutor(max(1, writers)) as pool:
+        zeros = sum(pool.map(write, range(len(shards.rest))))
     release(modules_outside(model, blocks))
     files = [shards.rest_file(number) for number in range(len(shards.rest))]
     files += [shards.block_file(index) for index in range(len(blocks))]

@@ -1,10 +1,11 @@
 """Weights of one block at a time, from safetensors slices into a model on the meta device."""
 
 import re
+from collections import deque
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from safetensors import safe_open
 from torch import Tensor, nn
@@ -16,9 +17,14 @@ from secateur.checkpoint.files import INDEX_FILE, SINGLE_FILE, read_json
 from secateur.errors import SecateurError
 from secateur.models.blocks import BlockList
 from secateur.models.measure import require_finite
+from secateur.streaming.host_copies import HostCopies
 from secateur.streaming.skeleton import outside_blocks
 
 Tensors = dict[str, Tensor]
+
+Held = Literal["copied", "reused", "mapped"]
+"""`copied`: in memory of their own. `reused`: blocks in memory that the next but one overwrites.
+`mapped`: as pages of the files, which cost nothing until they are used."""
 
 # Pages of a file count as resident while it is open.
 _MOST_MAPPED_BYTES = 8 << 20
@@ -27,22 +33,23 @@ _MOST_MAPPED_BYTES = 8 << 20
 class BlockSource:
     """Reads the blocks of a checkpoint folder, the next one while the last one is in use."""
 
-    def __init__(self, folder: Path, model: Any, blocks: BlockList, *, copied: bool = True) -> None:
+    def __init__(self, folder: Path, model: Any, blocks: BlockList, held: Held = "copied") -> None:
         """Find out which tensors belong to which block.
 
         Args:
             folder: with safetensors files.
             model: built from the folder's configuration, parameters on the meta device.
             blocks: of the model.
-            copied: otherwise weights are pages of the files, which cost no time to read until
-                they are used, and must stay as they are as long as that.
+            held: how weights are held in memory.
 
         Raises:
             SecateurError: a block has no tensors in the folder.
         """
         self._model = model
         self._blocks = blocks
-        self._copied = copied
+        self._held = held
+        # A block is forgotten by the time the next but one is read.
+        self._copies = deque([HostCopies(), HostCopies()])
         self._files = _files_of(folder)
         self._mapping = get_model_conversion_mapping(model)
         self._names = _by_block(self._files, blocks)
@@ -60,9 +67,9 @@ class BlockSource:
             SecateurError: the checkpoint does not fill the block.
         """
         waiting = self._ahead.pop(index, None)
-        tensors = waiting.result() if waiting else self._read(self._names[index])
+        tensors = waiting.result() if waiting else self._read_block(index)
         if then is not None and then not in self._ahead:
-            self._ahead[then] = self._pool.submit(self._read, self._names[then])
+            self._ahead[then] = self._pool.submit(self._read_block, then)
         self._fill(tensors)
         _require_filled(self._blocks.modules[index], self._blocks.block_name(index))
 
@@ -77,7 +84,7 @@ class BlockSource:
         Raises:
             SecateurError: the checkpoint lacks some of it, or its weights are not finite.
         """
-        self._fill(self._read(self._names[None]))
+        self._fill(self._read(self._names[None], None))
         self._model.tie_weights()
         for name, parameter in outside_blocks(self._model, self._blocks).items():
             _require_one(name, parameter)
@@ -87,8 +94,12 @@ class BlockSource:
         """Stop reading ahead."""
         self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def _read(self, names: Iterable[str]) -> Tensors:
-        """Tensors as they are on disk; where they are copied no page of the files stays mapped."""
+    def _read_block(self, index: int) -> Tensors:
+        self._copies.rotate()
+        return self._read(self._names[index], self._copies[0] if self._held == "reused" else None)
+
+    def _read(self, names: Iterable[str], copies: HostCopies | None) -> Tensors:
+        """Tensors as they are on disk; unless they are `mapped`, no page of a file stays mapped."""
         by_file: dict[Path, list[str]] = {}
         for name in names:
             by_file.setdefault(self._files[name], []).append(name)
@@ -100,8 +111,13 @@ class BlockSource:
                     while wanted and mapped < _MOST_MAPPED_BYTES:
                         name = wanted.pop(0)
                         tensor = file.get_tensor(name)
-                        tensors[name] = tensor.clone() if self._copied else tensor
-                        mapped += tensor.nbytes if self._copied else 0
+                        if self._held == "mapped":
+                            tensors[name] = tensor
+                            continue
+                        mapped += tensor.nbytes
+                        tensors[name] = (
+                            copies.copy(len(tensors), tensor) if copies else tensor.clone()
+                        )
         return tensors
 
     def _fill(self, tensors: Tensors) -> None:
