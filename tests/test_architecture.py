@@ -3,7 +3,7 @@
 import ast
 import re
 import sys
-from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -146,19 +146,24 @@ ONLY_IN = {
 KERNELS_MAY_IMPORT = {"torch", "triton", "numpy", "safetensors", "secateur_kernels"}
 
 
+@cache
 def files() -> list[Path]:
     return sorted(path for folder in SOURCES.values() for path in folder.rglob("*.py"))
 
 
-def imports(tree: ast.AST) -> Iterator[str]:
+@cache
+def imports(tree: ast.AST) -> tuple[str, ...]:
+    names: list[str] = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            names += (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, "relative import"
-            yield node.module or ""
+            names.append(node.module or "")
+    return tuple(names)
 
 
+@cache
 def parsed(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"))
 
