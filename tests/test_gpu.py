@@ -1,8 +1,12 @@
 """What needs an NVIDIA GPU: compression with blocks on the device, the model on the CPU."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from families import tiny_model
+from streaming_jobs import recipe_of, samples, save, stream
+from transformers import AutoModelForCausalLM
 
 import secateur
 
@@ -36,3 +40,27 @@ def test_a_model_on_the_device_stays_there() -> None:
     recipe = {"stages": [{"stage": "prune", "method": "sparsegpt", "pattern": "2:4"}]}
     assert secateur.compress(model, recipe, calibration=tokens) is model
     assert {parameter.device.type for parameter in model.parameters()} == {"cuda"}
+
+
+@pytest.mark.parametrize("activations", ["device", "host", "file"])
+@pytest.mark.parametrize("method", ["wanda", "sparsegpt"])
+@pytest.mark.parametrize("family", ["llama", "mixtral"])
+def test_streamed_through_the_device_as_pruned_there(
+    tmp_path: Path, family: str, method: str, activations: str
+) -> None:
+    """More blocks than are read and written at once, from memory that is used again."""
+    folder = save(tiny_model(family, 6), tmp_path / "in")
+    recipe, tokens = recipe_of(method=method), samples(16, 32)
+    expected = secateur.compress(folder, recipe, calibration=tokens, device="cuda").state_dict()
+    stream(
+        folder,
+        tmp_path / "out",
+        recipe=recipe,
+        calibration=tokens,
+        device="cuda",
+        activations=activations,
+    )
+    found = AutoModelForCausalLM.from_pretrained(tmp_path / "out").state_dict()
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert torch.equal(found[name], value.cpu()), name
