@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from secateur.errors import SecateurError
 from secateur.models.blocks import BlockList
+from secateur.models.cache_name import cache_name
 from secateur.models.sublayers import Part, Sublayers, stand_ins
 
 # Of the largest logit. With a cache products have other shapes, so their sums are rounded
@@ -69,10 +70,10 @@ def rehearse_removal(
         try:
             whole = model(input_ids=input_ids, use_cache=False).logits[:, -1]
             begun = model(input_ids=input_ids[:, :-2], use_cache=True)
-            cache = begun.past_key_values
+            cached = {cache_name(model): getattr(begun, cache_name(model))}
             for place in range(input_ids.shape[1] - 2, input_ids.shape[1]):
                 step = input_ids[:, place : place + 1]
-                last = model(input_ids=step, past_key_values=cache, use_cache=True).logits[:, -1]
+                last = model(input_ids=step, use_cache=True, **cached).logits[:, -1]
         except Exception as error:  # whatever the model's code raises, a user would meet it
             raise SecateurError(
                 f"{type(model).__name__} does not run without the {part} of its blocks: {error}"

@@ -14,6 +14,7 @@ from secateur.engine.attention import ATTENTION, MaskPlan, Masks, attention_set_
 from secateur.engine.slot_cache import KeyValueStore, WindowCache
 from secateur.errors import SecateurError
 from secateur.models.blocks import text_config
+from secateur.models.cache_name import cache_name
 from secateur.models.device import input_embedding
 from secateur.modules.removed_sublayer import RemovedSublayer
 
@@ -29,6 +30,8 @@ class RowModel:
     model: nn.Module
     plan: MaskPlan
     configs: tuple[Any, ...]
+    cache: str
+    """Its name for the cache."""
     keeps_logits: bool
     """Whether it can leave out the logits of all positions but the last."""
     num_layers: int
@@ -52,8 +55,8 @@ class RowModel:
             input_ids=token_ids,
             position_ids=window.position_ids,
             attention_mask=mask,
-            past_key_values=window,
             use_cache=True,
+            **{self.cache: window},
             **more,
         )
         logits: Tensor = output.logits[:, -1]
@@ -82,11 +85,9 @@ def row_model(model: nn.Module) -> RowModel:
     config = text_config(model)
     input_embedding(model)
     parameters = inspect.signature(model.forward).parameters
-    missing = [
-        name
-        for name in ("input_ids", "attention_mask", "position_ids", "past_key_values")
-        if name not in parameters
-    ]
+    cache = cache_name(model)
+    names = ("input_ids", "attention_mask", "position_ids", cache)
+    missing = [name for name in names if name not in parameters]
     if missing:
         raise _refusal(model, f"its forward takes no {', '.join(missing)}")
     own = getattr(model, "config", config)
@@ -94,6 +95,7 @@ def row_model(model: nn.Module) -> RowModel:
         model=model,
         plan=MaskPlan(_windows(model, config), not getattr(model, "_supports_sdpa", False)),
         configs=(own,) if own is config else (own, config),
+        cache=cache,
         keeps_logits="logits_to_keep" in parameters,
         num_layers=int(getattr(config, "num_hidden_layers", 0)),
         without_attention=frozenset(

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import SecateurError
+from secateur.models.cache_name import cache_name
 
 
 def prefill_tokens_per_second(
@@ -64,10 +65,11 @@ def decode_tokens_per_second(
 @torch.no_grad()
 def _step_times(model: nn.Module, input_ids: Tensor, num_tokens: int) -> list[float]:
     output = model(input_ids=input_ids, use_cache=True)
+    name = cache_name(model)
     times = []
     for _ in range(num_tokens):
         token = output.logits[:, -1:].argmax(-1)
         started = perf_counter()
-        output = model(input_ids=token, past_key_values=output.past_key_values, use_cache=True)
+        output = model(input_ids=token, use_cache=True, **{name: getattr(output, name)})
         times.append(perf_counter() - started)
     return times

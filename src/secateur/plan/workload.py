@@ -10,6 +10,7 @@ from torch import nn
 
 from secateur.errors import SecateurError
 from secateur.models.blocks import context_length
+from secateur.models.cache_name import cache_name
 from secateur.models.device import input_embedding
 
 DEFAULT_CONTEXT = 128
@@ -94,8 +95,9 @@ def workload_call(model: nn.Module, workload: Workload, seed: int = 0) -> Callab
 
 
 def _decode_step(model: nn.Module, input_ids: torch.Tensor) -> Callable[[], object]:
+    name = cache_name(model)
     with torch.no_grad():
-        cache: Any = model(input_ids=input_ids, use_cache=True).past_key_values
+        cache: Any = getattr(model(input_ids=input_ids, use_cache=True), name)
     if not hasattr(cache, "layers"):
         raise SecateurError(
             f"expected a key-value cache that is kept by layers, got {type(cache).__name__}: give "
@@ -107,7 +109,7 @@ def _decode_step(model: nn.Module, input_ids: torch.Tensor) -> Callable[[], obje
     begun = [dict(vars(layer)) for layer in cache.layers]
 
     def step() -> object:
-        logits = model(input_ids=token, past_key_values=cache, use_cache=True).logits
+        logits = model(input_ids=token, use_cache=True, **{name: cache}).logits
         for layer, saved in zip(cache.layers, begun, strict=True):
             vars(layer).update(saved)
         return logits
