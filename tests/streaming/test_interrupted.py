@@ -101,6 +101,31 @@ def test_blocks_are_read_back_as_they_were(
     assert weight_bytes(tmp_path / "out") == weight_bytes(tmp_path / "expected")
 
 
+def test_a_block_that_is_missing_among_finished_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two are written at once: a later one may be there first. None is read that is there."""
+    folder = save(tiny_model("llama", 5), tmp_path / "in")
+    stream(folder, tmp_path / "expected")
+    monkeypatch.setattr(BlockJournal, "save", at_call(5, BlockJournal.save, Stop()))
+    with pytest.raises(Stop):
+        stream(folder, tmp_path / "out")
+    monkeypatch.undo()
+    (job_folder(tmp_path / "out") / "block-00001.json").unlink()
+    write_beside(monkeypatch, writers=2)
+    read: list[int] = []
+    reading = BlockSource._read_block
+    monkeypatch.setattr(
+        BlockSource,
+        "_read_block",
+        lambda self, index: (read.append(index), reading(self, index))[1],
+    )
+    stream(folder, tmp_path / "out", resume=True)
+    assert weight_bytes(tmp_path / "out") == weight_bytes(tmp_path / "expected")
+    # For its form; to be pruned; and to be run as they were written.
+    assert read == [0, 1, 4, 0, 1, 2, 3, 4]
+
+
 _FORWARD = LlamaMLP.forward
 
 

@@ -54,8 +54,7 @@ class BlockWalk:
                 self._source.fill_block(index, self._journal.tensors(index))
                 block.to(self._device)
             else:
-                following = index + 1 if index + 1 < len(self._skeleton.blocks) else None
-                self._source.load_block(index, following)
+                self._source.load_block(index, self._next_unfinished(index))
                 block.to(self._device)
                 # There it is fast.
                 require_finite_weights(block)
@@ -64,6 +63,11 @@ class BlockWalk:
         finally:
             release(block.modules())
             return_free_memory()
+
+    def _next_unfinished(self, index: int) -> int | None:
+        """The next block, if that is to be read from the checkpoint, too."""
+        is_last = index + 1 == len(self._skeleton.blocks)
+        return None if is_last or self._journal.is_finished(index + 1) else index + 1
 
     def _note_shared_inputs(self, index: int) -> None:
         if self._inputs is None or self._trace is None:
