@@ -114,10 +114,10 @@ def test_a_block_that_is_missing_among_finished_ones(
     (job_folder(tmp_path / "out") / "block-00001.json").unlink()
     write_beside(monkeypatch, writers=2)
     read: list[int] = []
-    reading = BlockSource._read_block
+    reading = BlockSource._begin
     monkeypatch.setattr(
         BlockSource,
-        "_read_block",
+        "_begin",
         lambda self, index: (read.append(index), reading(self, index))[1],
     )
     stream(folder, tmp_path / "out", resume=True)

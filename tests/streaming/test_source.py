@@ -136,6 +136,26 @@ def test_only_what_was_asked_for_is_in_memory(folder: Path, held: Held) -> None:
     source.close()
 
 
+def test_memory_is_not_overwritten_while_its_block_is_in_use(folder: Path) -> None:
+    """Whatever is asked for, and asked for again."""
+    skeleton = build_skeleton(folder)
+    blocks = skeleton.blocks
+    source = BlockSource(folder, skeleton.model, blocks, "reused")
+    expected = tiny_model("llama", 2).state_dict()
+    seen: set[int] = set()
+    for index, then in ((0, 0), (0, 1), (0, 1), (1, 0), (0, None), (1, 0), (1, None), (0, 1)):
+        source.load_block(index, then)
+        # As long as this takes, the next one has been read.
+        for ahead, _ in source._ahead.values():
+            ahead.result()
+        for name, value in blocks.modules[index].state_dict().items():
+            assert torch.equal(value, expected[f"model.layers.{index}.{name}"]), name
+        seen.add(next(blocks.modules[index].parameters()).data_ptr())
+        release(blocks.modules[index].modules())
+    source.close()
+    assert len(seen) <= 3
+
+
 def test_tied_weights_stay_tied_on_the_way(tmp_path: Path) -> None:
     folder = save(tiny_model("gpt2"), tmp_path / "in")
     skeleton = build_skeleton(folder)

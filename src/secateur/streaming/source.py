@@ -1,7 +1,6 @@
 """Weights of one block at a time, from safetensors slices into a model on the meta device."""
 
 import re
-from collections import deque
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -23,7 +22,7 @@ from secateur.streaming.skeleton import outside_blocks
 Tensors = dict[str, Tensor]
 
 Held = Literal["copied", "reused", "mapped"]
-"""`copied`: in memory of their own. `reused`: blocks in memory that the next but one overwrites.
+"""`copied`: in memory of their own. `reused`: blocks in memory that later ones overwrite.
 `mapped`: as pages of the files, which cost nothing until they are used."""
 
 # Pages of a file count as resident while it is open.
@@ -48,16 +47,16 @@ class BlockSource:
         self._model = model
         self._blocks = blocks
         self._held = held
-        # A block is forgotten by the time the next but one is read.
-        self._copies = deque([HostCopies(), HostCopies()])
+        self._unused: list[HostCopies] = []
+        self._in_use = HostCopies()
         self._files = _files_of(folder)
         self._mapping = get_model_conversion_mapping(model)
         self._names = _by_block(self._files, blocks)
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="read")
-        self._ahead: dict[int, Future[Tensors]] = {}
+        self._ahead: dict[int, tuple[Future[Tensors], HostCopies]] = {}
 
     def load_block(self, index: int, then: int | None = None) -> None:
-        """Fill one block, with whatever numbers there are.
+        """Fill one block, with whatever numbers there are; the one before must be forgotten.
 
         Args:
             index: of the block.
@@ -66,10 +65,11 @@ class BlockSource:
         Raises:
             SecateurError: the checkpoint does not fill the block.
         """
-        waiting = self._ahead.pop(index, None)
-        tensors = waiting.result() if waiting else self._read_block(index)
+        self._unused.append(self._in_use)
+        reading, self._in_use = self._ahead.pop(index, None) or self._begin(index)
+        tensors = reading.result()
         if then is not None and then not in self._ahead:
-            self._ahead[then] = self._pool.submit(self._read_block, then)
+            self._ahead[then] = self._begin(then)
         self._fill(tensors)
         _require_filled(self._blocks.modules[index], self._blocks.block_name(index))
 
@@ -94,9 +94,11 @@ class BlockSource:
         """Stop reading ahead."""
         self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def _read_block(self, index: int) -> Tensors:
-        self._copies.rotate()
-        return self._read(self._names[index], self._copies[0] if self._held == "reused" else None)
+    def _begin(self, index: int) -> tuple[Future[Tensors], HostCopies]:
+        """Read a block in the background; also where it is copied to, if that is used again."""
+        copies = self._unused.pop() if self._unused else HostCopies()
+        given = copies if self._held == "reused" else None
+        return self._pool.submit(self._read, self._names[index], given), copies
 
     def _read(self, names: Iterable[str], copies: HostCopies | None) -> Tensors:
         """Tensors as they are on disk; unless they are `mapped`, no page of a file stays mapped."""
