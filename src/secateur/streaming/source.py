@@ -66,7 +66,8 @@ class BlockSource:
             SecateurError: the checkpoint does not fill the block.
         """
         self._unused.append(self._in_use)
-        reading, self._in_use = self._ahead.pop(index, None) or self._begin(index)
+        begun = self._ahead.pop(index) if index in self._ahead else self._begin(index)
+        reading, self._in_use = begun
         tensors = reading.result()
         if then is not None and then not in self._ahead:
             self._ahead[then] = self._begin(then)
