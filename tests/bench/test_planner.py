@@ -1,48 +1,61 @@
-"""Which planned models are handed over, and what they are made of."""
+"""Which models are planned, and what they are made of."""
 
-from types import SimpleNamespace
-from typing import Any
+from dataclasses import replace
 
 import pytest
 import torch
-from bench.planner import Point, handed_over, on_all_samples
+from bench.planner import on_all_samples, planned_points
 from families import tiny_model
-from torch import nn
 
 from secateur.calibration.tokens import tokens_from_tensor
-from secateur.models.blocks import find_blocks
 from secateur.models.swap import compressed_modules
 from secateur.modules import Sparse24Linear
-from secateur.plan.build import Bench, Built
-from secateur.plan.recipe import plan_recipe
-from secateur.plan.result import Measurement
+from secateur.plan.build import Bench, build_trial
+from secateur.plan.measure import measure_table
+from secateur.plan.options import PlanOptions
 from secateur.plan.table import Choice, Table, Unit, select
 from secateur.plan.workload import Workload
+from secateur.progress import SilentProgress
 
 UP = "model.layers.0.mlp.up_proj"
 
 
-def test_a_target_that_no_plan_reaches_has_none_to_hand_over() -> None:
-    measured: Any = SimpleNamespace(table=SimpleNamespace(dense_milliseconds=10.0))
-    losses = {"plan 1.2": 4.0, "drop 1.2": 4.1}
-    points = {
-        name: Point(nn.Module(), {"loss_built": loss, "losses_by_sample": (loss, loss)})
-        for name, loss in losses.items()
-    }
-    found = {name: Measurement(8.0, 10.0, 1, loss) for name, loss in losses.items()}
-    assert handed_over(measured, points, found, [1.2, 9.0]) == {"1.2": "plan 1.2"}
+def small_bench(dtype: torch.dtype) -> Bench:
+    ids = torch.randint(3, 128, (4, 16), generator=torch.Generator().manual_seed(1))
+    model = tiny_model("llama", 2).to(dtype).eval()
+    return Bench(model, tokens_from_tensor(ids), Workload(1, 8), 1, 0.01)
+
+
+def test_every_way_to_a_target_is_made_and_a_target_out_of_reach_is_left_out(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    bench = small_bench(torch.float32)
+    options = PlanOptions(rounds=1, rank_fractions=(0.8,), parts=False)
+    measured = measure_table(bench.model, bench.tokens, bench.workload, options, SilentProgress())
+    # Times that were made up: a block saves 30 ms, factors save 1.
+    units = tuple(
+        replace(
+            unit,
+            choices=tuple(replace(c, milliseconds=2.0 - (c.form != "dense")) for c in unit.choices),
+        )
+        for unit in measured.table.units
+    )
+    removals = tuple(replace(r, milliseconds=16.0) for r in measured.table.removals)
+    table = replace(measured.table, units=units, removals=removals, rest_milliseconds=60.0)
+    points = planned_points(replace(measured, table=table), bench, [1.3, 99.0], 1, 0.0)
+    assert "plan 99: expected a limit that can be reached" in capsys.readouterr().out
+    assert list(points) == ["plan 1.3", "drop 1.3"]
+    assert points["plan 1.3"].facts["removed"] == points["drop 1.3"].facts["removed"] != []
+    assert points["plan 1.3"].model is points["drop 1.3"].model
 
 
 @pytest.mark.parametrize("form", ["2:4", "rank 16"])
 def test_models_that_are_timed_have_their_layers_compressed(form: str) -> None:
-    ids = torch.randint(3, 128, (4, 16), generator=torch.Generator().manual_seed(1))
-    model = tiny_model("llama", 2).bfloat16().eval()
-    bench = Bench(model, tokens_from_tensor(ids), Workload(1, 8), 1, 0.01)
+    bench = small_bench(torch.bfloat16)
     choices = (Choice("dense", 2.0, 2, 0.0), Choice(form, 1.0, 1, 0.1, 16 if "r" in form else None))
     table = Table((Unit(UP, 0, (64, 32), choices),), (), 2, 1.0, 1)
     selection = select(table, {UP: form})
-    recipe = plan_recipe(selection, find_blocks(model), bench.damping)
-    made = on_all_samples(bench, Built(selection, recipe, model, table, 1.0, 1))
+    made = on_all_samples(bench, build_trial(bench, selection))
     found = compressed_modules(made)
     assert list(found) == [UP]
     assert isinstance(found[UP], Sparse24Linear) == (form == "2:4")

@@ -42,14 +42,13 @@ def table(model: nn.Module) -> Table:
     )
     losses = Losses(4.0)
     for site in sites:
-        losses.forms[site.name, "2:4"] = 4.5
-    # The larger rank measures worse: by chance, so that the smaller one is no better.
-    losses.forms[Q, "rank 16"], losses.forms[Q, "rank 24"] = 4.25, 4.375
+        losses.left_out[site.name, "2:4"] = 0.25
+    losses.left_out[Q, "rank 16"], losses.left_out[Q, "rank 24"] = 0.5, 0.375
     for block in range(3):
         losses.removals[block, "block"] = 5.0
         losses.removals[block, "attention"] = 4.5
         losses.removals[block, "mlp"] = 3.5
-    return build_table(model, inventory, sites, asked, losses, times)
+    return build_table(model, inventory, sites, asked, losses, {Q: 2.0}, times)
 
 
 def test_dense_is_what_was_measured(model: nn.Module, table: Table) -> None:
@@ -78,7 +77,8 @@ def test_forms(table: Table) -> None:
     assert list(found) == ["dense", "2:4", "rank 24", "rank 16"]
     assert found["rank 16"].num_bytes == 16 * (rows + columns) * 4
     assert found["2:4"].num_bytes == 0.5625 * rows * columns * 4
-    assert (found["rank 24"].loss, found["rank 16"].loss) == (0.375, 0.375)
+    # Half of what the output is worth, times the share of it that is lost.
+    assert [found[form].loss for form in found] == [0.0, 0.25, 0.375, 0.5]
     assert (found["rank 16"].milliseconds, found["rank 16"].rank) == (1.0, 16)
     assert found["2:4"].rank is None
 
@@ -86,6 +86,8 @@ def test_forms(table: Table) -> None:
 def test_other_layers_have_no_ranks(table: Table) -> None:
     [unit] = [unit for unit in table.units if unit.name.endswith("2.mlp.up_proj")]
     assert [choice.form for choice in unit.choices] == ["dense", "2:4"]
+    # Without importance: one of 21.
+    assert unit.choices[1].loss == pytest.approx(0.5 * 0.25 / 21)
 
 
 def test_numbers_are_plain(table: Table) -> None:
@@ -94,7 +96,7 @@ def test_numbers_are_plain(table: Table) -> None:
     )
 
 
-def test_where_a_backward_pass_does_not_fit_losses_are_those_measured(
+def test_where_a_backward_pass_does_not_fit_all_matrices_count_the_same(
     model: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def no_room(*_: object) -> dict[str, float]:
@@ -105,4 +107,5 @@ def test_where_a_backward_pass_does_not_fit_losses_are_those_measured(
     options = PlanOptions(("low-rank",), rank_fractions=(0.8,), rounds=1)
     found = measure_table(model, tokens_from_tensor(ids), Workload(1, 8), options, SilentProgress())
     assert "a backward pass does not fit in memory" in " ".join(found.notes)
-    assert any(choice.loss > 0 for unit in found.table.units for choice in unit.choices)
+    losses = [choice.loss for unit in found.table.units for choice in unit.choices[1:]]
+    assert all(0 < loss < 0.5 / len(found.table.units) for loss in losses)

@@ -48,7 +48,7 @@ def test_methods_by_device() -> None:
         ({"rank_fractions": (0.5, 1.0)}, r"above 0 and below 1, got 0\.5, 1\.0"),
         ({"rank_fractions": ()}, "rank fractions above 0 and below 1, got none"),
         ({"rounds": 0}, "expected at least 1 round, got 0"),
-        ({"refinements": -1}, "expected at least 0 refinements, got -1"),
+        ({"trials": -1}, "expected at least 0 trials, got -1"),
     ],
 )
 def test_bad_options(values: dict[str, Any], message: str) -> None:

@@ -4,6 +4,7 @@ import builtins
 import ctypes
 import subprocess
 import sys
+from itertools import combinations
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from random_tables import brute_force, random_table
 
 from secateur.errors import SecateurError
-from secateur.plan.solve import least, quiet_libraries, solve
+from secateur.plan.solve import Nearby, find, least, quiet_libraries, solve
 from secateur.plan.table import Choice, Limit, Removal, Table, Unit
 
 
@@ -131,3 +132,44 @@ def test_the_standard_output_comes_back(capfd: pytest.CaptureFixture[str]) -> No
     ctypes.CDLL(None).puts(b"heard")
     ctypes.CDLL(None).fflush(None)
     assert capfd.readouterr().out == "heard\n"
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_removals_near_to_others_and_away_from_what_was_tried(seed: int) -> None:
+    table = random_table(seed, 3, 2, True)
+    limit = Limit(milliseconds=0.7 * table.dense_milliseconds)
+    begun = frozenset({table.removals[0].name})
+    tried: list[frozenset[str]] = []
+    while (found := find(table, limit, Nearby(begun, 2, tuple(tried)))) is not None:
+        names = frozenset(removal.name for removal in found.removals)
+        assert len(names ^ begun) <= 2
+        assert names not in tried
+        assert found.milliseconds <= limit.value + 1e-9
+        # Each is the best there is but for those before.
+        if not tried:
+            first = found.loss
+        assert found.loss >= first - 1e-6
+        tried.append(names)
+    assert len(tried) == len(_reachable(table, limit, begun))
+
+
+def _reachable(table: Table, limit: Limit, begun: frozenset[str]) -> set[frozenset[str]]:
+    """Sets of removals that are near enough and with which some forms keep to the limit."""
+    found = set()
+    for count in range(4):
+        for chosen in combinations(table.removals, count):
+            names = frozenset(removal.name for removal in chosen)
+            if len({removal.block for removal in chosen}) < count or len(names ^ begun) > 2:
+                continue
+            if sum(removal.part == "block" for removal in chosen) == table.num_blocks:
+                continue
+            gone = {name for removal in chosen for name in removal.units}
+            taken = table.rest_milliseconds - sum(removal.milliseconds for removal in chosen)
+            for unit in table.units:
+                if unit.name not in gone:
+                    dense = unit.dense.milliseconds
+                    fast = [c.milliseconds for c in unit.choices if c.milliseconds <= 0.95 * dense]
+                    taken += min([dense, *fast])
+            if taken <= limit.value + 1e-9:
+                found.add(names)
+    return found

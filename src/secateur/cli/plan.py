@@ -85,16 +85,16 @@ def plan_command(
         ),
     ] = True,
     num_samples: Annotated[
-        int, typer.Option(help="Calibration windows; losses are measured on a quarter of them.")
+        int, typer.Option(help="Calibration windows; losses are measured on half of them.")
     ] = DEFAULT_SAMPLES,
     max_seq_length: Annotated[
         int | None, typer.Option(help="Tokens in a window.", show_default=False)
     ] = None,
     rounds: Annotated[int, typer.Option(help="Timed turns.")] = 15,
-    refinements: Annotated[
+    trials: Annotated[
         int,
-        typer.Option(help="With --build: how often losses are measured again beside the plan's."),
-    ] = PlanOptions.refinements,
+        typer.Option(help="With --build: models to build in search of a better one, at most."),
+    ] = PlanOptions.trials,
     seed: Annotated[int, typer.Option(help="Of the calibration draw.")] = 0,
     loading: Loading,
     as_json: JsonOutput = False,
@@ -102,7 +102,7 @@ def plan_command(
     """Measure every layer in every form, choose the best forms for a limit, and check them."""
     target = Target(target_speedup, latency, None if memory is None else parse_bytes(memory))
     workload = Workload(batch, prefill_length, context)
-    options = PlanOptions(methods=_methods(methods), rounds=rounds, refinements=refinements)
+    options = PlanOptions(methods=_methods(methods), rounds=rounds, trials=trials)
     _check_output(output, overwrite)
     loaded = loading.load(model)
     with shown_progress() as progress:

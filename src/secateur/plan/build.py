@@ -1,4 +1,4 @@
-"""Build what was selected, measure it, and select again where it is slower than was predicted."""
+"""Build what was selected, measure it, and select again where it is not as fast as predicted."""
 
 import copy
 from dataclasses import dataclass, replace
@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from secateur.calibration.tokens import CalibrationTokens
 from secateur.compress import compress_with_report
 from secateur.depth.token_loss import TokenLoss
-from secateur.errors import SecateurError
 from secateur.evaluate.perplexity import perplexity
 from secateur.models.blocks import find_blocks
 from secateur.models.measure import num_bytes
@@ -18,14 +17,14 @@ from secateur.models.swap import pack_model
 from secateur.plan.losses import TOKENS_PER_BATCH, split_tokens
 from secateur.plan.recipe import plan_recipe
 from secateur.plan.result import Measurement
-from secateur.plan.solve import solve
+from secateur.plan.solve import Nearby, find
 from secateur.plan.table import DENSE, SPARSE24, Limit, Selection, Table, retimed
 from secateur.plan.turns import Variant, milliseconds_in_turns
 from secateur.plan.workload import Workload, workload_call
 from secateur.progress import SilentProgress
 from secateur.recipe import Recipe
 
-# A built model may be slower than its limit by this much before a faster one is selected.
+# A built model may be off its limit by this much before another one is selected.
 TOLERANCE = 0.01
 _ATTEMPTS = 4
 
@@ -51,24 +50,35 @@ class Bench:
 
 
 @dataclass(frozen=True)
-class Built:
-    """A selection as a model."""
+class Trial:
+    """A selection as a model, and what it loses."""
 
     selection: Selection
     recipe: Recipe | None
+    """None where nothing is done."""
     model: nn.Module
+    loss: float
+    """Nats a token, on the held-out samples."""
+    losses: tuple[float, ...]
+    """By held-out sample."""
+
+
+@dataclass(frozen=True)
+class Built:
+    """A trial that was timed."""
+
+    trial: Trial
     table: Table
     """That it was selected from, with times put right by what it takes."""
     speedup: float
     """Over dense, measured in turns with it."""
     attempts: int
 
-    def keeps_to(self, limit: Limit) -> bool:
-        """Whether it is as fast as asked, or nearly so; a limit of bytes is kept to exactly."""
+    def taken(self, limit: Limit) -> float:
+        """In parts of the limit; times in parts of the dense model's in the same turns."""
         if limit.milliseconds is None:
-            return self.selection.num_bytes <= limit.value
-        taken = self.table.dense_milliseconds / self.speedup
-        return taken <= limit.milliseconds * (1 + TOLERANCE)
+            return self.trial.selection.num_bytes / limit.value
+        return self.table.dense_milliseconds / self.speedup / limit.value
 
 
 def restricted(table: Table, method: str) -> Table:
@@ -102,34 +112,55 @@ def build_selection(bench: Bench, selection: Selection) -> tuple[nn.Module, Reci
     return model, recipe
 
 
-def build_within(bench: Bench, table: Table, limit: Limit) -> Built:
-    """Select, build and time; where the model is slower than asked, with times put right again.
+def build_trial(bench: Bench, selection: Selection) -> Trial:
+    """Build a selection, and measure what it loses."""
+    model, recipe = build_selection(bench, selection)
+    return Trial(selection, recipe, model, *held_out_losses(bench, model))
 
-    Raises:
-        SecateurError: the table has no selection within the limit.
+
+def fitted_to(bench: Bench, table: Table, limit: Limit, trial: Trial) -> Built:
+    """A trial, or where it is not as fast as asked its like: ranks anew by times put right.
+
+    Where ranks do not suffice, more or less is removed.
+
+    Args:
+        bench: the dense model.
+        table: that the trial was selected from.
+        limit: to keep to.
+        trial: to be timed.
+
+    Returns:
+        The slowest model of those that keep to the limit, or else the fastest.
     """
+    found: list[Built] = []
+    done = [_does(trial.selection)]
     for attempt in range(1, _ATTEMPTS + 1):
-        selection = solve(table, limit)
-        model, recipe = build_selection(bench, selection)
-        times = _times(bench, {"built": model})
+        times = _times(bench, {"built": trial.model})
         speedup = times[DENSE] / times["built"]
-        if recipe is not None:
-            table = retimed(table, selection, table.dense_milliseconds / speedup)
-        built = Built(selection, recipe, model, table, speedup, attempt)
-        if recipe is None or built.keeps_to(limit) or attempt == _ATTEMPTS:
-            return built
-        if not is_within_reach(table, limit):  # as fast as it gets
-            return built
-    raise AssertionError("unreachable")
+        if trial.recipe is not None:
+            table = retimed(table, trial.selection, table.dense_milliseconds / speedup)
+        found.append(Built(trial, table, speedup, attempt))
+        selection = _again(found[-1], limit)
+        if attempt == _ATTEMPTS or selection is None or _does(selection) in done:
+            break
+        done.append(_does(selection))
+        trial = build_trial(bench, selection)
+    kept = [built for built in found if built.taken(limit) <= 1 + TOLERANCE]
+    return max(kept or found, key=lambda built: built.speedup * (-1 if kept else 1))
 
 
-def is_within_reach(table: Table, limit: Limit) -> bool:
-    """Whether some selection keeps to a limit."""
-    try:
-        solve(table, limit)
-    except SecateurError:
-        return False
-    return True
+def _again(built: Built, limit: Limit) -> Selection | None:
+    """What to select by times as built; None where it is as fast as asked, or as it gets."""
+    selection, taken = built.trial.selection, built.taken(limit)
+    if built.trial.recipe is None or 1 - TOLERANCE <= taken <= 1 + TOLERANCE:
+        return None
+    names = frozenset(removal.name for removal in selection.removals)
+    return find(built.table, limit, Nearby(names, 0)) or find(built.table, limit)
+
+
+def _does(selection: Selection) -> tuple[object, ...]:
+    names = frozenset(removal.name for removal in selection.removals)
+    return names, {name: choice.form for name, choice in selection.forms.items()}
 
 
 def _times(bench: Bench, models: dict[str, nn.Module]) -> dict[str, float]:
@@ -161,12 +192,6 @@ def _measurement(bench: Bench, model: nn.Module, taken: float, dense: float) -> 
         return found
     result = perplexity(model, bench.evaluation, bench.max_seq_length)
     return replace(found, perplexity=result.perplexity, standard_error=result.standard_error)
-
-
-def held_out_loss(bench: Bench, model: nn.Module) -> float:
-    """Mean loss in nats a token on the samples that losses were measured on."""
-    loss, _ = held_out_losses(bench, model)
-    return loss
 
 
 @torch.no_grad()

@@ -1,14 +1,15 @@
-"""What each choice costs: it is made alone, the loss is measured, and it is undone.
+"""What each choice costs: removals by measurement, other forms by an estimate.
 
-The model is the dense one, or one that does what a plan's model does (`imitate`): then a choice
-costs what it costs beside the plan's others. Factors are those that the factor stage would find on
-that model (`svd-whitened`), 2:4 is what SparseGPT makes. The loss is measured on other samples than
-those that the factors are fitted to.
+What goes is left out alone, and the loss is measured on samples that nothing is fitted to. Of a
+matrix that takes another form the share of its output that is lost is taken, on the samples that
+the form is fitted to: of factors as the factor stage finds them (`svd-whitened`), of 2:4 as
+SparseGPT makes it. Times what the output is worth (`measure_importance`) that estimates a loss, to
+first order and without the chance of a measurement on few samples.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -24,14 +25,14 @@ from secateur.models.sublayers import Sublayers, silenced
 from secateur.models.trace import Trace, trace_blocks
 from secateur.plan.held_out import HeldOutLoss
 from secateur.plan.layer_times import form_name
-from secateur.plan.table import DENSE, SPARSE24, Part
+from secateur.plan.table import SPARSE24, Part
 from secateur.progress import Progress
 from secateur.stages.factor_group import FactorGroup, input_root
 from secateur.stages.factor_statistics import SiteMoments, collect_moments
 from secateur.update import factor_hessian, sparsegpt
 
 TOKENS_PER_BATCH = 1024
-_HELD_OUT_SHARE = 4
+_HELD_OUT_SHARE = 2
 
 
 @dataclass(frozen=True)
@@ -45,26 +46,18 @@ class Asked:
     """Whole blocks."""
     sublayers: Sequence[Sublayers] = ()
     """By block, where attention and MLP may go by themselves."""
-    dense_weights: Mapping[str, Tensor] = field(default_factory=dict)
-    """By site that holds another weight now: its choices are made of these, and dense is one."""
-    removed: Mapping[int, Part] = field(default_factory=dict)
-    """By block, what of it the model now runs without."""
 
 
 @dataclass(frozen=True)
 class Losses:
-    """Mean losses in nats a token."""
+    """What single changes to a model lose."""
 
     start: float
-    """Of the model as it was."""
-    forms: dict[tuple[str, str], float] = field(default_factory=dict)
-    """By site and form: with this one change."""
+    """Mean loss of the model as it is, nats a token."""
     removals: dict[tuple[int, Part], float] = field(default_factory=dict)
-    """By block and what of it is gone, and nothing else of it."""
-    restored: dict[int, float] = field(default_factory=dict)
-    """By block of which something was removed: with it back, dense."""
+    """By block and what of it is gone: the loss then."""
     left_out: dict[tuple[str, str], float] = field(default_factory=dict)
-    """By site and form of factors: the share of the squared output, whitened, that they lack."""
+    """By site and form: the share of the squared output, whitened, that is lost."""
 
     def rise(self, loss: float) -> float:
         """Above the start; what falls by chance does not count as a gain."""
@@ -72,7 +65,7 @@ class Losses:
 
 
 def split_tokens(tokens: CalibrationTokens) -> tuple[CalibrationTokens, CalibrationTokens]:
-    """Samples to fit to, and samples to measure on: the last quarter.
+    """Samples to fit to, and samples to measure on: the last half.
 
     Raises:
         SecateurError: there are fewer than two.
@@ -95,12 +88,12 @@ def measure_losses(
     device: torch.device,
     progress: Progress,
 ) -> Losses:
-    """The loss with each choice made alone, block after block.
+    """What each choice loses alone, block after block.
 
     Args:
         model: on `device`, in evaluation mode; left bit for bit as it was.
         inventory: of the model.
-        asked: the choices, and how the model differs from the dense one.
+        asked: the choices.
         tokens: to fit to and to measure on (see `split_tokens`).
         damping: of Hessians.
         device: where everything runs.
@@ -119,12 +112,11 @@ def measure_losses(
     held_out = HeldOutLoss(model, blocks, trace.output_forms, batches)
     held_out.move_to(0)
     losses = Losses(held_out.value())
-    beside = "beside the others" if asked.dense_weights or asked.removed else "of each choice"
-    progress.begin(f"loss {beside}", len(blocks))
+    progress.begin("loss of each choice", len(blocks))
     for index in range(len(blocks)):
         held_out.move_to(index)
         walk = _BlockWalk(inventory, index, asked, inputs, trace, damping, device)
-        walk.measure(held_out.value, losses)
+        walk.measure(losses)
         _measure_removals(blocks.modules[index], index, asked, held_out, losses)
         for hidden, output in zip(inputs.hidden, inputs.outputs, strict=True):
             hidden.copy_(output)
@@ -137,34 +129,13 @@ def _measure_removals(
 ) -> None:
     if not asked.removals:
         return
-    gone = asked.removed.get(index)
-    with _whole(block, index, gone, asked):
-        if gone is not None:
-            losses.restored[index] = held_out.value()
-        parts: tuple[Part, ...] = ("block", "attention", "mlp") if asked.sublayers else ("block",)
-        for part in parts:
-            if part == gone:
-                losses.removals[index, part] = losses.start
-            elif part == "block":
-                losses.removals[index, part] = held_out.value(without_block=True)
-            elif (half := asked.sublayers[index].part(part)) is not None:
-                with silenced(block, half):
-                    losses.removals[index, part] = held_out.value()
-
-
-@contextmanager
-def _whole(block: nn.Module, index: int, gone: Part | None, asked: Asked) -> Iterator[None]:
-    """While this is open, the block computes again what it runs without."""
-    if gone is None:
-        yield
-        return
-    half = None if gone == "block" else asked.sublayers[index].part(gone)
-    module = block if half is None else block.get_submodule(half.name)
-    forward = vars(module).pop("forward")
-    try:
-        yield
-    finally:
-        module.forward = forward
+    losses.removals[index, "block"] = held_out.value(without_block=True)
+    parts: tuple[Literal["attention", "mlp"], ...]
+    parts = ("attention", "mlp") if asked.sublayers else ()
+    for part in parts:
+        if (half := asked.sublayers[index].part(part)) is not None:
+            with silenced(block, half):
+                losses.removals[index, part] = held_out.value()
 
 
 @dataclass(frozen=True)
@@ -179,52 +150,35 @@ class _BlockWalk:
     damping: float
     device: torch.device
 
-    def measure(self, value: Callable[[], float], losses: Losses) -> None:
-        """Run the block on what enters it, then try every form."""
+    def measure(self, losses: Losses) -> None:
+        """Run the block on what enters it, then look at every form."""
         block = self.inventory.blocks.modules[self.index]
         sites = [site for site in self.inventory.sites[self.index] if site.name in self.asked.ranks]
         moments = collect_moments(block, self.index, sites, (self.inputs,), self.trace, self.device)
         for site in sites:
-            for form, weight in self._weights(site, moments[site.name], losses):
-                with _written(site, weight):
-                    losses.forms[site.name, form] = value()
+            for form, share in self._shares(site, moments[site.name]):
+                losses.left_out[site.name, form] = share
 
-    def _weights(
-        self, site: WeightSite, moments: SiteMoments, losses: Losses
-    ) -> Iterator[tuple[str, Tensor]]:
+    def _shares(self, site: WeightSite, moments: SiteMoments) -> Iterator[tuple[str, float]]:
         group, count = FactorGroup((site,)), self.inputs.num_samples
-        dense = self.asked.dense_weights.get(site.name)
-        if dense is not None:
-            yield DENSE, dense
-        weight = group.weights()[0] if dense is None else _wide(dense)
+        [weight] = group.weights()
+        root = input_root(group, moments, count, self.damping)
         ranks = self.asked.ranks[site.name]
         if ranks:
-            found = whitened_svd(weight, input_root(group, moments, count, self.damping))
-            energies = found.svd.values.double().square()
+            found = whitened_svd(weight, root)
             for rank in ranks:
-                share = float(energies[rank:].sum() / energies.sum().clamp_min(1e-300))
-                losses.left_out[site.name, form_name(rank)] = share
-                yield form_name(rank), found.factors(rank).dense()
+                yield form_name(rank), found.relative_error(rank) ** 2
         if self.asked.with_sparse24:
             factor = factor_hessian(moments.statistics.hessian(count), self.damping)
             pruned, _ = sparsegpt(weight.to(factor.upper.dtype), factor, _two_of_four, 4)
-            yield SPARSE24, pruned
+            yield SPARSE24, _share((weight - pruned).double(), weight.double(), root.lower)
 
 
-def _wide(weight: Tensor) -> Tensor:
-    return weight if weight.element_size() == 8 else weight.float()
+def _share(error: Tensor, weight: Tensor, root: Tensor) -> float:
+    """Of the squared output that an error of the weight makes up; 0 of a weight without output."""
+    whole = float((weight @ root).square().sum())
+    return float((error @ root).square().sum()) / whole if whole else 0.0
 
 
 def _two_of_four(scores: Tensor) -> Tensor:
     return select_grouped(scores, 2, 4)
-
-
-@contextmanager
-def _written(site: WeightSite, weight: Tensor) -> Iterator[None]:
-    """While this is open, the site holds another weight [N, K], rounded to its dtype."""
-    saved = site.weight.clone()
-    try:
-        site.weight.copy_(weight.to(saved.dtype))
-        yield
-    finally:
-        site.weight.copy_(saved)

@@ -1,11 +1,8 @@
-"""A plan from beginning to end: measure, select, build, measure again."""
+"""A plan from beginning to end: measure, search among built models, measure again."""
 
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from math import sqrt
 from pathlib import Path
-from statistics import stdev
 from typing import Any
 
 from torch import Tensor, nn
@@ -16,21 +13,21 @@ from secateur.evaluate.forward import evaluating
 from secateur.evaluate.perplexity import encode_text
 from secateur.evaluate.suite import read_text, window_length
 from secateur.models.blocks import find_blocks
-from secateur.plan.around import counted_by
-from secateur.plan.build import TOLERANCE, Bench, Built, measure_built, restricted
+from secateur.plan.build import Bench, Built, Trial, fitted_to, measure_built, restricted
 from secateur.plan.measure import Measured, measure_table
 from secateur.plan.options import PlanOptions
 from secateur.plan.recipe import plan_recipe
-from secateur.plan.refine import best_within
 from secateur.plan.result import Measurement, Plan, PlannedLayer, PlanRow, Prediction
+from secateur.plan.search import search
 from secateur.plan.solve import solve
-from secateur.plan.table import DENSE, Limit, Selection, Table, select
+from secateur.plan.table import DENSE, Limit, Selection, Table, counted_by, select
 from secateur.plan.workload import Workload
 from secateur.progress import Progress, SilentProgress
 from secateur.recipe import Recipe
 
-DEFAULT_SAMPLES = 32
+DEFAULT_SAMPLES = 64
 REMOVED = "removed"
+_SAME = "the plan itself: nothing that was tried loses less by more than chance"
 
 
 @dataclass(frozen=True)
@@ -93,7 +90,7 @@ def make_plan(
 
     Args:
         model: a dense causal language model on the device where it is to be fast; not changed.
-        calibration: as of `compress`. Three quarters of the samples fit factors, on the others
+        calibration: as of `compress`. Half of the samples fit factors, on the others
             losses are measured.
         target: what the plan must reach.
         workload: whose time counts; by default one step of decoding at batch 1.
@@ -103,12 +100,12 @@ def make_plan(
         max_seq_length: tokens in a window; by default 2048, or the model's context if shorter.
         seed: of the draw.
         evaluation_text: a text file to measure perplexity on.
-        build: also build the plan and measure it, and select again by what is seen: times where
-            it is slower than predicted, losses as they are beside its own choices. It takes a
-            copy of the model for each model built.
-        compare: with `build`: also the best plan of each single method at the same limit; where
-            the plan of all methods does not lose less than one of these by more than chance, as
-            measured on the held-out samples, that one is the plan.
+        build: also build the plan and others near it, go by what they lose on the held-out
+            samples, and choose ranks anew where the plan is not as fast as predicted. It takes a
+            copy of the model for each single method and two more.
+        compare: with `build`: also the best plan of each single method at the same limit. The
+            plan of all methods is searched for from the best of these on: where nothing loses
+            less by more than chance, that one is the plan.
         source: name of the model, for the result.
         progress: told how far it is; its owner closes it.
 
@@ -166,7 +163,7 @@ def plan_from(
     limit = target.limit(table.dense_milliseconds)
     if build:
         rows, selection, recipe = _built_rows(
-            measured, bench, limit, methods, options.refinements, compare, progress
+            measured, bench, limit, methods, options.trials, compare, progress
         )
     else:
         selection = solve(table, limit)
@@ -187,87 +184,78 @@ def plan_from(
     )
 
 
+@dataclass(frozen=True)
+class Sought:
+    """The best that was found by each way to keep to a limit."""
+
+    built: dict[str, Built]
+    """`plan` first, then `low-rank only` and the like."""
+    missed: dict[str, str]
+    """The ways by which the limit cannot be kept to, and why."""
+
+
+def seek(
+    measured: Measured,
+    bench: Bench,
+    limit: Limit,
+    methods: tuple[str, ...],
+    trials: int,
+    progress: Progress,
+) -> Sought:
+    """Search by each method alone, then by all of them from the best single one on.
+
+    Args:
+        measured: of the dense model.
+        bench: the dense model, in evaluation mode.
+        limit: to keep to.
+        methods: to search by alone; may be empty.
+        trials: models to build in each search.
+        progress: told how far it is.
+
+    Raises:
+        SecateurError: the limit cannot be kept to by all methods together.
+    """
+    tables = {f"{method} only": restricted(measured.table, method) for method in methods}
+    found: dict[str, Trial] = {}
+    missed: dict[str, str] = {}
+    for name, table in tables.items():
+        try:
+            found[name] = search(bench, measured, table, limit, (), trials, progress)
+        except SecateurError as error:
+            missed[name] = str(error)
+    starts = tuple(found.values())
+    plan = search(bench, measured, measured.table, limit, starts, trials, progress)
+    built = {name: fitted_to(bench, tables[name], limit, trial) for name, trial in found.items()}
+    same = [name for name, trial in found.items() if trial is plan]
+    best = built[same[0]] if same else fitted_to(bench, measured.table, limit, plan)
+    return Sought({"plan": best} | built, missed)
+
+
 def _built_rows(
     measured: Measured,
     bench: Bench,
     limit: Limit,
     methods: tuple[str, ...],
-    refinements: int,
+    trials: int,
     compare: bool,
     progress: Progress,
 ) -> tuple[list[PlanRow], Selection, Recipe | None]:
-    table = measured.table
     single = [name for name in methods if name != DENSE]
-    wanted = {"plan": table}
-    if compare and len(single) > 1:
-        wanted |= {f"{name} only": restricted(table, name) for name in single}
-    built: dict[str, Built] = {}
-    missed: dict[str, str] = {}
-    for name, offered in wanted.items():
-        try:
-            best_built = best_within(bench, measured, offered, limit, refinements, progress)
-            built[name] = best_built.built
-        except SecateurError as error:
-            if name == "plan":
-                raise
-            missed[name] = str(error)
+    alone = tuple(single) if compare and len(single) > 1 else ()
+    sought = seek(measured, bench, limit, alone, trials, progress)
     progress.begin("measure all in turns", 1)
-    found = measure_built(bench, {name: entry.model for name, entry in built.items()})
+    found = measure_built(bench, {name: entry.trial.model for name, entry in sought.built.items()})
     progress.advance()
-    best = best_measured(found, limit, table.dense_milliseconds)
     rows = [_dense_row(measured, found[DENSE])]
-    for name in wanted:
-        if name in missed:
-            rows.append(PlanRow(name, note=missed[name]))
+    plan = sought.built["plan"]
+    for name in ("plan", *(f"{method} only" for method in alone)):
+        if name in sought.missed:
+            rows.append(PlanRow(name, note=sought.missed[name]))
             continue
-        source = best if name == "plan" else name
-        row = _row(name, measured, built[source].selection, found[source])
-        rows.append(replace(row, note=_why(source)) if source != name else row)
-    return rows, built[best].selection, built[best].recipe
-
-
-def best_measured(found: Mapping[str, Measurement], limit: Limit, dense_milliseconds: float) -> str:
-    """`plan`, or the best single method that keeps to what the plan keeps to, where the plan does
-    not lose less than that one by more than chance.
-
-    What looked best in the table need not be when built: losses of choices add up only roughly,
-    and among more choices more of them look good by chance.
-    """
-    allowed = _taken(found["plan"], limit, dense_milliseconds)
-    allowed = max(allowed, limit.value) * (1 + TOLERANCE)
-    names = [
-        name
-        for name, measurement in found.items()
-        if name != DENSE and _taken(measurement, limit, dense_milliseconds) <= allowed
-    ]
-    singles = [name for name in names if name != "plan"]
-    if not singles:
-        return "plan"
-    single = min(singles, key=lambda name: found[name].loss)
-    return "plan" if _is_clear(found["plan"], found[single]) else single
-
-
-def _is_clear(plan: Measurement, other: Measurement) -> bool:
-    """Whether it loses less by more than the standard error of their differences by sample.
-
-    One and the same model is the plan.
-    """
-    gain = other.loss - plan.loss
-    differences = [b - a for a, b in zip(plan.losses, other.losses, strict=True)]
-    if gain == 0 or len(differences) < 2:
-        return gain >= 0
-    return gain > stdev(differences) / sqrt(len(differences))
-
-
-def _taken(measurement: Measurement, limit: Limit, dense_milliseconds: float) -> float:
-    """In the unit of the limit; times in parts of the dense model's in the same turns."""
-    if limit.milliseconds is None:
-        return measurement.num_bytes
-    return dense_milliseconds / measurement.speedup
-
-
-def _why(source: str) -> str:
-    return f"{source}: built, the plan of all methods did not lose less by more than chance"
+        built = sought.built[name]
+        row = _row(name, measured, built.trial.selection, found[name])
+        rows.append(replace(row, note=_SAME) if name != "plan" and built is plan else row)
+    return rows, plan.trial.selection, plan.trial.recipe
 
 
 def _dense_row(measured: Measured, found: Measurement | None) -> PlanRow:

@@ -1,5 +1,6 @@
 """The table of choices of a model, measured here."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -9,13 +10,11 @@ from secateur.calibration.tokens import CalibrationTokens
 from secateur.checkpoint.fingerprint import probe_tokens
 from secateur.errors import SecateurError
 from secateur.models.device import full_precision_products
-from secateur.models.entering import OutputForms
 from secateur.models.inventory import Inventory, take_inventory
 from secateur.models.measure import num_bytes
 from secateur.models.sites import WeightSite
 from secateur.models.sublayers import Sublayers
 from secateur.models.trace import trace_blocks
-from secateur.plan.estimates import averaged
 from secateur.plan.layer_times import form_name
 from secateur.plan.losses import Asked, Losses, measure_losses, split_tokens
 from secateur.plan.options import PlanOptions, check_sparse24, offered_ranks
@@ -29,22 +28,12 @@ from secateur.stages.factor_importance import measure_importance
 
 # Of a weight in 16 bits: half the values, and an eighth for their places.
 _SPARSE24_BYTES = 0.5625
-_NO_ESTIMATES = (
-    "losses of factors are as they were measured, not averaged with estimates: a backward pass "
-    "does not fit in memory, or does not reach all matrices"
+# An error e of an output moves a token's loss by g . e; the mean rise is half the mean square.
+_RISE_BY_IMPORTANCE = 0.5
+_NO_IMPORTANCE = (
+    "all matrices count the same where ranks are shared out: a backward pass does not fit in "
+    "memory, or does not reach all of them"
 )
-
-
-@dataclass(frozen=True)
-class Scene:
-    """A model with all that may become of it, found once."""
-
-    inventory: Inventory
-    sites: tuple[WeightSite, ...]
-    """The units."""
-    forms: OutputForms
-    """What each block returns."""
-    asked: Asked
 
 
 @dataclass(frozen=True)
@@ -52,7 +41,6 @@ class Measured:
     """A table, and what it was made of."""
 
     table: Table
-    scene: Scene
     dense_loss: float
     """Nats a token, on the held-out samples."""
     time_scale: float
@@ -67,7 +55,7 @@ def measure_table(
     options: PlanOptions,
     progress: Progress,
 ) -> Measured:
-    """Measure times and losses of all choices; those of factors are averaged with estimates.
+    """Measure times and losses of all choices (see `plan.losses`).
 
     Args:
         model: a causal language model, dense, in evaluation mode, where it is to be timed; left as
@@ -96,13 +84,12 @@ def measure_table(
     )
     with full_precision_products():
         losses = measure_losses(model, inventory, asked, tokens, options.damping, device, progress)
+    importance: dict[str, float] = {}
     if losses.left_out:
         fitted, _ = split_tokens(tokens)
         importance = _importance(model, sites, fitted)
-        losses = averaged(losses, importance)
-        notes += () if importance else (_NO_ESTIMATES,)
+        notes += () if importance else (_NO_IMPORTANCE,)
     forms = trace_blocks(model, inventory.blocks, {}, probe_tokens(model)).output_forms
-    scene = Scene(inventory, tuple(sites), forms, asked)
     setup = Setup(
         model,
         inventory.blocks,
@@ -117,8 +104,8 @@ def measure_table(
     )
     with workload.its_threads():
         times = measure_times(setup, progress)
-    table = build_table(model, inventory, sites, asked, losses, times)
-    return Measured(table, scene, losses.start, times.scale, notes)
+    table = build_table(model, inventory, sites, asked, losses, importance, times)
+    return Measured(table, losses.start, times.scale, notes)
 
 
 def _importance(
@@ -165,16 +152,22 @@ def build_table(
     sites: list[WeightSite],
     asked: Asked,
     losses: Losses,
+    importance: Mapping[str, float],
     times: Times,
 ) -> Table:
-    """Put what was measured together.
+    """Put what was measured together; without importance all sites count alike.
 
     The rest is what the dense model takes beside its units, and a removal what its part takes
     beside its own, so that dense and removals come out as measured.
     """
     block_of = {site.name: index for index, found in enumerate(inventory.sites) for site in found}
     units = tuple(
-        Unit(site.name, block_of[site.name], site.shape, _choices(site, asked, losses, times))
+        Unit(
+            site.name,
+            block_of[site.name],
+            site.shape,
+            _choices(site, asked, losses, importance.get(site.name, 1.0 / len(sites)), times),
+        )
         for site in sites
     )
     removals = tuple(
@@ -190,22 +183,24 @@ def build_table(
     )
 
 
-def _choices(site: WeightSite, asked: Asked, losses: Losses, times: Times) -> tuple[Choice, ...]:
+def _choices(
+    site: WeightSite, asked: Asked, losses: Losses, importance: float, times: Times
+) -> tuple[Choice, ...]:
     rows, columns = site.shape
     size = site.parameter.element_size()
     found = times.forms[site.name]
+
+    def choice(form: str, num_bytes: int, rank: int | None = None) -> Choice:
+        loss = _RISE_BY_IMPORTANCE * importance * losses.left_out[site.name, form]
+        return Choice(form, found[form], num_bytes, loss, rank)
+
     choices = [Choice(DENSE, found[DENSE], rows * columns * size, 0.0)]
     if SPARSE24 in found:
-        num = int(_SPARSE24_BYTES * rows * columns * size)
-        loss = losses.rise(losses.forms[site.name, SPARSE24])
-        choices.append(Choice(SPARSE24, found[SPARSE24], num, loss))
-    # A larger rank holds the smaller one: where it measures worse, that is chance.
-    most = 0.0
-    factors: list[Choice] = []
-    for rank in reversed(asked.ranks[site.name]):
-        form = form_name(rank)
-        most = max(most, losses.rise(losses.forms[site.name, form]))
-        factors.append(Choice(form, found[form], rank * (rows + columns) * size, most, rank))
+        choices.append(choice(SPARSE24, int(_SPARSE24_BYTES * rows * columns * size)))
+    factors = [
+        choice(form_name(rank), rank * (rows + columns) * size, rank)
+        for rank in reversed(asked.ranks[site.name])
+    ]
     return (*choices, *factors)
 
 

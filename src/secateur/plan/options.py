@@ -15,7 +15,7 @@ Method = Literal["dense", "2:4", "low-rank", "drop"]
 METHODS: tuple[str, ...] = get_args(Method)
 
 # Of the rank at which factors store as much as the matrix.
-DEFAULT_FRACTIONS = (0.125, 0.25, 0.375, 0.5, 0.625, 0.75)
+DEFAULT_FRACTIONS = tuple(part / 12 for part in range(1, 12))
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,8 @@ class PlanOptions:
     """`drop` offers attention and MLP of a block by themselves, too, where the family allows."""
     rounds: int = 15
     """Timed turns."""
-    refinements: int = 2
-    """Times that losses are measured again beside a plan's own choices, to select better ones."""
+    trials: int = 16
+    """Models to build in search of a better one, at most, for the plan and each single method."""
     damping: float = 0.01
     """Of Hessians, as the factor stage's."""
 
@@ -48,8 +48,8 @@ class PlanOptions:
                 "expected rank fractions above 0 and below 1, got "
                 f"{', '.join(map(str, self.rank_fractions)) or 'none'}"
             )
-        if self.refinements < 0:
-            raise SecateurError(f"expected at least 0 refinements, got {self.refinements}")
+        if self.trials < 0:
+            raise SecateurError(f"expected at least 0 trials, got {self.trials}")
         if self.rounds < 1:
             raise SecateurError(f"expected at least 1 round, got {self.rounds}")
 

@@ -18,8 +18,8 @@ class PlannedLayer:
     dense_milliseconds: float
     milliseconds: float
     loss: float
-    """Rise of the loss with this change alone, nats a token, for factors averaged with an estimate;
-    a removal's is not its layers'."""
+    """Estimated rise of the loss with this change alone, nats a token; a removal's is not its
+    layers'."""
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,14 @@
 
 One binary variable for each form of each unit and for each removal. The forms of a unit and the
 removals that take it away sum to one; a block has at most one removal; at least one block stays.
-What the choices take stays within the limit, and the loss is the smallest possible.
+What the choices take stays within the limit, and the loss is the smallest possible. What is removed
+may be held near to what another selection removes, and away from what was tried (`Nearby`).
 """
 
 import ctypes
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -46,6 +47,18 @@ class _Variables:
         return len(self.forms) + len(self.removals)
 
 
+@dataclass(frozen=True)
+class Nearby:
+    """What a selection may remove; removals are given by name."""
+
+    removed: frozenset[str]
+    """What is removed where one begins."""
+    changes: int
+    """Of these that may be put back and others that may go, together at most."""
+    tried: Collection[frozenset[str]] = ()
+    """All that was removed in selections that are not to come again."""
+
+
 def worthwhile(table: Table, limit: Limit) -> Table:
     """The table without forms that save less than a twentieth of what their dense layer takes."""
     units = tuple(
@@ -70,6 +83,18 @@ def solve(table: Table, limit: Limit) -> Selection:
         SecateurError: no selection keeps to it, with the least that can be reached; scipy is
             not installed.
     """
+    found = find(table, limit)
+    if found is None:
+        raise _unreachable(worthwhile(table, limit), limit)
+    return found
+
+
+def find(table: Table, limit: Limit, nearby: Nearby | None = None) -> Selection | None:
+    """The same, None where no selection keeps to the limit and is nearby.
+
+    Raises:
+        SecateurError: scipy is not installed.
+    """
     offered = worthwhile(table, limit)
     variables = _variables(offered)
     takes = _takes(variables, limit)
@@ -78,10 +103,7 @@ def solve(table: Table, limit: Limit) -> Selection:
         + [removal.loss + _TIE for removal in variables.removals]
     )
     room = limit.value - offered.rest(limit)
-    found = _minimise(offered, variables, losses, takes, room)
-    if found is None:
-        raise _unreachable(offered, limit)
-    return found
+    return _minimise(offered, variables, losses, takes, room, nearby)
 
 
 def least(table: Table, limit: Limit) -> Selection:
@@ -144,8 +166,27 @@ def _rows(table: Table, variables: _Variables) -> tuple[Floats, Floats, Floats]:
     return rows, low, high
 
 
+def _nearby_rows(variables: _Variables, nearby: Nearby) -> tuple[Floats, Floats, Floats]:
+    """Constraints on the number of removals in which a selection differs from others."""
+    names = [removal.name for removal in variables.removals]
+    others = [nearby.removed, *nearby.tried]
+    rows = np.zeros((len(others), len(variables)))
+    for row, other in zip(rows, others, strict=True):
+        row[len(variables.forms) :] = [-1.0 if name in other else 1.0 for name in names]
+    # A row is the number of differences less that of the other's removals.
+    counts = np.array([len(other.intersection(names)) for other in others])
+    low, high = 1.0 - counts, np.full(len(others), np.inf)
+    low[0], high[0] = -np.inf, nearby.changes - counts[0]
+    return rows, low, high
+
+
 def _minimise(
-    table: Table, variables: _Variables, objective: Floats, takes: Floats | None, room: float
+    table: Table,
+    variables: _Variables,
+    objective: Floats,
+    takes: Floats | None,
+    room: float,
+    nearby: Nearby | None = None,
 ) -> Selection | None:
     """None where no choice keeps to the limit."""
     if not len(variables):
@@ -153,6 +194,8 @@ def _minimise(
     optimize = _optimize()
     rows, low, high = _rows(table, variables)
     constraints = [optimize.LinearConstraint(rows, low, high)]
+    if nearby is not None:
+        constraints.append(optimize.LinearConstraint(*_nearby_rows(variables, nearby)))
     if takes is not None:
         # In parts of the largest, so that the solver's tolerance means the same in every unit.
         unit = float(np.abs(takes).max()) or 1.0

@@ -2,8 +2,8 @@
 
 Times and losses are taken to add up: the time of a model is its rest plus its layers', and its loss
 rises by the sum of what each choice alone would cost. The first holds well on one stream of work,
-the second for few changes only. Both are checked against a plan once it is built, and the table is
-then put right: times by `retimed`, losses by `plan.around`.
+the second for few changes only. Both are checked against models once they are built, and the table
+is then put right: times by `retimed`, losses by `search.seen_from`.
 """
 
 from collections.abc import Iterable, Mapping
@@ -32,8 +32,7 @@ class Choice:
     milliseconds: float
     num_bytes: int
     loss: float
-    """Rise of the mean loss, nats a token, with everything else dense, or as in the plan that the
-    table was measured around; at least 0."""
+    """Estimated rise of the mean loss, nats a token, with everything else dense; at least 0."""
     rank: int | None = None
     """Of factors."""
 
@@ -74,6 +73,7 @@ class Removal:
     num_bytes: int
     """Of parameters that are none of these matrices."""
     loss: float
+    """Measured rise of the mean loss, nats a token, with everything else dense; at least 0."""
 
     @property
     def name(self) -> str:
@@ -117,8 +117,8 @@ class Table:
     """Of the dense model, everything but its units."""
     rest_bytes: int
     rest_loss: float = 0.0
-    """Nats a token by which losses differ from their sum near the plan that they were measured
-    around (see `plan.around`); 0 where they were measured around the dense model."""
+    """Nats a token by which a built selection loses more than its choices in sum (see
+    `search.seen_from`); 0 as measured."""
 
     def __post_init__(self) -> None:
         names = [unit.name for unit in self.units]
@@ -193,6 +193,16 @@ def select(table: Table, forms: Mapping[str, str], removals: Iterable[Removal] =
         loss=table.rest_loss
         + sum(choice.loss for choice in chosen.values())
         + sum(removal.loss for removal in gone),
+    )
+
+
+def counted_by(table: Table, selection: Selection) -> Selection:
+    """The same choices as another table of the same model counts them."""
+    gone = {removal.name for removal in selection.removals}
+    return select(
+        table,
+        {name: choice.form for name, choice in selection.forms.items()},
+        [removal for removal in table.removals if removal.name in gone],
     )
 
 
