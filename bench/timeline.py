@@ -33,9 +33,8 @@ POINTS = {
     "first_full": "the first stage is there",
     "last_asked": "the last stage is asked for",
     "last_full": "the last stage is there",
-    "handed_over": "sums are handed over to the cluster, or the ticket for them is drawn; "
-    "wide: its last products are over",
-    "summed": "the sums of all are there (skinny with tickets: asked for, by the last to draw one)",
+    "handed_over": "the last products are over; skinny in a cluster: sums are handed over",
+    "summed": "the sums of all are there (with tickets: asked for, by the last to draw one)",
     "left": "last instruction, y is written",
 }
 READINGS = 16

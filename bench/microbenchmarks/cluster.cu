@@ -105,7 +105,7 @@ __global__ __launch_bounds__(64) void copy_kernel(const __grid_constant__ Case c
 #pragma unroll 1
     for (int i = 0; i < c.steps; ++i) {
       const int stage = i % copy_stages, lap = i / copy_stages;
-      if (lap > 0) device::barrier_wait(empty + 8 * stage, (lap - 1) & 1);
+      if (lap > 0) device::barrier_wait_cluster(empty + 8 * stage, (lap - 1) & 1);
       const uint32_t arrived = target + (full - ring) + 8 * stage;
       copy_bulk_to(target + stage * copy_bytes, source, copy_bytes, arrived);
     }
@@ -114,7 +114,7 @@ __global__ __launch_bounds__(64) void copy_kernel(const __grid_constant__ Case c
 #pragma unroll 1
     for (int i = 0; i < c.steps; ++i) {
       const int stage = i % copy_stages;
-      device::barrier_wait(full + 8 * stage, i / copy_stages & 1);
+      device::barrier_wait_cluster(full + 8 * stage, i / copy_stages & 1);
       if (i + copy_stages >= c.steps) continue;
       device::barrier_arrive_expect(full + 8 * stage, copy_bytes);
       device::barrier_arrive_mapped(sender + 8 * stage);
@@ -123,6 +123,15 @@ __global__ __launch_bounds__(64) void copy_kernel(const __grid_constant__ Case c
   }
   __syncwarp();
   device::sync_cluster();
+}
+
+template <bool Across>
+__device__ __forceinline__ void wait(uint32_t barrier, uint32_t parity) {
+  if constexpr (Across) {
+    device::barrier_wait_cluster(barrier, parity);
+  } else {
+    device::barrier_wait(barrier, parity);
+  }
 }
 
 // Two warps, of one thread block or of two in a cluster, wait for each other in turns.
@@ -146,13 +155,13 @@ __global__ __launch_bounds__(64) void mbarrier_kernel(const __grid_constant__ Ca
     const int64_t start = clock_now();
 #pragma unroll 1
     for (int i = 0; i < c.steps; ++i) {
-      if (rank == 1) device::barrier_wait(own, i & 1);
+      if (rank == 1) wait<Across>(own, i & 1);
       if constexpr (Across) {
         device::barrier_arrive_mapped(other);
       } else {
         device::barrier_arrive(other);
       }
-      if (rank == 0) device::barrier_wait(own, i & 1);
+      if (rank == 0) wait<Across>(own, i & 1);
     }
     if (rank == 0 || Across) c.clocks[blockIdx.x] = clock_now() - start;
   }
@@ -160,7 +169,7 @@ __global__ __launch_bounds__(64) void mbarrier_kernel(const __grid_constant__ Ca
   if constexpr (Across) device::sync_cluster();
 }
 
-// As the last part of a K split without clusters: partial sums out, fence, ticket.
+// As the last part of a K split without clusters: partial sums out, then a ticket that orders them.
 __global__ __launch_bounds__(32) void ticket_kernel(const __grid_constant__ Case c) {
   const int64_t start = clock_now();
   uint32_t all = 0;
@@ -169,10 +178,9 @@ __global__ __launch_bounds__(32) void ticket_kernel(const __grid_constant__ Case
     const float sums[4] = {1.f * i, 2.f, 3.f, 4.f};
     float* place = reinterpret_cast<float*>(c.sink) + 256 + blockIdx.x * 128 + 4 * threadIdx.x;
     device::store_partial(place, sums);
-    device::fence_device();
     device::sync_warp();
     uint32_t before = 0;
-    if (threadIdx.x == 0) before = device::take_ticket(c.sink + blockIdx.x % 8);
+    if (threadIdx.x == 0) before = device::take_ordered_ticket(c.sink + blockIdx.x % 8);
     all += device::shuffle(before, 0);
   }
   if (threadIdx.x == 0) c.clocks[blockIdx.x] = clock_now() - start;
@@ -214,7 +222,7 @@ int main() {
   report("mbarrier there and back", clocks_a_step<mbarrier_kernel<false>>(c, 64, 1, 16), "clocks");
   report("mbarrier there and back, cluster of 2", clocks_a_step<mbarrier_kernel<true>>(c, 64, 2, 16),
          "clocks");
-  report("partial sums, fence, ticket", clocks_a_step<ticket_kernel>(c, 32, 1), "clocks");
+  report("partial sums, ordered ticket", clocks_a_step<ticket_kernel>(c, 32, 1), "clocks");
   for (int cluster : {2, 4, 8}) {
     const double clocks = clocks_a_step<copy_kernel>(c, 64, cluster, copy_shared_bytes);
     const std::string of = " of " + std::to_string(cluster);

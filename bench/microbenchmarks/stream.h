@@ -39,6 +39,14 @@ struct Ring {
   }
 };
 
+SECATEUR_DEVICE void init_barriers(const Ring& ring, int released_by) {
+  for (int i = 0; i < ring.stages; ++i) {
+    device::barrier_init(ring.full() + 8 * i, 1);
+    device::barrier_init(ring.empty() + 8 * i, released_by);
+  }
+  device::barrier_init_fence();
+}
+
 template <int Cluster>
 SECATEUR_DEVICE void fill_stage(const Stream& s, Ring& ring, int64_t unit, int rank,
                                            uint64_t policy) {
@@ -67,7 +75,7 @@ SECATEUR_DEVICE void produce(const Stream& s, Ring ring, int rank, int64_t stage
   if (before == 0) device::wait_for_predecessor();
   for (int64_t i = 0; i < stages; ++i) {
     if (i == before && before > 0) device::wait_for_predecessor();
-    device::barrier_wait(ring.empty(), ring.phase ^ 1);
+    device::barrier_wait_cluster(ring.empty(), ring.phase ^ 1);
     fill_stage<Cluster>(s, ring, unit, rank, policy);
     unit += s.stage_units;
     if (unit >= s.units) unit -= s.units;
@@ -76,10 +84,11 @@ SECATEUR_DEVICE void produce(const Stream& s, Ring ring, int rank, int64_t stage
   if (stages <= before) device::wait_for_predecessor();
 }
 
+// Waits for each stage and gives it back.
 template <int Cluster>
-SECATEUR_DEVICE void consume(const Stream& s, Ring ring, int64_t stages) {
+SECATEUR_DEVICE void release(Ring ring, int64_t stages) {
   for (int64_t i = 0; i < stages; ++i) {
-    device::barrier_wait(ring.full(), ring.phase);
+    device::barrier_wait_cluster(ring.full(), ring.phase);
     if constexpr (Cluster == 1) {
       device::barrier_arrive(ring.empty());
     } else {
@@ -89,6 +98,11 @@ SECATEUR_DEVICE void consume(const Stream& s, Ring ring, int64_t stages) {
     }
     ring.advance();
   }
+}
+
+template <int Cluster>
+SECATEUR_DEVICE void consume(const Stream& s, Ring ring, int64_t stages) {
+  release<Cluster>(ring, stages);
   device::wait_for_predecessor();
   if (s.sink != nullptr && device::block() == 0) {
     device::store(s.sink, device::load_shared4(ring.base));
@@ -100,13 +114,7 @@ template <int Cluster>
 SECATEUR_DEVICE void run_stream(const Stream& s, uint32_t base) {
   device::let_successor_start();
   Ring ring{base, s.stages, s.stage_units * unit_bytes};
-  if (device::thread() == 0) {
-    for (int i = 0; i < s.stages; ++i) {
-      device::barrier_init(ring.full() + 8 * i, 1);
-      device::barrier_init(ring.empty() + 8 * i, Cluster);
-    }
-    device::barrier_init_fence();
-  }
+  if (device::thread() == 0) init_barriers(ring, Cluster);
   if constexpr (Cluster > 1) device::sync_cluster();
   device::sync_block();
   const int64_t stages = s.block_units / s.stage_units;

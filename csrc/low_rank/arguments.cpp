@@ -63,7 +63,7 @@ int check_boxes(const SecateurLowRankDivision& division, const SecateurLowRank& 
   // The second kernel takes turns: everyone has to wait for sums, so that nobody runs ahead.
   const int tiles = division.row_tiles * token_tiles(a.linear.tokens);
   const bool fits = (division.boxes & (division.boxes - 1)) == 0 &&
-                    division.boxes <= boxes::max_cluster && division.blocks % division.boxes == 0 &&
+                    division.boxes <= max_cluster && division.blocks % division.boxes == 0 &&
                     (&division == &a.down_division || division.boxes <= tiles);
   if (!fits) return SECATEUR_BAD_LOW_RANK_CLUSTER;
   return division.stages < 2 || division.stages > max_stages ? SECATEUR_BAD_LOW_RANK_STAGES

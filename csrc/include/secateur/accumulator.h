@@ -8,6 +8,7 @@ namespace secateur::accumulator {
 
 constexpr int items = 4;
 constexpr int tile_tokens = 8;  // n of the instruction
+constexpr int tile_bytes = warp_lanes * items * 4;  // of all lanes
 
 SECATEUR_INLINE constexpr int row(int lane, int item) { return lane / 4 + 8 * (item / 2); }
 SECATEUR_INLINE constexpr int token(int lane, int item) { return 2 * (lane % 4) + item % 2; }

@@ -3,19 +3,12 @@
 // of all, in order of rank, so that results repeat bit for bit.
 #pragma once
 
-#include "secateur/accumulator.h"
 #include "secateur/device/cluster.h"
 #include "secateur/fragment24.h"
+#include "secateur/warp_sums.h"
 #include "secateur/write_tile.h"
 
 namespace secateur::cluster_sums {
-
-// The accumulators of a warp for 16 rows and eight tokens.
-constexpr int tile_bytes = warp_lanes * accumulator::items * 4;
-
-SECATEUR_INLINE constexpr int share_begin(int items, int ranks, int rank) {
-  return items * rank / ranks;
-}
 
 // The thread blocks of a cluster that have summed parts of the same tile, in the order in which
 // they are added, and which of them asks.
@@ -32,13 +25,10 @@ struct Ranks {
 template <int TokenTiles>
 SECATEUR_DEVICE void leave(const float (&sums)[TokenTiles][accumulator::items], uint32_t base,
                            int tile, int lane) {
-  const uint32_t target = base + tile * TokenTiles * tile_bytes + lane * 16;
+  const uint32_t target = base + tile * TokenTiles * accumulator::tile_bytes + lane * 16;
 #pragma unroll
   for (int n = 0; n < TokenTiles; ++n) {
-    Words4 words;
-#pragma unroll
-    for (int i = 0; i < accumulator::items; ++i) words.word[i] = device::as_bits(sums[n][i]);
-    device::store_shared16(target + n * tile_bytes, words);
+    device::store_shared16(target + n * accumulator::tile_bytes, words_of(sums[n]));
   }
 }
 
@@ -51,7 +41,9 @@ SECATEUR_DEVICE void add_ranks(uint32_t place, const Ranks& ranks) {
   for (int i = 0; i < Count; ++i) {
     const uint32_t mapped = device::map_shared(place, ranks.rank(i));
 #pragma unroll
-    for (int n = 0; n < Tiles; ++n) parts[i][n] = device::load_mapped16(mapped + n * tile_bytes);
+    for (int n = 0; n < Tiles; ++n) {
+      parts[i][n] = device::load_mapped16(mapped + n * accumulator::tile_bytes);
+    }
   }
 #pragma unroll
   for (int n = 0; n < Tiles; ++n) {
@@ -62,7 +54,7 @@ SECATEUR_DEVICE void add_ranks(uint32_t place, const Ranks& ranks) {
       for (int i = 1; i < Count; ++i) sum += device::as_float(parts[i][n].word[j]);
       parts[0][n].word[j] = device::as_bits(sum);
     }
-    device::store_shared16(place + n * tile_bytes, parts[0][n]);
+    device::store_shared16(place + n * accumulator::tile_bytes, parts[0][n]);
   }
 }
 
@@ -92,7 +84,7 @@ SECATEUR_DEVICE void finish_share(const Output& output, const Shared& shared, ui
   const int64_t tile = shared.first_tile + first / TokenTiles;
   int token = shared.first_token + first % TokenTiles * accumulator::tile_tokens;
   if (token >= output.tokens || tile * fragment24::tile_rows >= output.rows) return;
-  uint32_t place = base + first * tile_bytes + device::lane() * 16;
+  uint32_t place = base + first * accumulator::tile_bytes + device::lane() * 16;
   if (ranks.count == 2) add_ranks<tiles_each(Tiles, 2), 2>(place, ranks);
   if (ranks.count == 4) add_ranks<tiles_each(Tiles, 4), 4>(place, ranks);
   if (ranks.count == 8) add_ranks<tiles_each(Tiles, 8), 8>(place, ranks);
@@ -101,12 +93,12 @@ SECATEUR_DEVICE void finish_share(const Output& output, const Shared& shared, ui
     float sums[Together][accumulator::items];
 #pragma unroll
     for (int n = 0; n < Together; ++n) {
-      const Words4 words = device::load_shared16(place + n * tile_bytes);
+      const Words4 words = device::load_shared16(place + n * accumulator::tile_bytes);
 #pragma unroll
       for (int j = 0; j < accumulator::items; ++j) sums[n][j] = device::as_float(words.word[j]);
     }
     write_tile<Value>(output, tile, token, sums);
-    place += Together * tile_bytes;
+    place += Together * accumulator::tile_bytes;
     token += Together * accumulator::tile_tokens;
   }
 }

@@ -13,6 +13,9 @@ namespace secateur {
 
 constexpr int warp_lanes = 32;
 
+// Thread blocks of a cluster: what every GPU that has clusters can launch.
+constexpr int max_cluster = 8;
+
 // Of rows and columns: twice as many fit into 32 bits.
 constexpr int max_size = 1 << 30;
 

@@ -352,15 +352,13 @@ SECATEUR_DEVICE void add_partial(float (&sum)[4], const float* source) {
   sum[0] += v.x, sum[1] += v.y, sum[2] += v.z, sum[3] += v.w;
 }
 
-// What the thread has seen and written is there for whoever sees its next ticket. Lighter than
-// __threadfence, which puts all fences of the GPU into one order.
+// Behind peek_ticket: the thread sees what is of those who came before. Lighter than __threadfence,
+// which puts all fences of the GPU into one order.
 SECATEUR_DEVICE void fence_device() { asm volatile("fence.acq_rel.gpu;" ::: "memory"); }
 
-// How many came before; the counter must have been zero before the first.
-SECATEUR_DEVICE uint32_t take_ticket(uint32_t* counter) { return atomicAdd(counter, 1u); }
-
-// The same between two fences, of which the second waits for nothing: what the thread has seen and
-// written is there for whoever comes later, and it sees what is of those who came before.
+// How many came before; the counter must have been zero before the first. Between two fences, of
+// which the second waits for nothing: what the thread has seen and written is there for whoever
+// comes later, and it sees what is of those who came before.
 SECATEUR_DEVICE uint32_t take_ordered_ticket(uint32_t* counter) {
   uint32_t v;
   asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], 1;" : "=r"(v) : "l"(counter) : "memory");

@@ -2,27 +2,12 @@
 // tiles of x, both in shared memory.
 #pragma once
 
-#include "secateur/accumulator.h"
 #include "secateur/device.h"
 #include "secateur/fragment24.h"
+#include "secateur/warp_sums.h"
 #include "secateur/x_tile.h"
 
 namespace secateur {
-
-template <int RowTiles, int TokenTiles>
-using WarpSums = float[RowTiles][TokenTiles][accumulator::items];
-
-template <int RowTiles, int TokenTiles>
-SECATEUR_DEVICE void clear_sums(WarpSums<RowTiles, TokenTiles>& sums) {
-#pragma unroll
-  for (int r = 0; r < RowTiles; ++r) {
-#pragma unroll
-    for (int n = 0; n < TokenTiles; ++n) {
-#pragma unroll
-      for (int i = 0; i < accumulator::items; ++i) sums[r][n][i] = 0.0f;
-    }
-  }
-}
 
 // `weights` and `x` are shared addresses of the first sub-tile and the first token tile. All sums
 // get fragment 0 before any gets fragment 1, so that neighbouring instructions do not wait for each

@@ -3,7 +3,7 @@
 // that results repeat bit for bit. Tickets decide who is last: nobody waits for another.
 #pragma once
 
-#include "secateur/multiply24.h"
+#include "secateur/warp_sums.h"
 
 namespace secateur {
 
@@ -58,7 +58,7 @@ SECATEUR_DEVICE bool add_shares(WarpSums<RowTiles, TokenTiles>& sums, int mine, 
   }
   device::sync_warp();
   if (lane == 0) device::store(counter, 0u);
-  if (!keeps) clear_sums<RowTiles, TokenTiles>(sums);
+  if (!keeps) clear_sums(sums);
   const int second = keeps ? 2 : 1;  // of the slots that are read
 #pragma unroll 1
   for (int i = keeps ? 1 - mine : 0; i < count; i = i + 1 > second ? i + 1 : second) {

@@ -68,6 +68,7 @@ def test_a_counted_store_is_there_when_the_barrier_says_so(size: int, emulator: 
         (3, 1, "outside of a cluster"),
         (4, 2, "in different thread blocks"),
         (5, 2, "over one that nobody has read"),
+        (6, 2, "own wait for what others of the cluster do"),
     ],
 )
 def test_what_a_counted_store_must_not_do_is_reported(

@@ -65,11 +65,57 @@ SECATEUR_DEVICE void sync_cluster() {
   cluster_wait();
 }
 
-// Arrives at a mapped mbarrier. It orders what follows (a copy into a buffer that this thread has
-// read), but publishes no writes to other thread blocks: that form costs a GPU-wide barrier.
+// barrier_passed and barrier_wait where other thread blocks of the cluster arrive, copy or store by
+// counting: these release at the scope of the cluster (PTX ISA, "st.async", "cp.async.bulk"), and who
+// waits has to acquire at the same scope. A fence does so here, for shared memory alone, and is no
+// instruction at all on 9.0; `.acquire.cluster` would empty the L1 cache.
+SECATEUR_DEVICE bool barrier_passed_cluster(uint32_t barrier, uint32_t parity) {
+  uint32_t done = 0;
+#if __CUDA_ARCH__ >= 900
+  asm volatile(
+      "{\n.reg .pred done;\n"
+      "mbarrier.test_wait.parity.relaxed.cluster.shared::cta.b64 done, [%1], %2;\n"
+      "selp.u32 %0, 1, 0, done;\n"
+      "fence.acquire.sync_restrict::shared::cluster.cluster;\n}"
+      : "=r"(done)
+      : "r"(barrier), "r"(parity)
+      : "memory");
+#endif
+  return done != 0;
+}
+SECATEUR_DEVICE void barrier_wait_cluster(uint32_t barrier, uint32_t parity) {
+#if __CUDA_ARCH__ >= 900
+  uint32_t done;
+  do {
+    asm volatile(
+        "{\n.reg .pred done;\n"
+        "mbarrier.try_wait.parity.relaxed.cluster.shared::cta.b64 done, [%1], %2;\n"
+        "selp.u32 %0, 1, 0, done;\n}"
+        : "=r"(done)
+        : "r"(barrier), "r"(parity)
+        : "memory");
+  } while (done == 0);
+  asm volatile("fence.acquire.sync_restrict::shared::cluster.cluster;" ::: "memory");
+#endif
+}
+
+// Arrives at a mapped mbarrier, for a copy into a buffer that this thread has read. It publishes no
+// writes to other thread blocks. For them it is a release by the manual only at the scope of the
+// cluster, which makes it a barrier of the whole GPU, or behind a fence for shared memory, which is
+// two instructions a step: but a read whose value has been used is over, and that is what has to
+// come first here.
 SECATEUR_DEVICE void barrier_arrive_mapped(uint32_t mapped) {
 #if __CUDA_ARCH__ >= 900
   asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(mapped) : "memory");
+#endif
+}
+
+// fence_before_copies where shared memory of other thread blocks is meant as well: they have read
+// what is copied to, or copies go to them. A barrier of the whole GPU is part of it: nothing for
+// every step.
+SECATEUR_DEVICE void fence_before_cluster_copies() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("fence.proxy.async.shared::cluster;" ::: "memory");
 #endif
 }
 

@@ -16,7 +16,7 @@ enum class Point : int {
   first_full,         // the first stage is there
   last_asked,         // the last stage is asked for
   last_full,          // the last stage is there (wide: its products have begun)
-  handed_over,        // sums are handed over, or the ticket for them is drawn (wide: are complete)
+  handed_over,        // sums are complete (skinny in a cluster: and handed over)
   summed,             // the sums of all are there
   left,               // the last instruction: y is written
   count
@@ -32,3 +32,13 @@ SECATEUR_DEVICE void mark_first(Point, bool = true) {}
 #endif
 
 }  // namespace secateur::device
+
+namespace secateur {
+
+// With its mark.
+SECATEUR_DEVICE void let_successor_start() {
+  device::let_successor_start();
+  device::mark(device::Point::successor_let);
+}
+
+}  // namespace secateur

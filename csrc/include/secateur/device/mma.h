@@ -1,4 +1,4 @@
-// Dense matrix instructions on registers (sm_80 and up), and what goes with fp32 operands of them.
+// Dense matrix instructions on registers (sm_80 and up), and what goes with them.
 #pragma once
 
 #include "secateur/device.h"
@@ -8,9 +8,6 @@
 #else
 
 namespace secateur::device {
-
-SECATEUR_DEVICE uint32_t bits_of(float v) { return __float_as_uint(v); }
-SECATEUR_DEVICE float float_of(uint32_t v) { return __uint_as_float(v); }
 
 // Whether it holds for any lane of the warp.
 SECATEUR_DEVICE bool any(bool v) { return __any_sync(0xFFFFFFFFu, v); }

@@ -42,22 +42,19 @@ struct Places {
 template <typename Shape>
 SECATEUR_DEVICE bool combine(Sums<Shape>& sums, uint32_t place, int warps, int warp, bool mine) {
   constexpr int size = sums_bytes(Shape::row_tiles, Shape::token_tiles);
-  constexpr int tile = warp_lanes * 16;
+  constexpr int tile = accumulator::tile_bytes;
   const uint32_t first = place + device::lane() * 16;
 #pragma unroll
   for (int r = 0; r < Shape::row_tiles; ++r) {
 #pragma unroll
     for (int n = 0; n < Shape::token_tiles; ++n) {
-      const float(&v)[4] = sums[r][n];
-      device::store_shared16(
-          first + warp * size + (r * Shape::token_tiles + n) * tile,
-          {{device::bits_of(v[0]), device::bits_of(v[1]), device::bits_of(v[2]),
-            device::bits_of(v[3])}});
+      device::store_shared16(first + warp * size + (r * Shape::token_tiles + n) * tile,
+                             words_of(sums[r][n]));
     }
   }
   device::sync_block();
   if (!mine) return false;
-  clear<Shape>(sums);
+  clear_sums(sums);
 #pragma unroll 1
   for (int other = 0; other < warps; ++other) {
 #pragma unroll
@@ -67,7 +64,7 @@ SECATEUR_DEVICE bool combine(Sums<Shape>& sums, uint32_t place, int warps, int w
         const Words4 v = device::load_shared16(first + other * size +
                                                (r * Shape::token_tiles + n) * tile);
 #pragma unroll
-        for (int i = 0; i < 4; ++i) sums[r][n][i] += device::float_of(v.word[i]);
+        for (int i = 0; i < 4; ++i) sums[r][n][i] += device::as_float(v.word[i]);
       }
     }
   }
@@ -102,7 +99,7 @@ SECATEUR_DEVICE void run_block(Task& task, const Division& d, const Places& plac
 #pragma unroll 1
   for (int block = first.block; block < first.end_block; ++block) {
     Sums<Shape> sums;
-    clear<Shape>(sums);
+    clear_sums(sums);
     task.begin(block, lane);
 #pragma unroll 1
     for (int chunk = first.first_chunk; chunk < first.end_chunk; chunk += d.warps) {

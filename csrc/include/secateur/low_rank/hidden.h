@@ -96,8 +96,8 @@ SECATEUR_DEVICE bool add_partials(uint32_t target, const Up& up, int group, int 
     if (token + m >= tokens) break;
     const float(&v)[4] = sum[m];
     const uint32_t place = target + hidden_offset(token + m, 4 * lane);
-    device::store_shared8(place, device::bits_of(v[0]), device::bits_of(v[1]));
-    device::store_shared8(place + 16, device::bits_of(v[2]), device::bits_of(v[3]));
+    device::store_shared8(place, device::as_bits(v[0]), device::as_bits(v[1]));
+    device::store_shared8(place + 16, device::as_bits(v[2]), device::as_bits(v[3]));
   }
   return all_finite;
 }
@@ -135,8 +135,8 @@ template <uint32_t Mask, bool Guard>
 SECATEUR_DEVICE void take_piece(float (&rest)[8], uint32_t (&piece)[8]) {
 #pragma unroll
   for (int i = 0; i < 8; ++i) {
-    piece[i] = device::bits_of(rest[i]) & Mask;
-    const float left = rest[i] - device::float_of(piece[i]);
+    piece[i] = device::as_bits(rest[i]) & Mask;
+    const float left = rest[i] - device::as_float(piece[i]);
     rest[i] = !Guard || left == left ? left : 0.0f;
   }
 }
@@ -166,7 +166,7 @@ struct PieceProduct<Fp16> {
   // Two neighbouring columns of a lane are columns t and t + 4 of the instruction.
   static SECATEUR_DEVICE void add(float (&sum)[4], const Weights& w, const uint32_t (&piece)[8],
                                   int i) {
-    const auto wide = [](uint32_t bits) { return device::bits_of(device::unpack<Fp16>(bits)); };
+    const auto wide = [](uint32_t bits) { return device::as_bits(device::unpack<Fp16>(bits)); };
     const uint32_t upper = w.half[i / 2].word[i % 2 * 2], lower = w.half[i / 2].word[i % 2 * 2 + 1];
     const Words4 a{{wide(upper & 0xFFFFu), wide(lower & 0xFFFFu), wide(upper >> 16),
                     wide(lower >> 16)}};
@@ -182,7 +182,7 @@ SECATEUR_DEVICE void multiply_pieces(Sums<Shape>& sums, const Weights (&w)[Shape
   const Words4 quad[2] = {device::load_shared16(operand),
                           device::load_shared16(operand ^ second_half)};
 #pragma unroll
-  for (int i = 0; i < 8; ++i) rest[i] = device::float_of(quad[i / 4].word[i % 4]);
+  for (int i = 0; i < 8; ++i) rest[i] = device::as_float(quad[i / 4].word[i % 4]);
 #pragma unroll
   for (int p = 0; p < pieces; ++p) {
     uint32_t piece[8];

@@ -1,9 +1,9 @@
 // The products of one stage: rows of weights are rows of the instruction, tokens its columns.
 #pragma once
 
-#include "secateur/accumulator.h"
 #include "secateur/device/mma.h"
 #include "secateur/low_rank/fetch.h"
+#include "secateur/warp_sums.h"
 
 namespace secateur::low_rank {
 
@@ -13,21 +13,6 @@ constexpr int blocks_per_chunk = chunk_columns / block_columns;
 // How many blocks are unrolled: with many sums the loads of several do not fit into registers.
 template <typename Shape, int Tiles = Shape::row_tiles * Shape::token_tiles>
 constexpr int unrolled_blocks = Tiles <= 2 ? blocks_per_chunk : 1;
-
-template <typename Shape>
-using Sums = float[Shape::row_tiles][Shape::token_tiles][accumulator::items];
-
-template <typename Shape>
-SECATEUR_DEVICE void clear(Sums<Shape>& sums) {
-#pragma unroll
-  for (int r = 0; r < Shape::row_tiles; ++r) {
-#pragma unroll
-    for (int n = 0; n < Shape::token_tiles; ++n) {
-#pragma unroll
-      for (int i = 0; i < accumulator::items; ++i) sums[r][n][i] = 0.0f;
-    }
-  }
-}
 
 // Blocks of 32 columns of a chunk that are not all beyond the matrix.
 SECATEUR_INLINE constexpr int blocks_of(int chunk, int columns) {

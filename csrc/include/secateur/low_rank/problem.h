@@ -3,6 +3,7 @@
 // thread block owns 16 or 32 rows of a factor at a time, and its warps split the columns.
 #pragma once
 
+#include "secateur/accumulator.h"
 #include "secateur/common.h"
 #include "secateur/fragment24.h"
 #include "secateur/output.h"
@@ -155,9 +156,9 @@ SECATEUR_INLINE constexpr int64_t hidden_bytes(const Up& up) {
          hidden_row_bytes;
 }
 
-// The sums of a warp: accumulators of 16 bytes a lane.
+// The sums of a warp.
 SECATEUR_INLINE constexpr int sums_bytes(int row_tiles, int token_tiles) {
-  return row_tiles * token_tiles * warp_lanes * 16;
+  return row_tiles * token_tiles * accumulator::tile_bytes;
 }
 
 // Two sets of them, used in turns, and a mbarrier a stage.
@@ -167,7 +168,8 @@ SECATEUR_INLINE constexpr int64_t shared_bytes(const Division& d, int row_tiles,
          2 * d.warps * sums_bytes(row_tiles, token_tiles) + 8 * d.warps * d.stages;
 }
 
-// A warp's ring of stages, and where in it the warp stands: the warp itself fills and reads it.
+// A ring of stages, and where in it a warp stands. Only where others fill it than read it are there
+// barriers of stages that are empty.
 struct Ring {
   uint32_t base;
   uint32_t barriers;
@@ -177,6 +179,7 @@ struct Ring {
 
   SECATEUR_INLINE uint32_t place() const { return base + stage * division.stage_bytes; }
   SECATEUR_INLINE uint32_t full() const { return barriers + 8 * stage; }
+  SECATEUR_INLINE uint32_t empty() const { return barriers + 8 * (division.stages + stage); }
   SECATEUR_INLINE void advance() {
     if (++stage == division.stages) {
       stage = 0;

@@ -22,7 +22,7 @@ SECATEUR_DEVICE void run_block(const Problem& problem, uint32_t shared) {
       device::barrier_init(ring.full(i), full_arrivals(Bulk));
       device::barrier_init(ring.empty(i), problem.warps);
     }
-    if (Bulk && problem.cluster > 1) expect_sums<Shape>(problem, ring.exchange());
+    if (Bulk && problem.cluster > 1) exchange_of<Shape>(problem, ring.exchange()).init();
     device::barrier_init_fence();
   }
   device::sync_block();

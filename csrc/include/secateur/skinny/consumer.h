@@ -4,9 +4,9 @@
 
 #include "secateur/device.h"
 #include "secateur/device/marks.h"
+#include "secateur/shared_sums.h"
 #include "secateur/skinny/cluster_sum.h"
 #include "secateur/skinny/problem.h"
-#include "secateur/skinny/sums.h"
 #include "secateur/write_tile.h"
 
 namespace secateur::skinny {
@@ -58,52 +58,19 @@ SECATEUR_DEVICE void multiply_stage(Sums<Shape>& sums, uint32_t weights, uint32_
   }
 }
 
-// Puts a warp's sums into its part of the thread block's slot. The last warp to do so for its rows
-// adds the slots of all contributors in their order, gets the result in `sums`, and returns true.
+// Sums of part of K: true where this warp is the last for its rows and has them all.
 template <typename Shape>
 SECATEUR_DEVICE bool reduce(Sums<Shape>& sums, const Problem& problem, int row_block, int warp) {
   const Schedule& schedule = problem.schedule;
-  const int lane = device::lane();
-  constexpr int row_tiles = Shape::row_tiles, token_tiles = Shape::token_tiles;
-  const int64_t size = slot_floats(problem.warps, row_tiles, token_tiles);
-  float* workspace = problem.workspace + slot_offset(warp, 0, 0, lane, row_tiles, token_tiles);
-  float* mine = workspace + schedule.slot(device::block(), row_block) * size;
-#pragma unroll
-  for (int r = 0; r < row_tiles; ++r) {
-#pragma unroll
-    for (int n = 0; n < token_tiles; ++n) {
-      device::store_partial(mine + slot_offset(0, r, n, 0, row_tiles, token_tiles), sums[r][n]);
-    }
-  }
   const int first = schedule.first_contributor(row_block);
-  const int last = schedule.last_contributor(row_block);
+  const int count = schedule.last_contributor(row_block) - first + 1;
+  const int64_t size = slot_floats(problem.warps, Shape::row_tiles, Shape::token_tiles);
+  float* workspace =
+      problem.workspace + warp * warp_slot_floats(Shape::row_tiles, Shape::token_tiles);
   uint32_t* counter = problem.counters + row_block * problem.warps + warp;
-  device::sync_warp();
-  device::fence_device();
-  uint32_t before = 0;
-  if (lane == 0) before = device::take_ticket(counter);
-  before = device::shuffle(before, 0);
-  device::mark(device::Point::handed_over);
-  if (before != static_cast<uint32_t>(last - first)) return false;
-  device::fence_device();
-  device::sync_warp();
-  if (lane == 0) device::store(counter, 0u);
-  clear<Shape>(sums);
-#pragma unroll 1
-  for (int block = first; block <= last; ++block) {
-    const float* slot = workspace + schedule.slot(block, row_block) * size;
-#pragma unroll
-    for (int r = 0; r < row_tiles; ++r) {
-#pragma unroll
-      for (int n = 0; n < token_tiles; ++n) {
-        device::add_partial(sums[r][n], slot + slot_offset(0, r, n, 0, row_tiles, token_tiles));
-        // Four loads in flight: more do not fit into registers.
-        if (n % 4 == 3) device::sync_warp();
-      }
-    }
-  }
-  device::mark(device::Point::summed);
-  return true;
+  return add_shares<Shape::row_tiles, Shape::token_tiles, 8>(
+      sums, device::block() - first, count, counter,
+      [&](int i) { return workspace + schedule.slot(first + i, row_block) * size; });
 }
 
 template <typename Value, typename Shape, bool Bulk>
@@ -119,7 +86,7 @@ SECATEUR_DEVICE void consume(const Problem& problem, Ring ring, int warp, int la
     const Segment segment = schedule.segment(unit, schedule.first_unit(device::block() + 1));
     // The last row block may have fewer panels: nothing was copied for the warps beyond.
     const int tile = first_tile(segment.row_block, problem.warps, warp, Shape::row_tiles);
-    clear<Shape>(sums);
+    clear_sums(sums);
 #pragma unroll 1
     for (int left = segment.end - segment.first; left > 0; --left) {
       device::barrier_wait(ring.full(ring.stage), ring.phase);
@@ -143,9 +110,10 @@ SECATEUR_DEVICE void consume(const Problem& problem, Ring ring, int warp, int la
       }
     }
     if (tile >= all_tiles) continue;
-    if (!schedule.whole(segment) &&
-        !reduce<Shape>(sums, problem, segment.row_block, warp)) {
-      continue;
+    if (!schedule.whole(segment)) {
+      device::mark(device::Point::handed_over);
+      if (!reduce<Shape>(sums, problem, segment.row_block, warp)) continue;
+      device::mark(device::Point::summed);
     }
 #pragma unroll
     for (int r = 0; r < Shape::row_tiles; ++r) {

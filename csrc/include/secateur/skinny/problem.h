@@ -1,8 +1,10 @@
 // y = epilogue(x @ weight.T) for few tokens: the problem as the kernel receives it.
 #pragma once
 
+#include "secateur/accumulator.h"
 #include "secateur/common.h"
 #include "secateur/fragment24.h"
+#include "secateur/inbox.h"
 #include "secateur/output.h"
 #include "secateur/schedule.h"
 #include "secateur/x_tile.h"
@@ -16,16 +18,13 @@ SECATEUR_INLINE constexpr int max_warps(int row_tiles, int token_tiles) {
   return row_tiles * token_tiles > 16 ? 4 : 8;
 }
 
-// Thread blocks that share a row block and add up through shared memory.
-constexpr int max_cluster = 8;
-
 constexpr int min_stages = 2;
 constexpr int max_stages = 16;
 
 struct Problem {
   const void* x;           // [tokens, columns], the last dimension contiguous
   const uint8_t* weight;   // fragment order, 16-byte aligned
-  float* workspace;        // schedule().slots() * slot_floats, 16-byte aligned
+  float* workspace;        // schedule.slots() * slot_floats, 16-byte aligned
   uint32_t* counters;      // row blocks * warps, zero before and after
   int64_t x_stride;        // elements from row to row
   Output output;
@@ -68,22 +67,18 @@ SECATEUR_INLINE constexpr int stage_bytes(int warps, int row_tiles, int token_ti
   return block_panels(warps, row_tiles) * fragment24::unit_bytes + x_tile::bytes(token_tiles);
 }
 
-// Sums of a cluster are handed over in items of 16 rows and one or two token tiles: the thread block
-// of rank r finishes the r-th share of them, and gets them from all ranks, by rank, in shared memory
-// behind the ring: a barrier, and a place for every item of the largest share.
+// Sums of a cluster are handed over in items of 16 rows and one or two token tiles. Behind the ring
+// there are a barrier for that, and the inbox.
 SECATEUR_INLINE constexpr int item_tiles(int token_tiles) { return token_tiles < 2 ? 1 : 2; }
-SECATEUR_INLINE constexpr int items(int warps, int row_tiles, int token_tiles) {
-  return warps * row_tiles * (token_tiles / item_tiles(token_tiles));
-}
-SECATEUR_INLINE constexpr int item_bytes(int token_tiles) {
-  return item_tiles(token_tiles) * warp_lanes * 16;
+SECATEUR_INLINE constexpr Inbox inbox(int warps, int row_tiles, int token_tiles, int cluster) {
+  const int tiles = item_tiles(token_tiles);
+  return {warps * row_tiles * (token_tiles / tiles), cluster, tiles * accumulator::tile_bytes};
 }
 constexpr int exchange_barrier_bytes = 16;
 SECATEUR_INLINE constexpr int exchange_bytes(int warps, int row_tiles, int token_tiles,
                                              int cluster) {
   if (cluster == 1) return 0;
-  const int largest = static_cast<int>(ceil_div(items(warps, row_tiles, token_tiles), cluster));
-  return exchange_barrier_bytes + cluster * largest * item_bytes(token_tiles);
+  return exchange_barrier_bytes + inbox(warps, row_tiles, token_tiles, cluster).bytes();
 }
 
 // Behind the ring of stages: a full and an empty barrier for each, and what a cluster exchanges.
@@ -93,14 +88,9 @@ SECATEUR_INLINE constexpr int shared_bytes(int warps, int row_tiles, int token_t
          exchange_bytes(warps, row_tiles, token_tiles, cluster);
 }
 
-// A slot of the workspace holds the accumulators of a thread block in the order of its threads.
+// A slot of the workspace holds the accumulators of a thread block, warp after warp.
 SECATEUR_INLINE constexpr int64_t slot_floats(int warps, int row_tiles, int token_tiles) {
-  return static_cast<int64_t>(warps) * row_tiles * token_tiles * warp_lanes * 4;
-}
-
-SECATEUR_INLINE constexpr int slot_offset(int warp, int row_tile, int token_tile, int lane,
-                                          int row_tiles, int token_tiles) {
-  return (((warp * row_tiles + row_tile) * token_tiles + token_tile) * warp_lanes + lane) * 4;
+  return static_cast<int64_t>(warps) * row_tiles * token_tiles * accumulator::tile_bytes / 4;
 }
 
 // The first sub-tile of a warp, counted over the whole weight.

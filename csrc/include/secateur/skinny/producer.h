@@ -129,11 +129,6 @@ SECATEUR_DEVICE int fetch_early(const Problem& problem, Ring ring, Walk walk, in
   return early;
 }
 
-SECATEUR_DEVICE void let_successor_start() {
-  device::let_successor_start();
-  device::mark(device::Point::successor_let);
-}
-
 template <typename Shape, bool Bulk>
 SECATEUR_DEVICE void produce(const Problem& problem, Ring ring, int lane) {
   const uint64_t policy = device::read_once_policy();

@@ -12,9 +12,6 @@
 
 namespace secateur::tiles {
 
-template <typename Shape>
-using Sums = WarpSums<Shape::row_tiles, Shape::token_tiles>;
-
 // Sums of part of K: true where this warp is the last for its part of the tile and has them all.
 template <typename Shape>
 SECATEUR_DEVICE bool reduce(Sums<Shape>& sums, const Problem& problem, int tile) {
@@ -126,7 +123,7 @@ SECATEUR_DEVICE void compute(const Problem& problem, Ring<Shape> ring) {
     const bool whole = problem.schedule.whole(segment);
     const int warp = device::thread_anew() / warp_lanes;
     const bool here = part_of<Shape>(problem, segment.tile, warp).exists(problem.output);
-    clear_sums<Shape::row_tiles, Shape::token_tiles>(sums);
+    clear_sums(sums);
     multiply_segment<Value, Shape>(sums, ring, loader, segment.end - segment.first, warp, here);
     if (!here) continue;
     if (!whole && !reduce<Shape>(sums, problem, segment.tile)) continue;

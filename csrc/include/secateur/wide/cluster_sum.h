@@ -34,8 +34,6 @@ SECATEUR_DEVICE void sum_in_cluster(const Sums<Shape>& sums, const Problem& prob
       {member.first_of_tile(), member.cluster.team(), member.cluster.steps, member.step}};
   cluster_sums::finish_share<Value, tiles, Shape::token_tiles, Shape::warps, together>(
       problem.output, shared, base, warp);
-  // Mates copy into this ring next.
-  if (member.cluster.mates() > 1) device::fence_before_copies();
   cluster_sums::retire();
 }
 

@@ -64,9 +64,9 @@ struct Consumer {
   }
 
   SECATEUR_DEVICE bool is_full() const {
-    return device::barrier_passed(walk.full(), walk.phase());
+    return device::barrier_passed_cluster(walk.full(), walk.phase());
   }
-  SECATEUR_DEVICE void wait_full() const { device::barrier_wait(walk.full(), walk.phase()); }
+  SECATEUR_DEVICE void wait_full() const { device::barrier_wait_cluster(walk.full(), walk.phase()); }
   SECATEUR_DEVICE void load(Fragments& fragments, int panel) const {
     const uint32_t source = values[panel] + walk.weights();
     fragments.metadata = device::load_shared4(metadata[panel] + walk.weights());
@@ -203,7 +203,7 @@ SECATEUR_DEVICE void consume(const Problem& problem, Ring<Shape> ring, const Mem
     int token = 0;
     if (keeps_token) token = device::anew(first_token<Shape>(problem, member, segment.tile));
     Sums<Shape> sums;
-    clear_sums<Shape::panels, Shape::token_tiles>(sums);
+    clear_sums(sums);
     multiply<Value>(sums, self);
     self.walk.leave(ring);
     device::mark(device::Point::handed_over);

@@ -19,7 +19,6 @@ constexpr int min_stages = 2;
 constexpr int max_stages = 16;
 constexpr int stage_barriers_bytes = 16;  // a full barrier, and behind it an empty one
 constexpr int empty_offset = 8;
-constexpr int max_cluster = 8;  // what every GPU that has clusters can launch
 
 struct Problem {
   device::TensorMap x;    // boxes of 64 columns x Tokens / cluster.rows tokens

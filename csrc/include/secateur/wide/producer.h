@@ -33,9 +33,14 @@ SECATEUR_INLINE int first_token(const Problem& problem, const Member& member, in
 
 // At the end of a tile whose steps a cluster splits: the ring holds sums until all have read them.
 SECATEUR_DEVICE void leave_ring_to_sums(const Member& member) {
-  if (member.cluster.steps == 1) return;
-  cluster_sums::attend();
-  device::fence_before_copies();
+  if (member.cluster.steps > 1) cluster_sums::attend();
+}
+// Before the next tile, by each thread that copies: what the others of the cluster have read of this
+// ring, and of those of its mates that it copies into, the last barrier of theirs has shown it.
+// Between these reads and its copies one fence has to stand, wherever (PTX ISA, "Causality Order");
+// here only those who go on pay for it.
+SECATEUR_DEVICE void take_ring_from_sums(const Member& member) {
+  if (member.cluster.steps > 1) device::fence_before_cluster_copies();
 }
 
 // For the copying warpgroup's other warps.
@@ -44,11 +49,6 @@ SECATEUR_DEVICE void attend_sums(const Problem& problem, const Member& member) {
   TileWalk walk(problem.schedule, member.index);
   TileSegment segment;
   while (walk.next(segment)) cluster_sums::attend();
-}
-
-SECATEUR_DEVICE void let_successor_start() {
-  device::let_successor_start();
-  device::mark(device::Point::successor_let);
 }
 
 // One unit of each panel, a lane each. Thread blocks that share weights fetch a part each.
@@ -67,7 +67,8 @@ SECATEUR_DEVICE void produce_weights(const Problem& problem, Ring<Shape> ring,
   int filling = ring.stages;
   TileWalk walk(schedule, member.index);
   TileSegment segment;
-  while (walk.next(segment)) {
+  for (bool again = false; walk.next(segment); again = true) {
+    if (again) take_ring_from_sums(member);
     const int panel = first_panel<Shape>(problem, member, segment.tile);
     const int here = panels_here<Shape>(problem, panel);
     const TileSegment own = member.own(segment);
@@ -75,7 +76,7 @@ SECATEUR_DEVICE void produce_weights(const Problem& problem, Ring<Shape> ring,
                             fragment24::unit_offset(panel, own.first, schedule.steps) +
                             lane * panel_stride + member.token * part;
     for (int left = own.end - own.first; left > 0; --left) {
-      device::barrier_wait(ring.empty(ring.stage), ring.phase ^ 1);
+      device::barrier_wait_cluster(ring.empty(ring.stage), ring.phase ^ 1);
       const uint32_t full = ring.full(ring.stage);
       if (lane == 0) device::barrier_arrive_expect(full, here * unit_bytes);
       device::sync_warp();
@@ -103,7 +104,7 @@ SECATEUR_DEVICE void produce_weights(const Problem& problem, Ring<Shape> ring,
 template <typename Shape>
 SECATEUR_DEVICE void wait_for_releases(Ring<Shape>& ring) {
   for (int i = 0; i < ring.stages; ++i) {
-    device::barrier_wait(ring.empty(ring.stage), ring.phase ^ 1);
+    device::barrier_wait_cluster(ring.empty(ring.stage), ring.phase ^ 1);
     ring.advance();
   }
 }
@@ -117,11 +118,12 @@ SECATEUR_DEVICE void produce_x(const Problem& problem, Ring<Shape> ring, const M
   const uint16_t mates = member.row_mates();
   TileWalk walk(problem.schedule, member.index);
   TileSegment segment;
-  while (walk.next(segment)) {
+  for (bool again = false; walk.next(segment); again = true) {
+    if (again) take_ring_from_sums(member);
     const int token = first_token<Shape>(problem, member, segment.tile) + member.row * part;
     const TileSegment own = member.own(segment);
     for (int step = own.first; step < own.end; ++step) {
-      device::barrier_wait(ring.empty(ring.stage), ring.phase ^ 1);
+      device::barrier_wait_cluster(ring.empty(ring.stage), ring.phase ^ 1);
       if (lane == 0) {
         const uint32_t full = ring.full(ring.stage), target = ring.x() + offset;
         const int column = step * x_tile::columns;

@@ -5,7 +5,7 @@
 
 #include "secateur/device.h"
 #include "secateur/output.h"
-#include "secateur/shared_sums.h"
+#include "secateur/warp_sums.h"
 #include "secateur/wide/problem.h"
 #include "secateur/wide/staging.h"
 #include "secateur/write_tile.h"

@@ -42,16 +42,16 @@ void multicast(int size, const uint8_t* source, uint32_t* out, bool wait) {
     }
   }
   device::sync_warp();
-  if (wait) device::barrier_wait(barrier, 0);
+  if (wait) device::barrier_wait_cluster(barrier, 0);
   device::store(out + warp_lanes * rank + lane, device::load_shared4(shared_base + 4 * lane));
   if (lane == 0) device::barrier_arrive_mapped(device::map_shared(barrier + 8, 0));
-  if (rank == 0) device::barrier_wait(barrier + 8, 0);
+  if (rank == 0) device::barrier_wait_cluster(barrier + 8, 0);
   device::sync_cluster();
 }
 
 // Everyone hands its rank to the next thread block, `times` times in a row to the same place,
-// counted at a barrier there, or at one of its own.
-void hand_over(int size, uint32_t* out, int times, bool counted_there) {
+// counted at a barrier there, or at one of its own. `alone`: waits as for its own thread block.
+void hand_over(int size, uint32_t* out, int times, bool counted_there, bool alone) {
   const int rank = device::cluster_rank(), next = (rank + 1) % size, lane = device::lane();
   if (lane == 0) {
     device::barrier_init(barrier, 1);
@@ -64,14 +64,18 @@ void hand_over(int size, uint32_t* out, int times, bool counted_there) {
     device::store_counted16(device::map_shared(place, next), {{word, word, word, word}},
                             device::map_shared(barrier, counted_there ? next : rank));
   }
-  device::barrier_wait(barrier, 0);
+  if (alone) {
+    device::barrier_wait(barrier, 0);
+  } else {
+    device::barrier_wait_cluster(barrier, 0);
+  }
   device::store(out + warp_lanes * rank + lane, device::load_shared16(place).word[3]);
 }
 
 }  // namespace
 
 // kind 0: exchange; 1: multicast; 2: multicast without waiting for the bytes; 3: counted stores; 4:
-// counted at another thread block's barrier; 5: over what nobody has read.
+// counted at another thread block's barrier; 5: over what nobody has read; 6: waits as for its own.
 extern "C" int emulate_cluster(int kind, int size, const uint8_t* source, uint32_t* out,
                                uint64_t seed) {
   return emulation::guarded([&] {
@@ -84,7 +88,7 @@ extern "C" int emulate_cluster(int kind, int size, const uint8_t* source, uint32
       } else if (kind <= 2) {
         multicast(size, source, out, kind == 1);
       } else {
-        hand_over(size, out, kind == 5 ? 2 : 1, kind != 4);
+        hand_over(size, out, kind == 5 ? 2 : 1, kind != 4, kind == 6);
       }
     });
   });

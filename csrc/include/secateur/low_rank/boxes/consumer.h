@@ -40,15 +40,13 @@ template <typename Shape>
 SECATEUR_DEVICE void add_warps(const Sums<Shape>& sums, float (&total)[accumulator::items],
                                uint32_t place, Meeting& meeting, int warp, int lane) {
   constexpr int tiles = Shape::row_tiles * Shape::token_tiles;
-  constexpr int tile = sums_tile_bytes;
+  constexpr int tile = accumulator::tile_bytes;
   static_assert(tiles <= warps, "a tile a warp");
   const uint32_t mine = place + lane * 16;
 #pragma unroll
   for (int i = 0; i < tiles; ++i) {
-    const float(&v)[4] = sums[i / Shape::token_tiles][i % Shape::token_tiles];
     device::store_shared16(mine + (warp * tiles + i) * tile,
-                           {{device::bits_of(v[0]), device::bits_of(v[1]), device::bits_of(v[2]),
-                             device::bits_of(v[3])}});
+                           words_of(sums[i / Shape::token_tiles][i % Shape::token_tiles]));
   }
   meeting.meet(lane);
   if (warp >= tiles) return;
@@ -58,19 +56,19 @@ SECATEUR_DEVICE void add_warps(const Sums<Shape>& sums, float (&total)[accumulat
     parts[other] = device::load_shared16(mine + (other * tiles + warp) * tile);
   }
 #pragma unroll
-  for (int i = 0; i < accumulator::items; ++i) total[i] = device::float_of(parts[0].word[i]);
+  for (int i = 0; i < accumulator::items; ++i) total[i] = device::as_float(parts[0].word[i]);
 #pragma unroll
   for (int other = 1; other < warps; ++other) {
 #pragma unroll
     for (int i = 0; i < accumulator::items; ++i) {
-      total[i] += device::float_of(parts[other].word[i]);
+      total[i] += device::as_float(parts[other].word[i]);
     }
   }
 }
 
 // The stages of one row block: `multiply(place, stage)` where the warp has a box of it.
 template <typename Multiply>
-SECATEUR_DEVICE void for_each_stage(BoxRing& ring, const Range& range, int warp, int lane,
+SECATEUR_DEVICE void for_each_stage(Ring& ring, const Range& range, int warp, int lane,
                                     const Multiply& multiply) {
   const int stages = range.stages();
 #pragma unroll 1

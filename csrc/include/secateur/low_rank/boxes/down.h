@@ -75,9 +75,8 @@ SECATEUR_DEVICE void run_down(const BoxDown& problem, uint32_t shared) {
   const int block = device::block() / down.splits, split = device::block() % down.splits;
   const Range range = range_of(down.columns, split, down.splits);
   const Places places(shared, down.division, 0, Exchange<Shape>::tiles, problem.cluster);
-  Exchange<Shape> exchange{places.inbox, places.meeting + 8, problem.cluster,
-                           split % problem.cluster};
-  BoxRing ring{places.ring, places.barriers, down.division};
+  Exchange<Shape> exchange{places.inboxes, places.meeting + 8, problem.cluster};
+  Ring ring{places.ring, places.barriers, down.division};
   if (device::thread() == 0) init_barriers(places, down.division.stages, 2, exchange);
   device::sync_block();
   // Awaited before sums are handed over.
@@ -92,7 +91,7 @@ SECATEUR_DEVICE void run_down(const BoxDown& problem, uint32_t shared) {
     return;
   }
   Sums<Shape> sums;
-  clear<Shape>(sums);
+  clear_sums(sums);
   for_each_stage(ring, range, warp, lane, [&](uint32_t place, int) {
     multiply_down_box<Value, Shape>(sums, place, warp, lane);
   });

@@ -1,17 +1,18 @@
-// How the thread blocks of a cluster, which share a row block and have each summed their own columns,
-// add up: tile w of 16 rows and eight tokens is finished by warp w of rank w % ranks, to which the
-// warps w of all others hand their sums by counted stores. Nobody reads another's memory.
+// The sums of a cluster whose thread blocks share row blocks and split the columns: tile w of 16
+// rows and eight tokens is handed over by the warps w, and finished by that of its owner.
 #pragma once
 
-#include "secateur/device/cluster.h"
+#include "secateur/cluster_exchange.h"
+#include "secateur/device/recompute.h"
 #include "secateur/low_rank/boxes/problem.h"
-#include "secateur/low_rank/multiply.h"
 
 namespace secateur::low_rank::boxes {
 
-// Two row blocks in turns: when a warp hands over the sums of one, all ranks have read those of the
-// last but one, since they have all handed over, warp by warp after that, what the warp has waited
-// for of the last.
+// Two inboxes in turns: when a warp hands over the sums of one row block, all ranks have read those
+// of the last but one, since they have all handed over, warp by warp after that, what the warp has
+// waited for of the last. Each step of this is one that a barrier orders: reads by the meeting of
+// the warps of that rank, what they hand over then by the wait for it. Counted stores need no fence
+// between proxies: they are none of the async proxy (PTX ISA, "Async Proxy").
 template <typename Shape>
 struct Exchange {
   static constexpr int tiles = Shape::row_tiles * Shape::token_tiles;
@@ -19,51 +20,12 @@ struct Exchange {
   uint32_t base;
   uint32_t barriers;  // one a turn
   int ranks;
-  int rank;
   int count = 0;  // of row blocks
-
-  SECATEUR_DEVICE uint32_t barrier(int index) const { return barriers + 8 * (index % 2); }
-  SECATEUR_DEVICE uint32_t phase(int index) const { return index / 2 % 2; }
-  SECATEUR_DEVICE uint32_t place(int tile, int from) const {
-    return base + ((count % 2 * inbox_tiles(tiles, ranks) + tile / ranks) * ranks + from) *
-                      sums_tile_bytes;
-  }
-  // Bytes that this rank gets for a row block.
-  SECATEUR_DEVICE int inbound() const {
-    return (tiles + ranks - 1 - rank) / ranks * ranks * sums_tile_bytes;
-  }
 
   // One thread, ahead of the fence of all barriers.
   SECATEUR_DEVICE void init() const {
 #pragma unroll 1
-    for (int turn = 0; turn < 2; ++turn) {
-      device::barrier_init(barrier(turn), 1);
-      device::barrier_arrive_expect(barrier(turn), inbound());
-    }
-  }
-
-  SECATEUR_DEVICE void hand_over(const float (&total)[accumulator::items], int tile, int lane) {
-    const int owner = tile % ranks;
-    device::store_counted16(device::map_shared(place(tile, rank) + lane * 16, owner),
-                            {{device::bits_of(total[0]), device::bits_of(total[1]),
-                              device::bits_of(total[2]), device::bits_of(total[3])}},
-                            device::map_shared(barrier(count), owner));
-  }
-
-  // The sums of all ranks, in their order.
-  SECATEUR_DEVICE void take(float (&total)[accumulator::items], int tile, int lane) {
-    device::barrier_wait(barrier(count), phase(count));
-    const uint32_t parts = place(tile, 0) + lane * 16;
-#pragma unroll
-    for (int i = 0; i < accumulator::items; ++i) total[i] = 0.0f;
-#pragma unroll 4
-    for (int from = 0; from < ranks; ++from) {
-      const Words4 part = device::load_shared16(parts + from * sums_tile_bytes);
-#pragma unroll
-      for (int i = 0; i < accumulator::items; ++i) total[i] += device::float_of(part.word[i]);
-    }
-    // The first tile of a rank: its warp lets the barrier wait for the row block after the next.
-    if (tile == rank && lane == 0) device::barrier_arrive_expect(barrier(count), inbound());
+    for (int index = 0; index < 2; ++index) turn(index, device::cluster_rank()).init();
   }
 
   // For all warps, with the sums of the thread block in those below `tiles`. Whether the warp has
@@ -71,17 +33,36 @@ struct Exchange {
   SECATEUR_DEVICE bool add(float (&total)[accumulator::items], int warp, int lane) {
     const bool has_tile = warp < tiles;
     if (ranks == 1) return has_tile;
+    // Asked for anew, so that nothing that follows from them is kept in registers.
+    const int rank = device::cluster_rank();
+    warp = device::anew(warp), lane = device::anew(lane);
     if (count == 0) {
       device::cluster_wait();  // all of it run, and their barriers stand
     } else if (rank < tiles) {
-      device::barrier_wait(barrier(count - 1), phase(count - 1));
+      turn(count - 1, rank).wait(phase(count - 1));
     }
-    if (has_tile) hand_over(total, warp, lane);
-    const bool mine = has_tile && warp % ranks == rank;
-    if (mine) take(total, warp, lane);
+    const ClusterExchange<1> now = turn(count, rank);
+    if (has_tile) now.hand_over(total, warp, 0, lane);
+    const bool mine = has_tile && now.inbox.owner(warp) == rank;
+    if (mine) {
+      now.wait(phase(count));
+      float all[1][accumulator::items];
+      now.take(all, warp, lane);
+#pragma unroll
+      for (int i = 0; i < accumulator::items; ++i) total[i] = all[0][i];
+      // The first tile of a rank: its warp lets the barrier wait for the row block after the next.
+      if (warp == rank && lane == 0) now.expect();
+    }
     ++count;
     return mine;
   }
+
+ private:
+  SECATEUR_DEVICE ClusterExchange<1> turn(int index, int rank) const {
+    const Inbox box = inbox(tiles, device::anew(ranks));
+    return {box, base + index % 2 * box.bytes(), barriers + 8 * (index % 2), rank};
+  }
+  static SECATEUR_DEVICE uint32_t phase(int index) { return index / 2 % 2; }
 };
 
 }  // namespace secateur::low_rank::boxes

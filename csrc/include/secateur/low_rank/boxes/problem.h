@@ -2,14 +2,15 @@
 // split the columns of each stage and add up at the end of each row block.
 #pragma once
 
+#include "secateur/accumulator.h"
 #include "secateur/device/tensor_copy.h"
+#include "secateur/inbox.h"
 #include "secateur/low_rank/problem.h"
 
 namespace secateur::low_rank::boxes {
 
 constexpr int max_tokens = 16;
 constexpr int max_row_tiles = 4;
-constexpr int max_cluster = 8;  // thread blocks that split the columns of a row block and add up
 constexpr int warps = 8;  // that multiply; one more fetches
 constexpr int threads = (warps + 1) * warp_lanes;
 
@@ -37,23 +38,22 @@ SECATEUR_INLINE constexpr int up_stage_bytes(int row_tiles) {
 
 // What lies behind the ring: t, sums of all warps and of all thread blocks of a cluster, whether t
 // is finite, mbarriers.
-constexpr int sums_tile_bytes = warp_lanes * 16;  // accumulators of 16 rows and eight tokens
 SECATEUR_INLINE constexpr int64_t hidden_bytes(int rank, int tokens, int cluster) {
   return ceil_div(chunks(rank), cluster) * tokens * hidden_row_bytes;
 }
-// Tiles of one row block that a thread block of a cluster finishes, at most.
-SECATEUR_INLINE constexpr int inbox_tiles(int tiles, int cluster) {
-  return (tiles + cluster - 1) / cluster;
+// Of a row block's tiles of 16 rows and eight tokens. Two inboxes are used in turns.
+SECATEUR_INLINE constexpr Inbox inbox(int tiles, int cluster) {
+  return {tiles, cluster, accumulator::tile_bytes};
 }
-SECATEUR_INLINE constexpr int inbox_bytes(int tiles, int cluster) {
-  return cluster == 1 ? 0 : 2 * inbox_tiles(tiles, cluster) * cluster * sums_tile_bytes;
+SECATEUR_INLINE constexpr int inboxes_bytes(int tiles, int cluster) {
+  return 2 * inbox(tiles, cluster).bytes();
 }
 constexpr int flags_bytes = 4 * warps;
 constexpr int other_barriers = 3;  // of meetings, and two of the cluster's sums
 SECATEUR_INLINE constexpr int64_t shared_bytes(int stages, int stage_bytes, int64_t hidden,
                                                int tiles, int cluster) {
   return alignment + static_cast<int64_t>(stages) * (stage_bytes + 16) + hidden +
-         warps * tiles * sums_tile_bytes + inbox_bytes(tiles, cluster) + flags_bytes +
+         warps * tiles * accumulator::tile_bytes + inboxes_bytes(tiles, cluster) + flags_bytes +
          8 * other_barriers;
 }
 
@@ -61,7 +61,7 @@ struct Places {
   uint32_t ring;
   uint32_t hidden;
   uint32_t sums;
-  uint32_t inbox;
+  uint32_t inboxes;
   uint32_t flags;
   uint32_t barriers;  // full, empty
   uint32_t meeting;   // a barrier, and two of the cluster's sums
@@ -71,8 +71,8 @@ struct Places {
       : ring((shared + alignment - 1) / alignment * alignment),
         hidden(ring + d.stages * d.stage_bytes),
         sums(hidden + static_cast<uint32_t>(hidden_bytes)),
-        inbox(sums + warps * tiles * sums_tile_bytes),
-        flags(inbox + inbox_bytes(tiles, cluster)),
+        inboxes(sums + warps * tiles * accumulator::tile_bytes),
+        flags(inboxes + inboxes_bytes(tiles, cluster)),
         barriers(flags + flags_bytes),
         meeting(barriers + 16 * d.stages) {}
 };
@@ -111,25 +111,6 @@ struct BoxUp {
   Up up;  // blocks: clusters
   int cluster;
   device::TensorMap weight;
-};
-
-// Where a warp stands in the ring.
-struct BoxRing {
-  uint32_t base;
-  uint32_t barriers;
-  const Division& division;
-  int stage = 0;
-  uint32_t phase = 0;
-
-  SECATEUR_INLINE uint32_t place() const { return base + stage * division.stage_bytes; }
-  SECATEUR_INLINE uint32_t full() const { return barriers + 8 * stage; }
-  SECATEUR_INLINE uint32_t empty() const { return barriers + 8 * (division.stages + stage); }
-  SECATEUR_INLINE void advance() {
-    if (++stage == division.stages) {
-      stage = 0;
-      phase ^= 1;
-    }
-  }
 };
 
 }  // namespace secateur::low_rank::boxes

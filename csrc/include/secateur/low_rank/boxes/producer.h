@@ -34,10 +34,10 @@ SECATEUR_DEVICE void fetch_boxes(uint32_t target, const device::TensorMap& map, 
 // and what else it needs, which is not; and when its successor's first stages may be asked for,
 // counted from the end.
 template <typename Task>
-SECATEUR_DEVICE void produce(const Task& task, BoxRing ring, Walk walk, const Range& range,
+SECATEUR_DEVICE void produce(const Task& task, Ring ring, Walk walk, const Range& range,
                              int stages) {
   const int early = stages < ring.division.stages ? stages : ring.division.stages;
-  BoxRing first = ring;
+  Ring first = ring;
   Walk ahead = walk;
 #pragma unroll 1
   for (int i = 0; i < early; ++i, first.advance(), ahead.advance(range)) {

@@ -101,14 +101,14 @@ struct UpWarp {
     }
   }
 
-  SECATEUR_DEVICE void run(BoxRing ring, int first, int end) {
+  SECATEUR_DEVICE void run(Ring ring, int first, int end) {
     device::wait_for_predecessor();
 #pragma unroll 1
     for (int block = first; block < end; ++block) {
       const RowBlock now = row_block(up, block, Shape::row_tiles);
       begin(now.group);
       Sums<Shape> sums;
-      clear<Shape>(sums);
+      clear_sums(sums);
       for_each_stage(ring, range, warp, lane, [&](uint32_t place, int stage) {
         if (all_finite) {
           multiply<false>(sums, place, stage);
@@ -134,8 +134,8 @@ SECATEUR_DEVICE void run_up(const BoxUp& problem, uint32_t shared) {
   const Range range = range_of(up.rank, rank, cluster);
   const Places places(shared, up.division, hidden_bytes(up.rank, up.output.tokens, cluster),
                       Exchange<Shape>::tiles, cluster);
-  const Exchange<Shape> exchange{places.inbox, places.meeting + 8, cluster, rank};
-  const BoxRing ring{places.ring, places.barriers, up.division};
+  const Exchange<Shape> exchange{places.inboxes, places.meeting + 8, cluster};
+  const Ring ring{places.ring, places.barriers, up.division};
   if (device::thread() == 0) init_barriers(places, up.division.stages, 1, exchange);
   device::sync_block();
   // Awaited before sums are handed over.

@@ -31,6 +31,13 @@ inline uint32_t require_mapped(uint32_t address) {
   if (address < emulation::window(0)) machine().fail("expected a mapped address");
   return address;
 }
+inline bool barrier_passed_cluster(uint32_t barrier, uint32_t parity) {
+  return machine().barrier(barrier).phase % 2 != parity;
+}
+inline void barrier_wait_cluster(uint32_t barrier, uint32_t parity) {
+  while (!barrier_passed_cluster(barrier, parity)) machine().yield();
+}
+inline void fence_before_cluster_copies() { machine().fence_before_cluster_copies(); }
 inline void barrier_arrive_mapped(uint32_t mapped) { machine().arrive(require_mapped(mapped)); }
 
 template <typename T>

@@ -41,6 +41,9 @@ inline void barrier_arrive_after_copies(uint32_t barrier) {
   machine().arrive_after_copies(barrier);
 }
 inline bool barrier_passed(uint32_t barrier, uint32_t parity) {
+  if (machine().barrier(barrier).of_cluster) {
+    machine().fail("a thread block's own wait for what others of the cluster do");
+  }
   return machine().barrier(barrier).phase % 2 != parity;
 }
 inline void barrier_wait(uint32_t barrier, uint32_t parity) {
@@ -309,10 +312,9 @@ inline void add_partial(float (&sum)[4], const float* source) {
   for (int i = 0; i < 4; ++i) sum[i] += source[i];
 }
 inline void fence_device() {}
-inline uint32_t take_ticket(uint32_t* counter) {
+inline uint32_t take_ordered_ticket(uint32_t* counter) {
   return (*machine().global<uint32_t>(counter, true))++;
 }
-inline uint32_t take_ordered_ticket(uint32_t* counter) { return take_ticket(counter); }
 // It may see what was there before: with every other counter it does, so that both ways are taken.
 inline uint32_t peek_ticket(const uint32_t* counter) {
   const uint32_t now = *machine().global<uint32_t>(counter, false);

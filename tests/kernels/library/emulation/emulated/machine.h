@@ -36,6 +36,7 @@ struct Barrier {
   int pending = 0;
   int64_t bytes = 0;  // expected and not yet there
   uint32_t phase = 0;
+  bool of_cluster = false;  // other thread blocks arrive or count at it
 
   void complete_if_due() {
     if (pending == 0 && bytes == 0) {
@@ -167,6 +168,9 @@ class Machine {
     deliveries_.read(in_window(address), bytes);
   }
   void fence_before_copies() { ordinary_.fence(running_, rank()); }
+  void fence_before_cluster_copies() {
+    for (int block = 0; block < cluster_; ++block) ordinary_.fence(running_, block);
+  }
   void require_fenced(uint32_t mapped, int bytes) {
     const uint32_t place = mapped - window(0);
     if (ordinary_.any(place >> 24, place & ((1 << 24) - 1), bytes)) {
@@ -223,11 +227,12 @@ class Machine {
   }
   void init_barrier(uint32_t address, int count) {
     shared(address, 8);
-    barriers_[in_window(address)] = {count, count, 0, 0};
+    barriers_[in_window(address)] = {count, count, 0, 0, false};
   }
   void arrive(uint32_t address) {
     if (running_ >= 0) ordinary_.tell(running_);
     Barrier& b = barrier(address);
+    comes_from_here(b, address);
     if (b.pending == 0) fail("more arrivals than an mbarrier counts");
     --b.pending;
     b.complete_if_due();
@@ -240,6 +245,7 @@ class Machine {
     shared(landing.target + landing.bytes - 16, 16);
     landing.target = in_window(landing.target);
     if (landing.barrier != 0) landing.barrier = in_window(landing.barrier);
+    if (landing.barrier != 0) comes_from_here(barrier(landing.barrier), landing.barrier);
     spare_barriers(landing.target, landing.bytes);
     if (bulk) require_fenced(landing.target, landing.bytes);
     std::memset(shared(landing.target, 1), poison, landing.bytes);
@@ -248,6 +254,7 @@ class Machine {
   // With a `write` of its own.
   void start_bulk(Landing landing) {
     landing.barrier = in_window(landing.barrier);
+    comes_from_here(barrier(landing.barrier), landing.barrier);
     bulk_.push_back(landing);
   }
   // A counted store of 16 bytes, both addresses mapped, which lands some time later.
@@ -399,6 +406,12 @@ class Machine {
     ++m.exited_[m.rank()];
     m.advance();
     while (true) m.yield();
+  }
+
+  void comes_from_here(Barrier& b, uint32_t address) const {
+    if (running_ < 0) return;
+    const uint32_t mapped = address < window(0) ? window(rank()) : address;
+    if (owner(mapped) != static_cast<uint32_t>(rank())) b.of_cluster = true;
   }
 
   // Memory of an mbarrier is nothing else.

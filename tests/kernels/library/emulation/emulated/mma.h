@@ -5,17 +5,6 @@
 
 namespace secateur::device {
 
-inline uint32_t bits_of(float v) {
-  uint32_t bits;
-  std::memcpy(&bits, &v, 4);
-  return bits;
-}
-inline float float_of(uint32_t v) {
-  float value;
-  std::memcpy(&value, &v, 4);
-  return value;
-}
-
 inline bool any(bool v) {
   return machine().collective<char, char>("any", v, [](const char* in, char* out) {
     char found = 0;
@@ -93,10 +82,10 @@ inline void multiply_tf32(float (&sum)[4], Words4 a, uint32_t b0, uint32_t b1) {
           const int q = lane / 4, t = lane % 4;
           for (int r = 0; r < 4; ++r) {
             weights[q + 8 * (r % 2)][t + 4 * (r / 2)] =
-                float_of(lanes[lane].a.word[r] & 0xFFFFE000u);
+                as_float(lanes[lane].a.word[r] & 0xFFFFE000u);
           }
           for (int r = 0; r < 2; ++r) {
-            tokens[t + 4 * r][q] = float_of(lanes[lane].b[r] & 0xFFFFE000u);
+            tokens[t + 4 * r][q] = as_float(lanes[lane].b[r] & 0xFFFFE000u);
           }
         }
         dense_sums<8>(lanes, weights, tokens, results);
