@@ -1,10 +1,13 @@
-// Makes a device current and the former one again at the end.
+// The device of a call: whether it can run it, and that it is the current one meanwhile.
 #pragma once
 
 #include <cuda_runtime_api.h>
 
+#include "secateur/core/status.h"
+
 namespace secateur {
 
+// Makes a device current, and the former one again at the end.
 class DeviceGuard {
  public:
   explicit DeviceGuard(int device) {
@@ -27,5 +30,16 @@ class DeviceGuard {
   int former_ = 0;
   bool changed_ = false;
 };
+
+// What is compiled for sm_90a alone is empty on other devices, newer ones too.
+inline int require_sm90(int device) {
+  int major = 0, minor = 0;
+  cudaError_t error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+  if (error == cudaSuccess) {
+    error = cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
+  }
+  if (error != cudaSuccess) return static_cast<int>(error);
+  return major == 9 && minor == 0 ? SECATEUR_OK : SECATEUR_NEEDS_SM90;
+}
 
 }  // namespace secateur

@@ -78,7 +78,8 @@ const char* own_error_text(int code) {
       return "expected a rank of at least 16, divisible by 16, of groups * rank to 2**30";
     case SECATEUR_BAD_LOW_RANK_TILES:
       return "expected 1 to 8 warps of 1 or 2 row tiles; 2 for over 16 tokens, and in the second "
-             "kernel for gate_up and silu_and_mul; 8 warps of 1 to 4 row tiles for boxes";
+             "kernel for gate_up and silu_and_mul; 8 warps of 1 to 4 row tiles for boxes, there 2 "
+             "or 4";
     case SECATEUR_BAD_LOW_RANK_STAGES:
       return "expected 1 to 16 stages a warp; 2 to 16 of all warps for boxes";
     case SECATEUR_BAD_LOW_RANK_BLOCKS:
@@ -90,7 +91,7 @@ const char* own_error_text(int code) {
     case SECATEUR_SMALL_WIDE_RING:
       return "expected as many stages as hold the sums of a tile whose steps are split";
     case SECATEUR_BAD_LOW_RANK_BOXES:
-      return "expected up to 16 tokens, no 2:4 weight, no silu_and_mul and, in the first kernel, "
+      return "expected up to 16 tokens, no 2:4 weight, no gate_up alone and, in the first kernel, "
              "rows of x and down that start at multiples of 16 bytes and do not overlap, for boxes";
     case SECATEUR_BAD_LOW_RANK_CLUSTER:
       return "expected boxes for clusters of 1, 2, 4 or 8 thread blocks, whole ones, and in the "

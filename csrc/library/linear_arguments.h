@@ -34,6 +34,11 @@ inline Output output_of(const SecateurLinear& a) {
   return o;
 }
 
+// Groups of eight tokens that are computed for few tokens.
+inline int token_tiles(int64_t tokens) {
+  return tokens <= 8 ? 1 : tokens <= 16 ? 2 : tokens <= 32 ? 4 : 8;
+}
+
 // Whether rows of x start at multiples of 16 bytes.
 inline bool x_is_aligned(const SecateurLinear& a) {
   return aligned(a.x, 16) && (a.tokens == 1 || a.x_stride % 8 == 0);

@@ -53,11 +53,13 @@ int check_division(const SecateurLowRankDivision& division, int64_t tokens, bool
 
 int check_boxes(const SecateurLowRankDivision& division, const SecateurLowRank& a) {
   if (division.boxes < 0) return SECATEUR_BAD_LOW_RANK_CLUSTER;
-  if (a.linear.tokens > boxes::max_tokens || a.sparse != nullptr || gate_up(a)) {
+  const bool gate_up_only = a.linear.gate_up && !a.linear.silu_and_mul;
+  if (a.linear.tokens > boxes::max_tokens || a.sparse != nullptr || gate_up_only) {
     return SECATEUR_BAD_LOW_RANK_BOXES;
   }
+  const bool pairs = a.linear.silu_and_mul && &division == &a.up_division;
   if (division.warps != boxes::warps || division.row_tiles < 1 ||
-      division.row_tiles > boxes::max_row_tiles) {
+      division.row_tiles > boxes::max_row_tiles || (pairs && division.row_tiles % 2 != 0)) {
     return SECATEUR_BAD_LOW_RANK_TILES;
   }
   // The second kernel takes turns: everyone has to wait for sums, so that nobody runs ahead.

@@ -2,15 +2,23 @@
 #pragma once
 
 #include "library/linear_arguments.h"
+#include "library/shapes.h"
 #include "secateur/core/low_rank.h"
 #include "secateur/low_rank/boxes/problem.h"
 #include "secateur/low_rank/problem.h"
 
 namespace secateur::low_rank {
 
-// Groups of eight tokens that are computed.
-inline int token_tiles(int64_t tokens) {
-  return tokens <= 8 ? 1 : tokens <= 16 ? 2 : tokens <= 32 ? 4 : 8;
+// Calls `use` with the instance for these tiles; false if there is none.
+template <typename Use>
+bool with_shape(int row_tiles, int64_t tokens, const Use& use) {
+  return with_tiles<Shape<1, 1>, Shape<1, 2>, Shape<2, 1>, Shape<2, 2>, Shape<2, 4>, Shape<2, 8>>(
+      row_tiles, token_tiles(tokens), use);
+}
+template <typename Use>
+bool with_box_shape(int row_tiles, int64_t tokens, const Use& use) {
+  return with_tiles<Shape<1, 1>, Shape<1, 2>, Shape<2, 1>, Shape<2, 2>, Shape<3, 1>, Shape<3, 2>,
+                    Shape<4, 1>, Shape<4, 2>>(row_tiles, token_tiles(tokens), use);
 }
 
 // Thread blocks that leave one sum together.
@@ -39,7 +47,8 @@ inline int64_t up_shared_bytes(const SecateurLowRank& a) {
   const Up up = up_of(a);
   if (a.up_division.boxes) {
     const int cluster = a.up_division.boxes;
-    const int64_t hidden = boxes::hidden_bytes(up.rank, up.output.tokens, cluster);
+    const int64_t hidden =
+        hidden_sets(up) * boxes::hidden_bytes(up.rank, up.output.tokens, cluster);
     return boxes::shared_bytes(up.division.stages, up.division.stage_bytes, hidden,
                                a.up_division.row_tiles * token_tiles(a.linear.tokens), cluster);
   }

@@ -14,16 +14,18 @@
 namespace secateur::low_rank {
 
 // Two thread blocks share a multiprocessor, one of each kernel, with 96 registers. With many row
-// tiles the second takes 128, as for 512 threads: the first leaves that many, unless it has four row
-// tiles. For fp16 and 16 tokens it takes more.
+// tiles, or gate and up rows, the second takes 128, as for 512 threads: the first leaves that many,
+// unless it has four row tiles. For fp16 and 16 tokens it takes more.
+template <typename Shape, bool Gated>
+constexpr bool up_is_small = Shape::row_tiles <= 2 && !Gated;
 template <typename Value, typename Shape>
 constexpr bool up_is_large =
     std::is_same_v<Value, Fp16> && Shape::row_tiles > 2 && Shape::token_tiles == 2;
-template <typename Value, typename Shape>
+template <typename Value, typename Shape, bool Gated>
 constexpr int up_threads =
-    Shape::row_tiles <= 2 || up_is_large<Value, Shape> ? boxes::threads : 512;
-template <typename Shape>
-constexpr int up_blocks_per_sm = Shape::row_tiles <= 2 ? 2 : 1;
+    up_is_small<Shape, Gated> || up_is_large<Value, Shape> ? boxes::threads : 512;
+template <typename Shape, bool Gated>
+constexpr int up_blocks_per_sm = up_is_small<Shape, Gated> ? 2 : 1;
 
 template <typename Value, typename Shape>
 __global__ __launch_bounds__(boxes::threads, 2) void box_down_kernel(
@@ -36,42 +38,18 @@ __global__ __launch_bounds__(boxes::threads, 2) void box_down_kernel(
   }
 }
 
-template <typename Value, typename Shape>
-__global__ __launch_bounds__(up_threads<Value, Shape>, up_blocks_per_sm<Shape>) void box_up_kernel(
-    const __grid_constant__ boxes::BoxUp problem) {
+template <typename Value, typename Shape, bool Gated>
+__global__ __launch_bounds__(up_threads<Value, Shape, Gated>, up_blocks_per_sm<Shape, Gated>) void
+box_up_kernel(const __grid_constant__ boxes::BoxUp problem) {
   extern __shared__ __align__(1024) uint8_t shared[];
   if constexpr (device::has_bulk_copies) {
-    boxes::run_up<Value, Shape>(problem, device::shared_address(shared));
+    boxes::run_up<Value, Shape, Gated>(problem, device::shared_address(shared));
   } else {
     __trap();
   }
 }
 
 namespace boxes {
-
-template <typename Launcher>
-int with_shape(int row_tiles, int64_t tokens, const Launcher& launch) {
-  switch (16 * row_tiles + token_tiles(tokens)) {
-    case 16 * 1 + 1:
-      return launch(Shape<1, 1>{});
-    case 16 * 1 + 2:
-      return launch(Shape<1, 2>{});
-    case 16 * 2 + 1:
-      return launch(Shape<2, 1>{});
-    case 16 * 2 + 2:
-      return launch(Shape<2, 2>{});
-    case 16 * 3 + 1:
-      return launch(Shape<3, 1>{});
-    case 16 * 3 + 2:
-      return launch(Shape<3, 2>{});
-    case 16 * 4 + 1:
-      return launch(Shape<4, 1>{});
-    case 16 * 4 + 2:
-      return launch(Shape<4, 2>{});
-    default:
-      return SECATEUR_BAD_LOW_RANK_TILES;
-  }
-}
 
 inline Launch launch_of(const SecateurLowRank& a, cudaStream_t stream) {
   Launch how{};
@@ -100,9 +78,11 @@ int launch_down(const SecateurLowRank& a, cudaStream_t stream) {
   how.shared_bytes = static_cast<int>(down_shared_bytes(a));
   how.cluster = problem.cluster;
   how.dependent = a.linear.dependent != 0;
-  return with_shape(row_tiles, a.linear.tokens, [&](auto shape) {
-    return launch_kernel<box_down_kernel<Value, decltype(shape)>>(how, problem);
+  int code = SECATEUR_BAD_LOW_RANK_TILES;
+  with_box_shape(row_tiles, a.linear.tokens, [&](auto shape) {
+    code = launch_kernel<box_down_kernel<Value, decltype(shape)>>(how, problem);
   });
+  return code;
 }
 
 // Always a dependent: the kernel in front is the first of the two, and the weights are older.
@@ -112,8 +92,9 @@ int launch_up(const SecateurLowRank& a, cudaStream_t stream) {
   BoxUp problem{};
   problem.up = up_of(a);
   problem.cluster = cluster_of(a.up_division);
+  const bool gated = a.linear.silu_and_mul != 0;
   if (const int error = map_matrix(a.linear.value_type, a.up, a.rank, a.linear.rows, a.rank,
-                                   row_tiles * tile_rows, &problem.weight)) {
+                                   up_box_rows(row_tiles, gated), &problem.weight)) {
     return error;
   }
   Launch how = launch_of(a, stream);
@@ -121,9 +102,16 @@ int launch_up(const SecateurLowRank& a, cudaStream_t stream) {
   how.shared_bytes = static_cast<int>(up_shared_bytes(a));
   how.cluster = problem.cluster;
   how.dependent = true;
-  return with_shape(row_tiles, a.linear.tokens, [&](auto shape) {
-    return launch_kernel<box_up_kernel<Value, decltype(shape)>>(how, problem);
+  int code = SECATEUR_BAD_LOW_RANK_TILES;
+  with_box_shape(row_tiles, a.linear.tokens, [&](auto shape) {
+    using S = decltype(shape);
+    if (!gated) {
+      code = launch_kernel<box_up_kernel<Value, S, false>>(how, problem);
+    } else if constexpr (S::row_tiles % 2 == 0) {
+      code = launch_kernel<box_up_kernel<Value, S, true>>(how, problem);
+    }
   });
+  return code;
 }
 
 }  // namespace boxes

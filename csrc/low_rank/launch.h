@@ -31,27 +31,6 @@ __global__ __launch_bounds__(max_threads, blocks_per_sm<Shape>) void up_kernel(
   run_up<Value, Shape, Sparse>(up, static_cast<uint32_t>(__cvta_generic_to_shared(shared)));
 }
 
-// Calls `launch` with the shape for these row tiles and tokens; a code of SecateurError.
-template <typename Launcher>
-int with_shape(int row_tiles, int64_t tokens, const Launcher& launch) {
-  switch (16 * row_tiles + token_tiles(tokens)) {
-    case 16 * 1 + 1:
-      return launch(Shape<1, 1>{});
-    case 16 * 1 + 2:
-      return launch(Shape<1, 2>{});
-    case 16 * 2 + 1:
-      return launch(Shape<2, 1>{});
-    case 16 * 2 + 2:
-      return launch(Shape<2, 2>{});
-    case 16 * 2 + 4:
-      return launch(Shape<2, 4>{});
-    case 16 * 2 + 8:
-      return launch(Shape<2, 8>{});
-    default:
-      return SECATEUR_BAD_LOW_RANK_TILES;
-  }
-}
-
 template <typename Value>
 int launch_down(const SecateurLowRank& a, cudaStream_t stream) {
   Launch how{};
@@ -61,9 +40,11 @@ int launch_down(const SecateurLowRank& a, cudaStream_t stream) {
   how.dependent = a.linear.dependent != 0;
   how.device = a.linear.device;
   how.stream = stream;
-  return with_shape(a.down_division.row_tiles, a.linear.tokens, [&](auto shape) {
-    return launch_kernel<down_kernel<Value, decltype(shape)>>(how, down_of(a));
+  int code = SECATEUR_BAD_LOW_RANK_TILES;
+  with_shape(a.down_division.row_tiles, a.linear.tokens, [&](auto shape) {
+    code = launch_kernel<down_kernel<Value, decltype(shape)>>(how, down_of(a));
   });
+  return code;
 }
 
 // Always a dependent: the kernel in front is the first of the two, and the weights are older.
@@ -76,9 +57,11 @@ int launch_up(const SecateurLowRank& a, cudaStream_t stream) {
   how.dependent = true;
   how.device = a.linear.device;
   how.stream = stream;
-  return with_shape(a.up_division.row_tiles, a.linear.tokens, [&](auto shape) {
-    return launch_kernel<up_kernel<Value, decltype(shape), Sparse>>(how, up_of(a));
+  int code = SECATEUR_BAD_LOW_RANK_TILES;
+  with_shape(a.up_division.row_tiles, a.linear.tokens, [&](auto shape) {
+    code = launch_kernel<up_kernel<Value, decltype(shape), Sparse>>(how, up_of(a));
   });
+  return code;
 }
 
 }  // namespace secateur::low_rank

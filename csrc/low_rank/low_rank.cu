@@ -19,19 +19,6 @@ int box_up_fp16(const SecateurLowRank&, cudaStream_t);
 
 namespace {
 
-// The code of boxes for other devices, newer ones too, is empty.
-int check_device(const SecateurLowRank& a) {
-  if (!a.down_division.boxes && !a.up_division.boxes) return SECATEUR_OK;
-  int major = 0, minor = 0;
-  const int device = a.linear.device;
-  cudaError_t error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
-  if (error == cudaSuccess) {
-    error = cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
-  }
-  if (error != cudaSuccess) return static_cast<int>(error);
-  return major == 9 && minor == 0 ? SECATEUR_OK : SECATEUR_NEEDS_SM90;
-}
-
 int launch_first(const SecateurLowRank& a, bool bf16, cudaStream_t stream) {
   if (a.down_division.boxes) return (bf16 ? box_down_bf16 : box_down_fp16)(a, stream);
   return (bf16 ? down_bf16 : down_fp16)(a, stream);
@@ -51,7 +38,9 @@ int secateur_low_rank(const SecateurLowRank* a, void* stream) {
   const secateur::DeviceGuard guard(a->linear.device);
   if (guard.error()) return guard.error();
   using namespace secateur::low_rank;
-  if (const int error = check_device(*a)) return error;
+  if (a->down_division.boxes || a->up_division.boxes) {
+    if (const int error = secateur::require_sm90(a->linear.device)) return error;
+  }
   const auto queue = static_cast<cudaStream_t>(stream);
   const bool bf16 = a->linear.value_type == SECATEUR_BF16;
   if (const int error = launch_first(*a, bf16, queue)) return error;

@@ -2,14 +2,17 @@
 #pragma once
 
 #include "library/linear_arguments.h"
+#include "library/shapes.h"
 #include "secateur/core/sparse24_skinny.h"
 #include "secateur/skinny/problem.h"
 
 namespace secateur::skinny {
 
-// Groups of eight tokens that are computed.
-inline int token_tiles(int64_t tokens) {
-  return tokens <= 8 ? 1 : tokens <= 16 ? 2 : tokens <= 32 ? 4 : 8;
+// Calls `use` with the instance for these tiles; false if there is none.
+template <typename Use>
+bool with_shape(int row_tiles, int64_t tokens, const Use& use) {
+  return with_tiles<Shape<2, 1>, Shape<2, 2>, Shape<2, 4>, Shape<2, 8>, Shape<4, 1>, Shape<4, 2>,
+                    Shape<4, 4>, Shape<4, 8>>(row_tiles, token_tiles(tokens), use);
 }
 
 // What the kernel receives; the configuration must be sound.

@@ -43,26 +43,11 @@ int launch(const Problem& problem, bool dependent, int device, cudaStream_t stre
 template <typename Value>
 int launch_shape(const Problem& problem, int row_tiles, bool dependent, int device,
                  cudaStream_t stream) {
-  switch (16 * row_tiles + token_tiles(problem.output.tokens)) {
-    case 16 * 2 + 1:
-      return launch<Value, Shape<2, 1>>(problem, dependent, device, stream);
-    case 16 * 2 + 2:
-      return launch<Value, Shape<2, 2>>(problem, dependent, device, stream);
-    case 16 * 2 + 4:
-      return launch<Value, Shape<2, 4>>(problem, dependent, device, stream);
-    case 16 * 2 + 8:
-      return launch<Value, Shape<2, 8>>(problem, dependent, device, stream);
-    case 16 * 4 + 1:
-      return launch<Value, Shape<4, 1>>(problem, dependent, device, stream);
-    case 16 * 4 + 2:
-      return launch<Value, Shape<4, 2>>(problem, dependent, device, stream);
-    case 16 * 4 + 4:
-      return launch<Value, Shape<4, 4>>(problem, dependent, device, stream);
-    case 16 * 4 + 8:
-      return launch<Value, Shape<4, 8>>(problem, dependent, device, stream);
-    default:
-      return SECATEUR_BAD_TILES;
-  }
+  int code = SECATEUR_BAD_TILES;
+  with_shape(row_tiles, problem.output.tokens, [&](auto shape) {
+    code = launch<Value, decltype(shape)>(problem, dependent, device, stream);
+  });
+  return code;
 }
 
 }  // namespace secateur::skinny

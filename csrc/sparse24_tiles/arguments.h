@@ -2,6 +2,7 @@
 #pragma once
 
 #include "library/linear_arguments.h"
+#include "library/shapes.h"
 #include "secateur/core/sparse24_tiles.h"
 #include "secateur/tiles/problem.h"
 
@@ -19,12 +20,9 @@ template <typename Use>
 bool with_shape(int64_t tile_rows, int64_t tile_tokens, const Use& use) {
   const auto fits = [&](auto shape) {
     using S = decltype(shape);
-    if (tile_rows != S::rows || tile_tokens != S::tokens) return false;
-    use(shape);
-    return true;
+    return tile_rows == S::rows && tile_tokens == S::tokens;
   };
-  return fits(Shape256x128{}) || fits(Shape128x128{}) || fits(Shape256x64{}) ||
-         fits(Shape128x64{});
+  return with_one_of<Shape256x128, Shape128x128, Shape256x64, Shape128x64>(fits, use);
 }
 
 inline TileSchedule schedule_of(const SecateurSparse24Tiles& a) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "library/linear_arguments.h"
+#include "library/shapes.h"
 #include "secateur/core/sparse24_wide.h"
 #include "secateur/wide/problem.h"
 
@@ -12,13 +13,11 @@ template <typename Use>
 bool with_shape(int64_t warpgroups, int64_t panels, int64_t tokens, const Use& use) {
   const auto fits = [&](auto shape) {
     using S = decltype(shape);
-    if (warpgroups != S::warpgroups || panels != S::panels || tokens != S::tokens) return false;
-    use(shape);
-    return true;
+    return warpgroups == S::warpgroups && panels == S::panels && tokens == S::tokens;
   };
-  return fits(Shape<2, 1, 32>{}) || fits(Shape<2, 2, 32>{}) || fits(Shape<2, 1, 64>{}) ||
-         fits(Shape<2, 2, 64>{}) || fits(Shape<2, 1, 128>{}) || fits(Shape<2, 2, 128>{}) ||
-         fits(Shape<3, 1, 192>{}) || fits(Shape<2, 1, 256>{});
+  return with_one_of<Shape<2, 1, 32>, Shape<2, 2, 32>, Shape<2, 1, 64>, Shape<2, 2, 64>,
+                     Shape<2, 1, 128>, Shape<2, 2, 128>, Shape<3, 1, 192>, Shape<2, 1, 256>>(fits,
+                                                                                             use);
 }
 
 // Groups of tiles along rows and along tokens.

@@ -9,21 +9,6 @@ namespace secateur::wide {
 // Defined in sparse24_wide/wide_bf16.cu and wide_fp16.cu.
 int launch_bf16(const SecateurSparse24Wide&, const Problem&, cudaStream_t);
 int launch_fp16(const SecateurSparse24Wide&, const Problem&, cudaStream_t);
-
-namespace {
-
-// The code for other devices, newer ones too, is empty.
-int check_device(int device) {
-  int major = 0, minor = 0;
-  cudaError_t error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
-  if (error == cudaSuccess) {
-    error = cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
-  }
-  if (error != cudaSuccess) return static_cast<int>(error);
-  return major == 9 && minor == 0 ? SECATEUR_OK : SECATEUR_NEEDS_SM90;
-}
-
-}  // namespace
 }  // namespace secateur::wide
 
 int secateur_sparse24_wide(const SecateurSparse24Wide* a, void* stream) {
@@ -31,7 +16,7 @@ int secateur_sparse24_wide(const SecateurSparse24Wide* a, void* stream) {
   const secateur::DeviceGuard guard(a->linear.device);
   if (guard.error()) return guard.error();
   using namespace secateur::wide;
-  if (const int error = check_device(a->linear.device)) return error;
+  if (const int error = secateur::require_sm90(a->linear.device)) return error;
   Problem problem = problem_of(*a);
   if (const int error = secateur::map_x(a->linear, box_tokens(*a), &problem.x)) return error;
   const auto launch = a->linear.value_type == SECATEUR_BF16 ? launch_bf16 : launch_fp16;

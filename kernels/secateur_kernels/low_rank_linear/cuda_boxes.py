@@ -6,6 +6,7 @@ One warp fetches boxes of 256 columns of 16 to 64 rows for eight others, through
 
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import NamedTuple
 
 from secateur_kernels.low_rank_linear.cuda_config import (
@@ -25,6 +26,7 @@ from secateur_kernels.low_rank_linear.cuda_config import (
 )
 from secateur_kernels.sparse24_linear.cuda_rates import clusters_at_once
 
+_HOPPER = (9, 0)
 _ROWS = 16  # of a row tile
 _CHUNK = 128  # columns by which K and the rank are split
 _MAX_SPLITS = 16
@@ -76,9 +78,9 @@ class _Up(NamedTuple):
 def takes_boxes(shape: LowRankShape, capability: tuple[int, int]) -> bool:
     """Whether the kernels that fetch boxes take the shape on a device.
 
-    They take no silu_and_mul either, and x and down only in rows at multiples of 16 bytes.
+    They take x and down only in rows at multiples of 16 bytes.
     """
-    if capability != (9, 0) or shape.m > MAX_BOX_TOKENS or shape.sparse or shape.k % 8:
+    if capability != _HOPPER or shape.m > MAX_BOX_TOKENS or shape.sparse or shape.k % 8:
         return False
     shared = shared_bytes_of(capability)
     return any(_up_shared(shape, up, 2) <= shared for up in _up_options(shape))
@@ -113,6 +115,29 @@ def box_configs(
         of_down[rows] += 1
         of_up[up] += 1
         yield config
+
+
+def gated_config(config: LowRankCudaConfig, shape: LowRankShape) -> LowRankCudaConfig | None:
+    """The config where the second kernel computes gate and up rows of the same features together.
+
+    Args:
+        config: with boxes in the second kernel.
+        shape: the problem; with two groups t of both is in shared memory.
+
+    Returns:
+        It with an even number of row tiles, and as many stages as there is room for; None if that
+        is less than two.
+    """
+    tiles, cluster = config.up_row_tiles + config.up_row_tiles % 2, config.up_boxes
+    stage = box_stage_bytes(tiles, 0) + _STAGE_BARRIERS
+    ring = config.up_stages * (box_stage_bytes(config.up_row_tiles, 0) + _STAGE_BARRIERS)
+    second = hidden_bytes(shape, cluster) if shape.groups == 2 else 0
+    room = shared_bytes_of(_HOPPER) - second - _up_shared(shape, _Up(tiles, cluster), 0)
+    if room < 2 * stage:
+        return None
+    return replace(
+        config, up_row_tiles=tiles, up_stages=max(2, min(_MAX_STAGES, ring // stage, room // stage))
+    )
 
 
 def _down_options(shape: LowRankShape, num_sms: int) -> Iterator[_Down]:

@@ -50,8 +50,8 @@ _L2_COST = 0.65
 class LowRankCudaConfig:
     """One way to run both kernels; the library checks it.
 
-    More up blocks than there are row blocks are cut to them, and 1 up row tile is taken as 2 where
-    gate and up rows are computed together.
+    More up blocks than there are row blocks are cut to them, and an odd number of up row tiles is
+    taken as one more where gate and up rows are computed together.
     """
 
     down_warps: int

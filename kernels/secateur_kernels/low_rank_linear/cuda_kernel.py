@@ -12,6 +12,7 @@ from secateur_kernels.epilogue import output_columns
 from secateur_kernels.errors import SecateurError
 from secateur_kernels.library import require_library
 from secateur_kernels.low_rank_linear import cuda_config
+from secateur_kernels.low_rank_linear.cuda_boxes import gated_config
 from secateur_kernels.low_rank_linear.cuda_choice import candidate_configs, default_config
 from secateur_kernels.low_rank_linear.cuda_config import (
     LowRankCudaConfig,
@@ -126,11 +127,14 @@ def _launch(
             f"gate_up one or two equal ones, for backend cuda, got {list(group_rows)}"
         )
     silu, gate_up = activation == "silu_and_mul", order == "gate_up"
-    misaligned = config.down_boxes and not _boxes_of_down_fit(x, down)
-    if misaligned or (config.up_boxes and silu):
-        config = _without_boxes(x, down, up, len(group_rows))
-    config = fitted(config, group_rows, silu or gate_up)
     tokens, rows = len(x), up.shape[0]
+    shape = LowRankShape(tokens, rows, x.shape[1], up.shape[1], len(group_rows))
+    found: LowRankCudaConfig | None = config
+    if config.down_boxes and not _boxes_of_down_fit(x, down):
+        found = None
+    elif config.up_boxes and silu:
+        found = _gated_config(config, shape)
+    config = fitted(found or _without_boxes(shape, x.device), group_rows, silu or gate_up)
     y = torch.empty(tokens, output_columns(rows, activation), dtype=x.dtype, device=x.device)
     floats = workspace_floats(config, tokens, down.shape[0])
     torch.ops.secateur_cuda.low_rank(
@@ -164,15 +168,15 @@ def _boxes_of_down_fit(x: Tensor, down: Tensor) -> bool:
     return apart and x.data_ptr() % 16 == 0 and down.data_ptr() % 16 == 0 and x.shape[1] % 8 == 0
 
 
-def _without_boxes(x: Tensor, down: Tensor, up: Tensor, groups: int) -> LowRankCudaConfig:
-    properties = torch.cuda.get_device_properties(x.device)
-    shape = LowRankShape(len(x), up.shape[0], x.shape[1], up.shape[1], groups)
+def _without_boxes(shape: LowRankShape, device: torch.device) -> LowRankCudaConfig:
+    properties = torch.cuda.get_device_properties(device)
     shared = shared_bytes_of((properties.major, properties.minor))
     return _plain_default(shape, properties.multi_processor_count, shared)
 
 
-# Asked at every such call: some 90 us otherwise, more than a launch.
+# Asked at every such call: the first takes some 90 us otherwise, more than a launch.
 _plain_default = lru_cache(maxsize=1024)(cuda_config.default_config)
+_gated_config = lru_cache(maxsize=1024)(gated_config)
 
 
 def _aligned(factor: Tensor) -> Tensor:
@@ -187,7 +191,7 @@ def fitted(
     if gate_and_up and config.up_row_tiles == 1:
         config = replace(config, up_row_tiles=2, up_stages=max(1, config.up_stages // 2))
     if gate_and_up:
-        blocks = -(-(sum(group_rows) // 2) // _TILE_ROWS)
+        blocks = -(-(sum(group_rows) // 2) // (_TILE_ROWS * (config.up_row_tiles // 2)))
     else:
         step = _TILE_ROWS * config.up_row_tiles
         blocks = sum(-(-rows // step) for rows in group_rows)

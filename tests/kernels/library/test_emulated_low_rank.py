@@ -138,6 +138,32 @@ def test_silu_and_multiply(
     torch.testing.assert_close(y.float(), expected.float(), rtol=2 * ulp, atol=ulp * 2**-4)
 
 
+# Pairs of row tiles; t of one group or of two, in turns and in parts.
+GATED_BOXES = {
+    "two row tiles": Case(8, (80,), 256, 144, (8, 1, 2, 1), (8, 2, 2, 2), boxes=(1, 1)),
+    "four row tiles": Case(5, (200,), 136, 48, (8, 2, 2, 1), (8, 4, 2, 2), boxes=(1, 1)),
+    "two groups": Case(6, (48, 48), 264, 400, (8, 2, 2, 1), (8, 2, 3, 2), boxes=(1, 1)),
+    "two groups of four row tiles, 16 tokens": Case(
+        16, (104, 104), 136, 144, (8, 2, 2, 1), (8, 4, 2, 1), dependent=True, boxes=(1, 1)
+    ),
+    "two groups of two row tiles, 16 tokens, clusters": Case(
+        16, (80, 80), 264, 528, (8, 2, 2, 2), (8, 2, 2, 4), boxes=(2, 4)
+    ),
+    "odd features, clusters": Case(3, (74,), 264, 272, (8, 1, 2, 2), (8, 4, 2, 2), boxes=(2, 2)),
+    "second kernel only": Case(2, (37, 37), 63, 16, (1, 1, 1, 1), (8, 2, 2, 1), boxes=(0, 1)),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("name", GATED_BOXES)
+def test_silu_and_multiply_with_boxes(name: str, dtype: torch.dtype, emulator: Any) -> None:
+    case = dataclasses.replace(GATED_BOXES[name], dtype=dtype, silu=True, bias=True, residual=True)
+    y, expected = run(case, emulator)
+    # The sums are exact; exp in fp32 may move a value across one rounding to 8 or 11 bits.
+    ulp = 2.0 ** (-8 if dtype == torch.bfloat16 else -11)
+    torch.testing.assert_close(y.float(), expected.float(), rtol=2 * ulp, atol=ulp * 2**-4)
+
+
 def test_silu_of_an_odd_number_of_features(emulator: Any) -> None:
     case = Case(3, (74,), 64, 16, (1, 1, 1, 1), (2, 2, 1, 2), silu=True, residual=True)
     y, expected = run(case, emulator)

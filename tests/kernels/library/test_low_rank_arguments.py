@@ -1,6 +1,7 @@
 """What the C interface of the low-rank kernels refuses; configs against its formulas."""
 
 import ctypes
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,11 +11,13 @@ from hypothesis import strategies as st
 from kernels.library.low_rank_case import Call, Case, LowRankNeeds
 
 from secateur_kernels.layouts import Fragment24, LowRank
+from secateur_kernels.low_rank_linear.cuda_boxes import gated_config
 from secateur_kernels.low_rank_linear.cuda_choice import candidate_configs, default_config
 from secateur_kernels.low_rank_linear.cuda_config import (
     LowRankCudaConfig,
     LowRankShape,
     down_shared_bytes,
+    hidden_bytes,
     shared_bytes_of,
     supports,
     up_shared_bytes,
@@ -56,6 +59,10 @@ def answer(call: Call, emulator: Any) -> str:
 
 def test_sound_arguments_are_accepted(emulator: Any) -> None:
     assert answer(sound_call(), emulator) == "no error"
+    gated = sound_call()
+    gated.arguments.silu_and_mul = gated.arguments.up_division.boxes = 1
+    gated.arguments.up_division.warps = 8
+    assert answer(gated, emulator) == "no error"
     assert answer(sound_call(sparse=True), emulator) == "no error"
 
 
@@ -99,7 +106,8 @@ def test_sound_arguments_are_accepted(emulator: Any) -> None:
         ({"down_division.boxes": 1}, "8 warps of 1 to 4 row tiles for boxes"),
         ({"up_division.boxes": 1, "up_division.warps": 8, "up_division.stages": 1}, "2 to 16"),
         ({"tokens": 17, "up_division.boxes": 1, "up_division.warps": 8}, "for boxes"),
-        ({"silu_and_mul": 1, "up_division.boxes": 1, "up_division.warps": 8}, "for boxes"),
+        ({**BOX_UP, "gate_up": 1}, "no gate_up alone"),
+        ({**BOX_UP, "silu_and_mul": 1, "up_division.row_tiles": 3}, "for boxes, there 2 or 4"),
         (
             {"x_stride": 100, "down_division.boxes": 1, "down_division.warps": 8},
             "do not overlap, for boxes",
@@ -153,7 +161,11 @@ def test_groups_beside_a_sparse_weight(
 
 
 def needs_of(
-    config: LowRankCudaConfig, shape: LowRankShape, group_rows: tuple[int, ...], emulator: Any
+    config: LowRankCudaConfig,
+    shape: LowRankShape,
+    group_rows: tuple[int, ...],
+    emulator: Any,
+    silu: bool = False,
 ) -> LowRankNeeds:
     x = torch.zeros(1, 1, dtype=torch.bfloat16)
     tiny = LowRank(x.expand(16, 1).contiguous(), x.expand(16, 16).contiguous(), (16,))
@@ -163,6 +175,7 @@ def needs_of(
     a.group_rows, a.groups = ctypes.addressof(rows), len(group_rows)
     a.tokens, a.rows, a.columns, a.rank = shape.m, sum(group_rows), shape.k, shape.rank
     a.sparse = 64 if shape.sparse else 0
+    a.silu_and_mul = silu
     # As aligned as boxes want it.
     a.x_stride = shape.k
     for name in ("warps", "row_tiles", "stages", "boxes"):
@@ -177,6 +190,32 @@ def check(config: LowRankCudaConfig, shape: LowRankShape, limit: int, emulator: 
     assert needs.workspace_bytes == 4 * workspace_floats(config, shape.m, shape.rank)
     assert needs.down_shared_bytes == down_shared_bytes(config, shape.m) <= limit
     assert needs.up_shared_bytes == up_shared_bytes(config, shape) <= limit
+
+
+def check_gated(
+    candidate: LowRankCudaConfig, shape: LowRankShape, limit: int, emulator: Any
+) -> None:
+    """Gate and up rows in boxes, of one group or of two."""
+    half = -(-shape.n // 2)
+    for group_rows in ((2 * half,), (half, half)):
+        pair = replace(shape, n=2 * half, groups=len(group_rows))
+        found = gated_config(candidate, pair)
+        second = hidden_bytes(pair, candidate.up_boxes) * (len(group_rows) - 1)
+        if found is None:
+            assert up_shared_bytes(candidate, pair) + second > limit * 2 // 3
+            continue
+        config = fitted(found, group_rows, True)
+        needs = needs_of(config, pair, group_rows, emulator, silu=True)
+        assert needs.up_shared_bytes == up_shared_bytes(config, pair) + second <= limit
+
+
+def test_two_groups_of_a_large_rank_get_no_boxes() -> None:
+    shape = LowRankShape(16, 4096, 4096, 2048, groups=2)
+    alone, shared = (LowRankCudaConfig(8, 2, 4, 4, 8, 2, 2, 128, 1, n) for n in (1, 4))
+    assert gated_config(alone, shape) is None
+    assert gated_config(shared, shape) == shared
+    odd = replace(shared, up_row_tiles=3, up_stages=3)
+    assert gated_config(odd, shape) == replace(odd, up_row_tiles=4, up_stages=2)
 
 
 @pytest.mark.parametrize("sparse", [False, True], ids=["factors", "beside 2:4"])
@@ -200,6 +239,7 @@ def test_defaults_and_candidates_are_accepted(
             for candidate in candidates:
                 check(candidate, shape, limit, emulator)
                 if candidate.up_boxes:
+                    check_gated(candidate, shape, limit, emulator)
                     continue
                 # Gate and up together: two row tiles in the room of one.
                 twice = fitted(candidate, (n - n % 2,), True)

@@ -12,12 +12,13 @@ extern "C" {
 
 /* How one of the two kernels divides its work. A thread block owns 16 * row_tiles rows of the
  * factor at a time, and its warps take chunks of 128 columns in turns, each through a ring of its
- * own. With `boxes` (9.0, up to 16 tokens, neither sparse nor silu_and_mul, for down x and down in
- * rows that start at multiples of 16 bytes) one more warp fetches boxes of 256 columns for all, and
- * the thread blocks of a cluster split the columns and add up. */
+ * own. With `boxes` (9.0, up to 16 tokens, no sparse, for down x and down in rows that start at
+ * multiples of 16 bytes) one more warp fetches boxes of 256 columns for all, and the thread blocks
+ * of a cluster split the columns and add up. */
 struct SecateurLowRankDivision {
   int32_t warps;     /* 1 to 8; 8 with boxes */
-  /* 1 or 2; 2 for more than 16 tokens, and for up with silu_and_mul or gate_up. 1 to 4 with boxes */
+  /* 1 or 2; 2 for more than 16 tokens, and for up with silu_and_mul or gate_up. With boxes 1 to 4,
+   * for up with silu_and_mul 2 or 4. */
   int32_t row_tiles;
   int32_t stages;    /* chunks in flight, a warp: 1 to 16; with boxes those of all warps, from 2 */
   int32_t boxes;     /* 0, or the size of clusters: 1, 2, 4 or 8; divides `blocks` */

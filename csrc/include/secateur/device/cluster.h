@@ -66,9 +66,9 @@ SECATEUR_DEVICE void sync_cluster() {
 }
 
 // barrier_passed and barrier_wait where other thread blocks of the cluster arrive, copy or store by
-// counting: these release at the scope of the cluster (PTX ISA, "st.async", "cp.async.bulk"), and who
-// waits has to acquire at the same scope. A fence does so here, for shared memory alone, and is no
-// instruction at all on 9.0; `.acquire.cluster` would empty the L1 cache.
+// counting: these release at the scope of the cluster (PTX ISA, "st.async", "cp.async.bulk"), and
+// who waits has to acquire at the same scope. A fence does so here, for shared memory alone, and is
+// no instruction at all on 9.0; `.acquire.cluster` would empty the L1 cache.
 SECATEUR_DEVICE bool barrier_passed_cluster(uint32_t barrier, uint32_t parity) {
   uint32_t done = 0;
 #if __CUDA_ARCH__ >= 900

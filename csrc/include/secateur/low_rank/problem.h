@@ -100,14 +100,23 @@ SECATEUR_INLINE constexpr int group_blocks(const Up& up, int group, int row_tile
       ceil_div(up.group_end[group] - group_start(up, group), tile_rows * row_tiles));
 }
 
+// With gate_up half of a row block's tiles are gate rows, the others the up rows of the same
+// features.
+SECATEUR_INLINE constexpr int gated_features(int row_tiles) {
+  return tile_rows * ((row_tiles + 1) / 2);
+}
+
 SECATEUR_INLINE constexpr int row_blocks(const Up& up, int row_tiles) {
-  if (up.output.gate_up) return static_cast<int>(ceil_div(up.output.rows / 2, tile_rows));
+  if (up.output.gate_up) {
+    return static_cast<int>(ceil_div(up.output.rows / 2, gated_features(row_tiles)));
+  }
   int blocks = 0;
   for (int group = 0; group < up.groups; ++group) blocks += group_blocks(up, group, row_tiles);
   return blocks;
 }
 
-// The rows of a row block, and their group (the first of two with gate_up).
+// The rows of a row block, with gate_up the first tile of either kind; and their group (the first
+// of two with gate_up).
 struct RowBlock {
   Rows rows;
   int group;
@@ -115,7 +124,7 @@ struct RowBlock {
 
 SECATEUR_INLINE constexpr RowBlock row_block(const Up& up, int block, int row_tiles) {
   if (up.output.gate_up) {
-    const int half = up.output.rows / 2, feature = block * tile_rows;
+    const int half = up.output.rows / 2, feature = block * gated_features(row_tiles);
     return {{{feature, half + feature}, {half, up.output.rows}}, 0};
   }
   int group = 0;

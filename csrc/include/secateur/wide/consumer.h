@@ -66,7 +66,9 @@ struct Consumer {
   SECATEUR_DEVICE bool is_full() const {
     return device::barrier_passed_cluster(walk.full(), walk.phase());
   }
-  SECATEUR_DEVICE void wait_full() const { device::barrier_wait_cluster(walk.full(), walk.phase()); }
+  SECATEUR_DEVICE void wait_full() const {
+    device::barrier_wait_cluster(walk.full(), walk.phase());
+  }
   SECATEUR_DEVICE void load(Fragments& fragments, int panel) const {
     const uint32_t source = values[panel] + walk.weights();
     fragments.metadata = device::load_shared4(metadata[panel] + walk.weights());

@@ -35,8 +35,8 @@ SECATEUR_INLINE int first_token(const Problem& problem, const Member& member, in
 SECATEUR_DEVICE void leave_ring_to_sums(const Member& member) {
   if (member.cluster.steps > 1) cluster_sums::attend();
 }
-// Before the next tile, by each thread that copies: what the others of the cluster have read of this
-// ring, and of those of its mates that it copies into, the last barrier of theirs has shown it.
+// Before the next tile, by each thread that copies: what the others of the cluster have read of
+// this ring, and of those of its mates that it copies into, their last barrier has shown it.
 // Between these reads and its copies one fence has to stand, wherever (PTX ISA, "Causality Order");
 // here only those who go on pay for it.
 SECATEUR_DEVICE void take_ring_from_sums(const Member& member) {

@@ -13,18 +13,6 @@ using namespace secateur::low_rank;
 using emulation::Machine;
 using emulation::shared_base;
 
-template <typename Run>
-void with_shape(int row_tiles, int64_t tokens, const Run& run) {
-  switch (16 * row_tiles + token_tiles(tokens)) {
-    case 16 * 1 + 1: return run(Shape<1, 1>{});
-    case 16 * 1 + 2: return run(Shape<1, 2>{});
-    case 16 * 2 + 1: return run(Shape<2, 1>{});
-    case 16 * 2 + 2: return run(Shape<2, 2>{});
-    case 16 * 2 + 4: return run(Shape<2, 4>{});
-    case 16 * 2 + 8: return run(Shape<2, 8>{});
-  }
-}
-
 void allow_x(const SecateurLinear& a, Machine& machine) {
   for (int64_t token = 0; token < a.tokens; ++token) {
     machine.allow(static_cast<const uint16_t*>(a.x) + token * a.x_stride, 2 * a.columns, false);
@@ -73,25 +61,11 @@ void run_up_kernel(const SecateurLowRank& a, uint64_t seed) {
   }
 }
 
-template <typename Run>
-void with_box_shape(int row_tiles, int64_t tokens, const Run& run) {
-  switch (16 * row_tiles + token_tiles(tokens)) {
-    case 16 * 1 + 1: return run(Shape<1, 1>{});
-    case 16 * 1 + 2: return run(Shape<1, 2>{});
-    case 16 * 2 + 1: return run(Shape<2, 1>{});
-    case 16 * 2 + 2: return run(Shape<2, 2>{});
-    case 16 * 3 + 1: return run(Shape<3, 1>{});
-    case 16 * 3 + 2: return run(Shape<3, 2>{});
-    case 16 * 4 + 1: return run(Shape<4, 1>{});
-    case 16 * 4 + 2: return run(Shape<4, 2>{});
-  }
-}
-
 // Dynamic shared memory is aligned to 16 bytes only.
 int misplaced(uint64_t seed) { return 16 * ((seed + 21) % 64); }
 
-device::TensorMap factor_map(const void* factor, int64_t columns, int64_t rows, int row_tiles) {
-  return {static_cast<const uint8_t*>(factor), columns, rows, 2 * columns, tile_rows * row_tiles};
+device::TensorMap factor_map(const void* factor, int64_t columns, int64_t rows, int box_rows) {
+  return {static_cast<const uint8_t*>(factor), columns, rows, 2 * columns, box_rows};
 }
 
 // As library/tensor_map.h has the driver encode it.
@@ -105,7 +79,8 @@ template <typename Value>
 void run_box_down_kernel(const SecateurLowRank& a, uint64_t seed) {
   const int64_t rows = a.groups * a.rank;
   const boxes::BoxDown problem{
-      down_of(a), cluster_of(a.down_division), factor_map(a.down, a.linear.columns, rows, a.down_division.row_tiles),
+      down_of(a), cluster_of(a.down_division),
+      factor_map(a.down, a.linear.columns, rows, tile_rows * a.down_division.row_tiles),
       x_map(a.linear)};
   const int size = problem.cluster, clusters = static_cast<int>(down_blocks(a)) / size;
   for (const int cluster : emulation::shuffled(clusters, seed)) {
@@ -125,8 +100,11 @@ void run_box_down_kernel(const SecateurLowRank& a, uint64_t seed) {
 
 template <typename Value>
 void run_box_up_kernel(const SecateurLowRank& a, uint64_t seed) {
+  const bool gated = a.linear.silu_and_mul != 0;
   const boxes::BoxUp problem{
-      up_of(a), cluster_of(a.up_division), factor_map(a.up, a.rank, a.linear.rows, a.up_division.row_tiles)};
+      up_of(a), cluster_of(a.up_division),
+      factor_map(a.up, a.rank, a.linear.rows,
+                 boxes::up_box_rows(a.up_division.row_tiles, gated))};
   const int size = problem.cluster;
   for (const int cluster : emulation::shuffled(problem.up.blocks, seed)) {
     Machine machine(boxes::threads, misplaced(seed) + static_cast<int>(up_shared_bytes(a)),
@@ -137,7 +115,13 @@ void run_box_up_kernel(const SecateurLowRank& a, uint64_t seed) {
     machine.launch_dependent();
     with_box_shape(a.up_division.row_tiles, a.linear.tokens, [&](auto shape) {
       machine.run(cluster * size, [&] {
-        boxes::run_up<Value, decltype(shape)>(problem, shared_base + misplaced(seed));
+        const uint32_t shared = shared_base + misplaced(seed);
+        using S = decltype(shape);
+        if (!gated) {
+          boxes::run_up<Value, S, false>(problem, shared);
+        } else if constexpr (S::row_tiles % 2 == 0) {
+          boxes::run_up<Value, S, true>(problem, shared);
+        }
       });
     });
   }

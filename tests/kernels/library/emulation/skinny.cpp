@@ -30,23 +30,6 @@ void run_type(const Problem& problem, Machine& machine, int block, bool bulk, in
   }
 }
 
-void run_shape(const Problem& problem, Machine& machine, int block, bool bulk, int value_type,
-               int row_tiles, int tiles) {
-  const auto run = [&](auto shape) {
-    run_type<decltype(shape)>(problem, machine, block, bulk, value_type);
-  };
-  switch (16 * row_tiles + tiles) {
-    case 16 * 2 + 1: return run(Shape<2, 1>{});
-    case 16 * 2 + 2: return run(Shape<2, 2>{});
-    case 16 * 2 + 4: return run(Shape<2, 4>{});
-    case 16 * 2 + 8: return run(Shape<2, 8>{});
-    case 16 * 4 + 1: return run(Shape<4, 1>{});
-    case 16 * 4 + 2: return run(Shape<4, 2>{});
-    case 16 * 4 + 4: return run(Shape<4, 4>{});
-    case 16 * 4 + 8: return run(Shape<4, 8>{});
-  }
-}
-
 void allow(const SecateurSparse24Skinny& a, Machine& machine) {
   emulation::allow_packed24(a.weight, a.linear.rows, a.linear.columns, machine);
   emulation::allow_linear(a.linear, machine);
@@ -69,8 +52,10 @@ extern "C" int emulate_sparse24_skinny(const SecateurSparse24Skinny* a, int bulk
                       shared_bytes(a->warps, a->row_tiles, tiles, a->stages, a->cluster), seed + i,
                       a->cluster);
       allow(*a, machine);
-      run_shape(problem, machine, i * a->cluster, bulk != 0, a->linear.value_type, a->row_tiles,
-                tiles);
+      with_shape(a->row_tiles, a->linear.tokens, [&](auto shape) {
+        run_type<decltype(shape)>(problem, machine, i * a->cluster, bulk != 0,
+                                  a->linear.value_type);
+      });
     }
   });
 }

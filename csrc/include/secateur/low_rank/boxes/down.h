@@ -15,10 +15,10 @@ struct DownFetch {
 
   SECATEUR_DEVICE void fetch_weights(uint32_t place, const Walk& walk, uint32_t full) const {
     fetch_boxes(place, problem.weight, range, walk.stage,
-                walk.block * Shape::row_tiles * tile_rows, weight_bytes, full);
+                {walk.block * Shape::row_tiles * tile_rows}, weight_bytes, full);
   }
   SECATEUR_DEVICE void fetch_operand(uint32_t place, const Walk& walk, uint32_t full) const {
-    fetch_boxes(place + stage_boxes * weight_bytes, problem.x, range, walk.stage, 0,
+    fetch_boxes(place + stage_boxes * weight_bytes, problem.x, range, walk.stage, {0},
                 x_box_bytes(Shape::token_tiles), full);
   }
   // The second kernel, whose weights are to follow as soon as there is room for them.

@@ -39,7 +39,11 @@ SECATEUR_INLINE constexpr int up_stage_bytes(int row_tiles) {
 // What lies behind the ring: t, sums of all warps and of all thread blocks of a cluster, whether t
 // is finite, mbarriers.
 SECATEUR_INLINE constexpr int64_t hidden_bytes(int rank, int tokens, int cluster) {
-  return ceil_div(chunks(rank), cluster) * tokens * hidden_row_bytes;
+  return ceil_div(chunks(rank), cluster) * tokens * hidden_row_bytes;  // of one group
+}
+// Rows of a box of the second kernel: with gate_up there is one of either kind.
+SECATEUR_INLINE constexpr int up_box_rows(int row_tiles, bool gated) {
+  return gated ? gated_features(row_tiles) : row_tiles * tile_rows;
 }
 // Of a row block's tiles of 16 rows and eight tokens. Two inboxes are used in turns.
 SECATEUR_INLINE constexpr Inbox inbox(int tiles, int cluster) {

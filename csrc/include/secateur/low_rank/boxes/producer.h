@@ -18,15 +18,22 @@ struct Walk {
   }
 };
 
-// Boxes of a stage from `row` on, each announced with its bytes by the one arrival.
+// Boxes of a stage from `row` on, each announced with its bytes by the one arrival. In two parts,
+// where there are two: one from each row.
+template <int Parts>
 SECATEUR_DEVICE void fetch_boxes(uint32_t target, const device::TensorMap& map, const Range& range,
-                                 int stage, int row, int box_bytes, uint32_t full) {
+                                 int stage, const int (&row)[Parts], int box_bytes,
+                                 uint32_t full) {
   const int boxes = range.boxes(stage);
   device::barrier_arrive_expect(full, boxes * box_bytes);
 #pragma unroll 1
   for (int i = 0; i < boxes; ++i) {
     const int column = (range.first + stage * stage_boxes + i) * box_columns;
-    device::copy_box(target + i * box_bytes, map, column, row, full);
+#pragma unroll
+    for (int part = 0; part < Parts; ++part) {
+      device::copy_box(target + i * box_bytes + part * (box_bytes / Parts), map, column, row[part],
+                       full);
+    }
   }
 }
 

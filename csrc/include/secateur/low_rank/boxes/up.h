@@ -1,4 +1,5 @@
-// The second kernel: y = epilogue(t @ up.T).
+// The second kernel: y = epilogue(t @ up.T). Gated: for SiLU-and-multiply, with an even number of
+// row tiles; the first half of them are gate rows, the others the up rows of the same features.
 #pragma once
 
 #include "secateur/low_rank/boxes/consumer.h"
@@ -8,15 +9,19 @@
 
 namespace secateur::low_rank::boxes {
 
-template <typename Shape>
+template <typename Shape, bool Gated>
 struct UpFetch {
   const BoxUp& problem;
   const Range& range;
 
   SECATEUR_DEVICE void fetch_weights(uint32_t place, const Walk& walk, uint32_t full) const {
-    const int row = row_block(problem.up, walk.block, Shape::row_tiles).rows.first[0];
-    fetch_boxes(place, problem.weight, range, walk.stage, row, weight_box_bytes(Shape::row_tiles),
-                full);
+    constexpr int bytes = weight_box_bytes(Shape::row_tiles);
+    const Rows rows = row_block(problem.up, walk.block, Shape::row_tiles).rows;
+    if constexpr (Gated) {
+      fetch_boxes(place, problem.weight, range, walk.stage, rows.first, bytes, full);
+    } else {
+      fetch_boxes(place, problem.weight, range, walk.stage, {rows.first[0]}, bytes, full);
+    }
   }
   SECATEUR_DEVICE void fetch_operand(uint32_t, const Walk&, uint32_t) const {}
   // The next layer is to fill its rings while nothing else is fetched: while the last stages are
@@ -24,8 +29,29 @@ struct UpFetch {
   SECATEUR_DEVICE int stages_behind_successor(int early) const { return (early + 1) / 2; }
 };
 
-template <typename Value, typename Shape>
+// Gate and up rows of eight features into one accumulator each, as epilogues want them: the first
+// eight of 16 features take the place of the gate rows' tile, the others that of the up rows'.
+template <int RowTiles, int TokenTiles>
+SECATEUR_DEVICE void pair_rows(WarpSums<RowTiles, TokenTiles>& sums) {
+  constexpr int half = RowTiles / 2;
+#pragma unroll
+  for (int r = 0; r < half; ++r) {
+#pragma unroll
+    for (int n = 0; n < TokenTiles; ++n) {
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const float upper = sums[r + half][n][i];
+        sums[r + half][n][i] = sums[r][n][2 + i];
+        sums[r][n][2 + i] = upper;
+      }
+    }
+  }
+}
+
+template <typename Value, typename Shape, bool Gated>
 struct UpWarp {
+  static constexpr int half_tiles = Shape::row_tiles / 2;
+
   const Up& up;
   const Places& places;
   const Range& range;
@@ -39,17 +65,33 @@ struct UpWarp {
   SECATEUR_DEVICE uint32_t place_of(int chunk) const {
     return places.hidden + chunk * up.output.tokens * hidden_row_bytes;
   }
+  SECATEUR_DEVICE int own_chunks() const {
+    return static_cast<int>(ceil_div(range.end - range.first, chunk_boxes));
+  }
+  // How far t of the up rows is from that of the gate rows: 0 where they share it.
+  SECATEUR_DEVICE int apart() const {
+    return Gated && hidden_sets(up) == 2 ? place_of(own_chunks()) - place_of(0) : 0;
+  }
 
-  // t of the group that begins here. Nobody reads what was there before: all warps have met since.
+  // t of the group that begins here, or of both. Nobody reads what was there before: all warps have
+  // met since.
   SECATEUR_DEVICE void begin(int now) {
     if (now == group) return;
     group = now;
     bool finite = true;
     const int first = range.first / chunk_boxes;
-    const int count = static_cast<int>(ceil_div(range.end - range.first, chunk_boxes));
+    const int count = own_chunks();
 #pragma unroll 1
     for (int chunk = warp; chunk < count; chunk += warps) {
       finite = load_hidden(place_of(chunk), up, group, first + chunk, lane) && finite;
+    }
+    if constexpr (Gated) {
+      const int both = hidden_sets(up) * count;
+#pragma unroll 1
+      for (int chunk = count + warp; chunk < both; chunk += warps) {
+        finite =
+            load_hidden(place_of(chunk), up, group + 1, first + chunk - count, lane) && finite;
+      }
     }
     finite = !device::any(!finite);
     if (lane == 0) device::store_shared4(places.flags + 4 * warp, finite);
@@ -82,15 +124,29 @@ struct UpWarp {
       // Not all at once, though t is cut twice: weights of four tiles do not fit into registers.
       multiply_tiles<Guard, 0, 2>(sums, tile, t);
       device::sync_warp();
-      multiply_tiles<Guard, 2, 2>(sums, tile, t);
+      multiply_tiles<Guard, 2, 2>(sums, tile, t + apart());
+    } else if (Gated && hidden_sets(up) == 2) {
+      multiply_tiles<Guard, 0, half_tiles>(sums, tile, t);
+      multiply_tiles<Guard, half_tiles, half_tiles>(sums, tile, t + apart());
     } else {
       multiply_tiles<Guard, 0, Shape::row_tiles>(sums, tile, t);
     }
   }
 
   SECATEUR_DEVICE void write(const Rows& rows, const float (&total)[accumulator::items]) const {
-    const int row = rows.first[0] + warp / Shape::token_tiles * tile_rows;
     const int token = warp % Shape::token_tiles * accumulator::tile_tokens;
+    if constexpr (Gated) {
+      const int tile = warp / Shape::token_tiles;
+      const int feature = tile % half_tiles * tile_rows + tile / half_tiles * 8;
+      const float gate_bias = bias_of<Value>(up.output, rows.first[0] + feature + lane / 4);
+      const float up_bias = bias_of<Value>(up.output, rows.first[1] + feature + lane / 4);
+      write_eight_columns<Value, 1>(
+          up.output, rows.first[0] + feature, token,
+          [&](int, int i) { return silu(total[i] + gate_bias) * (total[2 + i] + up_bias); },
+          rows.end[0]);
+      return;
+    }
+    const int row = rows.first[0] + warp / Shape::token_tiles * tile_rows;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int first = row + 8 * half;
@@ -116,6 +172,7 @@ struct UpWarp {
           multiply<true>(sums, place, stage);
         }
       });
+      if constexpr (Gated) pair_rows(sums);
       if (block != first) meeting.meet(lane);  // the sums of the block before have been read
       float total[accumulator::items];
       add_warps<Shape>(sums, total, places.sums, meeting, warp, lane);
@@ -124,7 +181,7 @@ struct UpWarp {
   }
 };
 
-template <typename Value, typename Shape>
+template <typename Value, typename Shape, bool Gated>
 SECATEUR_DEVICE void run_up(const BoxUp& problem, uint32_t shared) {
   const Up& up = problem.up;
   const int warp = device::thread() / warp_lanes, lane = device::lane();
@@ -132,7 +189,8 @@ SECATEUR_DEVICE void run_up(const BoxUp& problem, uint32_t shared) {
   const int first = first_row_block(up, device::block() / cluster);
   const int end = first_row_block(up, device::block() / cluster + 1);
   const Range range = range_of(up.rank, rank, cluster);
-  const Places places(shared, up.division, hidden_bytes(up.rank, up.output.tokens, cluster),
+  const int sets = Gated ? hidden_sets(up) : 1;
+  const Places places(shared, up.division, sets * hidden_bytes(up.rank, up.output.tokens, cluster),
                       Exchange<Shape>::tiles, cluster);
   const Exchange<Shape> exchange{places.inboxes, places.meeting + 8, cluster};
   const Ring ring{places.ring, places.barriers, up.division};
@@ -142,15 +200,15 @@ SECATEUR_DEVICE void run_up(const BoxUp& problem, uint32_t shared) {
   if (cluster > 1) device::cluster_arrive_relaxed();
   if (warp == warps) {
     if (lane == 0) {
-      produce(UpFetch<Shape>{problem, range}, ring, Walk{first}, range,
+      produce(UpFetch<Shape, Gated>{problem, range}, ring, Walk{first}, range,
               (end - first) * range.stages());
     }
     device::sync_warp();
     if (cluster > 1) device::cluster_wait();
     return;
   }
-  UpWarp<Value, Shape>{up, places, range, exchange, {places.meeting}, warp, lane}.run(ring, first,
-                                                                                      end);
+  UpWarp<Value, Shape, Gated> self{up, places, range, exchange, {places.meeting}, warp, lane};
+  self.run(ring, first, end);
 }
 
 }  // namespace secateur::low_rank::boxes
