@@ -26,7 +26,7 @@ from bench.microbench_predictions import Prediction, prediction_of
 
 NAME = "microbenchmarks"
 # The most telling first.
-PROGRAMS = ("launch", "tensor", "fed", "memory", "cluster", "shared")
+PROGRAMS = ("launch", "tensor", "fed", "memory", "boxes", "cluster", "shared")
 # No program takes that long: one that does hangs, and must not take the others' time.
 _MOST_SECONDS = 25.0
 

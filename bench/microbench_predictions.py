@@ -13,6 +13,7 @@ class Prediction:
 
 
 _STREAM = "weights were read at this rate by a sum over 4.3 GB"
+_BOXES = "a guess: bulk copies of 4.5 KB reach 4.52, and 512 B in a row open more pages of DRAM"
 _L2 = "assumed for re-reads of x and small layers, the limit at 64 to 256 tokens"
 _PORT = "128 bytes a clock: 32 banks of 4 bytes"
 _SPARSE = "assumed; cuSPARSELt reaches 1000 to 1190"
@@ -33,6 +34,8 @@ PREDICTED = {
     "memory read, two rings": Prediction(4.24, _STREAM),
     "memory read, ring of 7 x 4.5 KB": Prediction(4.0, "32 KB in flight are about enough"),
     "memory read, loads of 16 B": Prediction(4.24, _STREAM),
+    "memory read, boxes of": Prediction(4.2, _BOXES),
+    "memory read, boxes of 16 rows, 8": Prediction(4.35, _BOXES),
     "L2 to shared memory, ring": Prediction(6.5, _L2),
     "L2 to shared memory, shared by 2": Prediction(10.0, "a guess: L2 reads halve"),
     "L2 to shared memory, shared by 4": Prediction(14.0, "a guess: L2 reads are a quarter"),

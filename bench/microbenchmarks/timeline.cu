@@ -135,7 +135,7 @@ void launch_skinny(const SecateurSparse24Skinny& a, Mark* marks, bool dependent,
 }
 
 void launch(const SecateurSparse24Skinny& a, Mark* marks, bool dependent, cudaStream_t stream) {
-  const auto launch_shape = skinny::token_tiles(a.linear.tokens) == 1
+  const auto launch_shape = secateur::token_tiles(a.linear.tokens) == 1
                                 ? launch_skinny<skinny::Shape<row_tiles, 1>>
                                 : launch_skinny<skinny::Shape<row_tiles, 2>>;
   launch_shape(a, marks, dependent, stream);

@@ -33,6 +33,7 @@ def emulated(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     functions = ctypes.CDLL(str(library))
     functions.message.restype = ctypes.c_char_p
     functions.emulate_probe.argtypes = [c_void_p, c_int64, c_void_p, c_int]
+    functions.emulate_boxes.argtypes = [c_void_p, *[c_int] * 6, c_uint64]
     functions.emulate_stream.argtypes = [
         *(c_void_p, c_int64, c_int64),
         *(c_int, c_int, c_int, c_void_p),
@@ -90,3 +91,15 @@ def test_a_stream_ends_and_reads_what_is_there(
         last = (total // 4 - 1) // stages * stages
         first_word = (address - room.data_ptr()) // 4
         assert int(sink) == first_word + last * 4 % 24 * (UNIT_BYTES // 4)
+
+
+@pytest.mark.parametrize("stages", [1, 3])
+@pytest.mark.parametrize("blocks", [1, 3, 5])
+def test_a_stream_of_boxes_ends_and_stays_in_the_matrix(
+    stages: int, blocks: int, emulated: ctypes.CDLL
+) -> None:
+    """No deadlock, no box over another that is under way, nothing read beyond the matrix."""
+    row_blocks, box_rows, row_stages, stage_boxes = 4, 16, 2, 3
+    matrix = torch.zeros(row_blocks * box_rows, 64 * row_stages * stage_boxes, dtype=torch.int16)
+    sizes = (row_blocks, box_rows, row_stages, stage_boxes, stages, blocks)
+    assert emulated.emulate_boxes(matrix.data_ptr(), *sizes, blocks) == 0, emulated.message()

@@ -38,8 +38,8 @@ _L2 = 40.0
 # columns with what comes before and after.
 _STEP_NS = 66.0
 _PRODUCT_NS = 4.5
-# Until the last thread block of a row block has found out that it is, and starts to add up; and
-# what it costs to turn to another row block.
+# Until the last thread block of a row block has found out that it is, and starts to add up, before
+# that went the shorter way of the other kernels; and what it costs to turn to another row block.
 _TICKET_NS = 5600.0
 _ANEW_NS = 1500.0
 # What a kernel loses that begins with the end of the one in front: the first weights are not there.

@@ -1,4 +1,5 @@
 // The device code of the one-hot probe and of the microbenchmarks' stream on an emulated GPU.
+#include "box_stream.h"
 #include "emulated/run.h"
 #include "probe.h"
 #include "stream.h"
@@ -67,6 +68,23 @@ extern "C" int emulate_stream(const uint8_t* source, int64_t units, int64_t bloc
         return stream<2>(s, blocks, dependent != 0, seed);
       default:
         return stream<4>(s, blocks, dependent != 0, seed);
+    }
+  });
+}
+
+// A matrix of whole boxes, whose row blocks `blocks` thread blocks share.
+extern "C" int emulate_boxes(const uint8_t* matrix, int row_blocks, int box_rows, int row_stages,
+                             int stage_boxes, int stages, int blocks, uint64_t seed) {
+  const int64_t columns = int64_t{box_columns} * row_stages * stage_boxes;
+  const int64_t rows = int64_t{row_blocks} * box_rows;
+  const BoxStream s{{matrix, columns, rows, 2 * columns, box_rows},
+                    row_blocks, box_rows, row_stages, stage_boxes, stages, blocks};
+  return emulation::guarded([&] {
+    for (int block = 0; block < blocks; ++block) {
+      const int misplaced = 16 * (block % 64);
+      Machine machine(64, misplaced + shared_bytes(s), seed + block);
+      machine.allow(matrix, 2 * rows * columns, false);
+      machine.run(block, [&] { run_boxes(s, shared_base + misplaced); });
     }
   });
 }
