@@ -128,13 +128,12 @@ def _launch(
         )
     silu, gate_up = activation == "silu_and_mul", order == "gate_up"
     tokens, rows = len(x), up.shape[0]
-    shape = LowRankShape(tokens, rows, x.shape[1], up.shape[1], len(group_rows))
-    found: LowRankCudaConfig | None = config
-    if config.down_boxes and not _boxes_of_down_fit(x, down):
-        found = None
-    elif config.up_boxes and silu:
-        found = _gated_config(config, shape)
-    config = fitted(found or _without_boxes(shape, x.device), group_rows, silu or gate_up)
+    boxes_fit = not config.down_boxes or _boxes_of_down_fit(x, down)
+    if not boxes_fit or (config.up_boxes and silu):
+        shape = LowRankShape(tokens, rows, x.shape[1], up.shape[1], len(group_rows))
+        gated = _gated_config(config, shape) if boxes_fit else None
+        config = gated or _without_boxes(shape, x.device)
+    config = fitted(config, group_rows, silu or gate_up)
     y = torch.empty(tokens, output_columns(rows, activation), dtype=x.dtype, device=x.device)
     floats = workspace_floats(config, tokens, down.shape[0])
     torch.ops.secateur_cuda.low_rank(
