@@ -14,7 +14,12 @@ from streaming_jobs import recipe_of, samples, save, stream
 from secateur.compress_streaming import estimate_streaming, prepare_streaming
 from secateur.errors import OutOfSpaceError, SecateurError
 from secateur.prepare import CalibrationChoice
-from secateur.streaming.activations import available_host_bytes, buffer_maker, choose_home
+from secateur.streaming.activations import (
+    available_host_bytes,
+    buffer_maker,
+    buffers_on_host,
+    choose_home,
+)
 from secateur.streaming.estimate import Estimate, check_room
 
 CPU = torch.device("cpu")
@@ -144,6 +149,15 @@ def test_the_place_that_has_room(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.mem_get_info", lambda _: (300, 1000))
     assert choose_home("auto", 100, torch.device("cuda")) == "device"
     assert choose_home("auto", 101, torch.device("cuda")) == "host"
+
+
+@pytest.mark.parametrize(
+    ("num_bytes", "pinned"),
+    [(2, 2), (4, 4), (5, 8), (6, 8), (2**33, 2**33), (2**33 + 2, 2**34), (10 << 30, 16 << 30)],
+)
+def test_pinned_memory_comes_in_powers_of_two(num_bytes: int, pinned: int) -> None:
+    assert buffers_on_host(num_bytes, torch.device("cuda")) == pinned
+    assert buffers_on_host(num_bytes, CPU) == num_bytes
 
 
 def test_free_memory_is_below_what_there_is() -> None:

@@ -29,7 +29,15 @@ def choose_home(home: Home, num_bytes: int, device: torch.device) -> Home:
         free, _ = torch.cuda.mem_get_info(device)
         if num_bytes <= free * _SHARE_OF_DEVICE:
             return "device"
-    return "host" if num_bytes <= available_host_bytes() * _SHARE_OF_HOST else "file"
+    room = available_host_bytes() * _SHARE_OF_HOST
+    return "host" if buffers_on_host(num_bytes, device) <= room else "file"
+
+
+def buffers_on_host(num_bytes: int, device: torch.device) -> int:
+    """What two buffers take that hold so many bytes: torch pins memory in powers of two."""
+    if device.type != "cuda":
+        return num_bytes
+    return 2 << max(0, (num_bytes + 1) // 2 - 1).bit_length()
 
 
 def available_host_bytes() -> int:

@@ -14,7 +14,12 @@ from secateur.models.inventory import Inventory
 from secateur.models.measure import num_bytes
 from secateur.recipe import PruneStage
 from secateur.recipe.reconstruction import Reconstruction
-from secateur.streaming.activations import Home, available_host_bytes, choose_home
+from secateur.streaming.activations import (
+    Home,
+    available_host_bytes,
+    buffers_on_host,
+    choose_home,
+)
 from secateur.streaming.finished import WRITERS
 from secateur.streaming.skeleton import Skeleton, outside_blocks
 from secateur.streaming.source import parameter_bytes
@@ -81,6 +86,7 @@ def estimate_job(
     on_gpu = device.type == "cuda"
     # Pages of a mapped file count while there is room for them.
     in_host = hidden + between if home != "device" or not on_gpu else 0
+    pinned = buffers_on_host(in_host, device) if home == "host" else in_host
     reading = (2 + (WRITERS if on_gpu else 0)) * block_bytes
     return Estimate(
         activations=home,
@@ -88,7 +94,7 @@ def estimate_job(
         model_bytes=model_bytes,
         largest_block_bytes=block_bytes,
         device_bytes=block_bytes + work + hidden + between - in_host if on_gpu else 0,
-        host_bytes=max(reading, rest_bytes + block_bytes) + in_host + (0 if on_gpu else work),
+        host_bytes=max(reading, rest_bytes + block_bytes) + pinned + (0 if on_gpu else work),
         disk_bytes=model_bytes + (hidden if home == "file" else 0),
         seconds=_seconds(inventory, stage, tokens, device, skeleton) if tokens else 0.0,
     )
