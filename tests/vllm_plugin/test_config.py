@@ -10,6 +10,7 @@ pytest.importorskip("vllm", reason="vLLM is not installed here: make test-vllm")
 from importlib.metadata import entry_points
 
 from torch import nn
+from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
 from vllm.model_executor.layers.quantization import get_quantization_config
 from vllm.model_executor.models.utils import WeightsMapper
 from vllm_plugin.served import BLOCK, build, config_of, finish, load, ranks
@@ -93,8 +94,8 @@ def test_removed_parts_that_vllm_did_not_build_are_an_error() -> None:
         finish(layer)
 
 
-class FusedMoE(nn.Module):
-    """Stands for vLLM's, which needs a GPU to be built."""
+class Experts(nn.Module):
+    """Stands for vLLM's, which need a device to be built; their class has had several names."""
 
 
 @pytest.mark.parametrize("removed", [False, True])
@@ -103,8 +104,22 @@ def test_experts_are_refused(removed: bool) -> None:
     gone: dict[str, Any] = {"removed": [{"width": 8, "modules": ["model.layers.1.mlp"]}]}
     config = config_of(layers, **(gone if removed else {}))
     prefix = "model.layers.1.mlp.experts" if removed else f"{BLOCK}.mlp.experts"
-    with pytest.raises(SecateurError, match=f"FusedMoE {prefix} of vLLM is no linear layer"):
-        config.get_quant_method(FusedMoE(), prefix)
+    with pytest.raises(SecateurError, match=f"Experts {prefix} of vLLM is no linear layer"):
+        config.get_quant_method(Experts(), prefix)
+
+
+class HeldAttention(nn.Module, AttentionLayerBase):
+    """Stands for what asks how its cache is stored."""
+
+    def get_attn_backend(self) -> Any: ...
+
+    def get_kv_cache_spec(self, vllm_config: Any) -> Any: ...
+
+
+def test_attention_may_stay_where_its_part_was_removed() -> None:
+    removed = [{"width": 8, "modules": ["model.layers.1.self_attn"]}]
+    config = config_of({f"{BLOCK}.mlp.fc1": stored("sparse24", 8, 8)}, removed=removed)
+    assert config.get_quant_method(HeldAttention(), "model.layers.1.self_attn.attn") is None
 
 
 def test_names_follow_vllms_model() -> None:

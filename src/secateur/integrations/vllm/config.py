@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import nn
 from vllm.distributed import get_pp_group
+from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
 from vllm.model_executor.layers.linear import LinearBase
 from vllm.model_executor.layers.quantization.base_config import (
     QuantizationConfig,
@@ -98,8 +99,8 @@ class SecateurVllmConfig(QuantizationConfig):  # type: ignore[misc]
 
     def _refuse_listed(self, layer: nn.Module, prefix: str) -> None:
         listed = [n for n in self.layers.specs if n == prefix or n.startswith(f"{prefix}.")]
-        # Of what is no linear layer, only experts have weights that a removed part had.
-        if "MoE" in type(layer).__name__ and self.layers.removed.holds(prefix):
+        # Attention may stay: it has no weights, and gets zeros. Experts would miss theirs.
+        if not isinstance(layer, AttentionLayerBase) and self.layers.removed.holds(prefix):
             listed.append(prefix)
         if listed:
             raise SecateurError(

@@ -19,8 +19,15 @@ from secateur.integrations.vllm.parameters import (
     ShardedParameter,
     WatchedLoader,
     fused_down_loader,
+    load_replicated,
 )
-from secateur.integrations.vllm.segments import LoadedShard, apply_segments, build_segments
+from secateur.integrations.vllm.segments import (
+    LoadedShard,
+    apply_segments,
+    build_segments,
+    replace_values,
+    tensors_of,
+)
 from secateur.integrations.vllm.shards import LEAVES, Shard, shards_of
 
 PACKABLE_DTYPES = (torch.bfloat16, torch.float16)
@@ -34,7 +41,7 @@ class SecateurLinearMethod(LinearMethodBase):  # type: ignore[misc]
     """A layer of which at least one shard is compressed.
 
     After loading the layer's `segments` hold the weights, 2:4 in fragment order, and what was
-    loaded is let go; weights cannot be loaded into it a second time.
+    loaded is let go. Weights that vLLM loads again go into the same memory, which CUDA graphs know.
     """
 
     def __init__(self, names: Sequence[str], layers: CompactLayers, complete: Complete) -> None:
@@ -77,7 +84,7 @@ class SecateurLinearMethod(LinearMethodBase):  # type: ignore[misc]
             own = fused_down_loader(load) if leaf == "down" and len(shards) > 1 else load
             parameter = ShardedParameter.empty(leaf, having, dtype, own)
             if isinstance(layer, ReplicatedLinear):
-                parameter.weight_loader = parameter.load_replicated
+                parameter.weight_loader = load_replicated
             layer.register_parameter(leaf, parameter)
 
     @staticmethod
@@ -110,10 +117,16 @@ class SecateurLinearMethod(LinearMethodBase):  # type: ignore[misc]
             loaded.append(LoadedShard(shard, tensors))
         bias = _added_bias(layer)
         segments = build_segments(loaded, bias)
-        for leaf in held:
+        for leaf, parameter in held.items():
+            parameter.loaded.clear()
             delattr(layer, leaf)
-        layer.segments = segments
         layer.secateur_adds_bias = bias is not None
+        if hasattr(layer, "segments"):
+            replace_values(layer.segments, segments)
+            return
+        # A tuple, not child modules: reloading would take their tensors away for its own.
+        layer.segments = tuple(segments)
+        _show_device(layer, next(tensors_of(segments)))
 
     @staticmethod
     def _check_bias(layer: Any, shards: Sequence[Shard]) -> None:
@@ -143,6 +156,9 @@ class SecateurLinearMethod(LinearMethodBase):  # type: ignore[misc]
 class SecateurDenseMethod(UnquantizedLinearMethod):  # type: ignore[misc]
     """A dense layer as vLLM has it, but missing weights are an error."""
 
+    # vLLM's own layer takes weights that another process loaded: those were not watched.
+    supports_pre_processed_weights = False
+
     def __init__(self, name: str, complete: Complete) -> None:
         super().__init__()
         self._name = name
@@ -166,6 +182,7 @@ class SecateurDenseMethod(UnquantizedLinearMethod):  # type: ignore[misc]
         complete = layer.secateur_watch.is_complete(_num_shards(layer))
         missing = [f"{self._name}.weight"] if watched and not complete else []
         _require_loaded(layer, missing, self._name)
+        layer.secateur_watch.forget()
         super().process_weights_after_loading(layer)
 
 
@@ -189,6 +206,7 @@ class SecateurRemovedMethod(LinearMethodBase):  # type: ignore[misc]
     ) -> None:
         """No weights are there."""
         layer.secateur_rows = sum(output_partition_sizes)
+        _show_device(layer, torch.empty(0))
 
     def process_weights_after_loading(self, layer: Any) -> None:
         """Clear a bias, which a layer may hand out beside its product."""
@@ -231,6 +249,13 @@ def _require_loaded(layer: Any, missing: Sequence[str], name: str) -> None:
         )
     if missing:
         raise SecateurError(f"the checkpoint does not hold {', '.join(missing)}")
+    if isinstance(watch, WatchedLoader):
+        watch.forget()
+
+
+def _show_device(layer: Any, held: Tensor) -> None:
+    # vLLM's LoRA and MLA ask a tensor of this name where the layer's weights are.
+    layer.weight_packed = held.detach()
 
 
 def _added_bias(layer: Any) -> Tensor | None:

@@ -96,7 +96,7 @@ class ShardedParameter(BasevLLMParameter):  # type: ignore[misc]
         part = (self.tp_rank // copies, self.tp_size // copies)
         self._load(_QKV[shard_id], loaded_weight, row_part=part)
 
-    def load_replicated(self, _: Any, loaded_weight: Tensor) -> None:
+    def load_whole(self, loaded_weight: Tensor) -> None:
         """Load the only shard of a layer that every rank holds in full."""
         self._load(0, loaded_weight)
 
@@ -147,6 +147,9 @@ class ShardedParameter(BasevLLMParameter):  # type: ignore[misc]
 class WatchedLoader:
     """A loader of vLLM's that notes which shards it was called for."""
 
+    # vLLM tells loaders apart by their names when it loads weights again.
+    __name__ = "watched_loader"
+
     def __init__(self, load: Loader) -> None:
         self._load = load
         self._seen: set[Hashable] = set()
@@ -160,6 +163,15 @@ class WatchedLoader:
     def is_complete(self, num_shards: int) -> bool:
         """Whether everything was loaded."""
         return None in self._seen or len(self._seen) >= num_shards
+
+    def forget(self) -> None:
+        """Begin anew: what is loaded from now on counts."""
+        self._seen.clear()
+
+
+def load_replicated(param: ShardedParameter, loaded_weight: Tensor) -> None:
+    """The loader of a layer that every rank holds in full."""
+    param.load_whole(loaded_weight)
 
 
 def fused_down_loader(load: Loader) -> Loader:

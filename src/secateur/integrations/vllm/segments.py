@@ -5,7 +5,7 @@ rank, counted in steps of the kernels. What differs stays apart, so that no shar
 dearer form than its own.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -56,7 +56,25 @@ def build_segments(shards: Sequence[LoadedShard], bias: Tensor | None = None) ->
     return segments.requires_grad_(False)
 
 
-def apply_segments(segments: nn.ModuleList, x: Tensor) -> Tensor:
+def tensors_of(segments: Iterable[nn.Module]) -> Iterator[Tensor]:
+    """All that the modules hold, in an order that their forms alone decide."""
+    for segment in segments:
+        yield from segment.parameters()
+        yield from segment.buffers()
+
+
+def replace_values(segments: Sequence[nn.Module], by: Iterable[nn.Module]) -> None:
+    """Copy the values of modules of the same forms and shapes into memory that stays where it is.
+
+    Args:
+        segments: keep their tensors.
+        by: what `build_segments` made of other values.
+    """
+    for held, new in zip(tensors_of(segments), tensors_of(by), strict=True):
+        held.detach().copy_(new)
+
+
+def apply_segments(segments: Iterable[nn.Module], x: Tensor) -> Tensor:
     """[..., K] -> [..., N]: the outputs of all segments side by side."""
     outputs = [segment(x) for segment in segments]
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)
