@@ -10,6 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 SOURCES = {"secateur": ROOT / "src" / "secateur", "secateur_kernels": ROOT / "kernels"}
+SOURCES |= {"secateur_command": ROOT / "src" / "secateur_command"}
 
 FOUNDATION = {"errors", "plain", "settings", "clock", "progress", "recipe", "yaml_text"}
 ALGORITHMS = {"score", "mask", "update", "depth", "lowrank", "reconstruct", "inherit"}
@@ -139,7 +140,7 @@ ONLY_IN = {
     "fastapi": {"serve/app.py", "serve/server.py"},
     "uvicorn": {"serve/server.py"},
     "scipy": {"plan/solve.py"},
-    "typer": {"cli/"},
+    "typer": {"cli/", "secateur_command/"},
     "vllm": {"integrations/vllm/"},
 }
 
@@ -197,6 +198,14 @@ def test_the_kernel_package_knows_nothing_of_the_front_end() -> None:
         for name in imports(parsed(path)):
             root = name.split(".")[0]
             assert root in KERNELS_MAY_IMPORT | standard, f"{path}: {name}"
+
+
+def test_the_program_knows_only_itself_and_typer() -> None:
+    standard = set(sys.stdlib_module_names)
+    for path in files():
+        if SOURCES["secateur_command"] in path.parents:
+            roots = {name.split(".")[0] for name in imports(parsed(path))}
+            assert roots <= standard | {"typer", "secateur_command"}, path
 
 
 def test_algorithms_need_torch_and_numpy_only() -> None:
@@ -268,8 +277,8 @@ def test_every_part_stands_on_the_map() -> None:
     for path in files():
         if path.name in {"__init__.py", "__main__.py"}:
             continue
-        inner = path.relative_to(SOURCES["secateur"] if "src" in path.parts else ROOT / "kernels")
-        assert f"`{inner.as_posix()}`" in text, f"docs/map.md does not mention {inner}"
+        inner = "/".join(path.relative_to(ROOT).parts[1:]).removeprefix("secateur/")
+        assert f"`{inner}`" in text, f"docs/map.md does not mention {inner}"
 
 
 def test_files_stay_small() -> None:

@@ -18,6 +18,7 @@ import torch
 from families import tiny_model
 from safetensors.torch import load_file
 
+import secateur_command
 from secateur.cli import main
 from secateur.report.record import DropRecord, PruneRecord, Report, load_report
 from secateur_kernels.version import __version__
@@ -116,7 +117,45 @@ def test_version(cli: Cli) -> None:
 
 def test_console_script() -> None:
     (script,) = importlib.metadata.entry_points(group="console_scripts", name="secateur")
-    assert script.load() is main
+    assert script.load() is secateur_command.main
+
+
+FRONT_PAGE = """
+import sys, time
+started = time.process_time()
+from secateur_command import main
+try:
+    main()
+finally:
+    assert time.process_time() - started < 1.0
+    assert not {"torch", "transformers", "secateur"} & set(sys.modules)
+"""
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["--version"]])
+def test_the_front_page_is_the_same_without_what_takes_long(
+    cli: Cli, tmp_path: Path, arguments: list[str]
+) -> None:
+    (tmp_path / "secateur").write_text(FRONT_PAGE)
+    command = [sys.executable, str(tmp_path / "secateur"), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    expected = cli(*arguments)
+    assert (done.returncode, done.stderr) == (expected.code or 0, expected.stderr)
+    # The line of usage names the program that runs: pytest, here.
+    shown, wanted = (
+        [line for line in text.splitlines() if "Usage: " not in line]
+        for text in (done.stdout, expected.stdout)
+    )
+    assert shown == wanted != []
+
+
+@pytest.mark.parametrize("arguments", [["inspect"], ["report", "./no-such"], ["inspect", "--help"]])
+def test_commands_run_from_the_front_page(
+    cli: Cli, arguments: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = cli(*arguments)
+    monkeypatch.setattr(sys.modules[__name__], "main", secateur_command.main)
+    assert cli(*arguments) == expected
 
 
 def test_help_names_every_command_and_exit_code(cli: Cli) -> None:

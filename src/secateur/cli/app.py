@@ -1,9 +1,7 @@
 """Puts the commands together, and turns errors into messages and exit codes."""
 
 import sys
-from typing import Annotated
 
-import typer
 from rich.console import Console
 from rich.markup import escape
 
@@ -15,7 +13,6 @@ from secateur.cli.convert import convert_command
 from secateur.cli.demo import demo_command
 from secateur.cli.doctor import doctor_command
 from secateur.cli.evaluate import evaluate_command
-from secateur.cli.flags import Command, Group
 from secateur.cli.generate import generate_command
 from secateur.cli.inherit import inherit_command
 from secateur.cli.inspect import inspect_command
@@ -27,23 +24,10 @@ from secateur.cli.serve import serve_command
 from secateur.cli.tune import tune_command
 from secateur.cli.verify import verify_command
 from secateur.errors import SecateurError
-from secateur_kernels.version import __version__
+from secateur_command.flags import Command
+from secateur_command.front_page import empty_app
 
-EXIT_CODES = (
-    "Exit codes: 0 done; 1 unexpected error; 2 bad input or usage, nothing was written; 3 quality "
-    "dropped by more than --fail-if-drop allows; 4 verification failed; 5 no space left, the old "
-    "output is intact; 130 interrupted."
-)
-
-app = typer.Typer(
-    name="secateur",
-    cls=Group,
-    help="Prune transformer language models block by block, and see what it cost and bought.",
-    epilog=EXIT_CODES,
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
+app = empty_app()
 for _command in (
     inspect_command,
     compress_command,
@@ -64,15 +48,6 @@ for _command in (
     demo_command,
 ):
     app.command(name=_command.__name__.removesuffix("_command"), cls=Command)(_command)
-
-
-@app.callback(invoke_without_command=True)
-def _options(
-    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
-) -> None:
-    if version:
-        typer.echo(__version__)
-        raise typer.Exit
 
 
 def main() -> None:
