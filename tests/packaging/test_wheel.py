@@ -25,8 +25,8 @@ def test_without_nvcc_the_wheel_is_pure(pure_wheel: Path, root: Path) -> None:
     for folder in ("kernels", "src"):
         modules = {p.relative_to(root / folder).as_posix() for p in (root / folder).rglob("*.py")}
         assert modules <= found
-    names = ("secateur", "secateur_command", "secateur_kernels")
-    assert {f"{name}/py.typed" for name in names} <= found
+    packages = ("secateur", "secateur_command", "secateur_kernels")
+    assert {f"{package}/py.typed" for package in packages} <= found
     assert not [name for name in found if name.startswith(("tests", "bench", "csrc"))]
 
 
