@@ -1,5 +1,6 @@
 """Which backend serves, what is refused before anything listens, and what vLLM is told."""
 
+import importlib
 import json
 import shutil
 import sys
@@ -37,13 +38,13 @@ OPTIONS = VllmOptions(
 
 
 def test_vllm_serves_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(start, "vllm_version", lambda: None)
+    monkeypatch.setattr(start, "has_vllm", lambda: False)
     assert (choose_backend("auto"), choose_backend("engine")) == ("engine", "engine")
     with pytest.raises(SecateurError, match="expected vLLM for --backend vllm"):
         choose_backend("vllm")
     with pytest.raises(SecateurError, match="expected --backend auto, vllm, engine, got 'x'"):
         choose_backend("x")
-    monkeypatch.setattr(start, "vllm_version", lambda: "0.23")
+    monkeypatch.setattr(start, "has_vllm", lambda: True)
     assert [choose_backend(name) for name in ("auto", "vllm", "engine")] == [
         "vllm",
         "vllm",
@@ -97,10 +98,10 @@ def test_vllm_decides_itself_how_many_run_unless_it_is_said(
 def test_vllm_without_itself_or_the_plugin_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[list[str]] = []
     monkeypatch.setattr(vllm.os, "execv", lambda _, command: started.append(command))
-    monkeypatch.setattr(vllm, "vllm_version", lambda: None)
+    monkeypatch.setattr(vllm, "has_vllm", lambda: False)
     with pytest.raises(SecateurError, match="not installed here"):
         run_vllm(OPTIONS)
-    monkeypatch.setattr(vllm, "vllm_version", lambda: "0.23")
+    monkeypatch.setattr(vllm, "has_vllm", lambda: True)
     monkeypatch.setattr(vllm, "has_plugin", lambda: False)
     with pytest.raises(SecateurError, match=r"entry point secateur in vllm\.general_plugins"):
         run_vllm(OPTIONS)
@@ -175,3 +176,16 @@ def test_a_port_in_use_is_said() -> None:
         port = first.getsockname()[1]
         with pytest.raises(SecateurError, match=f"cannot listen on 127.0.0.1 port {port}"):
             _listen("127.0.0.1", port)
+
+
+def test_a_folder_named_vllm_is_no_vllm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # What an environment with vLLM has loaded already would be found before the folder.
+    monkeypatch.delitem(sys.modules, "vllm", raising=False)
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    assert not vllm.has_vllm()
+    (tmp_path / "vllm").mkdir()
+    importlib.invalidate_caches()
+    assert not vllm.has_vllm()
+    (tmp_path / "vllm" / "__init__.py").touch()
+    importlib.invalidate_caches()
+    assert vllm.has_vllm()

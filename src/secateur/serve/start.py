@@ -13,7 +13,7 @@ from secateur.errors import SecateurError, VerificationError
 from secateur.report.record import REPORT_FILE
 from secateur.runtime.accelerate import accelerate
 from secateur.serve.service import Service
-from secateur.serve.vllm import vllm_version
+from secateur.serve.vllm import has_vllm
 from secateur.serve.worker import EngineWorker
 
 Backend = Literal["vllm", "engine"]
@@ -52,10 +52,10 @@ def choose_backend(wanted: str) -> Backend:
     """
     if wanted not in BACKENDS:
         raise SecateurError(f"expected --backend {', '.join(BACKENDS)}, got {wanted!r}")
-    if wanted == "vllm" and vllm_version() is None:
+    if wanted == "vllm" and not has_vllm():
         raise SecateurError("expected vLLM for --backend vllm, but it is not installed here")
     if wanted == "auto":
-        return "engine" if vllm_version() is None else "vllm"
+        return "vllm" if has_vllm() else "engine"
     return "vllm" if wanted == "vllm" else "engine"
 
 

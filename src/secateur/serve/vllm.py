@@ -4,7 +4,8 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, entry_points, version
+from importlib.metadata import entry_points
+from importlib.util import find_spec
 
 from secateur.errors import SecateurError
 
@@ -12,12 +13,11 @@ PLUGIN_GROUP = "vllm.general_plugins"
 PLUGIN_NAME = "secateur"
 
 
-def vllm_version() -> str | None:
-    """The version of vLLM that is installed beside this package; None without one."""
-    try:
-        return version("vllm")
-    except PackageNotFoundError:
-        return None
+def has_vllm() -> bool:
+    """Whether vLLM is installed beside this package, by whatever name it was built."""
+    found = find_spec("vllm")
+    # A folder of that name without code in it has no origin.
+    return found is not None and found.origin is not None
 
 
 def has_plugin() -> bool:
@@ -68,7 +68,7 @@ def run_vllm(options: VllmOptions, extra: Sequence[str] = ()) -> None:
     Raises:
         SecateurError: vLLM is not installed, or would not see the plugin.
     """
-    if vllm_version() is None:
+    if not has_vllm():
         raise SecateurError("expected vLLM for --backend vllm, but it is not installed here")
     if not has_plugin():
         raise SecateurError(
