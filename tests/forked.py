@@ -10,6 +10,7 @@ import gc
 import multiprocessing
 import os
 import runpy
+import socket
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -79,6 +80,23 @@ def run_python(
 ) -> "CompletedProcess[str]":
     """The same to its end; arguments as of `fork_python`."""
     return fork_python(*arguments, env=env, cwd=cwd).wait(timeout)
+
+
+def run_together(number: int, *arguments: str, timeout: float = 240) -> None:
+    """So many at once, that find one another as processes of torchrun do; to the end of all.
+
+    Raises:
+        AssertionError: one of them failed; says what it said.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    sizes = {"WORLD_SIZE": str(number), "LOCAL_WORLD_SIZE": str(number)}
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), **sizes}
+    ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(number)]
+    for started in [fork_python(*arguments, env={**shared, **rank}) for rank in ranks]:
+        done = started.wait(timeout)
+        assert done.returncode == 0, done.stderr[-4000:]
 
 
 def _become(

@@ -1,8 +1,6 @@
 """Two processes that exchange gradients (DDP), or hold half of every weight each (FSDP2)."""
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -11,6 +9,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from forked import run_together
 from process_worker import pruned_model, train
 from sharded_worker import train_sharded
 from torch import Tensor
@@ -27,15 +26,7 @@ WORKER = Path(__file__).with_name("sharded_worker.py")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What two processes made: `ddp` and `fsdp`."""
     folder = tmp_path_factory.mktemp("processes")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    done = subprocess.run(
-        [*command, str(WORKER), str(folder)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
+    run_together(2, str(WORKER), str(folder))
     return folder
 
 
