@@ -1,0 +1,97 @@
+"""vLLM's engine from the folder to log-probabilities: its loader, models, attention and worker."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("vllm", reason="vLLM is not installed here: make test-vllm")
+
+from integrations.compact_models import saved
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from vllm.lora.request import LoRARequest
+from vllm.platforms import current_platform
+from vllm_plugin.whole import as_dense, engine, log_probs, small_model, vllm_log_probs
+
+pytestmark = pytest.mark.skipif(
+    current_platform.is_unspecified(), reason="this vLLM was built for no device that is here"
+)
+LORA_RANK = 8
+
+
+@pytest.fixture(autouse=True)
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+
+
+def rms(difference: Tensor) -> float:
+    return difference.square().mean().sqrt().item()
+
+
+def assert_as_good(served: Tensor, by_transformers: Tensor, exact: Tensor) -> None:
+    """Both round to 16 bits at much the same places, so both are about as far from the truth."""
+    assert rms(served - exact) < 2 * rms(by_transformers - exact)
+
+
+@pytest.mark.parametrize(
+    ("family", "options"),
+    [("llama", {}), ("qwen2", {"enforce_eager": False}), ("qwen3", {"tensor_parallel_size": 2})],
+)
+def test_whole_models_say_what_transformers_says(
+    family: str, options: dict[str, Any], tmp_path: Path
+) -> None:
+    models = [small_model(family, seed) for seed in (0, 1)]
+    folders = [saved(model, tmp_path / str(i)) for i, model in enumerate(models)]
+    with engine(folders[0], **options) as llm:
+        answers = [vllm_log_probs(llm)]
+        llm.collective_rpc("reload_weights", kwargs={"weights_path": str(folders[1])})
+        llm.reset_prefix_cache()
+        answers.append(vllm_log_probs(llm))
+    for model, answer in zip(models, answers, strict=True):
+        assert_as_good(answer, log_probs(model), log_probs(as_dense(model)))
+
+
+def add_adapter(model: nn.Module, folder: Path) -> None:
+    """Random LoRA on every linear layer of the blocks, written and merged into the model."""
+    generator = torch.Generator().manual_seed(3)
+    tensors: dict[str, Tensor] = {}
+    layers = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and ".layers." in name
+    }
+    for name, module in layers.items():
+        rows, columns = module.weight.shape
+        a = (0.05 * torch.randn(LORA_RANK, columns, generator=generator)).bfloat16()
+        b = (0.05 * torch.randn(rows, LORA_RANK, generator=generator)).bfloat16()
+        tensors[f"base_model.model.{name}.lora_A.weight"] = a
+        tensors[f"base_model.model.{name}.lora_B.weight"] = b
+        module.weight.data += b.to(module.weight) @ a.to(module.weight)
+    config = {
+        "peft_type": "LORA",
+        "r": LORA_RANK,
+        "lora_alpha": LORA_RANK,
+        "target_modules": sorted({name.rpartition(".")[2] for name in layers}),
+    }
+    folder.mkdir()
+    save_file(tensors, folder / "adapter_model.safetensors")
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+
+
+def test_adapters_work_on_layers_of_every_kind(tmp_path: Path) -> None:
+    model = small_model("llama")
+    adapted = as_dense(model)
+    add_adapter(adapted, tmp_path / "adapter")
+    plain, exact = log_probs(as_dense(model)), log_probs(adapted)
+    with engine(saved(model, tmp_path / "model"), enable_lora=True) as llm:
+        answer = vllm_log_probs(
+            llm, lora_request=LoRARequest("adapter", 1, str(tmp_path / "adapter"))
+        )
+    noise = rms(log_probs(model) - plain)
+    assert rms(exact - plain) > 10 * noise
+    assert rms(answer - exact) < 2 * noise
