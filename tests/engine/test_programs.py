@@ -11,10 +11,16 @@ from torch._dynamo.backends.common import aot_autograd
 
 from secateur import accelerate
 from secateur.engine import Engine, GenerationOptions
+from secateur.engine.compiled_parts import CompiledParts
+from secateur.engine.family import row_model
+from secateur.modules.removed_sublayer import RemovedSublayer
+
+PARTS = 3
+"""Block, rotary positions, last norm."""
 
 
 @pytest.mark.slow
-def test_all_lengths_and_batches_share_two_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_lengths_batches_and_blocks_share_programs(monkeypatch: pytest.MonkeyPatch) -> None:
     programs: list[torch.fx.GraphModule] = []
 
     def keep(program: torch.fx.GraphModule, _: Any) -> Any:
@@ -22,20 +28,57 @@ def test_all_lengths_and_batches_share_two_programs(monkeypatch: pytest.MonkeyPa
         return make_boxed_func(program)
 
     backend = aot_autograd(fw_compiler=keep, inference_compiler=keep)
-    compiled = partial(torch.compile, backend=backend)
-    monkeypatch.setattr("secateur.engine.decode.torch.compile", compiled)
+    monkeypatch.setattr("torch.compile", partial(torch.compile, backend=backend))
     monkeypatch.setattr("secateur.engine.decode._SHORTEST", 32)
     torch.compiler.reset()
-    model = tiny_model("llama", num_blocks=2)
+    model = tiny_model("llama", num_blocks=3)
     accelerate(model, force=True)
     engine = Engine(model, max_batch_size=16, max_length=64, compile=True)
     options = [GenerationOptions(5), GenerationOptions(5, temperature=1, top_k=3, logprobs=True)]
     engine.warm_up(options=options)
     # For a row alone and for several.
-    assert len(programs) == 2
+    assert len(programs) == 2 * PARTS
     for count in (1, 2, 3, 7):
         engine.generate([[5, 6, 7]] * count, options[count % 2])
-    assert len(programs) == 2
+    assert len(programs) == 2 * PARTS
     operations = [str(node.target) for program in programs for node in program.graph.nodes]
     # Masks come as numbers: none is made of True and False, layer after layer.
     assert not [one for one in operations if "where" in one or "scalar_tensor" in one]
+
+
+def test_blocks_of_another_kind_have_a_program_of_their_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    programs: list[torch.fx.GraphModule] = []
+
+    def keep(program: torch.fx.GraphModule, _: Any) -> Any:
+        programs.append(program)
+        return program.forward
+
+    monkeypatch.setattr("torch.compile", partial(torch.compile, backend=keep))
+    torch.compiler.reset()
+    model = tiny_model("llama", num_blocks=5)
+    for index in (1, 3):
+        model.model.layers[index].self_attn = RemovedSublayer(32, 2, layer_idx=index)
+    Engine(model, max_batch_size=1, max_length=64, compile=True).warm_up()
+    assert len(programs) == PARTS + 1
+
+
+def test_the_model_runs_as_before_once_a_step_is_over() -> None:
+    model: Any = tiny_model("llama", num_blocks=2)
+    own = model.model.layers[1].forward = partial(model.model.layers[1].forward)
+    store = row_model(model).store(1, 8)
+    window = store.window(0, torch.zeros(1, 1, dtype=torch.int64), 8)
+
+    def stop() -> None:
+        replaced = [block.forward for block in model.model.layers]
+        assert own not in replaced
+        raise ValueError("stop")
+
+    with (
+        pytest.raises(ValueError, match="stop"),
+        CompiledParts(model).running(window, any_batch=True),
+    ):
+        stop()
+    assert "forward" not in model.model.layers[0].__dict__
+    assert model.model.layers[1].__dict__["forward"] is own

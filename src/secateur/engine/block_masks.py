@@ -46,4 +46,6 @@ def _block_mask(position: Tensor, length: int, window: int | None) -> BlockMask:
         BLOCK_SIZE=(BLOCK, BLOCK),
         mask_mod=visible,
         seq_lengths=(1, length),
+        # What only gradients need.
+        compute_q_blocks=False,
     )

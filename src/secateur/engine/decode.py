@@ -1,19 +1,20 @@
-"""One token for every row: compiled if asked for, replayed from CUDA graphs on a GPU.
+"""One token for every row: in compiled parts if asked for, replayed from CUDA graphs on a GPU.
 
 A step is a forward pass, which depends on how many rows there are and how long they are, and the
 choice of tokens, which depends on what the rows ask for. Each is prepared on its own, so that a
 new kind of request costs no new forward pass.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask
 
-from secateur.engine.attention import Masks
 from secateur.engine.block_masks import block_masks
+from secateur.engine.compiled_parts import CompiledParts
 from secateur.engine.device_rows import DeviceRows
 from secateur.engine.family import RowModel
 from secateur.engine.graphs import GraphCapture, Launch
@@ -23,8 +24,6 @@ from secateur.engine.slot_cache import KeyValueStore, WindowCache
 _SHORTEST = 512
 _LENGTH_FACTOR = 4
 _GRANULE = 64
-# Every program is compiled once for all; torch gives up after 8 of one function, of all engines.
-_MANY_PROGRAMS = 256
 
 
 @dataclass(frozen=True)
@@ -51,16 +50,13 @@ class DecodeSteps:
     ) -> None:
         """`flex`: attention by torch's flex attention, for which a length needs no shape."""
         self._model, self._store, self._rows = model, store, rows
-        self._compiled = compiled
+        self._parts = CompiledParts(model.model) if compiled else None
         self._capture = capture
         self._flex = flex
         self.few_shapes = compiled or capture is not None
         """Whether steps are made for few shapes, and take long to make."""
         self._forwards: dict[DecodeShape, Launch] = {}
         self._choices: dict[tuple[int, SamplingKind], Launch] = {}
-        self._program = self._forward
-        if compiled:
-            self._program = torch.compile(self._forward, fullgraph=True, dynamic=False)
 
     def shape(self, batch: int, length: int) -> DecodeShape:
         """The shape that serves a batch whose longest row will have `length` positions.
@@ -125,37 +121,31 @@ class DecodeSteps:
         positions = self._rows.positions[: shape.batch].unsqueeze(1)
         logits = self._rows.logits[: shape.batch]
         window = self._store.window(0, positions, shape.length)
-        run = self._run_program if self._compiled else self._forward
+        if self._parts is not None and not self._flex:
+            _mark_dynamic(window)
 
         def step() -> None:
             with torch.no_grad(), self._model.attending():
-                # Not in the program, which would make them anew for every layer. Flex attention
-                # has blocks, which are made of functions that only the program can read.
-                masks = {} if self._flex else self._model.masks(positions, shape.length)
-                run(tokens, window, masks, logits)
+                # Not in the programs, which would make them anew for every layer.
+                masks = self._masks(window)
+                with self._compiled(window):
+                    logits.copy_(self._model.last_logits(tokens, window, masks))
 
         return step
 
-    def _run_program(
-        self, tokens: Tensor, window: WindowCache, masks: Masks, logits: Tensor
-    ) -> None:
-        if not self._flex:
-            # One program for all lengths and batches; a single row has one of its own.
-            torch._dynamo.maybe_mark_dynamic(window.reach, 0)
+    def _compiled(self, window: WindowCache) -> AbstractContextManager[None]:
+        if self._parts is None:
+            return nullcontext()
+        return self._parts.running(window, any_batch=not self._flex)
+
+    def _masks(self, window: WindowCache) -> Mapping[str, Tensor] | Mapping[str, BlockMask]:
+        if self._flex:
+            return block_masks(self._model.plan.windows, window.positions, window.length)
+        masks = self._model.masks(window.positions, window.length)
+        if self._parts is not None:
             for mask in masks.values():
                 torch._dynamo.maybe_mark_dynamic(mask, 3)
-            if len(tokens) > 1:
-                for tensor in (tokens, logits, *window.tensors(), *masks.values()):
-                    torch._dynamo.maybe_mark_dynamic(tensor, 0)
-        with torch._dynamo.config.patch(
-            recompile_limit=_MANY_PROGRAMS, accumulated_recompile_limit=4 * _MANY_PROGRAMS
-        ):
-            self._program(tokens, window, masks, logits)
-
-    def _forward(self, tokens: Tensor, window: WindowCache, masks: Masks, logits: Tensor) -> None:
-        """What is compiled: tokens [B, 1] to logits [B, vocabulary]."""
-        seen = masks or block_masks(self._model.plan.windows, window.positions, window.length)
-        logits.copy_(self._model.last_logits(tokens, window, seen))
+        return masks
 
     def _choice_of(self, batch: int, kind: SamplingKind) -> Launch:
         rows = self._rows
@@ -167,3 +157,11 @@ class DecodeSteps:
             rows.advance(batch, tokens, logprobs)
 
         return step
+
+
+def _mark_dynamic(window: WindowCache) -> None:
+    """Have one program serve all lengths and batches; a single row has one of its own."""
+    torch._dynamo.maybe_mark_dynamic(window.reach, 0)
+    if len(window.positions) > 1:
+        for tensor in window.tensors():
+            torch._dynamo.maybe_mark_dynamic(tensor, 0)

@@ -67,8 +67,9 @@ class Engine:
             max_length: tokens of a request, prompt and continuation; by default the model's
                 context, at most 4096. Memory for keys and values grows with both.
             device: where the model is moved; by default it stays where it is.
-            compile: compile decode steps with `torch.compile`, by default on a GPU. The first
-                step of one row, and of several, then takes long; see `warm_up`.
+            compile: compile decode steps with `torch.compile`, by default on a GPU: each kind of
+                block once, and no program reaches beyond a block. The first step of one row, and
+                of several, then takes long; see `warm_up`.
             prefill_chunk: tokens of prompts that are computed at a time, which bounds memory.
             cuda_graphs: replay decode steps from CUDA graphs, by default on a GPU.
             attention: how compiled decode steps attend: `sdpa` reads as many keys as the next of
@@ -78,7 +79,8 @@ class Engine:
         Raises:
             SecateurError: a number is out of range, CUDA graphs are asked for elsewhere than on
                 a GPU, flex attention without compilation, off a GPU or for a model with an
-                attention of its own, or the model's family cannot work like this.
+                attention of its own, or the model's family cannot work like this; or blocks are
+                to be compiled and none are found.
         """
         if device is not None:
             model.to(device)

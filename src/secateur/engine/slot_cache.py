@@ -88,6 +88,11 @@ class WindowCache(Cache):  # type: ignore[misc]
             ]
         )
 
+    def of_layer(self, index: int) -> "LayerCache | None":
+        """The same for a block that uses one layer only; None if that keeps nothing."""
+        layer = self.layers[index]
+        return LayerCache(layer) if isinstance(layer, _WindowLayer) else None
+
     @property
     def position_ids(self) -> Tensor:
         """Positions for the model, which need not have one for tokens that are not kept."""
@@ -99,6 +104,20 @@ class WindowCache(Cache):  # type: ignore[misc]
         for layer in self.layers:
             if isinstance(layer, _WindowLayer):
                 yield from (layer.rows, layer.all_keys, layer.all_values)
+
+
+class LayerCache(Cache):  # type: ignore[misc]
+    """One layer of a cache, whichever is asked for: no index gets into a program for all layers."""
+
+    def __init__(self, layer: "_WindowLayer") -> None:
+        super().__init__(layers=[layer])
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Write states to the layer; returns those that it gives for them."""
+        states: tuple[Tensor, Tensor] = self.layers[0].update(key_states, value_states)
+        return states
 
 
 class _WindowLayer(CacheLayerMixin):  # type: ignore[misc]

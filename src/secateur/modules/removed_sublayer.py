@@ -49,8 +49,9 @@ class RemovedSublayer(nn.Module):
                 "expected hidden states first or as `hidden_states`, got "
                 f"{type(hidden).__name__} among {len(given)} arguments"
             )
-        if self.layer_idx is not None:
-            _lengthen(_cache_in(given), self.layer_idx, hidden)
+        cache = _cache_in(given)
+        if cache is not None and self.layer_idx is not None:
+            _lengthen(cache, self.layer_idx, hidden)
         zeros = hidden.new_zeros((*hidden.shape[:-1], self.width))
         if self.tuple_length is None:
             return zeros
@@ -71,8 +72,6 @@ def _cache_in(values: Iterable[Any]) -> Any:
 
 
 def _lengthen(cache: Any, layer_idx: int, hidden: Tensor) -> None:
-    if cache is None:
-        return
     batch, length = hidden.shape[:2]
     heads = width = 1
     layers = getattr(cache, "layers", ())

@@ -1,0 +1,116 @@
+"""A model in parts, each compiled by itself: parts that are alike share one program.
+
+One program for a whole model takes the longer to compile the deeper the model is. Its blocks are
+mostly the same code over other weights, and to a program weights are inputs.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from secateur.engine.slot_cache import WindowCache
+from secateur.models.blocks import INDEX_NAMES, find_blocks
+
+# Every program is compiled once for all; torch gives up after 8 of one function, of all engines.
+_MANY_PROGRAMS = 256
+
+Forward = Callable[..., Any]
+
+
+@dataclass(frozen=True, eq=False)
+class _Part:
+    module: nn.Module
+    forward: Forward
+    layer: int | None
+    """The entry of the cache that it uses; None if that is not exactly one."""
+
+
+class CompiledParts:
+    """The blocks of a model, and the modules beside them, as programs."""
+
+    def __init__(self, model: nn.Module) -> None:
+        """Compiles nothing yet: a part is compiled when it first runs.
+
+        Args:
+            model: keeps its blocks; layers in them may be replaced.
+
+        Raises:
+            SecateurError: the model's blocks are not found.
+        """
+        self._parts = [
+            _Part(module, module.forward, _layer_of(module)) for module in _find_parts(model)
+        ]
+        self._program = torch.compile(_call, fullgraph=True, dynamic=False)
+
+    @contextmanager
+    def running(self, window: WindowCache, *, any_batch: bool) -> Iterator[None]:
+        """While this is open, a forward pass of the model over this window runs the programs.
+
+        Args:
+            window: the cache of the pass.
+            any_batch: one program serves all batches of several rows, else each has its own.
+        """
+        own = [part.module.__dict__.get("forward") for part in self._parts]
+        for part in self._parts:
+            part.module.__dict__["forward"] = self._compiled(part, window, any_batch)
+        try:
+            with torch._dynamo.config.patch(
+                recompile_limit=_MANY_PROGRAMS, accumulated_recompile_limit=4 * _MANY_PROGRAMS
+            ):
+                yield
+        finally:
+            for part, before in zip(self._parts, own, strict=True):
+                if before is None:
+                    del part.module.__dict__["forward"]
+                else:
+                    part.module.__dict__["forward"] = before
+
+    def _compiled(self, part: _Part, window: WindowCache, any_batch: bool) -> Forward:
+        batch = len(window.positions)
+        cache = window if part.layer is None else window.of_layer(part.layer)
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            given = [cache if value is window else value for value in args]
+            named = {name: cache if value is window else value for name, value in kwargs.items()}
+            if any_batch and batch > 1:
+                _mark_rows((*given, *named.values()), batch)
+            return self._program(part.forward, given, named)
+
+        return forward
+
+
+def _call(forward: Forward, args: list[Any], kwargs: dict[str, Any]) -> Any:
+    return forward(*args, **kwargs)
+
+
+def _mark_rows(values: tuple[Any, ...], batch: int) -> None:
+    for value in values:
+        if isinstance(value, tuple):
+            _mark_rows(value, batch)
+        elif isinstance(value, Tensor) and value.ndim > 0 and len(value) == batch:
+            torch._dynamo.maybe_mark_dynamic(value, 0)
+
+
+def _find_parts(model: nn.Module) -> Iterator[nn.Module]:
+    """Blocks, and what stands beside them or their containers and is no layer of torch's own."""
+    blocks = find_blocks(model)
+    yield from blocks.modules
+    path = blocks.name.split(".")
+    for depth, leads_to_blocks in enumerate(path):
+        for name, child in model.get_submodule(".".join(path[:depth])).named_children():
+            if name != leads_to_blocks and not type(child).__module__.startswith("torch.nn."):
+                yield child
+
+
+def _layer_of(module: nn.Module) -> int | None:
+    found = {
+        value
+        for inner in module.modules()
+        for name in INDEX_NAMES
+        if isinstance(value := getattr(inner, name, None), int)
+    }
+    return found.pop() if len(found) == 1 else None
