@@ -6,6 +6,7 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
+import pytest
 import torch
 
 # Before any kernel is imported: where there is no GPU, Triton's interpreter runs them.
@@ -25,7 +26,8 @@ if find_spec("hypothesis"):
 torch.set_num_threads(1)
 
 
-def pytest_collection_finish() -> None:
+@pytest.fixture(scope="module", autouse=True)
+def _collector_passes_over_what_was_there_before() -> None:
     """Accelerate collects garbage at the end of every training, and Python does now and then: it
     need not go through the million objects of what was imported each time."""
     gc.collect()
