@@ -121,13 +121,11 @@ def test_console_script() -> None:
 
 
 FRONT_PAGE = """
-import sys, time
-started = time.process_time()
+import sys
 from secateur_command import main
 try:
     main()
 finally:
-    assert time.process_time() - started < 1.0
     assert not {"torch", "transformers", "secateur"} & set(sys.modules)
 """
 
