@@ -12,6 +12,7 @@ from rich.text import Text
 from secateur.checkpoint.load import DTYPES, usable_device
 from secateur.cli.options import Device, Dtype, TrustRemoteCode, counts
 from secateur.cli.waiting import shown_progress, waiting_for
+from secateur.cli.written import say_wrote
 from secateur.errors import SecateurError
 from secateur.report import throughput_words
 from secateur.report.throughput_page import render_throughput
@@ -105,7 +106,10 @@ def bench_command(
         append_throughput(record, json_lines)
     if page is not None:
         page.write_text(render_throughput(record), encoding="utf-8")
-    _print(record)
+    console = Console(emoji=False)
+    _print(console, record)
+    for path in filter(None, (json_lines, page)):
+        say_wrote(console, path)
 
 
 def _measured(candidates: list[Candidate], options: ThroughputOptions) -> ThroughputRecord:
@@ -119,8 +123,7 @@ def _require_writable(path: Path) -> None:
         raise SecateurError(f"expected a file in a folder that exists, got {path}")
 
 
-def _print(record: ThroughputRecord) -> None:
-    console = Console(emoji=False)
+def _print(console: Console, record: ThroughputRecord) -> None:
     console.print(_table(record))
     console.print(throughput_words.headline(record), markup=False, highlight=False)
     for sentence in throughput_words.cautions(record):
