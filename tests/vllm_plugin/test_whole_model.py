@@ -56,6 +56,12 @@ def test_whole_models_say_what_transformers_says(
         assert_as_good(answer, log_probs(model), log_probs(as_dense(model)))
 
 
+def test_experts_stay_vllms_own_beside_compressed_layers(tmp_path: Path) -> None:
+    model = small_model("qwen3_moe")
+    with engine(saved(model, tmp_path)) as llm:
+        assert_as_good(vllm_log_probs(llm), log_probs(model), log_probs(as_dense(model)))
+
+
 def add_adapter(model: nn.Module, folder: Path) -> None:
     """Random LoRA on every linear layer of the blocks, written and merged into the model."""
     generator = torch.Generator().manual_seed(3)

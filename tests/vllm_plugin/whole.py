@@ -1,8 +1,9 @@
 """Small models of all kinds of layers, and what vLLM's own engine makes of them."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,14 @@ import torch
 from families import VOCAB_SIZE, model_from
 from integrations.compact_models import dense_sites, in_dtype, make_both, make_low_rank, random_mask
 from torch import Tensor
-from transformers import LlamaConfig, PreTrainedConfig, PreTrainedModel, Qwen2Config, Qwen3Config
+from transformers import (
+    LlamaConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen3Config,
+    Qwen3MoeConfig,
+)
 from vllm import LLM, SamplingParams
 
 from secateur.compress import compress_with_report
@@ -37,10 +45,12 @@ SIZES: dict[str, Any] = {
     "num_hidden_layers": 4,
     "max_position_embeddings": 128,
 }
-CONFIGS: dict[str, type[PreTrainedConfig]] = {
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64}
+CONFIGS: dict[str, Callable[..., PreTrainedConfig]] = {
     "llama": LlamaConfig,
     "qwen2": Qwen2Config,
     "qwen3": Qwen3Config,
+    "qwen3_moe": partial(Qwen3MoeConfig, **EXPERTS, norm_topk_prob=True),
 }
 IDS = (torch.arange(1, 40) * 37 % VOCAB_SIZE).tolist()
 
@@ -74,10 +84,10 @@ def log_probs(model: PreTrainedModel) -> Tensor:
 
 
 def as_dense(model: PreTrainedModel) -> PreTrainedModel:
-    """The same in double precision, of dense layers."""
+    """The same in single precision, of dense layers."""
     dense = deepcopy(model)
     unpack_layers(dense)
-    dense.double()
+    dense.float()
     to_dense(dense, compressed_modules(dense))
     return dense
 
