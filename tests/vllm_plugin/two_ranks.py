@@ -3,6 +3,7 @@
 A file of its own, so that a process can import it by name.
 """
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -89,7 +90,7 @@ def _weights(layer: nn.Module) -> dict[str, Tensor]:
     for segment in getattr(layer, "segments", [layer]):
         if hasattr(segment, "dense_weight"):
             held.append(segment.dense_weight())
-        elif getattr(segment, "weight", None) is not None:
+        elif getattr(segment, "weight", None) is not None and segment.weight.numel():
             held.append(segment.weight.detach())
     return {"weights": torch.cat(held)} if held else {}
 
@@ -97,6 +98,9 @@ def _weights(layer: nn.Module) -> dict[str, Tensor]:
 def work(rank: int, folder: str) -> None:
     """Serve all cases as one of two ranks; results go to a file."""
     torch.set_num_threads(1)
+    # By this name vLLM's builds for CPUs find the memory that ranks share.
+    place = Path(folder)
+    os.environ["VLLM_DIST_IDENT"] = f"{place.parent.name}-{place.name}"
     with ranks(Path(folder) / "meeting", rank, 2):
         results = {case: serve(name, layers, rank) for case, (name, layers) in cases().items()}
         torch.save(results, Path(folder) / f"rank{rank}.pt")
