@@ -1,7 +1,5 @@
 """Greedy tokens of the engine are those of transformers' own generate."""
 
-from functools import partial
-
 import pytest
 import torch
 from families import FAMILIES, model_from, tiny_model
@@ -13,6 +11,9 @@ from secateur.engine import Engine, GenerationOptions
 from secateur.models.swap import convert_sparse24
 from secateur.modules import LowRankLinear
 from secateur.modules.removed_sublayer import RemovedSublayer
+
+COMPILER = "secateur.engine.fused_residuals.COMPILER"
+"""What compiles blocks: set to one that leaves out the code for them, which takes long to make."""
 
 PROMPT_LENGTHS = (3, 21, 1, 12)
 
@@ -142,9 +143,7 @@ def same_when_compiled(model: PreTrainedModel, flex: bool = False) -> None:
 def test_parts_are_one_graph_each_that_writes_in_place(
     family: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # All of torch.compile but the generated code, which takes a minute on a busy machine.
-    compiled = partial(torch.compile, backend="aot_eager")
-    monkeypatch.setattr("torch.compile", compiled)
+    monkeypatch.setattr(COMPILER, "aot_eager")
     torch.compiler.reset()
     # The sixth block of gemma3 is the first to see everything.
     same_when_compiled(tiny_model(family, num_blocks=7 if family == "gemma3" else 2))
@@ -154,8 +153,7 @@ def test_parts_are_one_graph_each_that_writes_in_place(
 def test_compressed_layers_are_in_their_blocks_graphs(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    compiled = partial(torch.compile, backend="aot_eager")
-    monkeypatch.setattr("torch.compile", compiled)
+    monkeypatch.setattr(COMPILER, "aot_eager")
     torch.compiler.reset()
     model = compressed(2)
     model.model.layers[0].self_attn = RemovedSublayer(32, 2, layer_idx=0)
@@ -175,8 +173,7 @@ def test_accelerated_models_give_the_same_tokens() -> None:
 def test_accelerated_layers_are_in_their_blocks_graphs(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    compiled = partial(torch.compile, backend="aot_eager")
-    monkeypatch.setattr("torch.compile", compiled)
+    monkeypatch.setattr(COMPILER, "aot_eager")
     torch.compiler.reset()
     model = tiny_model("llama", num_blocks=1)
     accelerate(model, force=True)
@@ -185,8 +182,7 @@ def test_accelerated_layers_are_in_their_blocks_graphs(
 
 @pytest.mark.slow
 def test_flex_attention_is_in_the_blocks_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
-    compiled = partial(torch.compile, backend="aot_eager")
-    monkeypatch.setattr("torch.compile", compiled)
+    monkeypatch.setattr(COMPILER, "aot_eager")
     torch.compiler.reset()
     # Two kinds of layers, so that the steps get two masks. Its fast code is for GPUs.
     same_when_compiled(tiny_model("qwen2", num_blocks=2), flex=True)

@@ -15,6 +15,7 @@ from secateur.engine.compiled_parts import CompiledParts
 from secateur.engine.family import row_model
 from secateur.modules.removed_sublayer import RemovedSublayer
 
+COMPILER = "secateur.engine.fused_residuals.COMPILER"
 PARTS = 3
 """Block, rotary positions, last norm."""
 
@@ -28,7 +29,7 @@ def test_all_lengths_batches_and_blocks_share_programs(monkeypatch: pytest.Monke
         return make_boxed_func(program)
 
     backend = aot_autograd(fw_compiler=keep, inference_compiler=keep)
-    monkeypatch.setattr("torch.compile", partial(torch.compile, backend=backend))
+    monkeypatch.setattr(COMPILER, backend)
     monkeypatch.setattr("secateur.engine.decode._SHORTEST", 32)
     torch.compiler.reset()
     model = tiny_model("llama", num_blocks=3)
@@ -55,7 +56,7 @@ def test_blocks_of_another_kind_have_a_program_of_their_own(
         programs.append(program)
         return program.forward
 
-    monkeypatch.setattr("torch.compile", partial(torch.compile, backend=keep))
+    monkeypatch.setattr(COMPILER, keep)
     torch.compiler.reset()
     model = tiny_model("llama", num_blocks=5)
     for index in (1, 3):

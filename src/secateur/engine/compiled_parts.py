@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from secateur.engine.fused_residuals import compiled_with_residuals
 from secateur.engine.slot_cache import WindowCache
 from secateur.models.blocks import INDEX_NAMES, find_blocks
 
@@ -44,7 +45,9 @@ class CompiledParts:
         self._parts = [
             _Part(module, module.forward, _layer_of(module)) for module in _find_parts(model)
         ]
-        self._program = torch.compile(_call, fullgraph=True, dynamic=False)
+        self._program = torch.compile(
+            _call, backend=compiled_with_residuals, fullgraph=True, dynamic=False
+        )
 
     @contextmanager
     def running(self, window: WindowCache, *, any_batch: bool) -> Iterator[None]:
