@@ -102,7 +102,20 @@ def untouched() -> dict[str, Callable[[Tensor, Tensor], Any]]:
         y = layer(x)
         return y + r.tanh()
 
+    def written_to(x: Tensor, r: Tensor) -> Tensor:
+        r = r.clone()
+        y = layer(x)
+        r.mul_(2)
+        return r + y
+
+    def in_place(x: Tensor, r: Tensor) -> Tensor:
+        total = r.clone()
+        total += layer(x)
+        return total
+
     return {
+        "written to": written_to,
+        "in place": in_place,
         "used twice": used_twice,
         "made behind the layer": behind_the_layer,
         "a number": lambda x, r: layer(x) + 1.0,

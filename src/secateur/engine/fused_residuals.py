@@ -26,7 +26,7 @@ _RESIDUAL: dict[Any, int] = {
     for op in _LAYERS
     for target in (op, op.default)
 }
-_SUMS = (operator.add, operator.iadd, torch.add)
+_SUMS = (operator.add, torch.add)
 
 COMPILER: Any = "inductor"
 """What compiles the graph then: a backend of torch.compile, or its name."""
@@ -77,6 +77,8 @@ def _layer_summed(node: Node, place: dict[Node, int]) -> Node | None:
             and _takes_a_residual(layer)
             and len(layer.users) == 1
             and place[other] < place[layer]
+            # Nobody may have written to it by then.
+            and not any(place[layer] < place[user] < place[node] for user in other.users)
             and _alike(layer, other)
         ):
             return layer
