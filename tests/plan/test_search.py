@@ -117,6 +117,36 @@ def test_it_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(seen) == 2
 
 
+def test_two_forms_are_mixed_where_nothing_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each form alone keeps to the limit and was built; the two together lose less."""
+
+    def loss(selection: Selection) -> float:
+        return DENSE_LOSS + sum(choice.loss for choice in selection.forms.values())
+
+    def unit(block: int, name: str, sparse: float, factored: float) -> Unit:
+        forms = (Choice("2:4", 10.0, 10, sparse), Choice("rank 16", 10.0, 10, factored, 16))
+        return Unit(name, block, (64, 48), (Choice("dense", 20.0, 20, 0.0), *forms))
+
+    units = tuple(
+        unit(i, n, 0.1 + 0.4 * (i % 2), 0.5 - 0.4 * (i % 2)) for i, n in enumerate("abcd")
+    )
+    table = Table(units, (), 4, 20.0, 20)
+    starts = []
+    for form in ("2:4", "rank 16"):
+        selection = select(table, dict.fromkeys("abcd", form))
+        losses = (loss(selection),) * 3
+        starts.append(Trial(selection, None, nn.Identity(), losses[0], losses))
+    seen = tries(monkeypatch, loss)
+    best = found(table, starts=tuple(starts))
+    assert seen == [of()]
+    assert {n: c.form for n, c in best.selection.forms.items()} == {
+        "a": "2:4",
+        "b": "rank 16",
+        "c": "2:4",
+        "d": "rank 16",
+    }
+
+
 def test_the_table_as_seen_from_a_built_model() -> None:
     table = table_of(ALONE)
     selection = select(table, dict.fromkeys("abc", "rank 16"), [table.removals[3]])

@@ -41,7 +41,8 @@ def search(
         measured: of it.
         table: the choices to select among, of `measured` or a part of it.
         limit: to keep to, by the table's times.
-        starts: selections of the table that were built before; empty: the table's best one.
+        starts: selections of the table that were built before, each perhaps of fewer forms than the
+            table offers; empty: the table's best one.
         most: models to build beside that, at most.
         progress: told of each model built.
 
@@ -53,7 +54,7 @@ def search(
         starts = (build_trial(bench, solve(table, limit)),)
     best = min(starts, key=lambda trial: trial.loss)
     progress.advance(f"loss {best.loss:.4f}")
-    tried = {removed(trial.selection) for trial in starts}
+    tried = {removed(trial.selection) for trial in starts if _is_best_left(table, limit, trial)}
     dearer: dict[str, float] = {}
     misses = 0
     for _ in range(most):
@@ -75,6 +76,13 @@ def search(
         for name in new:
             dearer[name] = dearer.get(name, 0.0) + max(0.0, more) / len(new)
     return best
+
+
+def _is_best_left(table: Table, limit: Limit, trial: Trial) -> bool:
+    """Whether the table has no other forms for what a built selection leaves."""
+    best = find(table, limit, Nearby(removed(trial.selection), 0))
+    built = {name: choice.form for name, choice in trial.selection.forms.items()}
+    return best is None or built == {name: choice.form for name, choice in best.forms.items()}
 
 
 def removed(selection: Selection) -> frozenset[str]:
