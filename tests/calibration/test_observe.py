@@ -185,6 +185,20 @@ def test_every_way_to_multiply_all_at_once_is_seen(
     assert torch.equal(last, inputs[2])
 
 
+@pytest.mark.parametrize("inputs", [torch.randn(6, 4), torch.randn(1, 6, 4)])
+def test_tokens_that_all_experts_share_are_seen_by_each(inputs: Tensor) -> None:
+    module = FusedExperts(torch.matmul)
+    seen: dict[str, list[Tensor]] = {f"experts.{expert}.stack": [] for expert in range(3)}
+    sites = [
+        WeightSite(name, module, "stack", stored_transposed=True, expert=expert)
+        for expert, name in enumerate(seen)
+    ]
+    with observed(sites, {name: tensors.append for name, tensors in seen.items()}):
+        torch.matmul(inputs, module.stack)
+    for (rows,) in seen.values():
+        assert torch.equal(rows, inputs.reshape(6, 4))
+
+
 @pytest.mark.parametrize("family", ["mixtral", "qwen3_moe", "gpt2", "llama", "opt", "gptj"])
 def test_every_site_is_seen_with_as_many_columns_as_it_has(family: str) -> None:
     model = tiny_model(family)

@@ -47,7 +47,7 @@ class _SliceWatch(TorchFunctionMode):
 
     Fused experts are no modules, so no hook can see what reaches one of them. The slice shares
     the parameter's storage, and its offset there tells which expert it is. A product with the
-    whole parameter is one of inputs [num_experts, tokens, K].
+    whole parameter is one of inputs [num_experts, tokens, K], or of [tokens, K] for all experts.
     """
 
     def __init__(self, sites: Sequence[WeightSite], sinks: Mapping[str, Sink]) -> None:
@@ -81,7 +81,7 @@ class _SliceWatch(TorchFunctionMode):
                 sink(inputs)
             return
         for expert, sink in self._stacks.get(place, {}).items():
-            rows = inputs[expert]
+            rows = inputs.expand(len(weight), -1, -1)[expert]
             # Every expert is given every token, those of others as zeros.
             routed = rows[rows.any(dim=-1)]
             if len(routed):
