@@ -171,6 +171,23 @@ def test_batches_that_became_smaller_stay_so(
     assert records(report) == records(expected)
 
 
+def test_finished_blocks_after_one_that_memory_is_short_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Block 1 is missing and made anew in smaller batches than block 2 was made in."""
+    folder = save(tiny_model("llama", 4), tmp_path / "in")
+    options = {"recipe": recipe_of(method="sparsegpt")}
+    monkeypatch.setattr(BlockJournal, "save", at_call(4, BlockJournal.save, Stop()))
+    with pytest.raises(Stop):
+        stream(folder, tmp_path / "out", **options)
+    monkeypatch.undo()
+    (job_folder(tmp_path / "out") / "block-00001.json").unlink()
+    # The first batch is run through block 0.
+    monkeypatch.setattr(LlamaMLP, "forward", short_of_memory_at(2))
+    report = stream(folder, tmp_path / "out", resume=True, **options)
+    assert [bool(entry["note"]) for entry in records(report)[:4]] == [False, True, False, False]
+
+
 Fault = tuple[Any, str, Callable[..., Any]]
 """Where a function is, its name, and one that fails instead."""
 

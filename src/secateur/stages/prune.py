@@ -97,8 +97,10 @@ class BlockPruner:
         self._plan = plan
         self._device = device
         self._progress = progress
+        self._whole: BlockInputs | None = None
+        """Of the block at hand, in batches as they were given."""
         self._inputs: BlockInputs | None = None
-        """Of the block at hand, in batches that fit in memory."""
+        """The same memory in batches that fit."""
         self._together: list[int] = []
         """Samples of every batch that there was memory for at once, in the block at hand."""
         self._seconds = {"calibrating": 0.0, "pruning": 0.0, "tuning": 0.0, "propagating": 0.0}
@@ -120,7 +122,7 @@ class BlockPruner:
             check_tuning(self._tuning, self._blocks, inputs, self._opened, looked_at)
         num_steps = sum(map(self._num_steps, range(len(self._plan))))
         self._progress.begin(f"prune ({self._stage.method})", num_steps)
-        self._inputs = inputs
+        self._whole = self._inputs = inputs
         layers: list[LayerRecord] = []
         block_records: list[BlockRecord] = []
         for index, block in enumerate(self._blocks.modules):
@@ -145,12 +147,15 @@ class BlockPruner:
 
     def _pass_through(self, block: nn.Module, index: int, together: list[int]) -> None:
         """Move hidden states through a block that is pruned already, as they were moved then."""
-        if self._inputs is not None:
-            while len(self._inputs) < len(together):
-                self._inputs = self._inputs.halved()
+        if self._inputs is not None and self._whole is not None:
+            # A block that was missing before it may have been made anew in smaller batches.
+            inputs = self._inputs if len(self._inputs) <= len(together) else self._whole
+            while len(inputs) < len(together):
+                inputs = inputs.halved()
+            self._inputs = inputs
             with self._opened(index), self._timed("propagating"):
-                for batch, output in enumerate(self._inputs.stream(block, index, together)):
-                    self._inputs.hidden[batch].copy_(output)
+                for batch, output in enumerate(inputs.stream(block, index, together)):
+                    inputs.hidden[batch].copy_(output)
         for _ in range(self._num_steps(index)):
             self._progress.advance(f"block {index} was finished before")
 
