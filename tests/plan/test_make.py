@@ -1,6 +1,7 @@
 """Plans of tiny models from beginning to end. Limits are in bytes, so that no time decides."""
 
 import json
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,14 +18,14 @@ from secateur.models.blocks import find_blocks
 from secateur.models.measure import num_bytes
 from secateur.models.swap import compressed_modules
 from secateur.plan import build
-from secateur.plan.build import Bench, build_trial, fitted_to, restricted
+from secateur.plan.build import Bench, Trial, build_trial, fitted_to, restricted
 from secateur.plan.make import Target, make_plan
 from secateur.plan.options import PlanOptions
 from secateur.plan.result import Plan
 from secateur.plan.solve import solve
-from secateur.plan.table import Choice, Limit, Removal, Table, Unit
+from secateur.plan.table import Choice, Limit, Removal, Selection, Table, Unit
 from secateur.plan.workload import Workload
-from secateur.recipe import recipe_from_dict
+from secateur.recipe import DropBlocksStage, Recipe, recipe_from_dict
 
 IDS = torch.randint(3, 128, (8, 16), generator=torch.Generator().manual_seed(3))
 OPTIONS = PlanOptions(rank_fractions=(0.8,), rounds=1)
@@ -195,6 +196,38 @@ def test_what_is_too_slow_is_selected_again(
     fastest = fitted_to(bench, table, limit, build_trial(bench, solve(table, limit)))
     assert len(fastest.trial.selection.removals) == 2
     assert fastest.taken(limit) == pytest.approx(80.0 / 65.0)
+
+
+def test_two_models_at_most_are_in_memory_when_others_are_selected(
+    model: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Removals save a quarter of what was predicted: 2, 4 and at last 8 are tried."""
+    names = [f"unit {block}" for block in range(12)]
+    units = tuple(
+        Unit(name, block, (64, 32), (Choice("dense", 1.0, 1, 0.0),))
+        for block, name in enumerate(names)
+    )
+    removals = tuple(Removal(b, "block", (name,), 19.0, 1, 1.0) for b, name in enumerate(names))
+    table = Table(units, removals, 12, 88.0, 1)
+    recipe = Recipe(stages=(DropBlocksStage(blocks=(0,)),))
+    made: list[weakref.ref[nn.Module]] = []
+    alive: list[int] = []
+
+    def built_of(_: Bench, selection: Selection) -> Trial:
+        network = nn.Linear(len(selection.removals), 1)
+        made.append(weakref.ref(network))
+        alive.append(sum(reference() is not None for reference in made))
+        return Trial(selection, recipe, network, 1.0, (1.0,))
+
+    def times(_: Bench, models: dict[str, Any]) -> dict[str, float]:
+        return {"dense": 100.0, "built": 100.0 - 5.0 * models["built"].in_features}
+
+    monkeypatch.setattr(build, "_times", times)
+    monkeypatch.setattr(build, "build_trial", built_of)
+    bench, limit = bench_of(model), Limit(milliseconds=60.0)
+    built = fitted_to(bench, table, limit, built_of(bench, solve(table, limit)))
+    assert (len(built.trial.selection.removals), built.attempts) == (8, 3)
+    assert alive == [1, 2, 2]
 
 
 def test_what_is_faster_than_asked_gets_its_ranks_back(

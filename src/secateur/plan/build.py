@@ -132,21 +132,34 @@ def fitted_to(bench: Bench, table: Table, limit: Limit, trial: Trial) -> Built:
     Returns:
         The slowest model of those that keep to the limit, or else the fastest.
     """
-    found: list[Built] = []
+    built = best = _timed(bench, table, trial, 1)
     done = [_does(trial.selection)]
-    for attempt in range(1, _ATTEMPTS + 1):
-        times = _times(bench, {"built": trial.model})
-        speedup = times[DENSE] / times["built"]
-        if trial.recipe is not None:
-            table = retimed(table, trial.selection, table.dense_milliseconds / speedup)
-        found.append(Built(trial, table, speedup, attempt))
-        selection = _again(found[-1], limit)
-        if attempt == _ATTEMPTS or selection is None or _does(selection) in done:
+    del trial
+    for attempt in range(2, _ATTEMPTS + 1):
+        selection = _again(built, limit)
+        if selection is None or _does(selection) in done:
             break
         done.append(_does(selection))
-        trial = build_trial(bench, selection)
-    kept = [built for built in found if built.taken(limit) <= 1 + TOLERANCE]
-    return max(kept or found, key=lambda built: built.speedup * (-1 if kept else 1))
+        table = built.table
+        # Its model goes before another is built, unless it is the best.
+        del built
+        built = _timed(bench, table, build_trial(bench, selection), attempt)
+        best = _better(best, built, limit)
+    return best
+
+
+def _timed(bench: Bench, table: Table, trial: Trial, attempt: int) -> Built:
+    times = _times(bench, {"built": trial.model})
+    speedup = times[DENSE] / times["built"]
+    if trial.recipe is not None:
+        table = retimed(table, trial.selection, table.dense_milliseconds / speedup)
+    return Built(trial, table, speedup, attempt)
+
+
+def _better(one: Built, other: Built, limit: Limit) -> Built:
+    """The slower of those that keep to the limit, or else the faster; `one` if they are alike."""
+    kept = [built for built in (one, other) if built.taken(limit) <= 1 + TOLERANCE]
+    return max(kept or (one, other), key=lambda built: built.speedup * (-1 if kept else 1))
 
 
 def _again(built: Built, limit: Limit) -> Selection | None:

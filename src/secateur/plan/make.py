@@ -101,8 +101,8 @@ def make_plan(
         seed: of the draw.
         evaluation_text: a text file to measure perplexity on.
         build: also build the plan and others near it, go by what they lose on the held-out
-            samples, and choose ranks anew where the plan is not as fast as predicted. It takes a
-            copy of the model for each single method and two more.
+            samples, and choose ranks anew where the plan is not as fast as predicted. It takes
+            up to a copy of the model for each single method and three more.
         compare: with `build`: also the best plan of each single method at the same limit. The
             plan of all methods is searched for from the best of these on: where nothing loses
             less by more than chance, that one is the plan.
@@ -223,10 +223,10 @@ def seek(
             found[name] = search(bench, measured, table, limit, (), trials, progress)
         except SecateurError as error:
             missed[name] = str(error)
-    starts = tuple(found.values())
-    plan = search(bench, measured, measured.table, limit, starts, trials, progress)
-    built = {name: fitted_to(bench, tables[name], limit, trial) for name, trial in found.items()}
+    plan = search(bench, measured, measured.table, limit, tuple(found.values()), trials, progress)
     same = [name for name, trial in found.items() if trial is plan]
+    # Each goes before another is made of it.
+    built = {name: fitted_to(bench, tables[name], limit, found.pop(name)) for name in [*found]}
     best = built[same[0]] if same else fitted_to(bench, measured.table, limit, plan)
     return Sought({"plan": best} | built, missed)
 
