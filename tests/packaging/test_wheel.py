@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tarfile
 import zipfile
+from itertools import product
 from pathlib import Path
 from types import ModuleType
 
@@ -158,10 +159,12 @@ def test_no_kernel_spills(builder: ModuleType) -> None:
     for value in ("bf16", "fp16"):
         shapes |= {f"low_rank down {value} {pair}" for pair in pairs}
         shapes |= {f"low_rank up {value} {pair}x{both}" for pair in pairs for both in (0, 1)}
-    # The same where they fetch boxes.
+    # The same where they fetch boxes, of which half are gate rows and half up rows for SiLU.
     for value in ("bf16", "fp16"):
-        for pair in (f"{rows}x{tokens}" for rows in (1, 2, 3, 4) for tokens in (1, 2)):
-            shapes |= {f"low_rank box_down {value} {pair}", f"low_rank box_up {value} {pair}"}
+        for rows, tokens in product((1, 2, 3, 4), (1, 2)):
+            shapes |= {f"low_rank box_down {value} {rows}x{tokens}"}
+            silu = (0, 1) if rows % 2 == 0 else (0,)
+            shapes |= {f"low_rank box_up {value} {rows}x{tokens}x{gated}" for gated in silu}
     # Warpgroups, panels, tokens.
     wide = ["2x1x32", "2x2x32", "2x1x64", "2x2x64", "2x1x128", "2x2x128", "3x1x192", "2x1x256"]
     shapes |= {f"wide {t} {tile}" for t in ("bf16", "fp16") for tile in wide}
