@@ -10,7 +10,7 @@ from families import tiny_model
 from torch import Tensor, nn
 
 from secateur import SecateurError, compress_with_report
-from secateur.calibration.inputs import BlockInputs, capture_inputs
+from secateur.calibration.inputs import BlockInputs, capture_inputs, in_smaller_batches
 from secateur.calibration.tokens import tokens_from_tensor
 from secateur.models.blocks import find_blocks
 from secateur.models.replay import BlockCall
@@ -130,6 +130,16 @@ def test_one_sample_that_does_not_fit_is_an_error() -> None:
         ),
     ):
         pruned(model, "wanda")
+
+
+def test_one_of_several_processes_does_not_begin_again() -> None:
+    inputs, _ = inputs_of([2, 5, 3])
+
+    def work(_: tuple[BlockInputs, ...]) -> None:
+        raise torch.OutOfMemoryError("no memory, as the test wants it")
+
+    with pytest.raises(SecateurError, match=r"on 5 calibration samples of 3 tokens together, and"):
+        in_smaller_batches(work, (inputs,), alone=False)
 
 
 def test_activations_that_do_not_fit_are_an_error() -> None:

@@ -156,19 +156,22 @@ class BlockInputs:
 
 
 def in_smaller_batches(
-    work: Callable[[tuple[BlockInputs, ...]], Value], streams: tuple[BlockInputs, ...]
+    work: Callable[[tuple[BlockInputs, ...]], Value],
+    streams: tuple[BlockInputs, ...],
+    alone: bool = True,
 ) -> tuple[Value, tuple[BlockInputs, ...]]:
     """Work on batches, begun anew on batches of half the size as often as memory is short.
 
     Args:
         work: watches blocks while they are run, and forgets all of it when it fails.
         streams: one or several, with batches of the same sizes.
+        alone: False if other processes work on their part: who begins anew would not meet them.
 
     Returns:
         (what `work` gave, the streams that it gave it for).
 
     Raises:
-        SecateurError: a sample alone does not fit.
+        SecateurError: a sample alone does not fit; or memory is short and there are others.
     """
     while True:
         try:
@@ -176,6 +179,8 @@ def in_smaller_batches(
         except torch.OutOfMemoryError:
             # Its traceback keeps the tensors of the failed run alive: on from outside of here.
             pass
+        if not alone:
+            raise SecateurError(_too_many(streams[0]))
         streams = tuple(stream.halved() for stream in streams)
 
 
@@ -199,6 +204,15 @@ def _require_alike(index: int, output: Tensor, hidden: Tensor) -> None:
             f"{hidden.dtype} {list(hidden.shape)}, but got {output.dtype} "
             f"{list(output.shape)}; where only the dtype differs, load with dtype float32"
         )
+
+
+def _too_many(inputs: BlockInputs) -> str:
+    samples, length = max(hidden.shape[:2] for hidden in inputs.hidden)
+    return (
+        f"{inputs.device} has no memory to run one block on {samples} calibration samples of "
+        f"{length} tokens together, and one of several processes cannot begin again with fewer, "
+        "as the others go on; run a single process"
+    )
 
 
 def _too_long(length: int, device: torch.device) -> str:

@@ -223,10 +223,8 @@ class BlockPruner:
             )
 
         with self._timed("calibrating"):
-            # One process that starts again would not meet the others any more.
-            if self._parallel.size > 1:
-                return calibrate((inputs,)), inputs, ""
-            found, (fitting,) = in_smaller_batches(calibrate, (inputs,))
+            alone = self._parallel.size == 1
+            found, (fitting,) = in_smaller_batches(calibrate, (inputs,), alone)
         return found, fitting, shortage_note(index, inputs, fitting)
 
     def _prune_sites(
