@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
+from shutil import rmtree
 from subprocess import CompletedProcess, TimeoutExpired
 from tempfile import mkdtemp
 
@@ -46,6 +47,7 @@ class Forked:
             self.process.join()
             raise TimeoutExpired(self.arguments, timeout, self.stdout.read_text())
         said, complained = self.stdout.read_text(), self.stderr.read_text()
+        rmtree(self.stdout.parent)
         return CompletedProcess(self.arguments, self.process.exitcode, said, complained)
 
 

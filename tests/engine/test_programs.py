@@ -9,7 +9,7 @@ from families import tiny_model
 from functorch.compile import make_boxed_func
 from torch._dynamo.backends.common import aot_autograd
 
-from secateur import accelerate
+from secateur import SecateurError, accelerate
 from secateur.engine import Engine, GenerationOptions
 from secateur.engine.compiled_parts import CompiledParts
 from secateur.engine.family import row_model
@@ -83,3 +83,8 @@ def test_the_model_runs_as_before_once_a_step_is_over() -> None:
         stop()
     assert "forward" not in model.model.layers[0].__dict__
     assert model.model.layers[1].__dict__["forward"] is own
+
+
+def test_a_model_without_blocks_is_not_compiled() -> None:
+    with pytest.raises(SecateurError, match="expected a list of some decoder blocks"):
+        CompiledParts(torch.nn.Linear(2, 2))
