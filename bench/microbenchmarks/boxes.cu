@@ -39,7 +39,8 @@ void encode(const Case& c, const uint8_t* matrix, int64_t rows, device::TensorMa
 
 void measure(const Case& c, const uint8_t* matrix, int64_t bytes) {
   BoxStream s{};
-  const int64_t row_blocks = bytes / (2 * c.columns) / c.box_rows;
+  const int64_t all = bytes / (2 * c.columns) / c.box_rows;
+  const int64_t row_blocks = all - all % multiprocessors();  // as many for each
   encode(c, matrix, row_blocks * c.box_rows, &s.map);
   s.row_blocks = static_cast<int>(row_blocks);
   s.box_rows = c.box_rows, s.stage_boxes = c.stage_boxes, s.stages = c.stages;

@@ -18,9 +18,10 @@ from secateur.streaming.activations import (
     available_host_bytes,
     buffer_maker,
     buffers_on_host,
+    bytes_on_host,
     choose_home,
 )
-from secateur.streaming.estimate import Estimate, check_room
+from secateur.streaming.estimate import Estimate, _bytes_of_copy, check_room
 
 CPU = torch.device("cpu")
 
@@ -157,7 +158,15 @@ def test_the_place_that_has_room(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_pinned_memory_comes_in_powers_of_two(num_bytes: int, pinned: int) -> None:
     assert buffers_on_host(num_bytes, torch.device("cuda")) == pinned
+    assert bytes_on_host((num_bytes + 1) // 2, torch.device("cuda")) == pinned // 2
     assert buffers_on_host(num_bytes, CPU) == num_bytes
+    assert bytes_on_host(num_bytes, CPU) == num_bytes
+
+
+def test_blocks_on_a_gpu_are_reckoned_as_their_copies_are_pinned() -> None:
+    block = torch.nn.Linear(3, 5, device="meta")  # 60 and 20 bytes
+    assert _bytes_of_copy(block, torch.device("cuda")) == 64 + 32
+    assert _bytes_of_copy(block, CPU) == 80
 
 
 def test_free_memory_is_below_what_there_is() -> None:

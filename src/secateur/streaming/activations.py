@@ -34,10 +34,15 @@ def choose_home(home: Home, num_bytes: int, device: torch.device) -> Home:
 
 
 def buffers_on_host(num_bytes: int, device: torch.device) -> int:
-    """What two buffers take that hold so many bytes: torch pins memory in powers of two."""
+    """What two buffers take that hold so many bytes."""
     if device.type != "cuda":
         return num_bytes
-    return 2 << max(0, (num_bytes + 1) // 2 - 1).bit_length()
+    return 2 * bytes_on_host((num_bytes + 1) // 2, device)
+
+
+def bytes_on_host(num_bytes: int, device: torch.device) -> int:
+    """What a tensor takes that is copied to the device: torch pins memory in powers of two."""
+    return 1 << max(0, num_bytes - 1).bit_length() if device.type == "cuda" else num_bytes
 
 
 def available_host_bytes() -> int:

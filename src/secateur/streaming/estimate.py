@@ -5,6 +5,7 @@ from pathlib import Path
 from time import perf_counter
 
 import torch
+from torch import nn
 
 from secateur.calibration.inputs import tokens_per_batch
 from secateur.calibration.tokens import CalibrationTokens
@@ -18,6 +19,7 @@ from secateur.streaming.activations import (
     Home,
     available_host_bytes,
     buffers_on_host,
+    bytes_on_host,
     choose_home,
 )
 from secateur.streaming.finished import WRITERS
@@ -87,17 +89,23 @@ def estimate_job(
     # Pages of a mapped file count while there is room for them.
     in_host = hidden + between if home != "device" or not on_gpu else 0
     pinned = buffers_on_host(in_host, device) if home == "host" else in_host
-    reading = (2 + (WRITERS if on_gpu else 0)) * block_bytes
+    copies = max(_bytes_of_copy(block, device) for block in blocks.modules)
+    reading = (2 + (WRITERS if on_gpu else 0)) * copies
     return Estimate(
         activations=home,
         activation_bytes=hidden,
         model_bytes=model_bytes,
         largest_block_bytes=block_bytes,
         device_bytes=block_bytes + work + hidden + between - in_host if on_gpu else 0,
-        host_bytes=max(reading, rest_bytes + block_bytes) + pinned + (0 if on_gpu else work),
+        # While the rest is written, two blocks that were read may still lie beside it.
+        host_bytes=max(reading, rest_bytes + 2 * copies) + pinned + (0 if on_gpu else work),
         disk_bytes=model_bytes + (hidden if home == "file" else 0),
         seconds=_seconds(inventory, stage, tokens, device, skeleton) if tokens else 0.0,
     )
+
+
+def _bytes_of_copy(block: nn.Module, device: torch.device) -> int:
+    return sum(bytes_on_host(parameter_bytes([weight]), device) for weight in block.parameters())
 
 
 def check_room(estimate: Estimate, output: Path, already: int = 0) -> None:
