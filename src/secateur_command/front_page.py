@@ -70,4 +70,4 @@ def _options(
 
 
 def _nothing() -> None:
-    raise NotImplementedError
+    raise AssertionError("expected to be asked what commands there are, got a command to run")

@@ -42,6 +42,14 @@ def kept_inputs(module: nn.Module, model: PreTrainedModel, ids: Tensor) -> Tenso
     return inputs
 
 
+def routed_in(family: str, part: str) -> tuple[Any, Tensor, dict[str, list[Tensor]]]:
+    """A block's mixture of experts, the tokens [T, 32] that it gets, and what every site gets."""
+    model, ids = tiny_model(family, 1), some_ids(2, 15)
+    seen = seen_by(model, take_inventory(model).sites[0], ids)
+    moe = model.get_submodule(f"model.layers.0.{part}")
+    return moe, kept_inputs(moe, model, ids).reshape(-1, 32), seen
+
+
 def sorted_rows(rows: Tensor) -> Tensor:
     return rows[rows[:, 0].argsort()]
 
@@ -77,12 +85,7 @@ def test_experts_see_the_tokens_that_are_routed_to_them(mixtral: PreTrainedModel
 
 
 def test_transposed_experts_are_seen() -> None:
-    model = tiny_model("gpt_oss", 1)
-    sites = take_inventory(model).sites[0]
-    ids = some_ids(2, 15)
-    seen = seen_by(model, sites, ids)
-    moe: Any = model.get_submodule("model.layers.0.mlp")
-    tokens = kept_inputs(moe, model, ids).reshape(-1, 32)
+    moe, tokens, seen = routed_in("gpt_oss", "mlp")
     logits = nn.functional.linear(tokens, moe.router.weight, moe.router.bias)
     chosen = logits.topk(2, dim=1).indices
     for expert in range(4):
@@ -96,12 +99,7 @@ def test_transposed_experts_are_seen() -> None:
 
 def test_experts_that_are_multiplied_at_once_are_seen_one_by_one() -> None:
     """By tokens that are routed to them, scaled as Llama 4 scales them."""
-    model = tiny_model("llama4", 1)
-    sites = take_inventory(model).sites[0]
-    ids = some_ids(2, 15)
-    seen = seen_by(model, sites, ids)
-    moe: Any = model.get_submodule("model.layers.0.feed_forward")
-    tokens = kept_inputs(moe, model, ids).reshape(-1, 32)
+    moe, tokens, seen = routed_in("llama4", "feed_forward")
     best, chosen = (tokens @ moe.router.weight.T).max(dim=1)
     counts = []
     for expert in range(4):
@@ -114,7 +112,7 @@ def test_experts_that_are_multiplied_at_once_are_seen_one_by_one() -> None:
         torch.testing.assert_close(torch.cat(seen[f"{name}.down_proj"]), expected)
         counts.append(len(routed))
     assert all(counts)
-    assert sum(counts) == ids.numel()
+    assert sum(counts) == len(tokens)
 
 
 class FusedExperts(nn.Module):

@@ -119,8 +119,9 @@ def untouched() -> dict[str, Callable[[Tensor, Tensor], Any]]:
         "used twice": used_twice,
         "made behind the layer": behind_the_layer,
         "a number": lambda x, r: layer(x) + 1.0,
-        "of another shape": lambda x, r: layer(x) + r[:, :1],
-        "of another dtype": lambda x, r: layer(x) + r.float(),
+        # Made in front of the layer, so that only their kind keeps them apart.
+        "of another shape": lambda x, r: r[:, :1] + layer(x),
+        "of another dtype": lambda x, r: r.float() + layer(x),
         "scaled": lambda x, r: torch.add(r, layer(x), alpha=2),
         "a residual is there": lambda x, r: r + sparse24_linear(x, weight, residual=x),
         "no layer": lambda x, r: r + x.tanh(),

@@ -117,6 +117,13 @@ def test_it_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(seen) == 2
 
 
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_it_begins_with_the_start_that_loses_least(order: tuple[int, int]) -> None:
+    table = table_of(ALONE)
+    both = (started(table, lambda _: 2.5, 0, 1), started(table, lambda _: 2.7, 1, 2))
+    assert found(table, most=0, starts=tuple(both[i] for i in order)) is both[0]
+
+
 def test_two_forms_are_mixed_where_nothing_goes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each form alone keeps to the limit and was built; the two together lose less."""
 
