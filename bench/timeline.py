@@ -42,8 +42,8 @@ RATE = 4.6  # TB/s that rings of bulk copies reach on an H200
 # Layers at either end that are not typical: nothing runs in front of the first.
 _ENDS = 2
 _TOKENS = (1, 16)
-# Of a config: when the next kernel may start.
-_STARTS = ("lead", "late")
+# Of a config: when the next kernel may start, and what is asked for ahead.
+_STARTS = ("lead", "late", "ahead")
 EXPLANATION = """\
 Microseconds from the moment when the last thread block of the layer in front left: below zero,
 that layer still runs. Of each point the first, the median and the last thread block to pass it;
@@ -68,7 +68,7 @@ class Run:
 
     @property
     def title(self) -> str:
-        """All but when the next kernel may start."""
+        """All but its moments."""
         config = ", ".join(f"{k} {v}" for k, v in self.config.items() if k not in _STARTS)
         return (
             f"{self.rows} x {self.columns}, {self.tokens} tokens: {self.kernel}, {config}; "
@@ -77,7 +77,7 @@ class Run:
 
     @property
     def start(self) -> str:
-        """When it may."""
+        """Its moments."""
         return ", ".join(f"{k} {v}" for k, v in self.config.items() if k in _STARTS)
 
     @property

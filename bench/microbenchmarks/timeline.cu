@@ -208,14 +208,17 @@ void append(std::FILE* file, const T* source, size_t count) {
 
 void print_config(const SecateurSparse24Skinny& a) {
   std::printf("\"kernel\": \"skinny\", \"config\": {\"warps\": %d, \"row_tiles\": %d, "
-              "\"stages\": %d, \"blocks\": %d, \"cluster\": %d, \"lead\": %d}",
-              a.warps, a.row_tiles, a.stages, static_cast<int>(a.blocks), a.cluster, a.lead);
+              "\"stages\": %d, \"blocks\": %d, \"cluster\": %d, \"lead\": %d, "
+              "\"ahead\": %d}",
+              a.warps, a.row_tiles, a.stages, static_cast<int>(a.blocks), a.cluster, a.lead,
+              a.ahead);
 }
 void print_config(const SecateurSparse24Wide& a) {
   std::printf("\"kernel\": \"wide\", \"config\": {\"warpgroups\": %d, \"panels\": %d, "
-              "\"tokens\": %d, \"stages\": %d, \"blocks\": %d, \"waves\": %d, \"late\": %d}",
+              "\"tokens\": %d, \"stages\": %d, \"blocks\": %d, \"waves\": %d, \"late\": %d, "
+              "\"ahead\": %d}",
               a.warpgroups, a.panels, a.tile_tokens, a.stages, static_cast<int>(a.blocks),
-              static_cast<int>(a.waves), a.late);
+              static_cast<int>(a.waves), a.late, a.ahead);
 }
 
 template <typename Arguments>
@@ -251,10 +254,10 @@ int main(int count, char** arguments) {
     const int tokens = std::atoi(arguments[i]);
     if (tokens < 1 || tokens > most_tokens) check(1, "expected 1 to 16 tokens");
     for (const SkinnyCase& c : skinny_cases) {
-      for (int lead : c.leads()) run(buffers, arguments_of(c, tokens, lead), file);
+      for (Moments moments : c.moments()) run(buffers, arguments_of(c, tokens, moments), file);
     }
   }
-  for (int late : {0, 1}) run(buffers, wide_arguments(late), file);
+  for (Moments moments : wide_moments) run(buffers, wide_arguments(moments), file);
   std::fclose(file);
   return 0;
 }

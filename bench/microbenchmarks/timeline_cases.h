@@ -15,11 +15,24 @@ constexpr int64_t counter_count = 1 << 16;
 constexpr int most_blocks = 256;
 constexpr int64_t most_values = 64 * 8192;  // of x and of y
 
+// When the next kernel may start, in steps left to ask for (wide: not 0 is late); and steps of
+// weights to ask for ahead of the ring.
+struct Moments {
+  int lead, ahead;
+};
+constexpr int ahead_bytes = 128 << 10;  // of a multiprocessor
+
 struct SkinnyCase {
   int rows, columns, warps, stages, blocks, cluster;
 
-  // Steps left to ask for when the next kernel may start.
-  constexpr std::array<int, 4> leads() const { return {0, stages / 2, stages, 2 * stages}; }
+  constexpr int ahead() const {
+    const int step = warps * row_tiles / 4 * secateur::fragment24::unit_bytes;
+    return ahead_bytes / (blocks > 132 ? 2 : 1) / step;
+  }
+  constexpr std::array<Moments, 6> moments() const {
+    return {{{0, 0}, {stages / 2, 0}, {stages, 0}, {0, ahead()}, {stages / 2, ahead()},
+             {stages, ahead()}}};
+  }
 };
 constexpr SkinnyCase skinny_cases[] = {
     {4096, 4096, 8, 5, 128, 8},  {4096, 4096, 6, 7, 88, 4},   {8192, 8192, 8, 5, 128, 4},
@@ -41,20 +54,23 @@ inline SecateurLinear linear_of(int rows, int columns, int tokens) {
   a.value_type = SECATEUR_BF16;
   return a;
 }
-inline SecateurSparse24Skinny arguments_of(const SkinnyCase& c, int tokens, int lead) {
+inline SecateurSparse24Skinny arguments_of(const SkinnyCase& c, int tokens, Moments moments) {
   SecateurSparse24Skinny a{};
   a.linear = linear_of(c.rows, c.columns, tokens);
   a.warps = c.warps, a.row_tiles = row_tiles, a.stages = c.stages;
-  a.blocks = c.blocks, a.cluster = c.cluster, a.lead = lead;
+  a.blocks = c.blocks, a.cluster = c.cluster, a.lead = moments.lead;
+  a.ahead = moments.ahead;
   return a;
 }
-inline SecateurSparse24Wide wide_arguments(int late) {
+constexpr Moments wide_moments[] = {{0, 0}, {1, 0}, {0, 14}, {1, 14}};
+inline SecateurSparse24Wide wide_arguments(Moments moments) {
   SecateurSparse24Wide a{};
   a.linear = linear_of(wide_rows, wide_columns, WideShape::tokens);
   a.warpgroups = WideShape::warpgroups, a.panels = WideShape::panels;
   a.tile_tokens = WideShape::tokens, a.stages = wide_stages;
   a.cluster_rows = a.cluster_tokens = a.cluster_steps = 1;
-  a.blocks = wide_blocks, a.waves = 0, a.group = 1, a.late = late;
+  a.blocks = wide_blocks, a.waves = 0, a.group = 1;
+  a.late = moments.lead, a.ahead = moments.ahead;
   return a;
 }
 

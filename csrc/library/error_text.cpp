@@ -98,6 +98,8 @@ const char* own_error_text(int code) {
              "second kernel a row tile and eight tokens for each";
     case SECATEUR_BAD_LEAD:
       return "expected 0 or more steps as the lead of the next kernel";
+    case SECATEUR_BAD_AHEAD:
+      return "expected 0 to 1024 steps or, with boxes, stages to ask for ahead of the ring";
     default:
       return "unknown error code";
   }

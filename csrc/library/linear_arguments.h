@@ -34,6 +34,9 @@ inline Output output_of(const SecateurLinear& a) {
   return o;
 }
 
+// Steps or stages asked for into the L2 cache: far more than it holds.
+constexpr int max_ahead = 1024;
+
 // Groups of eight tokens that are computed for few tokens.
 inline int token_tiles(int64_t tokens) {
   return tokens <= 8 ? 1 : tokens <= 16 ? 2 : tokens <= 32 ? 4 : 8;

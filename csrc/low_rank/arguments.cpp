@@ -12,7 +12,7 @@ constexpr int rank_step = 16;
 bool gate_up(const SecateurLowRank& a) { return a.linear.gate_up || a.linear.silu_and_mul; }
 
 Division division_of(const SecateurLowRankDivision& division, int stage_bytes) {
-  return {division.warps, division.stages, stage_bytes};
+  return {division.warps, division.stages, stage_bytes, division.ahead};
 }
 
 int check_layer(const SecateurLowRank& a) {
@@ -78,6 +78,10 @@ int check_configuration(const SecateurLowRank& a) {
   const auto& down = a.down_division;
   const auto& up = a.up_division;
   const int64_t tokens = a.linear.tokens;
+  for (const auto& division : {down, up}) {
+    const int most = division.boxes ? max_ahead : 0;
+    if (division.ahead < 0 || division.ahead > most) return SECATEUR_BAD_AHEAD;
+  }
   if (const int error = down.boxes ? check_boxes(down, a) : check_division(down, tokens, false)) {
     return error;
   }

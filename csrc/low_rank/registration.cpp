@@ -16,10 +16,11 @@ void check_factor(const Tensor& factor, const char* name, const Tensor& x, int64
   check_same_device(factor, name, x.get_device_index());
 }
 
-// Warps, row tiles, stages, blocks, boxes.
+// Warps, row tiles, stages, blocks, boxes, ahead.
 SecateurLowRankDivision division_of(const std::vector<int64_t>& numbers, const char* name) {
-  STD_TORCH_CHECK(numbers.size() == 5, "expected five numbers for ", name);
-  return {small(numbers[0]), small(numbers[1]), small(numbers[2]), small(numbers[4]), numbers[3]};
+  STD_TORCH_CHECK(numbers.size() == 6, "expected six numbers for ", name);
+  return {small(numbers[0]), small(numbers[1]), small(numbers[2]),
+          small(numbers[4]), numbers[3],        small(numbers[5])};
 }
 
 void low_rank(const Tensor& x, const std::optional<Tensor>& data, const Tensor& down,

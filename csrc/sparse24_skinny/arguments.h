@@ -30,6 +30,7 @@ inline Problem problem_of(const SecateurSparse24Skinny& a) {
   p.stages = a.stages;
   p.cluster = a.cluster;
   p.lead = a.lead;
+  p.ahead = a.ahead;
   p.schedule =
       schedule(p.output.rows, p.columns, a.warps, a.row_tiles, static_cast<int>(a.blocks));
   p.block_panels = block_panels(a.warps, a.row_tiles);
@@ -53,6 +54,7 @@ inline int check_configuration(const SecateurSparse24Skinny& a) {
   }
   if (a.stages < min_stages || a.stages > max_stages) return SECATEUR_BAD_STAGES;
   if (a.lead < 0) return SECATEUR_BAD_LEAD;
+  if (a.ahead < 0 || a.ahead > max_ahead) return SECATEUR_BAD_AHEAD;
   const Problem problem = problem_of(a);
   const Schedule& plan = problem.schedule;
   if (!Schedule::fits(plan.row_blocks, plan.steps, a.blocks)) return SECATEUR_BAD_BLOCKS;

@@ -33,6 +33,7 @@ int check_configuration(const SecateurSparse24Wide& a) {
     return SECATEUR_BAD_WIDE_TILE;
   }
   if (a.stages < min_stages || a.stages > max_stages) return SECATEUR_BAD_STAGES;
+  if (a.ahead < 0 || a.ahead > max_ahead) return SECATEUR_BAD_AHEAD;
   // The parts of x that a cluster fetches are whole groups of eight tokens, as the swizzle has it,
   // with every tile: 32 tokens by four.
   if (!is_cluster(a.cluster_rows) || !is_cluster(a.cluster_tokens) ||

@@ -38,6 +38,7 @@ inline Problem problem_of(const SecateurSparse24Wide& a) {
   p.output = output_of(a.linear);
   p.stages = a.stages;
   p.late = a.late != 0;
+  p.ahead = a.ahead;
   p.cluster = {a.cluster_rows, a.cluster_tokens, a.cluster_steps};
   p.schedule = {static_cast<int>(row_groups(a)),
                 static_cast<int>(token_groups(a)),

@@ -11,7 +11,7 @@ void sparse24_wide(const Tensor& x, const Tensor& data, const std::optional<Tens
                    bool gate_up, bool silu_and_mul, bool dependent, int64_t warpgroups,
                    int64_t panels, int64_t tile_tokens, int64_t stages, int64_t cluster_rows,
                    int64_t cluster_tokens, int64_t cluster_steps, int64_t blocks, int64_t waves,
-                   int64_t group, bool late) {
+                   int64_t group, bool late, int64_t ahead) {
   SecateurSparse24Wide a{};
   a.linear = linear_of(x, bias, residual, y, gate_up, silu_and_mul, dependent);
   set_packed24(a, data, workspace, counters, counter_count);
@@ -26,6 +26,7 @@ void sparse24_wide(const Tensor& x, const Tensor& data, const std::optional<Tens
   a.waves = waves;
   a.group = group;
   a.late = late;
+  a.ahead = small(ahead);
   check(secateur_sparse24_wide(&a, current_stream(a.linear.device)));
 }
 
@@ -36,8 +37,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(secateur_cuda, library) {
       "sparse24_wide(Tensor x, Tensor data, Tensor? bias, Tensor? residual, Tensor(a!) y, "
       "Tensor(b!)? workspace, int counters, int counter_count, bool gate_up, bool silu_and_mul, "
       "bool dependent, int warpgroups, int panels, int tile_tokens, int stages, int cluster_rows, "
-      "int cluster_tokens, int cluster_steps, int blocks, int waves, int group, bool late) "
-      "-> ()");
+      "int cluster_tokens, int cluster_steps, int blocks, int waves, int group, bool late, "
+      "int ahead) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(secateur_cuda, CUDA, library) {

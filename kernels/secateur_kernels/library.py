@@ -24,8 +24,8 @@ SCHEMAS = {
     "unpack24": "(Tensor data, Tensor(a!) dense, bool gate_up) -> ()",
     "sparse24_skinny": "(Tensor x, Tensor data, Tensor? bias, Tensor? residual, Tensor(a!) y, "
     "Tensor(b!)? workspace, int counters, int counter_count, bool gate_up, bool silu_and_mul, "
-    "bool dependent, int warps, int row_tiles, int stages, int blocks, int cluster, int lead) "
-    "-> ()",
+    "bool dependent, int warps, int row_tiles, int stages, int blocks, int cluster, int lead, "
+    "int ahead) -> ()",
     "low_rank": "(Tensor x, Tensor? data, Tensor down, Tensor up, int[] group_rows, Tensor? bias, "
     "Tensor? residual, Tensor(a!) y, Tensor(b!) workspace, bool gate_up, bool silu_and_mul, "
     "bool dependent, int[] down_division, int[] up_division) -> ()",
@@ -36,7 +36,8 @@ SCHEMAS = {
     "sparse24_wide": "(Tensor x, Tensor data, Tensor? bias, Tensor? residual, Tensor(a!) y, "
     "Tensor(b!)? workspace, int counters, int counter_count, bool gate_up, bool silu_and_mul, "
     "bool dependent, int warpgroups, int panels, int tile_tokens, int stages, int cluster_rows, "
-    "int cluster_tokens, int cluster_steps, int blocks, int waves, int group, bool late) -> ()",
+    "int cluster_tokens, int cluster_steps, int blocks, int waves, int group, bool late, "
+    "int ahead) -> ()",
 }
 
 

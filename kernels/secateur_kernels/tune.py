@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from secateur_kernels.backends import HAS_TRITON
-from secateur_kernels.dispatch.candidates import candidates_to_tune
+from secateur_kernels.dispatch.candidates import candidates_to_tune, variants_to_tune
 from secateur_kernels.dispatch.choice import Choice
 from secateur_kernels.dispatch.problem import Op, Problem, device_facts
 from secateur_kernels.dispatch.table import Entry, Measurement, Table
@@ -23,6 +23,11 @@ from secateur_kernels.timing import copies_to_rotate, time_in_turns
 from secateur_kernels.version import __version__
 
 DEFAULT_TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
+
+_VARIED = 2
+"""Of the fastest candidates that have variants."""
+_Times = list[tuple[Choice, float]]
+"""With microseconds."""
 
 
 @dataclass(frozen=True)
@@ -85,8 +90,10 @@ def tune_shape(
         possible = candidates_to_tune(problem)
         chosen = [c for c in possible if backends is None or c.backend in {*backends, "dense"}]
         left_out = sorted({c.backend for c in possible} - {c.backend for c in chosen})
-        measured, failed = _time_candidates(problem, chosen, x, operands, device, rounds)
-        yield Entry.of(problem, measured, left_out), failed
+        times, failed = _time_candidates(problem, chosen, x, operands, device, rounds)
+        more, failed_too = _time_variants(problem, times, x, operands, device, rounds)
+        measured = [_measurement(choice, time) for choice, time in [*times, *more]]
+        yield Entry.of(problem, measured, left_out), [*failed, *failed_too]
 
 
 def _check_shape(shape: TuneShape) -> None:
@@ -133,7 +140,8 @@ def _time_candidates(
     operands: _Operands,
     device: torch.device,
     rounds: int,
-) -> tuple[list[Measurement], list[str]]:
+) -> tuple[_Times, list[str]]:
+    """Dense, and all candidates that run, in turns; and those that failed, with why."""
     choices = {str(index): choice for index, choice in enumerate(candidates)}
     calls: dict[str, Callable[[int], object]] = {}
     failed: list[str] = []
@@ -152,9 +160,34 @@ def _time_candidates(
     calls["dense"] = lambda index: F.linear(x, dense[index % len(dense)])
     copies = max(len(operands.packed), len(operands.factors), len(dense))
     timings = time_in_turns(calls, device, copies, rounds)
-    measured = [_measurement(Choice("dense"), timings.pop("dense").median)]
-    measured += [_measurement(choices[name], timing.median) for name, timing in timings.items()]
-    return measured, failed
+    times = [(Choice("dense"), timings.pop("dense").median)]
+    times += [(choices[name], timing.median) for name, timing in timings.items()]
+    return times, failed
+
+
+def _time_variants(
+    problem: Problem,
+    times: _Times,
+    x: Tensor,
+    operands: _Operands,
+    device: torch.device,
+    rounds: int,
+) -> tuple[_Times, list[str]]:
+    """Variants of the fastest candidates, in turns with these; to the first times of these."""
+    found: _Times = []
+    failed: list[str] = []
+    varied = 0
+    for choice, time in sorted(times, key=lambda timed: timed[1]):
+        variants = variants_to_tune(problem, choice)
+        if not variants or varied == _VARIED:
+            continue
+        varied += 1
+        both = [choice, *variants]
+        again, failures = _time_candidates(problem, both, x, operands, device, rounds)
+        now = next((us for other, us in again if other == choice), time)
+        found += [(other, us * time / now) for other, us in again if other in variants]
+        failed += failures
+    return found, failed
 
 
 def _call(

@@ -138,7 +138,7 @@ def test_what_the_timeline_measures_can_be_launched(marked: MarkedEmulator) -> N
     functions = marked.functions
     cases = range(functions.timeline_skinny_cases())
     taken = [functions.timeline_skinny_bytes(i, tokens) for i in cases for tokens in (1, 8, 16)]
-    taken += [functions.timeline_wide_bytes(late) for late in (0, 1)]
+    taken += [functions.timeline_wide_bytes(i) for i in range(4)]
     for bytes_ in taken:
         assert bytes_ > 0, marked.text(-bytes_)
         assert bytes_ + MARKS_SHARED_BYTES <= SHARED_BYTES

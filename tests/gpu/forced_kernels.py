@@ -15,7 +15,7 @@ from torch import Tensor
 from secateur_kernels.dispatch.choice import Choice
 from secateur_kernels.dispatch.problem import device_facts
 from secateur_kernels.sparse24_linear import op as sparse24_op
-from secateur_kernels.sparse24_linear.cuda_kernels import KERNELS, CudaKernel
+from secateur_kernels.sparse24_linear.cuda_kernels import KERNELS, CudaKernel, variants
 
 _PREFIX = "cuda-"
 
@@ -42,7 +42,9 @@ def supported(backend: str, m: int, n: int, k: int, device: torch.device) -> boo
 def configs(backend: str, m: int, n: int, k: int, device: torch.device) -> list[Any]:
     """What tuning would time of a forced kernel."""
     facts = device_facts(device)
-    return kernel_of(backend).candidate_configs(m, n, k, facts.num_sms, facts.capability)
+    sizes = (m, n, k, facts.num_sms, facts.capability)
+    candidates = kernel_of(backend).candidate_configs(*sizes)
+    return [*candidates, *variants(candidates[0], *sizes)]
 
 
 @contextmanager

@@ -38,6 +38,7 @@ from gpu.packing_checks import (  # noqa: E402
 from secateur_kernels.dispatch.problem import device_facts  # noqa: E402
 from secateur_kernels.layouts.fragment24 import RowOrder  # noqa: E402
 from secateur_kernels.low_rank_linear import cuda_kernel as low_rank_kernel  # noqa: E402
+from secateur_kernels.low_rank_linear.cuda_boxes import box_variants  # noqa: E402
 from secateur_kernels.low_rank_linear.cuda_kernel import LowRankShape  # noqa: E402
 from secateur_kernels.pack24.op import Form, pack24  # noqa: E402
 from secateur_kernels.sparse24_linear.packed import Packed24  # noqa: E402
@@ -136,7 +137,8 @@ def _run_low_rank_configs(op: str, m: int, device: torch.device) -> None:
     facts = device_facts(device)
     shape = LowRankShape(m, size.n, size.k, size.rank, sparse=op == BOTH)
     rest = (there.factors.down, there.factors.up, (size.n,), None, None, "none")
-    for config in low_rank_kernel.candidate_configs(shape, facts.num_sms, facts.capability):
+    candidates = low_rank_kernel.candidate_configs(shape, facts.num_sms, facts.capability)
+    for config in (*candidates, *box_variants(candidates[0], shape, facts.num_sms)):
         if there.sparse is None:
             y = low_rank_kernel.launch(x.to(device), *rest, config)
         else:

@@ -1,9 +1,14 @@
 """Timing in turns and tuning, on the CPU: the path, not the figures."""
 
+from collections.abc import Mapping
+
 import pytest
 import torch
 
 from secateur_kernels import SecateurError, tune
+from secateur_kernels.dispatch.choice import Choice
+from secateur_kernels.dispatch.problem import Problem
+from secateur_kernels.sparse24_linear.cuda_skinny import SkinnyConfig
 from secateur_kernels.timing import Timing, copies_to_rotate, time_in_turns
 from secateur_kernels.tune import TuneShape, empty_table, tune_shape
 
@@ -54,6 +59,27 @@ def test_every_candidate_is_measured(op: str, rank: int, backends: set[str]) -> 
         assert all(m.microseconds > 0 for m in entry.measurements)
     table = empty_table("cpu").with_entries(entry for entry, _ in results)
     assert (table.device, len(table.entries)) == ("cpu", 2)
+
+
+def test_variants_are_timed_in_turns_with_what_they_vary(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second turns are half as long for all: times are told as of the first."""
+    varied = Choice("reference", SkinnyConfig(warps=4, row_tiles=2, stages=2, blocks=1))
+    turns = iter([{"1": 8.0, "dense": 9.0}, {"0": 4.0, "1": 3.0, "dense": 4.5}])
+
+    def timed(calls: Mapping[str, object], *rest: object) -> dict[str, Timing]:
+        times = next(turns)
+        assert set(calls) == set(times)
+        return {name: Timing(us, us, us, 1) for name, us in times.items()}
+
+    def variants(problem: Problem, choice: Choice) -> list[Choice]:
+        return [varied] if choice.backend == "reference" else []
+
+    monkeypatch.setattr(tune, "time_in_turns", timed)
+    monkeypatch.setattr(tune, "variants_to_tune", variants)
+    ((entry, failed),) = tune_shape(TuneShape("sparse24_linear", 48, 64), (3,), device="cpu")
+    assert not failed
+    found = {(m.backend, m.config is None): m.microseconds for m in entry.measurements}
+    assert found == {("dense", True): 9.0, ("reference", True): 8.0, ("reference", False): 6.0}
 
 
 @pytest.mark.parametrize("from_triton", [True, False])

@@ -141,6 +141,13 @@ SECATEUR_DEVICE void copy_bulk(uint32_t target, const void* source, uint32_t byt
 #endif
 }
 
+// Asks for bytes into the L2 cache, and waits for nothing. Both are multiples of 16.
+SECATEUR_DEVICE void prefetch_bulk(const void* source, uint32_t bytes) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(source), "r"(bytes) : "memory");
+#endif
+}
+
 // Stands between ordinary accesses to shared memory, reads as well as writes (the thread's own, or
 // those of others that a barrier has shown it), and bulk copies to the same place: a barrier alone
 // does not order the two proxies. Whoever has read a stage fences before it is given back.

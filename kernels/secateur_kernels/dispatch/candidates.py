@@ -1,6 +1,7 @@
 """The backends that can serve a problem, the most promising first where nothing was measured."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from secateur_kernels.layouts.low_rank import RANK_STEP
 from secateur_kernels.low_rank_linear import cuda_choice as low_rank_choice
 from secateur_kernels.low_rank_linear import cuda_config as low_rank_cuda
 from secateur_kernels.low_rank_linear import triton_config as low_rank_triton
+from secateur_kernels.low_rank_linear.cuda_boxes import box_variants
 from secateur_kernels.sparse24_linear import cuda_kernels as sparse24_cuda
 from secateur_kernels.sparse24_linear import triton_config as sparse24_triton
 
@@ -56,12 +58,26 @@ def candidates(problem: Problem) -> list[Choice]:
 
 
 def candidates_to_tune(problem: Problem) -> list[Choice]:
-    """What `secateur tune` times: every candidate, those with configs in several."""
+    """What `secateur tune` times first: every candidate, those with configs in several."""
     several: list[Choice] = []
     for choice in candidates(problem):
         configs = configs_to_tune(problem, choice.backend) or [choice.config]
         several += [Choice(choice.backend, config, choice.reason) for config in configs]
     return several
+
+
+def variants_to_tune(problem: Problem, choice: Choice) -> list[Choice]:
+    """What `secateur tune` times then: variants of the fastest, if it is a compiled kernel."""
+    if choice.backend != "cuda":
+        return []
+    device = problem.device
+    configs: Sequence[Any]
+    if problem.op == "sparse24_linear":
+        sizes = (problem.m, problem.n, problem.k)
+        configs = sparse24_cuda.variants(choice.config, *sizes, device.num_sms, device.capability)
+    else:
+        configs = box_variants(choice.config, low_rank_shape(problem), device.num_sms)
+    return [replace(choice, config=config) for config in configs]
 
 
 def _on_cpu(problem: Problem) -> list[Choice]:

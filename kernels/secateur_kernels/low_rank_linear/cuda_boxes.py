@@ -24,7 +24,7 @@ from secateur_kernels.low_rank_linear.cuda_config import (
     token_tiles,
     up_shared_bytes,
 )
-from secateur_kernels.sparse24_linear.cuda_rates import clusters_at_once
+from secateur_kernels.sparse24_linear.cuda_rates import ahead_choices, clusters_at_once
 
 _HOPPER = (9, 0)
 _ROWS = 16  # of a row tile
@@ -115,6 +115,31 @@ def box_configs(
         of_down[rows] += 1
         of_up[up] += 1
         yield config
+
+
+def box_variants(
+    config: LowRankCudaConfig, shape: LowRankShape, num_sms: int
+) -> list[LowRankCudaConfig]:
+    """The same division of the work, with weights asked for ahead of the rings: worth timing where
+    the config is fast.
+
+    Args:
+        config: of the kernels; one that does not fetch boxes has no variants.
+        shape: the problem.
+        num_sms: multiprocessors of the device.
+    """
+    downs, ups = [0], [0]
+    if config.down_boxes:
+        down = _Down(config.down_row_tiles, config.splits, config.down_boxes)
+        left = _down_stages(shape, down) - config.down_stages
+        blocks = _ceil(shape.groups * shape.rank, _ROWS * down.row_tiles) * down.splits
+        downs = ahead_choices(box_stage_bytes(down.row_tiles, 0), left, blocks, num_sms)
+    if config.up_boxes:
+        up = _Up(config.up_row_tiles, config.up_boxes)
+        left = _up_stages(shape, up, num_sms) - config.up_stages
+        ups = ahead_choices(box_stage_bytes(up.row_tiles, 0), left, config.up_blocks, num_sms)
+    found = [replace(config, down_ahead=d, up_ahead=u) for d in downs for u in ups]
+    return [variant for variant in found if variant != config]
 
 
 def gated_config(config: LowRankCudaConfig, shape: LowRankShape) -> LowRankCudaConfig | None:

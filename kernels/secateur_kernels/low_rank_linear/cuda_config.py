@@ -73,13 +73,19 @@ class LowRankCudaConfig:
     which divides `splits`."""
     up_boxes: int = 0
     """The same; divides `up_blocks`, and has at most a row tile and eight tokens for each."""
+    down_ahead: int = 0
+    """Stages behind those in flight whose weights are asked for into the L2 cache, so that memory
+    is busy while the kernel in front ends: 0 to 1024, 0 without boxes. The result is the same."""
+    up_ahead: int = 0
 
     def __str__(self) -> str:
+        ahead = f"; {self.down_ahead} and {self.up_ahead} stages ahead"
         return (
             f"down {self.down_row_tiles * _TILE_ROWS} rows, {self.down_warps} warps "
             f"{_rings(self.down_boxes)} {self.down_stages} stages, K in {self.splits}; up "
             f"{self.up_row_tiles * _TILE_ROWS} rows, {self.up_warps} warps {_rings(self.up_boxes)} "
             f"{self.up_stages} stages, {self.up_blocks} blocks"
+            f"{ahead if self.down_ahead or self.up_ahead else ''}"
         )
 
 

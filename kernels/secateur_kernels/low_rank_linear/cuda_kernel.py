@@ -155,8 +155,16 @@ def _launch(
             config.down_stages,
             config.splits,
             config.down_boxes,
+            config.down_ahead,
         ),
-        (config.up_warps, config.up_row_tiles, config.up_stages, config.up_blocks, config.up_boxes),
+        (
+            config.up_warps,
+            config.up_row_tiles,
+            config.up_stages,
+            config.up_blocks,
+            config.up_boxes,
+            config.up_ahead,
+        ),
     )
     return y
 

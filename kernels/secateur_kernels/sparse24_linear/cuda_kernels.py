@@ -103,6 +103,30 @@ def candidate_configs(
     ]
 
 
+def variants(
+    config: CudaConfig, m: int, n: int, k: int, num_sms: int, capability: tuple[int, int]
+) -> list[CudaConfig]:
+    """The same division of the work with other moments: worth timing where the config is fast.
+
+    Args:
+        config: of one of the kernels.
+        m: tokens.
+        n: rows of the weight.
+        k: columns of the weight.
+        num_sms: multiprocessors of the device.
+        capability: of the device.
+
+    Returns:
+        others than the config: when the next kernel may start, and how many steps ahead of the
+        ring weights are asked for. None where kernels do not overlap.
+    """
+    if isinstance(config, cuda_skinny.SkinnyConfig):
+        return [*cuda_skinny.variants(config, n, k, num_sms, capability)]
+    if isinstance(config, cuda_wide.WideConfig):
+        return [*cuda_wide.variants(config, m, n, k, num_sms)]
+    return []
+
+
 def config_of(*, kernel: str, **fields: Any) -> CudaConfig:
     """A config from its fields, as a table keeps it.
 

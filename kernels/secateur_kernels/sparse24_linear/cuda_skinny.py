@@ -4,7 +4,11 @@ import torch
 from torch import Tensor
 
 from secateur_kernels.sparse24_linear.cuda_call import call_kernel, check_call
-from secateur_kernels.sparse24_linear.cuda_skinny_choice import candidate_configs, default_config
+from secateur_kernels.sparse24_linear.cuda_skinny_choice import (
+    candidate_configs,
+    default_config,
+    variants,
+)
 from secateur_kernels.sparse24_linear.cuda_skinny_config import (
     MAX_TOKENS,
     SkinnyConfig,
@@ -12,7 +16,7 @@ from secateur_kernels.sparse24_linear.cuda_skinny_config import (
     supports,
 )
 
-__all__ = ["SkinnyConfig", "candidate_configs", "default_config", "launch", "supports"]
+__all__ = ["SkinnyConfig", "candidate_configs", "default_config", "launch", "supports", "variants"]
 
 
 def launch(
@@ -69,5 +73,6 @@ def launch(
             config.blocks,
             config.cluster,
             config.lead,
+            config.ahead,
         ),
     )

@@ -5,7 +5,7 @@
 
 from dataclasses import replace
 
-from secateur_kernels.sparse24_linear.cuda_rates import clusters_at_once
+from secateur_kernels.sparse24_linear.cuda_rates import ahead_choices, clusters_at_once
 from secateur_kernels.sparse24_linear.cuda_skinny_config import (
     CLUSTERS,
     SkinnyConfig,
@@ -24,8 +24,8 @@ MOST_CANDIDATES = 20
 _HOPPER = (9, 0)
 _ALONE = 2
 """Candidates whose ring takes all of the shared memory."""
-_WITH_LEADS = 3
-"""Candidates of which other leads are candidates, too."""
+_UNIT_BYTES = 4608
+_UNIT_ROWS = 64
 
 
 def default_config(
@@ -58,8 +58,7 @@ def candidate_configs(
     Returns:
         at most `MOST_CANDIDATES`; one and two thread blocks a multiprocessor, with and without
         clusters, where x is read often both numbers of row tiles, and after the default the best of
-        one thread block a multiprocessor with a ring that leaves room for no other; and other leads
-        of the best.
+        one thread block a multiprocessor with a ring that leaves room for no other.
     """
     if num_sms:
         ranked = _ranked(m, n, k, num_sms, capability, waves=2)
@@ -70,10 +69,6 @@ def candidate_configs(
         chosen = [split.config(r, m, capability) for split in ranked for r in row_tiles]
         single = [split for split in ranked if split.blocks <= num_sms][:_ALONE]
         chosen[1:1] = [split.config(2, m, capability, alone=True) for split in single]
-        if capability == _HOPPER:
-            chosen[1 + _ALONE : 1 + _ALONE] = [
-                other for split in ranked[:_WITH_LEADS] for other in _other_leads(split, m)
-            ]
     else:
         chosen = [
             split.config(row_tiles, m, capability)
@@ -83,10 +78,29 @@ def candidate_configs(
     return list(dict.fromkeys(chosen))[:MOST_CANDIDATES]
 
 
-def _other_leads(split: Split, m: int) -> list[SkinnyConfig]:
-    config = split.config(2, m, _HOPPER)
-    leads = (0, late_lead(config.stages), config.stages)
-    return [replace(config, lead=lead) for lead in leads if lead != config.lead]
+def variants(
+    config: SkinnyConfig, n: int, k: int, num_sms: int, capability: tuple[int, int]
+) -> list[SkinnyConfig]:
+    """The same division of the work with other moments: worth timing where the config is fast.
+
+    Args:
+        config: of the kernel.
+        n: rows of the weight.
+        k: columns of the weight.
+        num_sms: multiprocessors of the device.
+        capability: of the device: without dependent launch there are none.
+    """
+    if capability != _HOPPER:
+        return []
+    row_blocks, steps = grid(config.block_rows, n, k)
+    left = -(-row_blocks * steps // config.blocks) - config.stages
+    step_bytes = config.block_rows // _UNIT_ROWS * _UNIT_BYTES
+    found = [
+        replace(config, lead=lead, ahead=ahead)
+        for ahead in ahead_choices(step_bytes, left, config.blocks, num_sms)
+        for lead in dict.fromkeys((0, late_lead(config.stages), config.stages))
+    ]
+    return [variant for variant in found if variant != config]
 
 
 def _waves(capability: tuple[int, int]) -> int:

@@ -43,6 +43,9 @@ class SkinnyConfig:
     lead: int = 0
     """Steps that a thread block has not asked for yet when it lets the next kernel start; 0: it
     does so behind its first stages. The result is the same."""
+    ahead: int = 0
+    """Steps behind those in flight whose weights are asked for into the L2 cache, so that memory is
+    busy while the kernel in front ends: 0 to 1024. The result is the same. Only on 9.0."""
 
     @property
     def block_rows(self) -> int:

@@ -5,7 +5,11 @@ from torch import Tensor
 
 from secateur_kernels.linear_arguments import with_aligned_rows
 from secateur_kernels.sparse24_linear.cuda_call import call_kernel, check_call
-from secateur_kernels.sparse24_linear.cuda_wide_choice import candidate_configs, default_config
+from secateur_kernels.sparse24_linear.cuda_wide_choice import (
+    candidate_configs,
+    default_config,
+    variants,
+)
 from secateur_kernels.sparse24_linear.cuda_wide_config import (
     MAX_SIZE,
     WideConfig,
@@ -13,7 +17,15 @@ from secateur_kernels.sparse24_linear.cuda_wide_config import (
     supports,
 )
 
-__all__ = ["WideConfig", "candidate_configs", "default_config", "launch", "needs", "supports"]
+__all__ = [
+    "WideConfig",
+    "candidate_configs",
+    "default_config",
+    "launch",
+    "needs",
+    "supports",
+    "variants",
+]
 
 
 def launch(
@@ -77,6 +89,7 @@ def launch(
             config.waves,
             config.group,
             config.late,
+            config.ahead,
         ),
         dependent,
     )

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from math import sqrt
 
-from secateur_kernels.sparse24_linear.cuda_rates import clusters_at_once
+from secateur_kernels.sparse24_linear.cuda_rates import ahead_choices, clusters_at_once
 from secateur_kernels.sparse24_linear.cuda_wide_config import (
     HALF_SHARED_BYTES,
     MOST_STEPS,
@@ -71,19 +71,44 @@ def candidate_configs(
         capability: of the device: there is one only.
 
     Returns:
-        at most `MOST_CANDIDATES`: the default, also letting the next kernel start late, and by
-        their estimates of every kind (tile, ring and cluster) the best few: what an estimate is
-        wrong about it is wrong about for all of a kind.
+        at most `MOST_CANDIDATES`: the default, and by their estimates of every kind (tile, ring
+        and cluster) the best few: what an estimate is wrong about it is wrong about for all of a
+        kind.
     """
     ranked = _ranked(m, n, k, num_sms or _SMS)
     first = next(config for config in ranked if _may_be_default(config))
     seen: Counter[tuple[object, ...]] = Counter()
-    found = [first, replace(first, late=True)]
+    found = [first]
     for config in ranked:
         seen[_kind(config)] += 1
         if config != first and seen[_kind(config)] <= _MOST_OF_A_KIND:
             found.append(config)
     return found[:MOST_CANDIDATES]
+
+
+def variants(config: WideConfig, m: int, n: int, k: int, num_sms: int) -> list[WideConfig]:
+    """The same division of the work with other moments: worth timing where the config is fast.
+
+    Args:
+        config: of the kernel.
+        m: tokens.
+        n: rows of the weight.
+        k: columns of the weight.
+        num_sms: multiprocessors of the device.
+    """
+    steps = -(-k // _UNIT)
+    groups = groups_of(config.tile, (config.cluster_rows, config.cluster_tokens), m, n)
+    clusters = config.blocks // config.cluster
+    # Of the first tile that a thread block works on.
+    first = -(-groups * steps // clusters) if config.waves == 0 else steps
+    left = -(-min(first, steps) // config.cluster_steps) - config.stages
+    step_bytes = config.tile.rows * _WEIGHT_BYTES // config.cluster_tokens
+    found = [
+        replace(config, late=late, ahead=ahead)
+        for ahead in ahead_choices(step_bytes, left, config.blocks, num_sms)
+        for late in (False, True)
+    ]
+    return [variant for variant in found if variant != config]
 
 
 def _kind(config: WideConfig) -> tuple[object, ...]:

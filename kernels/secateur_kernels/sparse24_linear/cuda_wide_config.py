@@ -110,6 +110,9 @@ class WideConfig:
     late: bool = False
     """When a thread block lets the next kernel start: behind its first stages, or late, when it has
     asked for all weights. The result is the same."""
+    ahead: int = 0
+    """Steps behind those in flight whose weights are asked for into the L2 cache, so that memory is
+    busy while the kernel in front ends: 0 to 1024. The result is the same."""
 
     @property
     def tile(self) -> Tile:

@@ -32,8 +32,8 @@ int timeline_skinny_cases() { return micro::skinny_case_count; }
 // Bytes of shared memory that a case takes, or minus the error of what is wrong with it.
 int64_t timeline_skinny_bytes(int i, int tokens) {
   int64_t bytes = 0;
-  for (const int lead : micro::skinny_cases[i].leads()) {
-    const auto a = micro::arguments_of(micro::skinny_cases[i], tokens, lead);
+  for (const micro::Moments moments : micro::skinny_cases[i].moments()) {
+    const auto a = micro::arguments_of(micro::skinny_cases[i], tokens, moments);
     SecateurSparse24SkinnyNeeds needs;
     if (const int error = secateur_sparse24_skinny_needs(&a, &needs)) return -error;
     if (const int error = wrong(a, needs)) return -error;
@@ -41,8 +41,8 @@ int64_t timeline_skinny_bytes(int i, int tokens) {
   }
   return bytes;
 }
-int64_t timeline_wide_bytes(int late) {
-  const auto a = micro::wide_arguments(late);
+int64_t timeline_wide_bytes(int i) {
+  const auto a = micro::wide_arguments(micro::wide_moments[i]);
   SecateurSparse24WideNeeds needs;
   if (const int error = secateur_sparse24_wide_needs(&a, &needs)) return -error;
   if (const int error = wrong(a, needs)) return -error;

@@ -49,7 +49,7 @@ class Skinny(ctypes.Structure):
         *((name, c_int64) for name in ("workspace_bytes", "counter_count")),
         *((name, c_int32) for name in ("warps", "row_tiles", "stages", "cluster")),
         ("blocks", c_int64),
-        ("lead", c_int32),
+        *((name, c_int32) for name in ("lead", "ahead")),
     )
 
 
@@ -106,6 +106,7 @@ def skinny_arguments(
     dependent: bool = False,
     cluster: int = 1,
     lead: int = 0,
+    ahead: int = 0,
 ) -> Skinny:
     """`tiling`: warps, row tiles, stages, blocks."""
     warps, row_tiles, stages, blocks = tiling
@@ -120,6 +121,7 @@ def skinny_arguments(
         cluster=cluster,
         blocks=blocks,
         lead=lead,
+        ahead=ahead,
     )
 
 

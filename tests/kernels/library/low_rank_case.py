@@ -25,6 +25,7 @@ class Division(ctypes.Structure):
     _fields_ = (
         *((name, c_int32) for name in ("warps", "row_tiles", "stages", "boxes")),
         ("blocks", c_int64),
+        ("ahead", c_int32),
     )
 
 
@@ -81,6 +82,8 @@ class Case:
     seed: int = 0
     boxes: tuple[int, int] = (0, 0)
     """The size of either kernel's clusters where it fetches boxes."""
+    ahead: tuple[int, int] = (0, 0)
+    """Stages, of either kernel."""
 
 
 class Call:
@@ -107,8 +110,8 @@ class Call:
             group_rows=ctypes.addressof(self.groups),
             groups=len(factors.group_rows),
             rank=factors.rank,
-            down_division=Division(*case.down[:3], case.boxes[0], case.down[3]),
-            up_division=Division(*case.up[:3], case.boxes[1], case.up[3]),
+            down_division=Division(*case.down[:3], case.boxes[0], case.down[3], case.ahead[0]),
+            up_division=Division(*case.up[:3], case.boxes[1], case.up[3], case.ahead[1]),
         )
 
     def needs(self, emulator: Any) -> LowRankNeeds:

@@ -25,6 +25,7 @@ class Case:
     blocks: int = 1
     cluster: int = 1
     lead: int = 0
+    ahead: int = 0
     dtype: torch.dtype = torch.bfloat16
     bulk: bool = True
     gate_up: bool = False
@@ -81,7 +82,7 @@ def run(case: Case, emulator: Any) -> tuple[Tensor, Tensor]:
         residual_view = surrounded(residual, case.x_padding, case.x_start)
     arguments = emulator.skinny_arguments(
         *(x_view, packed, y, case.tiling, bias, residual_view, case.silu, case.dependent),
-        *(case.cluster, case.lead),
+        *(case.cluster, case.lead, case.ahead),
     )
     emulator.skinny(arguments, case.bulk, case.seed)
     activation = "silu_and_mul" if case.silu else "none"

@@ -5,7 +5,12 @@ import dataclasses
 import pytest
 import torch
 
-from secateur_kernels.dispatch.candidates import candidates, candidates_to_tune, config_from
+from secateur_kernels.dispatch.candidates import (
+    candidates,
+    candidates_to_tune,
+    config_from,
+    variants_to_tune,
+)
 from secateur_kernels.dispatch.problem import DeviceFacts, Problem
 from secateur_kernels.errors import SecateurError
 from secateur_kernels.sparse24_linear.cuda_kernels import (
@@ -15,6 +20,7 @@ from secateur_kernels.sparse24_linear.cuda_kernels import (
     default_config,
     kernels_for,
     supports,
+    variants,
 )
 
 HOPPER, AMPERE, ADA = (9, 0), (8, 0), (8, 9)
@@ -73,6 +79,19 @@ def test_dispatch_offers_them() -> None:
     assert candidates(problem)[0].config.kernel == "wide"
     timed = [c.config.kernel for c in candidates_to_tune(problem) if c.backend == "cuda"]
     assert set(timed) == {"wide"}
+
+
+def test_tuning_varies_what_is_fast() -> None:
+    device = DeviceFacts("NVIDIA H200", HOPPER, 132, has_triton=True, has_library=True)
+    for m, op in ((1, "sparse24_linear"), (64, "sparse24_linear"), (1, "low_rank_linear")):
+        problem = Problem(op, m, 57344, 8192, torch.bfloat16, device, rank=2048)
+        ours, *others = candidates(problem)
+        varied = variants_to_tune(problem, ours)
+        assert len(varied) > 2
+        assert all(choice.backend == "cuda" and choice.config != ours.config for choice in varied)
+        assert all(not variants_to_tune(problem, other) for other in others)
+    tiles = KERNELS["tiles"].default_config(512, 4096, 4096, 132, HOPPER)
+    assert variants(tiles, 512, 4096, 4096, 132, HOPPER) == []
 
 
 def test_a_default_is_worked_out_once() -> None:

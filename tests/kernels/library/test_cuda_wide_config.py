@@ -15,6 +15,7 @@ from secateur_kernels.sparse24_linear.cuda_wide_choice import (
     MOST_CANDIDATES,
     candidate_configs,
     default_config,
+    variants,
 )
 from secateur_kernels.sparse24_linear.cuda_wide_config import (
     SHARED_BYTES,
@@ -59,11 +60,40 @@ def test_defaults_and_candidates_are_accepted(
         check(config, m, *shape, emulator)
         assert config.blocks <= num_sms * config.tile.resident
         candidates = candidate_configs(m, *shape, num_sms, (9, 0))
-        assert candidates[:2] == [config, dataclasses.replace(config, late=True)]
+        assert candidates[0] == config
         assert len(set(candidates)) == len(candidates) <= MOST_CANDIDATES
         for candidate in candidates:
             check(candidate, m, *shape, emulator)
     assert candidate_configs(m, *shape) == candidate_configs(m, *shape, 132)
+
+
+@pytest.mark.parametrize("m", [33, 128, 512, 4096])
+def test_variants_differ_in_their_moments(m: int, emulator: Any) -> None:
+    shape = (4096, 14336)
+    for config in candidate_configs(m, *shape, 132):
+        found = variants(config, m, *shape, 132)
+        assert config not in found
+        assert len(found) == len(set(found)) <= 5
+        for variant in found:
+            check(variant, m, *shape, emulator)
+            assert dataclasses.replace(variant, late=config.late, ahead=0) == config
+
+
+def test_weights_are_asked_for_ahead_where_the_ring_is_too_small() -> None:
+    """64 and 160 KB a multiprocessor, of two units a step, and no more than there is."""
+
+    def aheads(k: int, **tiling: int) -> set[int]:
+        config = WideConfig(
+            warpgroups=2, panels=1, tokens=128, stages=8, group=1, **{"waves": 1, **tiling}
+        )
+        return {variant.ahead for variant in variants(config, 128, 4096, k, 132)}
+
+    assert aheads(4096, blocks=32) == {0, 7, 17}
+    assert aheads(4096, blocks=64, cluster_tokens=2) == {0, 14, 35}
+    # 20 steps, in halves, of which the ring holds eight each; a quarter is less.
+    assert aheads(1280, blocks=64, waves=0) == {0, 2}
+    assert aheads(1280, blocks=64, cluster_steps=2) == {0, 2}
+    assert aheads(1280, blocks=128, waves=0) == {0}
 
 
 def test_a_config_prints_itself_and_comes_back() -> None:
@@ -133,6 +163,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"tile_tokens": 48}, "expected warpgroups x panels x tokens"),
     ({"stages": 1}, "expected 2 to 16 stages"),
     ({"stages": 17}, "expected 2 to 16 stages"),
+    ({"ahead": -1}, "expected 0 to 1024 steps"),
+    ({"ahead": 1025}, "expected 0 to 1024 steps"),
     ({"cluster_rows": 3}, "expected clusters of 1, 2 or 4"),
     ({"cluster_rows": 4, "cluster_tokens": 4}, "to 8 in all"),
     ({"cluster_rows": 2, "blocks": 3}, "expected whole clusters"),

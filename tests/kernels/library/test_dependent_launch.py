@@ -68,14 +68,14 @@ def test_the_launch_passes_it_on(capturing: list[bool], monkeypatch: pytest.Monk
     monkeypatch.setattr(torch.ops.secateur_cuda, "sparse24_skinny", op, raising=False)
     weight = Fragment24.from_dense(torch.zeros(64, 256, dtype=torch.bfloat16))
     x = torch.zeros(1, 256, dtype=torch.bfloat16)
-    config = SkinnyConfig(warps=2, row_tiles=2, stages=3, blocks=4, cluster=4, lead=1)
+    config = SkinnyConfig(warps=2, row_tiles=2, stages=3, blocks=4, cluster=4, lead=1, ahead=5)
     for captured in (False, True):
         capturing.append(captured)
         cuda_skinny.launch(x, weight.data, 64, 256, False, None, None, "none", config)
     gate_up, silu, dependent, *tiling = zip(*(call[8:] for call in calls), strict=True)
     assert gate_up == silu == (False, False)
     assert dependent == (False, True)
-    assert [values[0] for values in tiling] == [2, 2, 3, 4, 4, 1]
+    assert [values[0] for values in tiling] == [2, 2, 3, 4, 4, 1, 5]
 
 
 @pytest.fixture(scope="module")

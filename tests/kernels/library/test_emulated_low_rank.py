@@ -104,6 +104,12 @@ CASES |= {
     "clusters: groups": Case(
         9, (37, 1, 0, 90), 136, 144, (8, 2, 2, 2), (8, 2, 2, 4), residual=True, boxes=(2, 2)
     ),
+    "boxes asked for ahead": Case(
+        8, (200,), 1320, 784, (8, 2, 2, 1), (8, 2, 2, 2), dependent=True, boxes=BOTH, ahead=(1, 3)
+    ),
+    "and farther than there are": Case(
+        8, (200,), 1320, 784, (8, 2, 2, 1), (8, 2, 2, 2), boxes=BOTH, ahead=(90, 90)
+    ),
     "boxes of down only": Case(4, (48,), 512, 144, (8, 2, 2, 2), (2, 1, 2, 2), boxes=(1, 0)),
     "boxes of up only": Case(
         4, (48,), 511, 144, (2, 1, 2, 2), (8, 1, 2, 2), x_start=1, boxes=(0, 1)
@@ -148,6 +154,9 @@ GATED_BOXES = {
     ),
     "two groups of two row tiles, 16 tokens, clusters": Case(
         16, (80, 80), 264, 528, (8, 2, 2, 2), (8, 2, 2, 4), boxes=(2, 4)
+    ),
+    "asked for ahead": Case(
+        8, (80,), 264, 784, (8, 2, 2, 1), (8, 2, 2, 2), boxes=(1, 1), ahead=(0, 2)
     ),
     "odd features, clusters": Case(3, (74,), 264, 272, (8, 1, 2, 2), (8, 4, 2, 2), boxes=(2, 2)),
     "second kernel only": Case(2, (37, 37), 63, 16, (1, 1, 1, 1), (8, 2, 2, 1), boxes=(0, 1)),
@@ -253,6 +262,7 @@ def test_any_shape_and_division_of_boxes(data: st.DataObject, emulator: Any) -> 
         x_padding=data.draw(st.sampled_from([0, 8]), "x padding"),
         dependent=data.draw(st.booleans(), "dependent"),
         boxes=(cluster, up_cluster),
+        ahead=(data.draw(st.integers(0, 4), "down ahead"), data.draw(st.integers(0, 4), "ahead")),
         seed=data.draw(st.integers(0, 2**20), "seed"),
     )
     y, expected = run(case, emulator)

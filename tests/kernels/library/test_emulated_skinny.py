@@ -36,6 +36,8 @@ CASES = {
     "smallest": Case(1, 1, 4),
     "the next kernel let start late": Case(3, 64, 640, stages=2, lead=3),
     "and later than there are steps": Case(3, 64, 256, lead=9),
+    "weights asked for ahead": Case(3, 200, 640, warps=4, blocks=3, ahead=3),
+    "and farther than there are steps": Case(3, 320, 256, warps=8, blocks=2, ahead=900),
     "bias and residual": Case(6, 96, 64, warps=4, bias=True, residual=True),
     "bias and residual, split": Case(6, 96, 256, blocks=5, bias=True, residual=True),
     "gate and up apart": Case(6, 96, 64, gate_up=True, bias=True, residual=True),
@@ -93,6 +95,7 @@ def test_any_shape_tiling_and_schedule(data: st.DataObject, emulator: Any) -> No
         residual=data.draw(st.booleans(), "residual"),
         dependent=data.draw(st.booleans(), "dependent"),
         lead=data.draw(st.integers(0, 6), "lead"),
+        ahead=data.draw(st.integers(0, 5), "ahead"),
         x_padding=data.draw(st.sampled_from([0, 8, 3]), "x padding"),
         seed=data.draw(st.integers(0, 2**20), "seed"),
     )

@@ -73,6 +73,7 @@ def test_any_shape_and_cluster(data: st.DataObject, emulator: Any) -> None:
         x_padding=data.draw(st.sampled_from([0, 8, 3]), "x padding"),
         dependent=data.draw(st.booleans(), "dependent"),
         lead=data.draw(st.integers(0, 6), "lead"),
+        ahead=data.draw(st.integers(0, 5), "ahead"),
         seed=data.draw(st.integers(0, 2**20), "seed"),
     )
     y, expected = run(case, emulator)

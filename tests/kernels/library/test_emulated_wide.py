@@ -77,6 +77,10 @@ CASES = {
     "steps split, x shared by one beyond the rows": Case(
         20, 128, 320, Tiling(cluster_rows=2, cluster_steps=2, blocks=4, waves=1)
     ),
+    "weights asked for ahead": Case(32, 256, 640, Tiling(blocks=3, ahead=2)),
+    "and farther than there are, in clusters": Case(
+        64, 256, 640, Tiling(cluster_rows=2, cluster_tokens=2, blocks=4, ahead=99)
+    ),
     "the next kernel let start late": Case(
         32, 256, 448, Tiling(cluster_rows=2, blocks=4, late=True)
     ),
@@ -179,6 +183,7 @@ def test_any_shape_tiling_and_schedule(data: st.DataObject, emulator: Any) -> No
         blocks=count * tiling.cluster,
         waves=data.draw(st.integers(0, -(-groups // count)), "waves"),
         group=data.draw(st.integers(1, 3), "group"),
+        ahead=data.draw(st.integers(0, 4), "ahead"),
     )
     case = Case(
         tokens,

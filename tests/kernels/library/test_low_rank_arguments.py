@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from kernels.library.low_rank_case import Call, Case, LowRankNeeds
 
 from secateur_kernels.layouts import Fragment24, LowRank
-from secateur_kernels.low_rank_linear.cuda_boxes import gated_config
+from secateur_kernels.low_rank_linear.cuda_boxes import box_variants, gated_config
 from secateur_kernels.low_rank_linear.cuda_choice import candidate_configs, default_config
 from secateur_kernels.low_rank_linear.cuda_config import (
     LowRankCudaConfig,
@@ -104,6 +104,9 @@ def test_sound_arguments_are_accepted(emulator: Any) -> None:
         ({"up_division.blocks": 5}, "1 to row blocks thread blocks"),
         ({"up_division.blocks": 0}, "1 to row blocks thread blocks"),
         ({"down_division.boxes": 1}, "8 warps of 1 to 4 row tiles for boxes"),
+        ({"down_division.ahead": 1}, "with boxes, stages to ask for ahead"),
+        ({**BOX_UP, "up_division.ahead": 1025}, "expected 0 to 1024 steps"),
+        ({**BOX_UP, "up_division.ahead": -1}, "expected 0 to 1024 steps"),
         ({"up_division.boxes": 1, "up_division.warps": 8, "up_division.stages": 1}, "2 to 16"),
         ({"tokens": 17, "up_division.boxes": 1, "up_division.warps": 8}, "for boxes"),
         ({**BOX_UP, "gate_up": 1}, "no gate_up alone"),
@@ -244,6 +247,33 @@ def test_defaults_and_candidates_are_accepted(
                 # Gate and up together: two row tiles in the room of one.
                 twice = fitted(candidate, (n - n % 2,), True)
                 assert up_shared_bytes(twice, shape) <= limit
+
+
+@pytest.mark.parametrize("size", SHAPES, ids=str)
+def test_variants_ask_for_weights_ahead(size: tuple[int, int, int], emulator: Any) -> None:
+    n, k, rank = size
+    shape = LowRankShape(8, n, -(-k // 4) * 4, rank)
+    for config in candidate_configs(shape, 132, H200):
+        found = box_variants(config, shape, 132)
+        assert config not in found
+        assert len(found) == len(set(found)) <= 8
+        assert not found or config.down_boxes or config.up_boxes
+        for variant in found:
+            check(variant, shape, shared_bytes_of(H200), emulator)
+            assert replace(variant, down_ahead=0, up_ahead=0) == config
+
+
+def test_as_much_is_asked_for_ahead_as_there_is() -> None:
+    """64 and 160 KB a multiprocessor: of down 32 rows, 16 KB a stage, of up 32 rows."""
+    shape = LowRankShape(1, 57344, 8192, 2048)
+    config = LowRankCudaConfig(8, 2, 4, 2, 8, 2, 4, 128, 1, 1)
+    found = box_variants(config, shape, 132)
+    assert {variant.down_ahead for variant in found} == {0, 4, 10}
+    assert {variant.up_ahead for variant in found} == {0, 4, 10}
+    assert "; 4 and 10 stages ahead" in str(replace(config, down_ahead=4, up_ahead=10))
+    assert "ahead" not in str(config)
+    small = replace(shape, n=4096, k=2048, rank=512)
+    assert box_variants(config, small, 132) == []
 
 
 def test_defaults_of_an_h200() -> None:

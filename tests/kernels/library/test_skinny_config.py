@@ -1,5 +1,6 @@
 """Configs of the compiled kernel: the Python formulas against those of the C interface."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from secateur_kernels.sparse24_linear.cuda_skinny_choice import (
     MOST_CANDIDATES,
     candidate_configs,
     default_config,
+    variants,
 )
 from secateur_kernels.sparse24_linear.cuda_skinny_config import SkinnyConfig, needs, supports
 
@@ -26,7 +28,8 @@ def arguments_for(config: SkinnyConfig, m: int, n: int, k: int, emulator: Any) -
     tiny = Fragment24.from_dense(torch.zeros(64, 64, dtype=torch.bfloat16))
     x = torch.zeros(m, 64, dtype=torch.bfloat16)
     tiling = (config.warps, config.row_tiles, config.stages, config.blocks)
-    arguments = emulator.skinny_arguments(x, tiny, x, tiling, cluster=config.cluster)
+    moments = {"lead": config.lead, "ahead": config.ahead}
+    arguments = emulator.skinny_arguments(x, tiny, x, tiling, cluster=config.cluster, **moments)
     arguments.rows, arguments.columns, arguments.x_stride = n, k, k
     return arguments
 
@@ -64,6 +67,33 @@ def test_defaults_and_candidates_are_accepted(
             alone = config in candidates[1:3] or (config.cluster > 1 and m > 32)
             assert used <= (whole if alone else room)
             assert config.cluster == 1 or capability == (9, 0)
+
+
+@pytest.mark.parametrize("shape", [*SHAPES, *OTHER_SHAPES], ids=str)
+def test_variants_differ_in_their_moments(shape: tuple[int, int], emulator: Any) -> None:
+    assert variants(default_config(1, *shape, *A100), *shape, *A100) == []
+    for config in candidate_configs(1, *shape, *H200):
+        found = variants(config, *shape, *H200)
+        assert config not in found
+        assert len(found) == len(set(found)) <= 8
+        for variant in found:
+            check(variant, 1, *shape, emulator)
+            assert replace(variant, lead=config.lead, ahead=0) == config
+
+
+def test_weights_are_asked_for_ahead_where_the_ring_is_too_small() -> None:
+    """64 and 160 KB a multiprocessor, and no more than there is."""
+
+    def aheads(n: int, k: int, **tiling: int) -> set[int]:
+        config = SkinnyConfig(warps=8, row_tiles=2, stages=5, **tiling)
+        return {variant.ahead for variant in variants(config, n, k, *H200)}
+
+    # Four units of 4608 bytes a step; two thread blocks share a multiprocessor.
+    assert aheads(28672, 4096, blocks=112) == {0, 3, 8}
+    assert aheads(57344, 8192, blocks=264) == {0, 1, 4}
+    # Eight steps a thread block, of which the ring holds five; or all.
+    assert aheads(4096, 4096, blocks=128, cluster=8) == {0, 3}
+    assert aheads(4096, 1024, blocks=128, cluster=8) == {0}
 
 
 @pytest.mark.parametrize("m", [1, 8])

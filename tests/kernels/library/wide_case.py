@@ -27,7 +27,7 @@ class Wide(ctypes.Structure):
         *((name, c_int32) for name in ("warpgroups", "panels", "tile_tokens", "stages")),
         *((name, c_int32) for name in ("cluster_rows", "cluster_tokens", "cluster_steps")),
         *((name, c_int64) for name in ("blocks", "waves", "group")),
-        ("late", c_int32),
+        *((name, c_int32) for name in ("late", "ahead")),
     )
 
 
@@ -56,6 +56,7 @@ class Tiling:
     waves: int = 0
     group: int = 4
     late: bool = False
+    ahead: int = 0
 
     @property
     def cluster(self) -> int:

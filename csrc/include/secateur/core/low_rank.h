@@ -23,6 +23,9 @@ struct SecateurLowRankDivision {
   int32_t stages;    /* chunks in flight, a warp: 1 to 16; with boxes those of all warps, from 2 */
   int32_t boxes;     /* 0, or the size of clusters: 1, 2, 4 or 8; divides `blocks` */
   int64_t blocks;    /* down: into how many ranges K is split, 1 to 64; up: thread blocks */
+  /* Stages behind those in flight whose weights are asked for into the L2 cache, 0 to 1024; 0
+   * without boxes. The result is the same. */
+  int32_t ahead;
 };
 
 /* 1 to 64 tokens. In `linear`, gate_up is the row order of `sparse`; silu_and_mul needs it where

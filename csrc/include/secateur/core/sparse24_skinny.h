@@ -26,6 +26,9 @@ struct SecateurSparse24Skinny {
   /* Steps that a thread block has not asked for yet when it lets the next kernel start; 0: it does
    * so behind its first stages. The result is the same. */
   int32_t lead;
+  /* Steps behind those in flight whose weights are asked for into the L2 cache (9.0 only), 0 to
+   * 1024. The result is the same. */
+  int32_t ahead;
 };
 struct SecateurSparse24SkinnyNeeds {
   int64_t workspace_bytes;

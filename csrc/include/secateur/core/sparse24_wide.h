@@ -33,6 +33,9 @@ struct SecateurSparse24Wide {
   /* When a thread block lets the next kernel start: behind its first stages, or, if not 0, when it
    * has asked for all weights. The result is the same. */
   int32_t late;
+  /* Steps behind those in flight whose weights are asked for into the L2 cache, 0 to 1024. The
+   * result is the same. */
+  int32_t ahead;
 };
 struct SecateurSparse24WideNeeds {
   int64_t workspace_bytes;

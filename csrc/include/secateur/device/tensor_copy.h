@@ -40,6 +40,15 @@ SECATEUR_DEVICE void copy_box(uint32_t target, const TensorMap& map, int column,
 #endif
 }
 
+// Asks for the bytes of a box into the L2 cache, and waits for nothing.
+SECATEUR_DEVICE void prefetch_box(const TensorMap& map, int column, int row) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("cp.async.bulk.prefetch.tensor.2d.L2.global.tile [%0, {%1, %2}];" ::"l"(&map),
+               "r"(column), "r"(row)
+               : "memory");
+#endif
+}
+
 // To the same place in every thread block of the cluster whose bit is set in `ranks`; each one's
 // barrier at the same place counts the bytes.
 SECATEUR_DEVICE void copy_box_multicast(uint32_t target, const TensorMap& map, int column, int row,

@@ -48,6 +48,7 @@ struct Division {
   int warps;
   int stages;       // of each warp's ring
   int stage_bytes;
+  int ahead;  // stages behind those in the ring that are asked for into the L2 cache; with boxes
 };
 
 // t = x @ down.T: [splits, tokens, rows] in fp32, to be added over the splits.

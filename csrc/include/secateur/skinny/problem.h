@@ -34,6 +34,7 @@ struct Problem {
   int stages;
   int cluster;     // thread blocks; above 1 each cluster owns one row block
   int lead;        // steps left to ask for when the next kernel may start; 0: from the first on
+  int ahead;       // steps behind those in the ring whose weights are asked for into the L2 cache
   // What follows from the shape and the configuration, here because the kernel reads it from
   // constant memory without a register.
   Schedule schedule;

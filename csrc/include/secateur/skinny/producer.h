@@ -27,35 +27,72 @@ struct Walk {
   }
 };
 
-// One unit of each row panel of a stage, for the same 64 columns. The last row block may have fewer
-// panels.
+// The weights of a stage: one unit of each row panel, for the same 64 columns. The last row block
+// may have fewer panels.
+struct Weights {
+  int panels;
+  int64_t panel_stride;
+  const uint8_t* source;
+
+  SECATEUR_DEVICE Weights(const Problem& problem, const Walk& walk) {
+    const int panel = walk.row_block * problem.block_panels;
+    const int left = fragment24::panels(problem.output.rows) - panel;
+    panels = left < problem.block_panels ? left : problem.block_panels;
+    panel_stride = fragment24::unit_offset(1, 0, problem.schedule.steps);
+    source = problem.weight + fragment24::unit_offset(panel, walk.step, problem.schedule.steps);
+  }
+};
+
 template <bool Bulk>
 SECATEUR_DEVICE void fetch_weights(uint32_t target, uint32_t full, const Problem& problem,
                                    const Walk& walk, uint64_t policy, int lane) {
   using fragment24::unit_bytes;
-  const int panel = walk.row_block * problem.block_panels;
-  const int left = fragment24::panels(problem.output.rows) - panel;
-  const int panels = left < problem.block_panels ? left : problem.block_panels;
-  const int64_t panel_stride = fragment24::unit_offset(1, 0, problem.schedule.steps);
-  const uint8_t* source =
-      problem.weight + fragment24::unit_offset(panel, walk.step, problem.schedule.steps);
+  const Weights weights(problem, walk);
   if constexpr (Bulk) {
-    if (lane == 0) device::barrier_arrive_expect(full, panels * unit_bytes);
+    if (lane == 0) device::barrier_arrive_expect(full, weights.panels * unit_bytes);
     device::sync_warp();
-    if (lane < panels) {
-      device::copy_bulk(target + lane * unit_bytes, source + lane * panel_stride, unit_bytes, full,
-                        policy);
+    if (lane < weights.panels) {
+      device::copy_bulk(target + lane * unit_bytes, weights.source + lane * weights.panel_stride,
+                        unit_bytes, full, policy);
     }
   } else {
-    for (int i = 0; i < panels; ++i) {
+    for (int i = 0; i < weights.panels; ++i) {
 #pragma unroll
       for (int offset = 0; offset < unit_bytes; offset += 16 * warp_lanes) {
         const int at = offset + 16 * lane;
-        device::copy16(target + i * unit_bytes + at, source + i * panel_stride + at, 16);
+        device::copy16(target + i * unit_bytes + at,
+                       weights.source + i * weights.panel_stride + at, 16);
       }
     }
   }
 }
+
+// Weights that the ring has no room for yet, into the L2 cache: while the kernel in front ends and x
+// arrives, memory would have nothing to do once the ring is full.
+class Ahead {
+ public:
+  // Behind the first `early` of `units`, of which `walk` is the next.
+  SECATEUR_DEVICE Ahead(const Walk& walk, int early, int units)
+      : walk_(walk), asked_(early), units_(units) {}
+
+  // All that come before step `end` and have not been asked for.
+  SECATEUR_DEVICE void ask(const Problem& problem, int end, int lane) {
+    if (problem.ahead == 0) return;
+#pragma unroll 1
+    for (; asked_ < end && asked_ < units_; ++asked_, walk_.advance(problem.schedule)) {
+      const Weights weights(problem, walk_);
+      if (lane < weights.panels) {
+        device::prefetch_bulk(weights.source + lane * weights.panel_stride,
+                              fragment24::unit_bytes);
+      }
+    }
+  }
+
+ private:
+  Walk walk_;
+  int asked_;
+  int units_;
+};
 
 // Eight columns of x value by value, where rows are not aligned.
 SECATEUR_DEVICE Words4 read_eight(const uint16_t* source, int valid_bytes) {
@@ -117,7 +154,7 @@ SECATEUR_DEVICE void fill_x(uint32_t target, uint32_t full, const Problem& probl
 // has, are on their way before it has ended. With cp.async, whose arrivals count all copies before
 // them, the first stage would then be full only when the last one is.
 template <bool Bulk>
-SECATEUR_DEVICE int fetch_early(const Problem& problem, Ring ring, Walk walk, int units,
+SECATEUR_DEVICE int fetch_early(const Problem& problem, Ring ring, Walk& walk, int units,
                                 uint64_t policy, int lane) {
   if constexpr (!Bulk) return 0;
   const int early = units < problem.stages ? units : problem.stages;
@@ -136,12 +173,15 @@ SECATEUR_DEVICE void produce(const Problem& problem, Ring ring, int lane) {
   const int units = problem.schedule.first_unit(device::block() + 1) - first;
   const uint32_t x = problem.block_panels * fragment24::unit_bytes;
   Walk walk = Walk::from(problem.schedule, first);
-  const int early = fetch_early<Bulk>(problem, ring, walk, units, policy, lane);
+  Walk behind = walk;
+  const int early = fetch_early<Bulk>(problem, ring, behind, units, policy, lane);
   device::mark(device::Point::weights_asked);
   // The successor asks for its first weights as soon as it runs, and fills the time in which sums
   // are added and y is written, if it does not run too early; but it takes a while to start.
   const int late = problem.lead == 0 ? 0 : units - problem.lead;
   if (late <= early) let_successor_start();
+  Ahead ahead(behind, early, units);
+  if constexpr (Bulk) ahead.ask(problem, early + problem.ahead, lane);
   device::wait_for_predecessor();
   device::mark(device::Point::predecessor_ended);
   for (int i = 0; i < units; ++i) {
@@ -154,6 +194,7 @@ SECATEUR_DEVICE void produce(const Problem& problem, Ring ring, int lane) {
     fill_x<Shape::token_tiles>(ring.weights() + x, full, problem, walk.step, lane);
     device::mark(device::Point::x_asked, i == 0);
     device::mark(device::Point::last_asked, i == units - 1);
+    if constexpr (Bulk) ahead.ask(problem, i + 1 + problem.ahead, lane);
     ring.advance();
     walk.advance(problem.schedule);
   }

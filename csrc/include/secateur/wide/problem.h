@@ -28,6 +28,7 @@ struct Problem {
   Output output;
   int stages;
   bool late;  // the next kernel may start when all weights have been asked for, and not before
+  int ahead;  // steps behind those in the ring whose weights are asked for into the L2 cache
   Cluster cluster;
   TileSchedule schedule;  // of groups of tiles, for clusters
   int slots_per_block;    // of the schedule, which has to divide for it

@@ -51,6 +51,16 @@ SECATEUR_DEVICE void attend_sums(const Problem& problem, const Member& member) {
   while (walk.next(segment)) cluster_sums::attend();
 }
 
+// Weights that the ring has no room for yet, into the L2 cache: `part` of the units from `first` to
+// `end` behind the one at `source`. While the kernel in front ends and x arrives, memory would have
+// nothing to do once the ring is full.
+SECATEUR_DEVICE void ask_ahead(const uint8_t* source, int part, int first, int end) {
+#pragma unroll 1
+  for (int i = first + 1; i <= end; ++i) {
+    device::prefetch_bulk(source + i * fragment24::unit_bytes, part);
+  }
+}
+
 // One unit of each panel, a lane each. Thread blocks that share weights fetch a part each.
 template <typename Shape>
 SECATEUR_DEVICE void produce_weights(const Problem& problem, Ring<Shape> ring,
@@ -65,6 +75,7 @@ SECATEUR_DEVICE void produce_weights(const Problem& problem, Ring<Shape> ring,
   // The successor may ask for its weights behind the first ones of this kernel, or behind all.
   int first_ones = problem.late ? INT32_MAX : ring.stages;
   int filling = ring.stages;
+  const int ahead = problem.ahead;
   TileWalk walk(schedule, member.index);
   TileSegment segment;
   for (bool again = false; walk.next(segment); again = true) {
@@ -89,7 +100,13 @@ SECATEUR_DEVICE void produce_weights(const Problem& problem, Ring<Shape> ring,
         }
       }
       if (--first_ones == 0) let_successor_start();
-      device::mark(device::Point::weights_asked, --filling == 0);
+      --filling;
+      device::mark(device::Point::weights_asked, filling == 0);
+      if (ahead > 0 && filling <= 0 && lane < here) {
+        // With the last stage of the first ring the ones behind it, then one a step.
+        const int before = filling == 0 ? 0 : ahead - 1;
+        ask_ahead(source, part, before, left - 1 < ahead ? left - 1 : ahead);
+      }
       source += unit_bytes;
       ring.advance();
     }

@@ -17,6 +17,10 @@ struct DownFetch {
     fetch_boxes(place, problem.weight, range, walk.stage,
                 {walk.block * Shape::row_tiles * tile_rows}, weight_bytes, full);
   }
+  SECATEUR_DEVICE void prefetch_weights(const Walk& walk) const {
+    prefetch_boxes(problem.weight, range, walk.stage,
+                   {walk.block * Shape::row_tiles * tile_rows});
+  }
   SECATEUR_DEVICE void fetch_operand(uint32_t place, const Walk& walk, uint32_t full) const {
     fetch_boxes(place + stage_boxes * weight_bytes, problem.x, range, walk.stage, {0},
                 x_box_bytes(Shape::token_tiles), full);

@@ -37,6 +37,19 @@ SECATEUR_DEVICE void fetch_boxes(uint32_t target, const device::TensorMap& map, 
   }
 }
 
+// The same boxes into the L2 cache.
+template <int Parts>
+SECATEUR_DEVICE void prefetch_boxes(const device::TensorMap& map, const Range& range, int stage,
+                                    const int (&row)[Parts]) {
+  const int boxes = range.boxes(stage);
+#pragma unroll 1
+  for (int i = 0; i < boxes; ++i) {
+    const int column = (range.first + stage * stage_boxes + i) * box_columns;
+#pragma unroll
+    for (int part = 0; part < Parts; ++part) device::prefetch_box(map, column, row[part]);
+  }
+}
+
 // `stages` in all. A task says which weights a stage has, which are older than the kernel in front,
 // and what else it needs, which is not; and when its successor's first stages may be asked for,
 // counted from the end.
@@ -44,14 +57,24 @@ template <typename Task>
 SECATEUR_DEVICE void produce(const Task& task, Ring ring, Walk walk, const Range& range,
                              int stages) {
   const int early = stages < ring.division.stages ? stages : ring.division.stages;
+  const int ahead = ring.division.ahead;
   Ring first = ring;
-  Walk ahead = walk;
+  Walk behind = walk;
 #pragma unroll 1
-  for (int i = 0; i < early; ++i, first.advance(), ahead.advance(range)) {
-    task.fetch_weights(first.place(), ahead, first.full());
+  for (int i = 0; i < early; ++i, first.advance(), behind.advance(range)) {
+    task.fetch_weights(first.place(), behind, first.full());
   }
   const int last = stages - task.stages_behind_successor(early);
   if (last <= early) device::let_successor_start();
+  // While the kernel in front ends, memory would have nothing to do once the ring is full.
+  int asked = early;
+  const auto ask_before = [&](int end) {
+#pragma unroll 1
+    for (; asked < end && asked < stages; ++asked, behind.advance(range)) {
+      task.prefetch_weights(behind);
+    }
+  };
+  if (ahead > 0) ask_before(early + ahead);
   device::wait_for_predecessor();
 #pragma unroll 1
   for (int i = 0; i < stages; ++i, ring.advance(), walk.advance(range)) {
@@ -61,6 +84,7 @@ SECATEUR_DEVICE void produce(const Task& task, Ring ring, Walk walk, const Range
     }
     task.fetch_operand(ring.place(), walk, ring.full());
     if (i + 1 == last && last > early) device::let_successor_start();
+    if (ahead > 0) ask_before(i + 1 + ahead);
   }
 }
 

@@ -23,6 +23,14 @@ struct UpFetch {
       fetch_boxes(place, problem.weight, range, walk.stage, {rows.first[0]}, bytes, full);
     }
   }
+  SECATEUR_DEVICE void prefetch_weights(const Walk& walk) const {
+    const Rows rows = row_block(problem.up, walk.block, Shape::row_tiles).rows;
+    if constexpr (Gated) {
+      prefetch_boxes(problem.weight, range, walk.stage, rows.first);
+    } else {
+      prefetch_boxes(problem.weight, range, walk.stage, {rows.first[0]});
+    }
+  }
   SECATEUR_DEVICE void fetch_operand(uint32_t, const Walk&, uint32_t) const {}
   // The next layer is to fill its rings while nothing else is fetched: while the last stages are
   // multiplied and y is written.

@@ -64,6 +64,12 @@ inline void copy_bulk(uint32_t target, const void* source, uint32_t bytes, uint3
   landing.counted = bytes;
   machine().start_copy(landing, true);
 }
+inline void prefetch_bulk(const void* source, uint32_t bytes) {
+  if (bytes % 16 || reinterpret_cast<uintptr_t>(source) % 16) {
+    machine().fail("prefetch: expected multiples of 16 bytes");
+  }
+  machine().prefetch(source, bytes);
+}
 inline void fence_before_copies() { machine().fence_before_copies(); }
 inline void copy16(uint32_t target, const void* source, int valid) {
   if (target % 16 || (valid > 0 && reinterpret_cast<uintptr_t>(source) % 16)) {

@@ -18,6 +18,7 @@
 #include <stdexcept>
 #include <string>
 #include <typeindex>
+#include <unordered_map>
 #include <vector>
 
 #include "emulated/deliveries.h"
@@ -219,6 +220,28 @@ class Machine {
                : "global: read outside of what was given");
   }
 
+  // Into the L2 cache: what may be read already, and is going to be copied, as often as it is asked
+  // for.
+  void prefetch(const void* source, int64_t bytes) {
+    check_global(source, bytes, false);
+    for (int64_t at = 0; at < bytes; at += 16) {
+      ++prefetched_[static_cast<const uint8_t*>(source) + at];
+    }
+    prefetched_bytes() += bytes;
+  }
+  void copied(const void* source, int64_t bytes) {
+    if (prefetched_.empty()) return;
+    for (int64_t at = 0; at < bytes; at += 16) {
+      const auto found = prefetched_.find(static_cast<const uint8_t*>(source) + at);
+      if (found != prefetched_.end() && --found->second == 0) prefetched_.erase(found);
+    }
+  }
+  // Of all machines.
+  static int64_t& prefetched_bytes() {
+    static int64_t bytes = 0;
+    return bytes;
+  }
+
   Barrier& barrier(uint32_t address) {
     shared(address, 8);
     const auto found = barriers_.find(in_window(address));
@@ -241,6 +264,7 @@ class Machine {
 
   void start_copy(Landing landing, bool bulk) {
     if (landing.valid > 0) check_global(landing.source, landing.valid, false);
+    copied(landing.source, landing.valid);
     shared(landing.target, 16);
     shared(landing.target + landing.bytes - 16, 16);
     landing.target = in_window(landing.target);
@@ -498,6 +522,7 @@ class Machine {
   std::vector<int> exited_;  // threads of each thread block
   std::vector<bool> touched_;  // registers of each thread since its last fence
   std::map<std::type_index, std::unique_ptr<Unit>> units_;
+  std::unordered_map<const uint8_t*, int> prefetched_;  // 16 bytes each, and not copied since
   std::vector<bool> waited_;  // for the kernel in front, a thread of each thread block
   std::vector<bool> passed_;  // and it has ended
   bool dependent_ = false;
@@ -528,6 +553,7 @@ inline void Machine::run(int block, const std::function<void()>& body) {
   waited_ = passed_ = std::vector<bool>(cluster_);
   touched_ = std::vector<bool>(threads);
   units_.clear();
+  prefetched_.clear();
   predecessor_ended_ = !dependent_;
   bulk_.clear();
   int idle = 0, round = 0;
@@ -569,6 +595,7 @@ inline void Machine::run(int block, const std::function<void()>& body) {
       error_ = "a thread block left that never waited for the kernel in front";
     }
   }
+  if (error_.empty() && !prefetched_.empty()) error_ = "prefetch: more often than copied afterwards";
   current() = nullptr;
   if (!error_.empty()) throw std::runtime_error(error_);
 }

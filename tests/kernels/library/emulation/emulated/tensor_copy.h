@@ -57,6 +57,7 @@ inline void start_box_rows(uint32_t target, const TensorMap& map, int64_t column
       const uint8_t* source = map.base + (row + r) * map.row_bytes + 2 * (column + 8 * c);
       const uint32_t place = m.in_window(swizzled128(target + 128 * r + 16 * c));
       if (valid > 0) m.check_global(source, valid, false);
+      if (valid > 0) m.copied(source, valid);
       m.require_fenced(place, 16);
       std::memset(m.shared(place, 16), emulation::poison, 16);
       chunks.push_back({place, source, valid});
@@ -80,6 +81,16 @@ inline void copy_box(uint32_t target, const TensorMap& map, int column, int row,
   const int half = map.box_rows / 2;
   if (half > 0) start_box_rows(target, map, column, row, 0, half, barrier);
   start_box_rows(target, map, column, row, half, map.box_rows, barrier);
+}
+
+inline void prefetch_box(const TensorMap& map, int column, int row) {
+  require_sound(map);
+  for (int r = 0; r < map.box_rows; ++r) {
+    const int64_t bytes = std::min<int64_t>(128, 2 * (map.columns - column));
+    // A last chunk may be copied in part, but not asked for.
+    const bool inside = row + r >= 0 && row + r < map.rows && bytes > 0;
+    if (inside) machine().prefetch(map.base + (row + r) * map.row_bytes + 2 * column, bytes);
+  }
 }
 
 inline void copy_box_multicast(uint32_t target, const TensorMap& map, int column, int row,
