@@ -18,10 +18,8 @@ from bench.kernel_summary import (
 from bench.linear_operands import LOW_RANK, SPARSE
 from bench.linear_timing import MODES
 from bench.linears import CHAIN_TOKENS
-from bench.shapes import LARGEST_FOUR, SEVEN, TOKENS
+from bench.shapes import LARGEST_FOUR, SEVEN, SMALL, TOKENS
 
-SMALL: Size = (1024, 4096)
-"""Too small to fill a large GPU."""
 DRAWN_SHAPES = 20
 _PACKED: Size = (14336, 4096)
 _PACKING_WORK = "Wanda 2:4, score to packed"

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bench.goal_measures import SMALL, Records, errors, floor_of_dense, read_all
+from bench.goal_measures import Records, errors, floor_of_dense, read_all
 from bench.goals import GOALS, Goal, goals_table, main, rows, summary
 from bench.kernel_choices import cases, table
 from bench.kernel_choices import main as choices_main
@@ -15,7 +15,7 @@ from bench.linear_operands import LOW_RANK, SPARSE
 from bench.linears import CHAIN_TOKENS
 from bench.predictions import comparison, predictions
 from bench.predictions import main as predictions_main
-from bench.shapes import SEVEN, TOKENS, drawn
+from bench.shapes import SEVEN, SMALL, TOKENS, drawn
 
 CEILING = 4e12
 
