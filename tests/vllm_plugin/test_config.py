@@ -1,5 +1,6 @@
 """The configuration: what is read, renamed, dispatched and refused."""
 
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import nn
 from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
 from vllm.model_executor.layers.quantization import get_quantization_config
 from vllm.model_executor.models.utils import WeightsMapper
+from vllm.platforms import current_platform
 from vllm_plugin.served import BLOCK, build, config_of, finish, load, ranks
 from vllm_plugin.stored import stored
 
@@ -106,6 +108,23 @@ def test_experts_are_refused(removed: bool) -> None:
     prefix = "model.layers.1.mlp.experts" if removed else f"{BLOCK}.mlp.experts"
     with pytest.raises(SecateurError, match=f"Experts {prefix} of vLLM is no linear layer"):
         config.get_quant_method(Experts(), prefix)
+
+
+@pytest.mark.parametrize("on_a_cpu", [False, True])
+@pytest.mark.parametrize("has_experts", [False, True])
+def test_experts_that_vllm_cannot_load_again_are_told_of(
+    has_experts: bool, on_a_cpu: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(type(current_platform), "is_cpu", lambda self: on_a_cpu)
+    config = config_of({f"{BLOCK}.mlp.fc1": stored("sparse24", 8, 8)})
+    experts = Experts()
+    if has_experts:
+        experts.moe_config = object()
+    assert config.get_quant_method(experts, f"{BLOCK}.mlp.experts") is None
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        config.warn_of_experts()
+    assert ["experts" in str(one.message) for one in said] == [True] * (has_experts and on_a_cpu)
 
 
 class HeldAttention(nn.Module, AttentionLayerBase):

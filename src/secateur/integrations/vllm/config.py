@@ -1,5 +1,6 @@
 """The quantization method `secateur` of vLLM: which layer is served in which form."""
 
+import warnings
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from vllm.model_executor.layers.quantization.base_config import (
     QuantizationConfig,
     QuantizeMethodBase,
 )
+from vllm.platforms import current_platform
 
 from secateur.errors import SecateurError
 from secateur.integrations.layer_specs import QUANT_METHOD, CompactLayers
@@ -34,6 +36,7 @@ class SecateurVllmConfig(QuantizationConfig):  # type: ignore[misc]
         super().__init__()
         self.layers = layers
         self._built: set[str] = set()
+        self._has_experts = False
         self._complete = False
 
     @classmethod
@@ -88,13 +91,17 @@ class SecateurVllmConfig(QuantizationConfig):  # type: ignore[misc]
         """
         if not isinstance(layer, LinearBase):
             self._refuse_listed(layer, prefix)
+            # Their class has had several names.
+            self._has_experts |= hasattr(layer, "moe_config")
             return None
         names = names_in(prefix, self.packed_modules_mapping, self.layers)
         self._built.update(names)
         if all(self.layers.removed.holds(name) for name in names):
             return SecateurRemovedMethod(self.require_complete)
         if any(name in self.layers.specs for name in names):
-            return SecateurLinearMethod(names, self.layers, self.require_complete)
+            return SecateurLinearMethod(
+                names, self.layers, self.require_complete, self.warn_of_experts
+            )
         return SecateurDenseMethod(prefix, self.require_complete)
 
     def _refuse_listed(self, layer: nn.Module, prefix: str) -> None:
@@ -133,6 +140,18 @@ class SecateurVllmConfig(QuantizationConfig):  # type: ignore[misc]
                 f"such as {absent[0]}: they would be left out"
             )
         self._complete = True
+
+    def warn_of_experts(self) -> None:
+        """Say, as weights are loaded again, that vLLM's experts cannot take them on a CPU.
+
+        `UnquantizedFusedMoEMethod._setup_kernel` of vLLM 0.33.0 packs only what it gets first.
+        """
+        if self._has_experts and current_platform.is_cpu():
+            warnings.warn(
+                "vLLM does not pack experts for the CPU when weights are loaded again: its answers "
+                "will be wrong, as they are from models that Secateur did not compress",
+                stacklevel=2,
+            )
 
 
 def _block_of(name: str) -> str:
