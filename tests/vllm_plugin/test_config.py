@@ -79,6 +79,17 @@ def test_layers_that_vllm_did_not_build_are_an_error() -> None:
         finish(layer)
 
 
+def test_layers_of_a_draft_model_are_found_behind_its_prefix() -> None:
+    layers = {f"{BLOCK}.mlp.fc1": stored("sparse24", 8, 8)}
+    config = config_of(layers)
+    layer = build("mlp.fc1", 8, (8,), config, prefix=f"draft_model.{BLOCK}.mlp.fc1")
+    load(layer, "mlp.fc1", layers)
+    assert type(finish(layer).quant_method) is SecateurLinearMethod
+    # Another draft, for this model, is asked about names of its own.
+    config.apply_vllm_mapper(WeightsMapper(orig_to_new_prefix={"model.": None}))
+    assert list(config.layers.specs) == list(layers)
+
+
 def test_fused_layers_whose_names_vllm_does_not_tell_are_an_error() -> None:
     config = config_of({f"{BLOCK}.mlp.up_proj": stored("sparse24", 24, 16)})
     config.packed_modules_mapping = {}

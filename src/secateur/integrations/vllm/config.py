@@ -25,6 +25,9 @@ from secateur.integrations.vllm.methods import (
 )
 from secateur.integrations.vllm.shards import names_in
 
+# Before the names of all layers of a draft model that speculates for another one.
+_DRAFT_PREFIX = "draft_model."
+
 
 class SecateurVllmConfig(QuantizationConfig):  # type: ignore[misc]
     """The `quantization_config` of a compact checkpoint, as vLLM asks for it.
@@ -71,6 +74,8 @@ class SecateurVllmConfig(QuantizationConfig):  # type: ignore[misc]
 
     def apply_vllm_mapper(self, hf_to_vllm_mapper: Any) -> None:
         """Rename listed layers as vLLM's model renames those of the checkpoint."""
+        if self._complete:  # This model is built: a draft for it is about to be.
+            return
         mapped = hf_to_vllm_mapper
         names = self.layers.names
         renamed = mapped.apply_list(names)
@@ -89,6 +94,7 @@ class SecateurVllmConfig(QuantizationConfig):  # type: ignore[misc]
         Raises:
             SecateurError: a listed layer is part of something that is no linear layer in vLLM.
         """
+        prefix = prefix.removeprefix(_DRAFT_PREFIX)
         if not isinstance(layer, LinearBase):
             self._refuse_listed(layer, prefix)
             # Their class has had several names.
