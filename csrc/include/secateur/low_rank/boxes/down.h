@@ -76,7 +76,7 @@ SECATEUR_DEVICE void run_down(const BoxDown& problem, uint32_t shared) {
   const Range range = range_of(down.columns, split, down.splits);
   const Places places(shared, down.division, 0, Exchange<Shape>::tiles, problem.cluster);
   Exchange<Shape> exchange{places.inboxes, places.meeting + 8, problem.cluster};
-  Ring ring{places.ring, places.barriers, down.division};
+  Ring ring = places.ring_of(down.division);
   if (device::thread() == 0) init_barriers(places, down.division.stages, 2, exchange);
   device::sync_block();
   // Awaited before sums are handed over.

@@ -43,7 +43,7 @@ SECATEUR_DEVICE void fetch_boxes(uint32_t target, const device::TensorMap& map, 
 template <typename Task>
 SECATEUR_DEVICE void produce(const Task& task, Ring ring, Walk walk, const Range& range,
                              int stages) {
-  const int early = stages < ring.division.stages ? stages : ring.division.stages;
+  const int early = stages < ring.stages ? stages : ring.stages;
   Ring first = ring;
   Walk ahead = walk;
 #pragma unroll 1

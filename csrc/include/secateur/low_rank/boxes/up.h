@@ -193,7 +193,7 @@ SECATEUR_DEVICE void run_up(const BoxUp& problem, uint32_t shared) {
   const Places places(shared, up.division, sets * hidden_bytes(up.rank, up.output.tokens, cluster),
                       Exchange<Shape>::tiles, cluster);
   const Exchange<Shape> exchange{places.inboxes, places.meeting + 8, cluster};
-  const Ring ring{places.ring, places.barriers, up.division};
+  const Ring ring = places.ring_of(up.division);
   if (device::thread() == 0) init_barriers(places, up.division.stages, 1, exchange);
   device::sync_block();
   // Awaited before sums are handed over.
