@@ -68,6 +68,14 @@ def test_a_configuration_without_layers_is_refused(more: dict[str, Any]) -> None
         SecateurVllmConfig.from_config({"quant_method": "secateur", "format_version": 1, **more})
 
 
+def test_answers_that_do_not_depend_on_the_batch_are_not_promised(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("VLLM_BATCH_INVARIANT", "1")
+    with pytest.raises(SecateurError, match="expected VLLM_BATCH_INVARIANT=0"):
+        config_of({f"{BLOCK}.mlp.fc1": stored("sparse24", 8, 8)})
+
+
 def test_layers_that_vllm_did_not_build_are_an_error() -> None:
     layers = {
         f"{BLOCK}.mlp.fc1": stored("sparse24", 8, 8),

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from vllm import envs
 from vllm.distributed import get_pp_group
 from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
 from vllm.model_executor.layers.linear import LinearBase
@@ -47,8 +48,14 @@ class SecateurVllmConfig(QuantizationConfig):  # type: ignore[misc]
         """Read what a compact checkpoint says.
 
         Raises:
-            SecateurError: it is none that Secateur writes; names the place.
+            SecateurError: it is none that Secateur writes (names the place), or vLLM promises
+                answers that do not depend on the batch.
         """
+        if getattr(envs, "VLLM_BATCH_INVARIANT", False):
+            raise SecateurError(
+                "expected VLLM_BATCH_INVARIANT=0: how the kernels of compressed layers split sums "
+                "depends on the number of tokens, and so do the last bits"
+            )
         layers = SecateurConfig(**config).layers
         if layers is None:
             raise SecateurError("quantization_config lists no layers")
