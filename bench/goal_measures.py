@@ -7,6 +7,7 @@ from pathlib import Path
 
 from bench.kernel_records import read_records
 from bench.kernel_summary import (
+    DEVICE,
     Record,
     Size,
     error_ratios,
@@ -17,10 +18,8 @@ from bench.kernel_summary import (
 from bench.linear_operands import LOW_RANK, SPARSE
 from bench.linear_timing import MODES
 from bench.linears import CHAIN_TOKENS
-from bench.shapes import LARGEST_FOUR, SEVEN, TOKENS
+from bench.shapes import LARGEST_FOUR, SEVEN, SMALL, TOKENS
 
-SMALL: Size = (1024, 4096)
-"""Too small to fill a large GPU."""
 DRAWN_SHAPES = 20
 _PACKED: Size = (14336, 4096)
 _PACKING_WORK = "Wanda 2:4, score to packed"
@@ -35,6 +34,7 @@ class Records:
     packing: Sequence[Record]
     kind: str = "ours auto"
     """How the names of candidates begin, of which the fastest counts."""
+    device: str = DEVICE
 
     def ours(self, record: Record) -> float | None:
         """Microseconds of ours."""
@@ -57,10 +57,11 @@ Case = tuple[float, str]
 """A figure and what it is of."""
 
 
-def read_all(folder: Path, kind: str = "ours auto") -> Records:
-    """The latest records of a folder."""
-    linears, packing = (latest(read_records(name, folder)) for name in ("linears", "packing"))
-    return Records([r for r in linears if r.get("dtype") == "bfloat16"], packing, kind)
+def read_all(folder: Path, kind: str = "ours auto", device: str = DEVICE) -> Records:
+    """The latest records of a device in a folder."""
+    names = ("linears", "packing")
+    linears, packing = (latest(read_records(name, folder), device) for name in names)
+    return Records([r for r in linears if r.get("dtype") == "bfloat16"], packing, kind, device)
 
 
 def mean_speed_up(mode: str, m: int) -> Measure:

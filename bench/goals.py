@@ -4,7 +4,8 @@
     python -m bench.goals --kind ours        the fastest of our kernels, whatever dispatch chose
 
 Speed-ups are the fastest dense cuBLAS median of the run over our time; means are geometric over the
-seven shapes of `bench.shapes`. In a chain the layers follow each other in a CUDA graph with cold
+seven shapes of `bench.shapes`. They are an H200's: figures of another GPU (`--device`) get no
+verdict. In a chain the layers follow each other in a CUDA graph with cold
 weights; isolated ones have nothing to do with each other.
 """
 
@@ -12,7 +13,7 @@ import argparse
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from bench.goal_measures import (
     Found,
@@ -32,11 +33,12 @@ from bench.goal_measures import (
     time_of_eight_tokens,
     versus_cusparselt,
 )
-from bench.kernel_records import RESULTS
+from bench.kernel_records import RESULTS, read_records
+from bench.kernel_summary import DEVICE, add_device_option, whose
 from bench.kernel_tables import NOT_MEASURED, markdown
 
 _HEADS = ("goal", "bound", "measured", "verdict", "decided by")
-Verdict = Literal["reached", "missed", "so far", "not measured"]
+Verdict = Literal["reached", "missed", "so far", "not measured", "another GPU"]
 Measure = Callable[[Records], Found | None]
 
 
@@ -115,7 +117,9 @@ def rows(records: Records, goals: Sequence[Goal] = GOALS) -> list[list[str]]:
         found = goal.measure(records)
         sign = "<=" if goal.at_most else ">="
         cells = [goal.name, f"{sign} {_figure(goal.bound, goal)}"]
-        cells += ["" if found is None else _figure(found.value, goal), goal.verdict(found)]
+        there = found is None or records.device == DEVICE
+        verdict = goal.verdict(found) if there else "another GPU"
+        cells += ["" if found is None else _figure(found.value, goal), verdict]
         table.append([*cells, "" if found is None else _where(found)])
     return table
 
@@ -142,7 +146,7 @@ def goals_table(folder: Path = RESULTS) -> str:
 
 def summary(table: Sequence[Sequence[str]]) -> str:
     """How many rows have each verdict."""
-    names: tuple[Verdict, ...] = ("reached", "missed", "so far", "not measured")
+    names = get_args(Verdict)
     counts = {name: sum(row[3] == name for row in table) for name in names}
     return ", ".join(f"{count} {name}" for name, count in counts.items() if count)
 
@@ -151,8 +155,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.goals")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the records")
     parser.add_argument("--kind", default="ours auto", help="how the names of candidates begin")
+    add_device_option(parser)
     options = parser.parse_args(arguments)
-    table = rows(read_all(options.results, options.kind))
+    print(whose(read_records("linears", options.results), options.device))
+    table = rows(read_all(options.results, options.kind, options.device))
     print(markdown(_HEADS, table))
     print(summary(table))
 

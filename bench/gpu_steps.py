@@ -45,12 +45,21 @@ LEAST_AGAIN = 10.0
 # Seconds after which one attempt counts as hung: in a quick step, in tests of kernels, and where
 # models are compiled or weights of gigabytes checked.
 PATIENCE, TEST_PATIENCE, LONG_PATIENCE = 20, 60, 200
-# What a short visit to a GPU is for, the most valuable first.
-FIRST = (
+# What a short visit to a GPU is for, the most valuable first. What stands together goes side by
+# side: it measures no times.
+FIRST: tuple[str | tuple[str, ...], ...] = (
     "facts", "build", "probe", "quick", "tune-quick", "bench-quick", "bench-quick-more",
-    "bench-quick-low-rank", "bench-quick-drawn", "bench-competitors", "bench-quick-packing",
+    "bench-quick-low-rank", "bench-competitors", "bench-quick-drawn", "bench-quick-packing",
     "microbench", "timeline",
+    (
+        "sanitize-memcheck", "sanitize-racecheck", "tests-launch", "tests-accuracy-sparse24",
+        "tests-accuracy-low-rank", "tests-memory-poison", "tests-packing", "tests-use",
+        "sanitize-initcheck", "sanitize-synccheck",
+    ),
+    "engine-8b", "large-8b", "bench-quick-low-rank-more", "engine-8b-batch", "engine-8b-prefill",
 )  # fmt: skip
+# Seconds that a short visit gives to what goes side by side.
+TOGETHER = 170.0
 _QUICK_TOKENS = "1,8,16,64,128,512,2048"
 _MORE_TOKENS = "2,4,32,256,1024,4096,8192"
 
@@ -71,6 +80,9 @@ class Step:
     """Seconds without output after which it is stopped."""
     restarts: bool = False
     """It takes `--budget`, and notes what it tries: where its process dies, it is started again."""
+    least: float | None = None
+    """Where it may be stopped at any moment, as what it recorded stays: with so many seconds it is
+    worth starting."""
     alone: bool = False
     """Nothing may run beside it: it measures times, or makes what others need."""
 
@@ -86,6 +98,8 @@ class Step:
         if self.budget + self.grace <= seconds:
             return self
         budget = seconds - self.grace
+        if self.least is not None:
+            return replace(self, budget=budget) if budget >= self.least else None
         if not self.flexible or budget < LEAST_BUDGET:
             return None
         # The last one of several counts.
@@ -128,16 +142,25 @@ def steps(out: Path, results: Path, tables: Path) -> list[Step]:
 
 def _large_models(results: Path) -> list[Step]:
     command = (PYTHON, "-m", "bench.large_models", "--device", "cuda", "--results", str(results))
-    # Each form is compiled for a minute or two; more batches and forms, one command each.
+    # Each form is compiled for a minute or two, and recorded at the end: one command a workload.
     engine = (
         *(PYTHON, "-m", "secateur", "bench", "--shape", "llama-3-8b", "--device", "cuda"),
-        *("--batch-sizes", "1", "--prompt-lengths", "128", "--forms", "dense,2:4"),
-        *("--json", str(results / "throughput.jsonl")),
+        *("--forms", "dense,2:4", "--json", str(results / "throughput.jsonl")),
     )
+    batch = ("--batch-sizes", "16,64", "--prompt-lengths", "128")
+    prefill = ("--batch-sizes", "1", "--prompt-lengths", "8192", "--new-tokens", "16")
+    large_8b = (*command, "--shape", "llama-3-8b")
+    large_70b = (*command, "--shape", "llama-3-70b-block", "--blocks", "4")
+
+    def step(name: str, least: float, *whole: str) -> Step:
+        return Step(name, whole, 300, grace=10, least=least)
+
     return [
-        Step("engine-8b", engine, 300),
-        Step("large-8b", (*command, "--shape", "llama-3-8b")),
-        Step("large-70b", (*command, "--shape", "llama-3-70b-block", "--blocks", "4")),
+        step("engine-8b", 60, *engine, "--batch-sizes", "1", "--prompt-lengths", "128"),
+        step("engine-8b-batch", 60, *engine, *batch),
+        step("engine-8b-prefill", 60, *engine, *prefill),
+        step("large-8b", 70, *large_8b),
+        step("large-70b", 120, *large_70b),
     ]
 
 
@@ -169,7 +192,9 @@ def _quick_benchmarks(results: Path) -> list[Step]:
         )
 
     def linears(name: str, budget: float, op: str, tokens: str, *more: str) -> Step:
-        options = ("--shapes", "seven", "--op", op, "--tokens", tokens, *patience)
+        # Only of 2:4 a goal is on a small shape, too.
+        shapes = "goals" if op == sparse and not more else "seven"
+        options = ("--shapes", shapes, "--op", op, "--tokens", tokens, *patience)
         extent = more or ("--extent", "quick")
         return step(name, budget, "bench.linears", *options, *extent, restarts=True)
 
@@ -183,6 +208,7 @@ def _quick_benchmarks(results: Path) -> list[Step]:
         step("microbench", 100, "bench.microbench"),
         step("timeline", 30, "bench.timeline"),
         linears("bench-quick-low-rank", 50, low_rank, "1,2,4,8,16,512,2048"),
+        linears("bench-quick-low-rank-more", 50, low_rank, "32,64,128,256,1024,4096,8192"),
         step("bench-quick-packing", 40, "bench.packing", "--shapes", "14336x4096"),
         linears("bench-quick-more", 60, sparse, _MORE_TOKENS),
         drawn,
@@ -226,6 +252,8 @@ def _sanitize() -> list[Step]:
         Step(
             f"sanitize-{name}-{part}",
             (*tool, "--tool", name, *script, "--part", f"{part}/{SANITIZER_PARTS}"),
+            least=40,
+            grace=10,
             needs="compute-sanitizer",
         )
         for name in SANITIZERS
@@ -237,8 +265,8 @@ def _tune(tables: Path) -> list[Step]:
     command = (PYTHON, "-m", "bench.tune")
     # What most problems need; Triton's candidates, each compiled for seconds, come later. Into the
     # run's own cache: the steps that follow choose by it, and it comes back with the logs.
-    few = ("--shapes", "seven", "--backends", "cuda", "unpack", "two_gemms", "--budget", "90")
-    quick = Step("tune-quick", (*command, *few), 90, flexible=True, grace=20)
+    few = ("--shapes", "goals", "--rounds", "9", "--backends", "cuda", "unpack", "two_gemms")
+    quick = Step("tune-quick", (*command, *few, "--budget", "100"), 100, flexible=True, grace=20)
     all_of = (*command, "--budget", OWN_BUDGET, "--output", str(tables))
     return [quick] + [
         Step(f"tune-{part}", (*all_of, "--part", f"{part}/{TUNE_PARTS}"), flexible=True)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.kernel_records import RESULTS, read_records
-from bench.kernel_summary import Record, latest
+from bench.kernel_summary import Record, add_device_option, latest, whose
 from bench.kernel_tables import NOT_MEASURED, markdown
 
 CHOSEN = "ours auto"
@@ -72,8 +72,11 @@ def table(records: Sequence[Record]) -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.kernel_choices")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the records")
+    add_device_option(parser)
     options = parser.parse_args(arguments)
-    print(table(latest(read_records("linears", options.results))))
+    records = read_records("linears", options.results)
+    print(whose(records, options.device))
+    print(table(latest(records, options.device)))
 
 
 if __name__ == "__main__":

@@ -13,9 +13,11 @@ from pathlib import Path
 from bench.kernel_pictures import Line, lines_svg
 from bench.kernel_records import RESULTS, read_records
 from bench.kernel_summary import (
+    DEVICE,
     ByTokens,
     Record,
     Size,
+    add_device_option,
     geometric_means,
     latest,
     shares_of_ceiling,
@@ -82,10 +84,12 @@ def _shape_lines(by_shape: Mapping[Size, ByTokens]) -> list[Line]:
     return [Line(f"{n} x {k}", values) for (n, k), values in found.items()]
 
 
-def write_pictures(folder: Path = RESULTS, output: Path = PLOTS) -> list[Path]:
-    """Draw what was measured; returns the files."""
+def write_pictures(
+    folder: Path = RESULTS, output: Path = PLOTS, device: str = DEVICE
+) -> list[Path]:
+    """Draw what was measured on a device; returns the files."""
     paths = []
-    for name, svg in pictures(latest(read_records("linears", folder))).items():
+    for name, svg in pictures(latest(read_records("linears", folder), device)).items():
         output.mkdir(parents=True, exist_ok=True)
         paths.append(output / name)
         paths[-1].write_text(svg, encoding="utf-8")
@@ -97,12 +101,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--print", action="store_true", help="print the tables")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the records")
     parser.add_argument("--output", type=Path, default=PLOTS, help="folder for the pictures")
+    add_device_option(parser)
     options = parser.parse_args(arguments)
     if options.print:
-        for name, text in tables(options.results).items():
+        for name, text in tables(options.results, options.device).items():
             print(f"{name}\n{text}\n")
         return
-    paths = write_pictures(options.results, options.output)
+    paths = write_pictures(options.results, options.output, options.device)
     print("\n".join(map(str, paths)) or NOT_MEASURED)
 
 

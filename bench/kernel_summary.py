@@ -1,5 +1,6 @@
 """What records of kernel benchmarks say: the latest of each case, ratios, means, shares."""
 
+import argparse
 import math
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -9,26 +10,43 @@ from bench.shapes import SEVEN, TOKENS
 Record = Mapping[str, Any]
 Size = tuple[int, int]
 ByTokens = dict[int, float]
+DEVICE = "NVIDIA H200"
+"""The GPU for which goals were set and predictions made, and of which published tables are."""
 _CASE = ("op", "mode", "shape", "tokens", "dtype", "seed", "work")
 
 
-def latest(records: Iterable[Record]) -> list[Record]:
-    """Of the machine and versions of the last record, the last one for every case.
+def latest(records: Iterable[Record], device: str = DEVICE) -> list[Record]:
+    """Of a device and the versions of its last record, the last one for every case.
 
-    Times of two machines, or of two builds, must not meet in one table.
+    Times of two machines, or of two versions, must not meet in one table.
     """
-    everything = list(records)
+    everything = [record for record in records if _device(record) == device]
     kept: dict[tuple[str, ...], Record] = {}
     for record in everything:
-        if _origin(record) == _origin(everything[-1]):
+        if _versions(record) == _versions(everything[-1]):
             kept[tuple(str(record.get(name)) for name in _CASE)] = record
     return list(kept.values())
 
 
-def _origin(record: Record) -> tuple[Any, ...]:
-    versions = record["versions"]
-    names = ("secateur", "torch", "triton")
-    return (record["machine"]["device"], *(versions.get(name) for name in names))
+def _device(record: Record) -> str:
+    return str(record["machine"]["device"])
+
+
+def _versions(record: Record) -> tuple[Any, ...]:
+    return tuple(record["versions"].get(name) for name in ("secateur", "torch", "triton"))
+
+
+def add_device_option(parser: argparse.ArgumentParser) -> None:
+    """`--device`: whose records are shown."""
+    parser.add_argument("--device", default=DEVICE, help=f"as CUDA names it; default: {DEVICE}")
+
+
+def whose(records: Iterable[Record], device: str) -> str:
+    """A line on top: the device that was asked for, and others where it has no records."""
+    there = {_device(record) for record in records}
+    if device in there or not there:
+        return device
+    return f"no records of {device}, but of {', '.join(sorted(there))}: say which by --device"
 
 
 def of_models(records: Iterable[Record], op: str, mode: str) -> list[Record]:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from bench.kernel_records import RESULTS, read_records
 from bench.kernel_summary import (
+    DEVICE,
     Record,
     error_ratios,
     geometric_means,
@@ -25,10 +26,10 @@ FLOOR = 0.98
 OTHERS = {"cusparselt": "cuSPARSELt, searched", "two products": "two cuBLAS calls"}
 
 
-def tables(folder: Path = RESULTS) -> dict[str, str]:
-    """Name of a marker -> its Markdown."""
-    linears = latest(read_records("linears", folder))
-    packing = latest(read_records("packing", folder))
+def tables(folder: Path = RESULTS, device: str = DEVICE) -> dict[str, str]:
+    """Name of a marker -> its Markdown, of one device."""
+    linears = latest(read_records("linears", folder), device)
+    packing = latest(read_records("packing", folder), device)
     named = {"kernels-machine": where_measured(linears or packing)}
     for op, short in ((SPARSE, "sparse24"), (LOW_RANK, "low-rank")):
         for mode in MODES:
@@ -47,13 +48,15 @@ def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def where_measured(records: Sequence[Record]) -> str:
-    """One line: device, driver, versions."""
+    """One line: device, driver, versions, and of how many builds of the library the records are."""
     if not records:
         return NOT_MEASURED
     machine, versions = records[-1]["machine"], records[-1]["versions"]
+    builds = {str(record["machine"].get("library_fingerprint")) for record in records}
     driver = f", driver {machine['driver_version']}" if "driver_version" in machine else ""
     packages = [f"{name} {versions[name]}" for name in ("torch", "triton") if name in versions]
-    return f"{machine['device']}{driver}; secateur {versions['secateur']}, {', '.join(packages)}"
+    line = f"{machine['device']}{driver}; secateur {versions['secateur']}, {', '.join(packages)}"
+    return line if len(builds) == 1 else f"{line}; {len(builds)} builds of the compiled library"
 
 
 def speed_up_table(records: Sequence[Record], op: str, mode: str) -> str:

@@ -2,7 +2,7 @@
 
     python -m bench.linears --part 1/4 --budget 450
     python -m bench.linears --op low_rank_linear --mode chain --tokens 1,8
-    python -m bench.linears --extent quick --shapes seven --tokens 1,8,16,64,128,512,2048
+    python -m bench.linears --extent quick --shapes goals --tokens 1,8,16,64,128,512,2048
 
 Each part ends within its budget; what is recorded for this machine and these versions is not
 measured again, so that the same command goes on where it ended. `--drawn SEED` measures shapes and
@@ -35,7 +35,7 @@ from bench.kernel_records import (
 from bench.linear_operands import LOW_RANK, SPARSE, Operands, make_operands
 from bench.linear_timing import MODES, SERIAL, Measured, measure
 from bench.linear_tries import Tries
-from bench.shapes import SEVEN, SHAPES, TINY, TOKENS, WeightShape, drawn, shape_of
+from bench.shapes import SHAPES_BY_NAME, TOKENS, WeightShape, drawn, shape_of
 from secateur_kernels.testing.attempts import Attempts, BrokenContextError, check_usable
 
 NAME = "linears"
@@ -216,7 +216,8 @@ def options_of(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--op", nargs="+", choices=[SPARSE, LOW_RANK], default=[SPARSE, LOW_RANK])
     parser.add_argument("--mode", nargs="+", choices=MODES, default=list(MODES))
     parser.add_argument("--tokens", type=_numbers, default=list(TOKENS), help="such as 1,8,64")
-    parser.add_argument("--shapes", default="all", help="all, seven, tiny, or such as 4096x4096")
+    named = ", ".join(SHAPES_BY_NAME)
+    parser.add_argument("--shapes", default="all", help=f"{named}, or such as 4096x4096")
     parser.add_argument("--dtype", choices=DTYPES, default="bfloat16")
     parser.add_argument("--drawn", type=int, metavar="SEED", help="20 shapes drawn by a seed")
     parser.add_argument("--device", default="cuda")
@@ -241,9 +242,8 @@ def _numbers(text: str) -> list[int]:
 
 
 def _shapes(text: str) -> tuple[WeightShape, ...]:
-    if text in ("all", "seven", "tiny"):
-        seven = tuple(shape_of(*size) for size in SEVEN)
-        return {"all": SHAPES, "seven": seven, "tiny": TINY}[text]
+    if text in SHAPES_BY_NAME:
+        return SHAPES_BY_NAME[text]
     sizes = (size.split("x") for size in text.split(","))
     return tuple(shape_of(int(n), int(k)) for n, k in sizes)
 

@@ -14,7 +14,15 @@ from pathlib import Path
 from typing import Literal
 
 from bench.kernel_records import RESULTS, read_records
-from bench.kernel_summary import Record, Size, latest, of_models, ratio
+from bench.kernel_summary import (
+    Record,
+    Size,
+    add_device_option,
+    latest,
+    of_models,
+    ratio,
+    whose,
+)
 from bench.kernel_tables import markdown
 from bench.linear_operands import SPARSE
 from bench.linear_timing import MODES
@@ -104,8 +112,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.predictions")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the records")
     parser.add_argument("--kind", default="ours auto", help="how the names of candidates begin")
+    add_device_option(parser)
     options = parser.parse_args(arguments)
-    print(comparison(latest(read_records("linears", options.results)), options.kind))
+    records = read_records("linears", options.results)
+    print(whose(records, options.device))
+    print(comparison(latest(records, options.device), options.kind))
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from bench.kernel_tables import tables
 from bench.planner_table import planner_table
 from bench.records import RESULTS
 from bench.regional_tables import ablation_table, curve_table
-from bench.throughput_table import throughput_table
+from bench.throughput_table import throughput_table, times_table
 from bench.training_tables import inheritance_table, long_run_sentence, recovery_table
 
 ROOT = Path(__file__).parents[1]
@@ -215,6 +215,7 @@ SECTIONS: Figures = {
     "gap-against-time": curve_table,
     "ablation": ablation_table,
     "throughput": throughput_table,
+    "throughput-gpu": times_table,
     "planner": planner_table,
     "cost": cost_table,
     "kernel-goals": goals_table,

@@ -7,7 +7,8 @@
     python -m bench.run_on_gpu --together --limit 180 quick tests-launch tests-use
 
 `--first` is for a short visit: the probe of the layout, a quick check of each compiled kernel,
-quick benchmarks, then as much of the rest as fits; after a failure it goes on. `--all` runs, in
+tuning, quick benchmarks, the GPU suite and the sanitizer side by side, whole models; what has not
+been tried yet comes first, and after a failure it goes on. `--all` runs, in
 order, what has not succeeded yet, for as long as the limit allows: repeat it until it says that all
 is done. `--together` runs steps side by side, each on its share of the cores, their output in their
 logs only; it refuses those that measure times. The name of a step that was divided, such as
@@ -23,19 +24,21 @@ changed.
 import argparse
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from bench.exit_status import AGAIN
-from bench.gpu_steps import FIRST, ROOT, TABLES, Step, steps, steps_named
-from bench.side_by_side import AT_ONCE, run_together, what_failed
-from bench.step_run import Outcome, finished, note, pack, run_step
+from bench.gpu_steps import FIRST, ROOT, TABLES, TOGETHER, Step, steps, steps_named
+from bench.side_by_side import at_most_at_once, run_together, what_failed
+from bench.step_run import Outcome, finished, note, pack, run_step, tried
 
 OUT = ROOT / "runs" / "gpu"
+Turn = Step | tuple[Step, ...]
+"""What runs alone, or side by side."""
 
 
 def run_all(
-    chosen: Sequence[Step],
+    chosen: Sequence[Turn],
     out: Path,
     limit: float,
     keep_going: bool = False,
@@ -54,6 +57,13 @@ def run_all(
     outcomes: list[Outcome] = []
     for wanted in chosen:
         left = limit - (time.monotonic() - started)
+        if isinstance(wanted, tuple):
+            named = ", ".join(step.name for step in wanted)
+            print(f"--- side by side: {named}", flush=True)
+            told = run_together(wanted, out, min(left, TOGETHER), at_most_at_once(), archive)
+            print(what_failed(told, out), flush=True)
+            outcomes += told
+            continue
         # The first one is run in any case: a limit below every budget would never get on.
         step = wanted.within(left) or (None if outcomes else wanted)
         if step is None:
@@ -80,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--minutes", type=float, help="the same in minutes")
     parser.add_argument("--keep-going", action="store_true", help="after a failure too")
     parser.add_argument("--together", action="store_true", help="side by side, but for timing")
-    parser.add_argument("--at-once", type=int, default=AT_ONCE, help="of these, at most")
+    parser.add_argument("--at-once", type=int, help="of these, at most")
     parser.add_argument("--out", type=Path, default=OUT, help="folder for logs")
     parser.add_argument("--archive", type=Path, help="also keep --out as this .tar.gz")
     parser.add_argument("--results", type=Path, default=ROOT / "bench" / "results")
@@ -90,24 +100,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # What `tune-quick` measures serves the steps behind it, and no other run.
     os.environ.setdefault("SECATEUR_CACHE", str(out / "cache"))
     known = steps(out, results, tables)
-    chosen = _chosen(options.steps, known, parser)
-    left = [step for step in known if step.name not in finished(out)]
+    named = _chosen(options.steps, known, parser)
+    chosen: list[Turn] = [*named]
     if options.first:
-        chosen += [step for step in _chosen(FIRST, known, parser) if step in left]
+        chosen += first_turns(known, out)
     if options.all:
-        chosen += left
+        chosen += [step for step in known if step.name not in finished(out)]
     if options.list or not chosen:
         for step in known:
             done = "done" if step.name in finished(out) else ""
             print(f"{step.name:24} {step.budget:5.0f} s  {done}")
         return 0
-    alone = [step.name for step in chosen if step.alone]
-    if options.together and alone:
-        parser.error(f"nothing may run beside {', '.join(alone)}")
+    alone = [step.name for step in named if step.alone]
+    if options.together and (alone or options.first or options.all):
+        parser.error(f"nothing may run beside {', '.join(alone) or 'what measures times'}")
     limit = min(options.limit, 60 * options.minutes) if options.minutes else options.limit
     archive = options.archive.resolve() if options.archive else None
     if options.together:
-        outcomes = run_together(chosen, out, limit, options.at_once, archive)
+        at_once = options.at_once or at_most_at_once()
+        outcomes = run_together(named, out, limit, at_once, archive)
         print(what_failed(outcomes, out))
     else:
         outcomes = run_all(chosen, out, limit, options.keep_going or options.first, archive)
@@ -117,6 +128,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     names = [step.name for step in known if step.name not in finished(out)]
     print(f"left: {', '.join(names)}" if names else "all done")
     return max((abs(outcome.status) for outcome in outcomes), default=0)
+
+
+def first_turns(known: Sequence[Step], out: Path) -> list[Turn]:
+    """What `FIRST` names and has not succeeded yet; what was never tried before the rest.
+
+    Args:
+        known: all steps.
+        out: folder of what succeeded.
+    """
+    left = [step for step in known if step.name not in finished(out)]
+    before = tried(out)
+    new = [step for step in left if step.name not in before]
+    again = [step for step in left if step.name in before]
+    return [*_turns(new), *_turns(again)]
+
+
+def _turns(left: Sequence[Step]) -> Iterator[Turn]:
+    for names in FIRST:
+        if isinstance(names, str):
+            yield from steps_named(names, left)
+        elif side_by_side := [step for name in names for step in steps_named(name, left)]:
+            yield tuple(side_by_side)
 
 
 def _chosen(

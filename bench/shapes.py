@@ -58,13 +58,16 @@ MODELS = (
 )
 
 
+SMALL = (1024, 4096)
+"""Too small to fill a large GPU: where "never slower than dense" is hardest."""
+
+
 def _all_shapes() -> tuple[WeightShape, ...]:
     layers: dict[tuple[int, int], list[str]] = {}
     for model in MODELS:
         for layer, size in model.weights().items():
             layers.setdefault(size, []).append(f"{model.name} {layer}")
-    # Too small to fill a large GPU: where "never slower than dense" is hardest.
-    layers.setdefault((1024, 4096), []).append("Llama-3-8B k or v alone")
+    layers.setdefault(SMALL, []).append("Llama-3-8B k or v alone")
     return tuple(WeightShape(*size, tuple(names)) for size, names in layers.items())
 
 
@@ -91,6 +94,14 @@ TINY = (WeightShape(96, 64), WeightShape(64, 128))
 def shape_of(n: int, k: int) -> WeightShape:
     """The shape with its layers, where it is one of a model."""
     return next((shape for shape in SHAPES if (shape.n, shape.k) == (n, k)), WeightShape(n, k))
+
+
+SHAPES_BY_NAME = {
+    "all": SHAPES,
+    "seven": tuple(shape_of(*size) for size in SEVEN),
+    "goals": tuple(shape_of(*size) for size in (*SEVEN, SMALL)),
+    "tiny": TINY,
+}
 
 
 def drawn(seed: int, count: int = 20) -> list[tuple[WeightShape, int]]:

@@ -1,6 +1,7 @@
 """Steps that measure no times, side by side: they keep a core busy each, and the GPU hardly."""
 
 import os
+import subprocess
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -12,10 +13,22 @@ from bench.step_run import Outcome, note, pack, run_step
 
 # A process that waits for the GPU leaves its core to another.
 AT_ONCE = 3 * (os.cpu_count() or 1) // 2
+# What a process of the GPU suite may hold: CUDA itself, and weights with their truth in float64.
+_MEBIBYTES_EACH = 4096
 _LAST_LINES = 12
 # In pytest's last line, where some tests failed before the budget ended the others.
 _FAILED = " failed"
 _WIDEST = 160
+
+
+def at_most_at_once() -> int:
+    """As many processes as the cores feed and the GPU's memory holds."""
+    query = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits", "--id=0"]
+    try:
+        said = subprocess.run(query, capture_output=True, text=True, timeout=30, check=True).stdout
+        return max(1, min(AT_ONCE, int(said) // _MEBIBYTES_EACH))
+    except (subprocess.SubprocessError, OSError, ValueError):
+        return AT_ONCE
 
 
 def run_together(

@@ -7,7 +7,7 @@ import tarfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from bench.exit_status import BROKEN
 from bench.gpu_steps import ROOT, Step
@@ -80,9 +80,18 @@ def environment(beside: int = 0) -> dict[str, str]:
 
 def finished(out: Path) -> set[str]:
     """Steps that have succeeded."""
+    return {line["step"] for line in _noted(out) if line["status"] == 0}
+
+
+def tried(out: Path) -> set[str]:
+    """Steps that have ended, in whatever way."""
+    return {line["step"] for line in _noted(out)}
+
+
+def _noted(out: Path) -> list[dict[str, Any]]:
     path = out / "steps.jsonl"
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    return {line["step"] for line in map(json.loads, lines) if line["status"] == 0}
+    return [json.loads(line) for line in lines]
 
 
 def note(outcome: Outcome, out: Path) -> None:

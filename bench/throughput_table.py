@@ -1,25 +1,70 @@
-"""Whole models against their dense one, from `bench/results/throughput.jsonl`, for the guides."""
+"""Whole models against their dense one, from `bench/results/throughput.jsonl`, for the guides.
+
+A table is of one device: what a GPU's runs say does not push a CPU's aside.
+"""
 
 import json
 from typing import Any
 
+from bench.kernel_summary import DEVICE
+from bench.kernel_tables import NOT_MEASURED
 from bench.records import RESULTS
 
 _DEFAULT = "engine"
 _REFERENCE = "2:4"
 
 
-def throughput_table() -> str:
-    """Speed relative to the dense model, in the last run."""
-    path = RESULTS / "throughput.jsonl"
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    records = [json.loads(line) for line in lines]
-    run = [record for record in records if record["created"] == records[-1]["created"]]
-    dense = {_shape(r): r for r in run if r["model"]["name"] == r["baseline"] and _is_ours(r)}
+def throughput_table(device: str = "cpu") -> str:
+    """Speed relative to the dense model, in the last run on a device."""
+    run = _last_run(device)
+    if not run:
+        return NOT_MEASURED
+    dense = _dense(run)
     rows = [_row(r, dense[_shape(r)]) for r in run if r is not dense[_shape(r)]]
     heads = ["model", "form", "run by", "batch", "prompt", "prefill", "decode", "weights"]
-    table = ["| " + " | ".join(cells) + " |" for cells in [heads, ["---"] * 8, *rows]]
-    return "\n".join([*table, "", *(run[0]["notes"] if run else [])])
+    return "\n".join([*_markdown(heads, rows), "", *run[0]["notes"]])
+
+
+def times_table(device: str = DEVICE) -> str:
+    """What a token takes in the runs of a device, each beside the dense model of the same run."""
+    rows = []
+    for run in _runs(device):
+        dense = _dense(run)
+        rows += [_times_row(record, dense[_shape(record)]) for record in run]
+    heads = ["model", "run by", "batch", "prompt", "ms a token", "decode", "prefill", "weights"]
+    return "\n".join(_markdown(heads, rows)) if rows else NOT_MEASURED
+
+
+def _runs(device: str) -> list[list[dict[str, Any]]]:
+    path = RESULTS / "throughput.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    runs: dict[str, list[dict[str, Any]]] = {}
+    for record in map(json.loads, lines):
+        if record["machine"]["device"] == device:
+            runs.setdefault(record["created"], []).append(record)
+    return list(runs.values())
+
+
+def _last_run(device: str) -> list[dict[str, Any]]:
+    runs = _runs(device)
+    return runs[-1] if runs else []
+
+
+def _dense(run: list[dict[str, Any]]) -> dict[tuple[int, int], dict[str, Any]]:
+    """Batch and prompt -> the dense model in our engine."""
+    return {_shape(r): r for r in run if r["model"]["name"] == r["baseline"] and _is_ours(r)}
+
+
+def _markdown(heads: list[str], rows: list[list[str]]) -> list[str]:
+    cells = [heads, ["---"] * len(heads), *rows]
+    return ["| " + " | ".join(row) + " |" for row in cells]
+
+
+def _times_row(record: dict[str, Any], dense: dict[str, Any]) -> list[str]:
+    _, _, runner, batch, prompt, prefill, decode, weights = _row(record, dense)
+    token = 1e3 * record["measurement"]["time_per_output_token"]["p50"]
+    source = record["model"]["source"]
+    return [source, runner, batch, prompt, f"{token:.2f}", decode, prefill, weights]
 
 
 def _is_ours(record: dict[str, Any]) -> bool:

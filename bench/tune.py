@@ -1,7 +1,7 @@
 """Fill dispatch's table for the shapes of known models, a part at a time.
 
     python -m bench.tune --part 1/4 --budget 450 --output kernels/secateur_kernels/dispatch/tables
-    python -m bench.tune --shapes seven --backends cuda two_gemms unpack --budget 90
+    python -m bench.tune --shapes goals --backends cuda two_gemms unpack --budget 90
 
 What the table of this device holds already is not measured again: an entry that was made without
 some `--backends` is, with these added, once they are asked for. Triton's candidates take seconds of
@@ -17,14 +17,13 @@ from pathlib import Path
 import torch
 
 from bench.exit_status import AGAIN
-from bench.shapes import SEVEN, SHAPES, TINY, WeightShape, shape_of
+from bench.shapes import SHAPES_BY_NAME, WeightShape
 from secateur_kernels.dispatch.problem import Op, device_facts
 from secateur_kernels.dispatch.table import Entry, Table, load_table, table_path
 from secateur_kernels.settings import cache_folder
 from secateur_kernels.tune import DEFAULT_TOKENS, TuneShape, empty_table, tune_shape
 
 OPS: tuple[Op, ...] = ("sparse24_linear", "low_rank_linear")
-SHAPES_BY_NAME = {"seven": tuple(shape_of(*size) for size in SEVEN), "all": SHAPES, "tiny": TINY}
 BACKENDS = ("cuda", "triton", "two_gemms", "unpack", "dense", "reference")
 
 

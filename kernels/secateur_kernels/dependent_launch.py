@@ -10,7 +10,8 @@ and the first fetch cost.
 graph it is on. `dependent_launch` forces either. The library leaves it out by itself where the GPU,
 or the code that runs on it, has no such wait; and in a capture where the call does not follow
 exactly one kernel: at the start of a graph, behind a memset or a copy, behind a join of streams. A
-programmatic edge of a graph leads from a kernel to a kernel.
+programmatic edge of a graph leads from a kernel to a kernel. A call that first has to copy factors,
+since they are strided or do not start at a multiple of 16 bytes, leaves it out, too.
 
 **What must hold.** The weights are read before the kernel in front has ended, so nothing that may
 still run then can have written them:

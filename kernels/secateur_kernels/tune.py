@@ -16,7 +16,6 @@ from secateur_kernels.dispatch.table import Entry, Measurement, Table
 from secateur_kernels.errors import SecateurError
 from secateur_kernels.layouts import Fragment24, LowRank
 from secateur_kernels.low_rank_linear.launch import launch as launch_low_rank
-from secateur_kernels.low_rank_linear.launch import launch_with_sparse
 from secateur_kernels.sparse24_linear.launch import launch as launch_sparse24
 from secateur_kernels.sparse24_linear.packed import Packed24
 from secateur_kernels.timing import copies_to_rotate, time_in_turns
@@ -198,10 +197,14 @@ def _call(
         return lambda i: launch_sparse24(
             choice, x, packed[i % len(packed)], None, None, "none", None
         )
-    if problem.op == "low_rank_linear":
-        return lambda i: launch_low_rank(choice, x, *_plain(factors, i), None, None, "none")
-    return lambda i: launch_with_sparse(
-        choice, x, packed[i % len(packed)], *_plain(factors, i), None, None, "none"
+    return lambda i: launch_low_rank(
+        choice,
+        x,
+        packed[i % len(packed)] if packed else None,
+        *_plain(factors, i),
+        None,
+        None,
+        "none",
     )
 
 

@@ -5,15 +5,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bench.goal_measures import SMALL, Records, errors, floor_of_dense, read_all
+from bench.goal_measures import Records, errors, floor_of_dense, read_all
 from bench.goals import GOALS, Goal, goals_table, main, rows, summary
 from bench.kernel_choices import cases, table
 from bench.kernel_choices import main as choices_main
+from bench.kernel_plots import main as plots_main
+from bench.kernel_summary import DEVICE, whose
 from bench.linear_operands import LOW_RANK, SPARSE
 from bench.linears import CHAIN_TOKENS
 from bench.predictions import comparison, predictions
 from bench.predictions import main as predictions_main
-from bench.shapes import SEVEN, TOKENS, drawn
+from bench.shapes import SEVEN, SMALL, TOKENS, drawn
 
 CEILING = 4e12
 
@@ -33,7 +35,7 @@ def linear(
     times = {"dense cublas": ours * speed_up, "ours auto": ours}
     times |= {name.replace("_", " "): ours * value for name, value in others.items()}
     return {
-        "machine": {"device": "a GPU"},
+        "machine": {"device": DEVICE},
         "versions": {"secateur": "1", "torch": "2", "triton": "3"},
         "op": op,
         "mode": mode,
@@ -163,6 +165,37 @@ def test_records_are_read_from_a_folder(tmp_path: Path, capsys: pytest.CaptureFi
     assert "| 4096 x 4096, M = 1 | 4.5, memory | 1.59 | 2.00 | 4.7 us, 95% | 2.09 | 2.00 |" in (
         capsys.readouterr().out
     )
+
+
+H100 = "NVIDIA H100 80GB HBM3"
+
+
+def test_figures_of_another_gpu_meet_no_goal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Neither alone, nor after those of the GPU that the goals are for: those stay as they are."""
+    others = [linear(size, 1, speed_up=1.2) | {"machine": {"device": H100}} for size in SEVEN]
+    path = tmp_path / "linears.jsonl"
+    path.write_text("\n".join(map(json.dumps, others)), encoding="utf-8")
+    assert goals_table(tmp_path) == "not measured yet"
+    main(["--results", str(tmp_path)])
+    said = f"no records of {DEVICE}, but of {H100}: say which by --device"
+    assert said in capsys.readouterr().out
+    main(["--results", str(tmp_path), "--device", H100])
+    out = capsys.readouterr().out
+    assert out.startswith(H100)
+    assert "| 2:4 chain, M = 1, mean | >= 1.85 | 1.20 | another GPU |  |" in out
+    assert "5 another GPU" in out.splitlines()[-1]
+    with path.open("a", encoding="utf-8") as file:
+        file.write("".join("\n" + json.dumps(linear(size, 1)) for size in SEVEN))
+        file.write("\n" + json.dumps(others[0]))
+    assert "| 2:4 chain, M = 1, mean | >= 1.85 | 2.00 | reached |  |" in goals_table(tmp_path)
+    for command in (predictions_main, choices_main, plots_main):
+        output = ["--output", str(tmp_path / H100)] if command is plots_main else []
+        command(["--results", str(tmp_path), "--device", H100, *output])
+    assert "1.20" in capsys.readouterr().out
+    assert (tmp_path / H100 / "bandwidth-chain.svg").is_file()
+    assert whose([], DEVICE) == DEVICE
 
 
 def test_the_readme_shows_what_was_measured(tmp_path: Path) -> None:

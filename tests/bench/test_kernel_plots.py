@@ -117,8 +117,17 @@ def test_a_later_record_wins_and_machines_stay_apart() -> None:
     old, new = record(SEVEN[0], 1, 1.2), record(SEVEN[0], 1, 1.4)
     other = record(SEVEN[1], 1, 9.0, device="NVIDIA A100")
     assert latest([other, old, new]) == [new]
-    assert latest([old, new, other]) == [other]
+    assert latest([old, new, other]) == [new]
+    assert latest([old, new, other], "NVIDIA A100") == [other]
     assert latest([]) == []
+
+
+def test_builds_of_the_library_are_counted(tmp_path: Path) -> None:
+    made = [record(size, 1, 1.5) for size in SEVEN[:2]]
+    for one, fingerprint in zip(made, "ab", strict=True):
+        one["machine"]["library_fingerprint"] = fingerprint
+    line = tables(written(tmp_path, made, []))["kernels-machine"]
+    assert line.endswith("triton 3.6.0; 2 builds of the compiled library")
 
 
 def test_a_mean_is_given_where_all_seven_are_there() -> None:

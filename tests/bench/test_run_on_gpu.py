@@ -6,15 +6,16 @@ import subprocess
 import sys
 import tarfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from subprocess import CompletedProcess
 
 import pytest
 from bench import run_on_gpu
 from bench.exit_status import AGAIN, BROKEN
-from bench.gpu_steps import FIRST, ROOT, Step, steps, steps_named
-from bench.run_on_gpu import main, run_all
-from bench.side_by_side import run_together, what_failed
+from bench.gpu_steps import FIRST, ROOT, TOGETHER, Step, steps, steps_named
+from bench.run_on_gpu import Turn, first_turns, main, run_all
+from bench.side_by_side import AT_ONCE, at_most_at_once, run_together, what_failed
 from bench.step_run import Outcome, environment, finished, note, run_step
 from forked import run_python
 
@@ -110,10 +111,13 @@ def test_a_whole_visit_of_steps_of_every_kind(
         Step("bench-quick", python(f"raise SystemExit({AGAIN})"), 20, grace=2),
         Step("microbench", (str(tmp_path / "no such program"),), 20, grace=2),
         Step("bench-quick-low-rank", python(write), 20, grace=2),
+        Step("tests-use-1", python("print('6 passed')"), 20, grace=2),
+        Step("tests-use-2", python(f"raise SystemExit({AGAIN})"), 20, grace=2),
+        Step("engine-8b", python("print('4.5 ms')"), 20, grace=2),
     ]
-    names = tuple(step.name for step in kinds)
+    names = [step.name for step in kinds]
     monkeypatch.setattr(run_on_gpu, "steps", lambda *folders: kinds)
-    monkeypatch.setattr(run_on_gpu, "FIRST", names)
+    monkeypatch.setattr(run_on_gpu, "FIRST", (*names[:7], ("tests-use",), "engine-8b"))
     archive = tmp_path / "elsewhere" / "visit.tar.gz"
     arguments = ["--first", "--minutes", "3", "--out", str(tmp_path / "out")]
     arguments += ["--archive", str(archive)]
@@ -124,15 +128,25 @@ def test_a_whole_visit_of_steps_of_every_kind(
         steps_file = file.extractfile("out/steps.jsonl")
         assert steps_file is not None
         lines = [json.loads(line) for line in steps_file]
-    assert [line["step"] for line in lines] == list(names)
-    assert [line["status"] for line in lines] == [0, 2, 124, -6, AGAIN, 1, 0]
+    statuses = {line["step"]: line["status"] for line in lines}
+    assert list(statuses)[:7] == names[:7]
+    assert list(statuses.values())[:7] == [0, 2, 124, -6, AGAIN, 1, 0]
+    assert {name: statuses[name] for name in names[7:]} == dict(
+        zip(names[7:], (0, AGAIN, 0), strict=True)
+    )
+    assert lines[-1]["step"] == "engine-8b"
     assert "killed by SIGABRT" in lines[3]["last_line"]
     assert "cannot be started" in lines[5]["last_line"]
     shown = capsys.readouterr().out
-    assert "left: build, probe, quick, bench-quick, microbench" in shown
+    assert "left: build, probe, quick, bench-quick, microbench, tests-use-2\n" in shown
+    assert "--- side by side: tests-use-1, tests-use-2" in shown
     kinds[2] = Step("probe", python("print('sound')"), 20, grace=2)
+    kinds[8] = Step("tests-use-2", python("print('2 passed')"), 20, grace=2)
     main(arguments)
-    assert finished(tmp_path / "out") == {"facts", "probe", "bench-quick-low-rank"}
+    assert finished(tmp_path / "out") == {"facts", "probe", *names[6:]}
+    shown = capsys.readouterr().out
+    assert "--- side by side: tests-use-2\n" in shown
+    assert "4.5 ms" not in shown
 
 
 def test_steps_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -215,6 +229,22 @@ def test_the_whole_suite_side_by_side(
         with pytest.raises(SystemExit):
             main([*arguments, "quick", name])
         assert f"nothing may run beside {name}" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main([*arguments, "--first"])
+    assert "nothing may run beside what measures times" in capsys.readouterr().err
+
+
+def test_no_more_side_by_side_than_memory_holds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By what nvidia-smi says; where it says nothing, by the cores."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert at_most_at_once() == AT_ONCE
+    program = tmp_path / "nvidia-smi"
+    for said, expected in (("81559", min(AT_ONCE, 19)), ("5000", 1), ("?", AT_ONCE)):
+        program.write_text(f"#!/bin/sh\necho {said}\n", encoding="utf-8")
+        program.chmod(0o755)
+        assert at_most_at_once() == expected
 
 
 def test_an_archive_that_cannot_be_written_stops_nothing(
@@ -275,36 +305,72 @@ def test_what_can_be_cut_short_is(tmp_path: Path) -> None:
     assert [outcome.step for outcome in run_all(chosen, tmp_path, 90)] == ["first"]
 
 
+def alone(turns: Sequence[str | tuple[str, ...]]) -> list[str]:
+    """Of `FIRST`: what runs by itself."""
+    return [name for name in turns if isinstance(name, str)]
+
+
 def test_a_short_visit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """In order, without what is done, on after a failure."""
+    """In order, without what is done, what was never tried first, on after a failure."""
     known = steps(tmp_path, tmp_path, tmp_path)
-    first = [step.name for name in FIRST for step in steps_named(name, known)]
-    assert first == list(FIRST)
+    first = alone(FIRST)
+    assert all([step.name for step in steps_named(name, known)] == [name] for name in first)
     # Dispatch chooses by what was tuned in the same visit.
     assert first.index("tune-quick") < first.index("bench-quick")
-    ran = []
+    together = next(names for names in FIRST if not isinstance(names, str))
+    side_by_side = [step for name in together for step in steps_named(name, known)]
+    assert {step.name.rpartition("-")[0] for step in side_by_side} == set(together)
+    assert not any(step.alone for step in side_by_side)
+    ran: list[str] = []
 
     def quick(step: Step, out: Path) -> Outcome:
         ran.append(step.name)
         return Outcome(step.name, int(step.name == "probe"), 1.0, "")
 
+    def at_once(chosen: Sequence[Step], out: Path, limit: float, *rest: object) -> list[Outcome]:
+        assert 100 < limit <= TOGETHER
+        assert all(step.within(limit) for step in chosen)
+        outcomes = [Outcome(step.name, 0, 1.0, "") for step in chosen if step.name != "tests-use-3"]
+        for outcome in outcomes:
+            note(outcome, out)
+        return outcomes
+
     monkeypatch.setattr(run_on_gpu, "run_step", quick)
+    monkeypatch.setattr(run_on_gpu, "run_together", at_once)
     arguments = ["--first", "--minutes", "14", "--out", str(tmp_path)]
     assert main(arguments) == 1
     assert ran == first
-    assert "left: probe" in capsys.readouterr().out
+    assert "left: probe, tests-memory-large, tests-use-3, " in capsys.readouterr().out
+    turns = first_turns(known, tmp_path)
+    assert [[step.name for step in steps_of(turn)] for turn in turns] == [
+        ["tests-use-3"],
+        ["probe"],
+    ]
     main(arguments)
     assert ran[len(first) :] == ["probe"]
 
 
+def steps_of(turn: Turn) -> tuple[Step, ...]:
+    return turn if isinstance(turn, tuple) else (turn,)
+
+
 def test_a_short_visit_leaves_room_for_the_machine() -> None:
-    """What it is for fits into ten minutes: some of fifteen go to the start of a machine."""
+    """Its tables come in ten minutes at worst: some of fifteen go to the start of a machine."""
     known = {step.name: step for step in steps(ROOT, ROOT, ROOT)}
-    must = [known[name] for name in FIRST[: FIRST.index("bench-quick-packing") + 1]]
+    must = [known[name] for name in alone(FIRST[: FIRST.index("bench-quick-packing")])]
     compiled = [step for step in must if step.name != "build"]
     assert sum(step.budget for step in compiled) <= 10 * 60
+
+
+def test_what_records_as_it_goes_may_have_less_time() -> None:
+    whole = Step("large", python(""), 300, grace=10, least=70)
+    assert whole.within(310) == whole
+    shorter = whole.within(100)
+    assert shorter is not None
+    assert (shorter.budget, shorter.command) == (90, whole.command)
+    assert whole.within(79) is None
 
 
 def test_the_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -499,8 +565,10 @@ def test_a_short_visit_needs_torch_triton_numpy_and_pytest_only(tmp_path: Path) 
     (tmp_path / "sitecustomize.py").write_text(hide, encoding="utf-8")
     every = steps(tmp_path, tmp_path, tmp_path)
     known = {step.name: step for step in every}
-    first = [step for name in FIRST for step in steps_named(name, every)]
-    modules = {step.command[2] for step in first} - {"pytest"}
+    last = FIRST.index("engine-8b")  # whole models need what makes them
+    names = [name for some in FIRST[:last] for name in ([some] if isinstance(some, str) else some)]
+    first = [step for name in names for step in steps_named(name, every)]
+    modules = {step.command[2] for step in first if step.command[1] == "-m"} - {"pytest"}
     paths = {word for step in first for word in step.command if word.startswith("tests/gpu")}
     pytest_options = known["quick"].command[3 : known["quick"].command.index("-k")]
     options = [word for word in pytest_options if not word.startswith(("tests/", "--done"))]

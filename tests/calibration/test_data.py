@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from secateur.calibration import data
 from secateur.calibration.data import load_calibration, read_texts
 from secateur.calibration.tokens import tokens_from_tensor
 from secateur.errors import SecateurError
@@ -98,6 +99,17 @@ def test_corpus_is_read_only_as_far_as_needed() -> None:
     tokenizer.texts.clear()
     load_calibration(texts, tokenizer, num_samples=100, max_seq_length=4)
     assert tokenizer.texts == texts
+
+
+def test_long_documents_are_tokenised_in_pieces_that_end_at_line_ends(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(data, "_CHARACTERS_AT_ONCE", 8)
+    tokenizer = CharacterTokenizer(has_bos=True)
+    text = "ab\ncd\nefghijklmnop\nq"
+    tokens = load_calibration([text], tokenizer, num_samples=1, max_seq_length=len(text) + 1)
+    assert tokenizer.texts == ["ab\ncd\n", "efghijkl", "mnop\nq"]
+    assert tokens.samples[0].tolist() == [BOS, *map(ord, text)]
 
 
 def test_defaults_are_128_windows_of_2048() -> None:

@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 import secateur_command
 from secateur.cli import main
 from secateur.report.record import DropRecord, PruneRecord, Report, load_report
+from secateur_kernels.dispatch import Table as Times
 from secateur_kernels.version import __version__
 
 BOOKS = Path(__file__).parents[2] / "examples" / "books-8m"
@@ -709,6 +710,23 @@ def test_doctor(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     text = good(cli("doctor"))
     for name in values:
         assert name in text
+
+
+def test_doctor_names_measured_times(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def measured() -> str:
+        return str(json.loads(good(cli("doctor", "--json")))["measured times"])
+
+    monkeypatch.setenv("SECATEUR_CACHE", str(tmp_path))
+    assert measured() == "none on this machine (secateur tune makes them)"
+    path = tmp_path / "times-cpu.json"
+    Times("cpu", (0, 0), {"secateur": __version__}).save(path)
+    assert measured() == f"0 entries for cpu in {path}"
+    Times("cpu", (0, 0), {"secateur": "0.0.1"}).save(path)
+    assert measured() == (
+        f"passed over: {path} is by secateur 0.0.1, this is {__version__}; run secateur tune again"
+    )
 
 
 def test_demo_without_its_example(cli: Cli, tmp_path: Path) -> None:

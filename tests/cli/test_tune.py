@@ -6,8 +6,9 @@ import pytest
 from typer.testing import CliRunner
 
 from secateur.cli.app import app
-from secateur_kernels.dispatch import CPU
+from secateur_kernels.dispatch import CPU, Entry, Measurement, Table
 from secateur_kernels.dispatch.table import load_table, table_path
+from secateur_kernels.version import __version__
 
 COMMON = ["tune", "--device", "cpu", "--tokens", "1,2", "--rounds", "1"]
 
@@ -31,6 +32,17 @@ def test_keeps_what_it_measured(tmp_path: Path) -> None:
         ("low_rank_linear", 1, 32, 64, 8, "float32"),
         ("low_rank_linear", 2, 32, 64, 8, "float32"),
     ]
+
+
+def test_what_another_version_measured_is_replaced(tmp_path: Path) -> None:
+    path = table_path(tmp_path, CPU)
+    strange = Measurement("cuda", {"knobs": 3}, 1.0)
+    entry = Entry("sparse24_linear", 1, 32, 64, 0, 1, "bfloat16", (strange,))
+    Table("cpu", (0, 0), {"secateur": __version__}, (entry,)).save(path)
+    text = run("--shape", "32x64", "--output", str(tmp_path)).replace("\n", "")
+    assert "this version could not use it" in text
+    assert [e.m for e in load_table(path).entries] == [1, 2]
+    assert "could not use" not in run("--shape", "32x64", "--output", str(tmp_path))
 
 
 @pytest.mark.parametrize(

@@ -91,6 +91,19 @@ def test_both_sums_of_a_block_go() -> None:
     assert fused(block, x)[0] == 2
 
 
+def test_what_else_is_written_to_does_not_matter() -> None:
+    layer = layers()["2:4"]
+
+    def function(x: Tensor, r: Tensor) -> Tensor:
+        other = x.clone()
+        view = r[:1]
+        y = layer(x)
+        other.mul_(2)
+        return r + y + other + view
+
+    assert fused(function, *inputs())[0] == 1
+
+
 def untouched() -> dict[str, Callable[[Tensor, Tensor], Any]]:
     layer, weight = layers()["2:4"], Fragment24.from_dense(sparse())
 
@@ -108,6 +121,27 @@ def untouched() -> dict[str, Callable[[Tensor, Tensor], Any]]:
         r.mul_(2)
         return r + y
 
+    def written_to_by_a_view(x: Tensor, r: Tensor) -> Tensor:
+        r = r.clone()
+        view = r[:1]
+        y = layer(x)
+        view.mul_(2)
+        return r + y
+
+    def what_it_views_is_written_to(x: Tensor, r: Tensor) -> Tensor:
+        whole = torch.stack([r, x])
+        r = whole[0]
+        y = layer(x)
+        whole[:, 1:] = 0
+        return r + y
+
+    def written_to_by_one_of_its_parts(x: Tensor, r: Tensor) -> Tensor:
+        r = r.clone()
+        parts = r.chunk(2)
+        y = layer(x)
+        torch._foreach_mul_(parts, 2)
+        return y + r
+
     def in_place(x: Tensor, r: Tensor) -> Tensor:
         total = r.clone()
         total += layer(x)
@@ -115,6 +149,9 @@ def untouched() -> dict[str, Callable[[Tensor, Tensor], Any]]:
 
     return {
         "written to": written_to,
+        "written to by a view": written_to_by_a_view,
+        "what it views is written to": what_it_views_is_written_to,
+        "written to by one of its parts": written_to_by_one_of_its_parts,
         "in place": in_place,
         "used twice": used_twice,
         "made behind the layer": behind_the_layer,

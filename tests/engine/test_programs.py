@@ -7,13 +7,16 @@ import pytest
 import torch
 from families import tiny_model
 from functorch.compile import make_boxed_func
+from torch import nn
 from torch._dynamo.backends.common import aot_autograd
 
 from secateur import SecateurError, accelerate
 from secateur.engine import Engine, GenerationOptions
 from secateur.engine.compiled_parts import CompiledParts
 from secateur.engine.family import row_model
+from secateur.modules import LowRankLinear, SparseLowRankLinear
 from secateur.modules.removed_sublayer import RemovedSublayer
+from secateur_kernels import Canonical24, LowRank
 
 COMPILER = "secateur.engine.fused_residuals.COMPILER"
 PARTS = 3
@@ -63,6 +66,60 @@ def test_blocks_of_another_kind_have_a_program_of_their_own(
         model.model.layers[index].self_attn = RemovedSublayer(32, 2, layer_idx=index)
     Engine(model, max_batch_size=1, max_length=64, compile=True).warm_up()
     assert len(programs) == PARTS + 1
+
+
+def with_ranks(form: str, dtype: torch.dtype) -> Any:
+    """A model whose factors have other ranks in every block, some of them alike by chance."""
+    torch.manual_seed(0)
+    model = tiny_model("llama", num_blocks=4).to(dtype)
+    layers = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.Linear)]
+    for index, (name, linear) in enumerate(layers[:-1]):
+        rank = 16 * (1 + index % 5)
+        up, down = torch.randn(linear.out_features, rank), torch.randn(rank, linear.in_features)
+        factors = LowRank.from_factors(up.to(dtype) / rank, down.to(dtype) / 8)
+        layer: nn.Module = LowRankLinear.from_factors(factors)
+        if form == "2:4 plus low rank":
+            weight = linear.weight.detach()
+            groups = weight.view(-1, 4)
+            groups.scatter_(1, groups.abs().topk(2, largest=False).indices, 0.0)
+            layer = SparseLowRankLinear.from_parts(Canonical24.from_dense(weight), factors)
+        model.set_submodule(name, layer)
+    accelerate(model, force=True)
+    ranks = {
+        tuple(m.up.shape[1] for m in block.modules() if isinstance(m, type(layer)))
+        for block in model.model.layers
+    }
+    assert len(ranks) == 4
+    return model
+
+
+@pytest.mark.parametrize("form", ["low rank", "2:4 plus low rank"])
+def test_blocks_whose_factors_differ_in_rank_share_programs(
+    form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    programs: list[torch.fx.GraphModule] = []
+
+    def keep(program: torch.fx.GraphModule, _: Any) -> Any:
+        programs.append(program)
+        return program.forward
+
+    monkeypatch.setattr(COMPILER, keep)
+    torch.compiler.reset()
+    model = with_ranks(form, torch.float32 if form == "low rank" else torch.bfloat16)
+    engine = Engine(model, max_batch_size=4, max_length=64, compile=True)
+    engine.warm_up()
+    # For a row alone and for several.
+    assert len(programs) == 2 * PARTS
+    if form == "low rank":
+        # Sums that layers take over are rounded once instead of twice: told apart by no token here.
+        plain = Engine(model, max_batch_size=4, max_length=64)
+        for prompts in ([[5, 6, 7]], [[8, 9], [3, 4, 5], [6]]):
+            expected, found = (
+                [result.token_ids for result in each.generate(prompts, GenerationOptions(6))]
+                for each in (plain, engine)
+            )
+            assert found == expected
+        assert len(programs) == 2 * PARTS
 
 
 def test_the_model_runs_as_before_once_a_step_is_over() -> None:

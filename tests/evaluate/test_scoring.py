@@ -110,9 +110,11 @@ def test_first_token_is_added_where_the_tokenizer_adds_none(
 
 
 def test_text_that_begins_with_the_first_token_gets_no_other(
-    tokenizer: PreTrainedTokenizerFast,
+    tokenizer: PreTrainedTokenizerFast, bos_tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    assert encode_request(tokenizer, "", "<bos>the") == encode_request(tokenizer, "", "the")
+    expected = encode_request(tokenizer, "", "the")
+    assert encode_request(tokenizer, "", "<bos>the") == expected
+    assert encode_request(bos_tokenizer, "", "<bos>the") == expected
 
 
 def test_tokenizer_without_first_token_is_refused(bare_tokenizer: PreTrainedTokenizerFast) -> None:

@@ -136,14 +136,11 @@ def _run_low_rank_configs(op: str, m: int, device: torch.device) -> None:
     expected = layer.expected(x, "cuda")
     facts = device_facts(device)
     shape = LowRankShape(m, size.n, size.k, size.rank, sparse=op == BOTH)
+    packed = None if there.sparse is None else Packed24.of(there.sparse)
     rest = (there.factors.down, there.factors.up, (size.n,), None, None, "none")
     candidates = low_rank_kernel.candidate_configs(shape, facts.num_sms, facts.capability)
     for config in (*candidates, *box_variants(candidates[0], shape, facts.num_sms)):
-        if there.sparse is None:
-            y = low_rank_kernel.launch(x.to(device), *rest, config)
-        else:
-            packed = Packed24.of(there.sparse)
-            y = low_rank_kernel.launch_with_sparse(x.to(device), packed, *rest, config)
+        y = low_rank_kernel.launch(x.to(device), packed, *rest, config)
         assert_within(y.cpu(), expected, str(config))
 
 

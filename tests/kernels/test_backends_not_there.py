@@ -81,7 +81,7 @@ def test_groups_that_do_not_fit_beside_a_packed_weight() -> None:
     factors: tuple[Tensor, Tensor] = (randn(32, 64, dtype=BF16), randn(32, 16, dtype=BF16))
     rest = (groups, None, None, "none", config)
     with pytest.raises(SecateurError, match=r"groups of multiples of 16 rows .* got \[10, 22\]"):
-        cuda_kernel.launch_with_sparse(X, Packed24.of(SPARSE), *factors, *rest)
+        cuda_kernel.launch(X, Packed24.of(SPARSE), *factors, *rest)
 
 
 @pytest.mark.usefixtures("as_on_an_h200")

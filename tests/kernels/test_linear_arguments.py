@@ -2,9 +2,15 @@
 
 import pytest
 import torch
+from torch import Tensor
 
 from secateur_kernels import SecateurError
-from secateur_kernels.linear_arguments import as_matrix, check_device, check_linear
+from secateur_kernels.linear_arguments import (
+    as_matrix,
+    check_device,
+    check_linear,
+    with_aligned_rows,
+)
 
 X = torch.ones(3, 8)
 AWAY = torch.device("meta")
@@ -32,3 +38,37 @@ def test_output_columns() -> None:
     assert check_linear(X, 4, 8, (torch.float32,), None, None, "silu_and_mul") == 2
     with pytest.raises(SecateurError, match=r"as many up rows as gate rows .* got 5 rows"):
         check_linear(X, 5, 8, (torch.float32,), None, None, "silu_and_mul")
+
+
+def matrix(rows: int, columns: int) -> Tensor:
+    return torch.arange(rows * columns, dtype=torch.float32).view(rows, columns).bfloat16()
+
+
+def test_rows_that_fit_are_not_copied() -> None:
+    x = matrix(4, 64)
+    assert with_aligned_rows(x) is x
+    part = matrix(4, 128)[:, :72]
+    assert with_aligned_rows(part) is part
+    # The stride of a single row says nothing.
+    single = matrix(1, 20)
+    assert with_aligned_rows(single) is single
+
+
+@pytest.mark.parametrize(
+    "x",
+    [
+        matrix(4, 68),
+        matrix(4, 72)[:, 4:68],
+        matrix(64, 4).T,
+        matrix(1, 64).expand(3, 64),
+        matrix(1, 80).as_strided((3, 64), (8, 1)),
+    ],
+    ids=["odd stride", "odd start", "columns apart", "the same row", "rows that overlap"],
+)
+def test_rows_that_do_not_fit_are_copied(x: Tensor) -> None:
+    copied = with_aligned_rows(x)
+    assert torch.equal(copied, x)
+    assert copied.data_ptr() % 16 == 0
+    assert copied.stride(1) == 1
+    assert copied.stride(0) % 8 == 0
+    assert copied.stride(0) >= x.shape[1]

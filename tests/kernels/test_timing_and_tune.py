@@ -8,7 +8,7 @@ import torch
 from secateur_kernels import SecateurError, tune
 from secateur_kernels.dispatch.choice import Choice
 from secateur_kernels.dispatch.problem import Problem
-from secateur_kernels.sparse24_linear.cuda_skinny import SkinnyConfig
+from secateur_kernels.sparse24_linear.cuda_skinny_config import SkinnyConfig
 from secateur_kernels.timing import Timing, copies_to_rotate, time_in_turns
 from secateur_kernels.tune import TuneShape, empty_table, tune_shape
 

@@ -2,9 +2,10 @@ from math import inf, nan
 
 import pytest
 import torch
+from torch import nn
 
 from secateur.errors import SecateurError
-from secateur.models.measure import is_finite, require_finite
+from secateur.models.measure import is_finite, require_finite, require_finite_weights
 
 
 @pytest.mark.parametrize("bad", [nan, inf, -inf])
@@ -34,3 +35,16 @@ def test_bad_numbers_are_counted() -> None:
     message = "expected finite weights, but up holds NaN or Inf in 2 of 20 places"
     with pytest.raises(SecateurError, match=message):
         require_finite("up", values)
+
+
+@pytest.mark.parametrize("dtype", ["float8_e4m3fn", "float8_e5m2", "float8_e8m0fnu"])
+def test_weights_of_8_bits_are_refused_by_name(dtype: str) -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    model[1].weight.data = model[1].weight.data.to(getattr(torch, dtype))
+    message = (
+        f"expected weights of at least 16 bits, but 1.weight is {dtype}: load the model in another "
+        "dtype, such as bfloat16"
+    )
+    with pytest.raises(SecateurError, match=message):
+        require_finite_weights(model)
+    require_finite_weights(model.to(torch.bfloat16))

@@ -1,7 +1,8 @@
 from copy import deepcopy
 from dataclasses import replace
 from itertools import pairwise
-from math import isnan
+from math import cos, isnan, pi
+from typing import Any
 
 import pytest
 import torch
@@ -75,6 +76,33 @@ def test_relative_rates_follow_the_scale_of_the_weights() -> None:
         assert float(moved[factor]["mlp.up.weight"].max()) == pytest.approx(expected, rel=1e-3)
         assert float(moved[factor]["first_norm.weight"].max()) == pytest.approx(0.03 / 8, rel=1e-3)
         assert weight.shape[1] == 8
+
+
+@pytest.mark.parametrize(
+    ("changed", "shares"),
+    [
+        ({"warmup": 0.5}, [1 / 4, 2 / 4, 3 / 4, 1.0, 3 / 4, 1 / 4]),
+        ({"warmup": 0.0}, [0.5 + 0.5 * cos(pi * step / 6) for step in range(6)]),
+        ({"warmup": 0.5, "samples_per_round": 6}, [1 / 3, 2 / 3, 1.0, 1 / 2]),
+        ({"samples_per_round": 99, "schedule": "constant"}, [1.0] * 6),
+    ],
+)
+def test_the_rate_rises_and_falls_over_all_steps_of_all_rounds(
+    changed: dict[str, Any], shares: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teacher, samples = make_block(), make_samples()
+    rates = []
+    step = torch.optim.Adam.step
+
+    def recorded(optimizer: torch.optim.Adam) -> object:
+        rates.append(optimizer.param_groups[0]["lr"])
+        return step(optimizer)
+
+    monkeypatch.setattr(torch.optim.Adam, "step", recorded)
+    student, masks = halved(teacher)
+    settings = replace(QUICK, rounds=2, **changed)
+    optimize(student, teacher_targets(teacher, samples), samples, settings, masks=masks)
+    assert [rate / QUICK.learning_rate for rate in rates] == pytest.approx(shares)
 
 
 @pytest.mark.parametrize("settings", [QUICK, replace(PUBLISHED, learning_rate=0.003)])

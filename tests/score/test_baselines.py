@@ -37,12 +37,13 @@ def test_ria_of_zero_rows_and_columns_is_zero() -> None:
 
 
 def test_gblm_is_the_published_formula() -> None:
-    weight = torch.tensor([[1.0, -2.0], [3.0, 0.0]], dtype=torch.float64)
-    gradient = torch.tensor([[0.5, 0.25], [0.0, 1.0]], dtype=torch.float64)
+    # Numbers that single precision would round.
+    weight = torch.tensor([[1.1, -2.0], [3.0, 0.0]], dtype=torch.float64)
+    gradient = torch.tensor([[0.5, 0.3], [0.0, 1.0]], dtype=torch.float64)
     norm = torch.tensor([1.0, 10.0], dtype=torch.float64)
-    expected = [[51.0, 2 * 35.0], [3.0, 0.0]]
+    expected = [[1.1 * (100 * 0.5 + 1.0), 2.0 * (100 * 0.3 + 10.0)], [3.0, 0.0]]
     assert score_gblm(weight, gradient, norm).tolist() == expected
-    assert score_gblm(weight, gradient, norm, scale=0.0).tolist() == [[1.0, 20.0], [3.0, 0.0]]
+    assert score_gblm(weight, gradient, norm, scale=0.0).tolist() == [[1.1, 20.0], [3.0, 0.0]]
 
 
 def test_dtypes() -> None:

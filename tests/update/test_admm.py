@@ -73,6 +73,13 @@ def test_unstructured_sparsity_grows_to_what_is_asked() -> None:
     assert not pruned[~mask].any()
 
 
+def test_every_turn_may_select() -> None:
+    weight, hessian = problem(2, 8)
+    pruned, mask = admm(weight, hessian, select24, iterations=1, selecting=1)
+    assert torch.equal(mask, select24(weight.abs() * hessian.diagonal().sqrt(), 1.0))
+    assert torch.equal(pruned != 0, mask)
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_better_than_the_mask_alone(seed: int) -> None:
     weight, hessian = problem(8, 32, seed)
@@ -101,5 +108,7 @@ def test_bad_arguments_are_refused() -> None:
         admm(weight, hessian[:4], select24)
     with pytest.raises(SecateurError, match="1 <= selecting <= iterations, got 15 and 3"):
         admm(weight, hessian, select24, iterations=3)
+    with pytest.raises(SecateurError, match="1 <= selecting <= iterations, got 0 and 3"):
+        admm(weight, hessian, select24, iterations=3, selecting=0)
     with pytest.raises(SecateurError, match="expected a finite, positive semidefinite Hessian"):
         admm(weight, torch.full_like(hessian, torch.nan), select24)

@@ -1,5 +1,6 @@
 """The configuration: what is read, renamed, dispatched and refused."""
 
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import nn
 from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
 from vllm.model_executor.layers.quantization import get_quantization_config
 from vllm.model_executor.models.utils import WeightsMapper
+from vllm.platforms import current_platform
 from vllm_plugin.served import BLOCK, build, config_of, finish, load, ranks
 from vllm_plugin.stored import stored
 
@@ -66,6 +68,14 @@ def test_a_configuration_without_layers_is_refused(more: dict[str, Any]) -> None
         SecateurVllmConfig.from_config({"quant_method": "secateur", "format_version": 1, **more})
 
 
+def test_answers_that_do_not_depend_on_the_batch_are_not_promised(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("VLLM_BATCH_INVARIANT", "1")
+    with pytest.raises(SecateurError, match="expected VLLM_BATCH_INVARIANT=0"):
+        config_of({f"{BLOCK}.mlp.fc1": stored("sparse24", 8, 8)})
+
+
 def test_layers_that_vllm_did_not_build_are_an_error() -> None:
     layers = {
         f"{BLOCK}.mlp.fc1": stored("sparse24", 8, 8),
@@ -75,6 +85,17 @@ def test_layers_that_vllm_did_not_build_are_an_error() -> None:
     load(layer, "mlp.fc1", layers)
     with pytest.raises(SecateurError, match=r"lists 1 layers .* such as model.layers.1.mlp.fc1"):
         finish(layer)
+
+
+def test_layers_of_a_draft_model_are_found_behind_its_prefix() -> None:
+    layers = {f"{BLOCK}.mlp.fc1": stored("sparse24", 8, 8)}
+    config = config_of(layers)
+    layer = build("mlp.fc1", 8, (8,), config, prefix=f"draft_model.{BLOCK}.mlp.fc1")
+    load(layer, "mlp.fc1", layers)
+    assert type(finish(layer).quant_method) is SecateurLinearMethod
+    # Another draft, for this model, is asked about names of its own.
+    config.apply_vllm_mapper(WeightsMapper(orig_to_new_prefix={"model.": None}))
+    assert list(config.layers.specs) == list(layers)
 
 
 def test_fused_layers_whose_names_vllm_does_not_tell_are_an_error() -> None:
@@ -106,6 +127,23 @@ def test_experts_are_refused(removed: bool) -> None:
     prefix = "model.layers.1.mlp.experts" if removed else f"{BLOCK}.mlp.experts"
     with pytest.raises(SecateurError, match=f"Experts {prefix} of vLLM is no linear layer"):
         config.get_quant_method(Experts(), prefix)
+
+
+@pytest.mark.parametrize("on_a_cpu", [False, True])
+@pytest.mark.parametrize("has_experts", [False, True])
+def test_experts_that_vllm_cannot_load_again_are_told_of(
+    has_experts: bool, on_a_cpu: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(type(current_platform), "is_cpu", lambda self: on_a_cpu)
+    config = config_of({f"{BLOCK}.mlp.fc1": stored("sparse24", 8, 8)})
+    experts = Experts()
+    if has_experts:
+        experts.moe_config = object()
+    assert config.get_quant_method(experts, f"{BLOCK}.mlp.experts") is None
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        config.warn_of_experts()
+    assert ["experts" in str(one.message) for one in said] == [True] * (has_experts and on_a_cpu)
 
 
 class HeldAttention(nn.Module, AttentionLayerBase):

@@ -103,3 +103,27 @@ def test_what_is_missing_the_second_time_is_an_error(kind: str) -> None:
     last = list(whole)[-1]
     with pytest.raises(SecateurError, match="the checkpoint does not hold"):
         reload(layer, name, {**whole, last: Stored(whole[last].spec, {})})
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("kind", [*KINDS, "dense"])
+def test_processing_without_loading_changes_nothing(kind: str, bias: bool) -> None:
+    name = "self_attn.qkv_proj"
+    first, second = (layers_of(name, (kind,) * 3, bias, seed) for seed in (0, 7))
+    layer = served(name, first, bias)
+    assert_serves(finish(layer), first)
+    reload(layer, name, second)
+    assert_serves(finish(layer), second)
+
+
+@pytest.mark.parametrize("left_out", ["weight", "bias"])
+def test_half_of_a_dense_layer_is_not_taken_for_nothing(left_out: str) -> None:
+    name = "mlp.router"
+    whole = layers_of(name, ("dense",), True, 0)
+    layer = served(name, whole, True)
+    half = {
+        name: Stored(None, {leaf: t for leaf, t in stored.tensors.items() if leaf != left_out})
+        for name, stored in whole.items()
+    }
+    with pytest.raises(SecateurError, match=f"does not hold {BLOCK}.{name}.{left_out}"):
+        reload(layer, name, half)

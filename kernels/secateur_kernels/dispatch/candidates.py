@@ -8,6 +8,7 @@ import torch
 
 from secateur_kernels.dispatch.choice import Choice
 from secateur_kernels.dispatch.problem import Problem
+from secateur_kernels.errors import SecateurError
 from secateur_kernels.layouts.low_rank import RANK_STEP
 from secateur_kernels.low_rank_linear import cuda_choice as low_rank_choice
 from secateur_kernels.low_rank_linear import cuda_config as low_rank_cuda
@@ -35,8 +36,17 @@ _CONFIGS: dict[tuple[str, str], Callable[..., Any]] = {
 
 
 def config_from(op: str, backend: str, fields: Mapping[str, int | str] | None) -> Any:
-    """A backend's config from its fields, as a table keeps it; None where it has none."""
-    return None if fields is None else _CONFIGS[op, backend](**fields)
+    """A backend's config from its fields, as a table keeps it; None where it has none.
+
+    Raises:
+        SecateurError: the backend has no config of such fields.
+    """
+    if fields is None:
+        return None
+    try:
+        return _CONFIGS[op, backend](**fields)
+    except (KeyError, TypeError) as error:
+        raise SecateurError(f"expected a config of {backend} for {op}, got {fields}") from error
 
 
 def candidates(problem: Problem) -> list[Choice]:

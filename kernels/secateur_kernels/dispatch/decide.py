@@ -1,11 +1,18 @@
 """Dispatch as ops use it: the table of the device is read once, choices are remembered."""
 
+import warnings
 from functools import cache, lru_cache
 
 from secateur_kernels.dispatch.choice import Choice
 from secateur_kernels.dispatch.choose import choose
 from secateur_kernels.dispatch.problem import DeviceFacts, Problem
-from secateur_kernels.dispatch.table import SHIPPED, Table, load_tables
+from secateur_kernels.dispatch.table import (
+    SHIPPED,
+    Table,
+    load_table,
+    table_of_this_version,
+    table_path,
+)
 from secateur_kernels.settings import cache_folder
 
 
@@ -13,10 +20,19 @@ from secateur_kernels.settings import cache_folder
 def measured_times(device: DeviceFacts) -> Table | None:
     """What ships for the device, overlaid with what `secateur tune` measured on this machine.
 
+    What another version measured on this machine is passed over with a warning.
+
     Raises:
-        SecateurError: a file of times cannot be read.
+        SecateurError: the shipped file cannot be used.
     """
-    return load_tables(device, (SHIPPED, cache_folder()))
+    shipped = table_path(SHIPPED, device)
+    table = load_table(shipped) if shipped.is_file() else None
+    measured, why_not = table_of_this_version(table_path(cache_folder(), device))
+    if why_not:
+        warnings.warn(f"measured times are passed over: {why_not}", stacklevel=2)
+    if table is None or measured is None:
+        return measured or table
+    return table.merged(measured)
 
 
 @lru_cache(maxsize=4096)

@@ -7,8 +7,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from secateur_kernels.dispatch.candidates import config_from
 from secateur_kernels.dispatch.problem import DeviceFacts, Problem
 from secateur_kernels.errors import SecateurError
+from secateur_kernels.version import __version__
 
 FORMAT = 1
 SHIPPED = Path(__file__).parent / "tables"
@@ -104,20 +106,54 @@ def load_table(path: Path) -> Table:
     """Read a table.
 
     Raises:
-        SecateurError: the file is not such a table; says what is wrong.
+        SecateurError: the file is not such a table, or holds configs that no kernel has; says what
+            is wrong.
     """
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
         if raw.pop("format") != FORMAT:
             raise SecateurError(f"{path} has another format than {FORMAT}; run secateur tune again")
         entries = tuple(_entry(entry) for entry in raw.pop("entries"))
-        capability = tuple(raw.pop("capability"))
-        return Table(capability=capability, entries=entries, **raw)
+        capability, versions = tuple(raw.pop("capability")), dict(raw.pop("versions"))
+        table = Table(capability=capability, versions=versions, entries=entries, **raw)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise SecateurError(
             f"{path} is not a table of measured times ({type(error).__name__}: {error}); "
             "delete it or run secateur tune again"
         ) from error
+    _check_configs(path, table)
+    return table
+
+
+def table_of_this_version(path: Path) -> tuple[Table | None, str]:
+    """The table in a file, if this version of the package measured it.
+
+    The kernels of another version may have other configs, and take another time with the same.
+
+    Returns:
+        the table, or None and why it is of no use: nothing where there is no file.
+    """
+    if not path.is_file():
+        return None, ""
+    try:
+        table = load_table(path)
+    except (SecateurError, OSError) as error:
+        return None, str(error)
+    by = table.versions.get("secateur", "of an unknown version")
+    if by != __version__:
+        return None, f"{path} is by secateur {by}, this is {__version__}; run secateur tune again"
+    return table, ""
+
+
+def _check_configs(path: Path, table: Table) -> None:
+    for entry in table.entries:
+        for measurement in entry.measurements:
+            try:
+                config_from(entry.op, measurement.backend, measurement.config)
+            except SecateurError as error:
+                raise SecateurError(
+                    f"{path} is not of this version: {error}; run secateur tune again"
+                ) from error
 
 
 def _entry(raw: dict[str, Any]) -> Entry:
@@ -131,16 +167,6 @@ def table_path(folder: Path, device: DeviceFacts) -> Path:
     return folder / f"times-{device.slug}.json"
 
 
-def load_tables(device: DeviceFacts, folders: Iterable[Path]) -> Table | None:
-    """The tables of a device from several folders, later folders first; None where none is.
-
-    Raises:
-        SecateurError: a file is not such a table.
-    """
-    merged: Table | None = None
-    for folder in folders:
-        path = table_path(folder, device)
-        if path.is_file():
-            found = load_table(path)
-            merged = found if merged is None else merged.merged(found)
-    return merged
+def tables_in(folder: Path) -> list[Path]:
+    """The tables of all devices in a folder."""
+    return sorted(folder.glob("times-*.json"))

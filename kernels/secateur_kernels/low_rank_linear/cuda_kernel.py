@@ -29,7 +29,6 @@ __all__ = [
     "candidate_configs",
     "default_config",
     "launch",
-    "launch_with_sparse",
     "shared_bytes_of",
     "supports",
     "takes_groups",
@@ -54,6 +53,7 @@ def takes_groups(group_rows: Sequence[int], sparse_row_order: str | None) -> boo
 
 def launch(
     x: Tensor,
+    weight: Packed24 | None,
     down: Tensor,
     up: Tensor,
     group_rows: tuple[int, ...],
@@ -72,8 +72,9 @@ def launch(
     Args:
         x: bf16 or fp16 [M, K] on a GPU, rows contiguous; rows that start at multiples of 16 bytes
             are read faster, as is `down` where K is divisible by 8.
-        down: [G * r, K], contiguous, dtype of x; r divisible by 16.
-        up: [N, r], contiguous, dtype of x.
+        weight: a 2:4 weight S [N, K] whose x @ S.T the second kernel adds, or None.
+        down: [G * r, K], dtype of x; r divisible by 16; copied unless it is contiguous.
+        up: [N, r], dtype of x; copied unless it is contiguous and starts at a multiple of 16 bytes.
         group_rows: rows of each of the G groups; for silu_and_mul one group, or two equal ones.
         bias: [N], contiguous, or None.
         residual: [M, output columns], rows contiguous, or None.
@@ -84,41 +85,8 @@ def launch(
         [M, N], or [M, N / 2] for silu_and_mul; contiguous, dtype of x.
 
     Raises:
-        SecateurError: the library cannot run on the device.
+        SecateurError: the library cannot run on the device; `takes_groups` says no.
     """
-    return _launch(x, None, down, up, group_rows, bias, residual, activation, config)
-
-
-def launch_with_sparse(
-    x: Tensor,
-    weight: Packed24,
-    down: Tensor,
-    up: Tensor,
-    group_rows: tuple[int, ...],
-    bias: Tensor | None,
-    residual: Tensor | None,
-    activation: str,
-    config: LowRankCudaConfig,
-) -> Tensor:
-    """As `launch` with x @ S.T, S a 2:4 weight [N, K], summed by the second kernel as well.
-
-    Raises:
-        SecateurError: also where `takes_groups` says no.
-    """
-    return _launch(x, weight, down, up, group_rows, bias, residual, activation, config)
-
-
-def _launch(
-    x: Tensor,
-    weight: Packed24 | None,
-    down: Tensor,
-    up: Tensor,
-    group_rows: tuple[int, ...],
-    bias: Tensor | None,
-    residual: Tensor | None,
-    activation: str,
-    config: LowRankCudaConfig,
-) -> Tensor:
     require_library(x.device)
     order = None if weight is None else weight.row_order
     if not takes_groups(group_rows, order):
@@ -127,8 +95,11 @@ def _launch(
             f"gate_up one or two equal ones, for backend cuda, got {list(group_rows)}"
         )
     silu, gate_up = activation == "silu_and_mul", order == "gate_up"
+    down_as_read, up_as_read = down.contiguous(), _aligned(up.contiguous())
+    # A copy is the work of a kernel in front: there is none to overlap with.
+    copied = (down_as_read.data_ptr(), up_as_read.data_ptr()) != (down.data_ptr(), up.data_ptr())
     tokens, rows = len(x), up.shape[0]
-    boxes_fit = not config.down_boxes or _boxes_of_down_fit(x, down)
+    boxes_fit = not config.down_boxes or _boxes_of_down_fit(x, down_as_read)
     if not boxes_fit or (config.up_boxes and silu):
         shape = LowRankShape(tokens, rows, x.shape[1], up.shape[1], len(group_rows))
         gated = _gated_config(config, shape) if boxes_fit else None
@@ -139,8 +110,8 @@ def _launch(
     torch.ops.secateur_cuda.low_rank(
         x,
         None if weight is None else weight.data,
-        down,
-        _aligned(up),
+        down_as_read,
+        up_as_read,
         group_rows,
         bias,
         residual,
@@ -148,7 +119,7 @@ def _launch(
         torch.empty(floats, dtype=torch.float32, device=x.device),
         gate_up,
         silu,
-        wants_dependent_launch(x.device),
+        not copied and wants_dependent_launch(x.device),
         (
             config.down_warps,
             config.down_row_tiles,

@@ -1,4 +1,4 @@
-"""The backends of the low-rank linears behind one call each."""
+"""The backends of both low-rank linears behind one call."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -88,6 +88,7 @@ def _cuda_config(problem: Problem) -> cuda_kernel.LowRankCudaConfig:
 def launch(
     choice: Choice,
     x: Tensor,
+    weight: Packed24 | None,
     down: Tensor,
     up: Tensor,
     group_rows: Sequence[int],
@@ -95,39 +96,23 @@ def launch(
     residual: Tensor | None,
     activation: str,
 ) -> Tensor:
-    """y [M, output columns] for checked arguments, x [M, K] and residual with contiguous rows."""
+    """y [M, output columns] for checked arguments, x [M, K] and residual with contiguous rows.
+
+    `weight`: a 2:4 part that is added before the epilogue, or None.
+    """
+    groups = tuple(group_rows)
     epilogue = (contiguous(bias), residual, activation)
-    groups = tuple(group_rows)
-    if choice.backend in ("triton", "cuda"):
-        kernel: Any = triton_kernel if choice.backend == "triton" else cuda_kernel
+    if choice.backend == "cuda":
+        return cuda_kernel.launch(x, weight, down, up, groups, *epilogue, choice.config)
+    if choice.backend == "triton":
         factors = (down.contiguous(), up.contiguous(), groups)
-        return kernel.launch(x, *factors, *epilogue, choice.config)  # type: ignore[no-any-return]
-    multiply = low_rank if choice.backend == "reference" else two_gemms
-    return multiply(x, down, up, groups, *epilogue)
-
-
-def launch_with_sparse(
-    choice: Choice,
-    x: Tensor,
-    weight: Packed24,
-    down: Tensor,
-    up: Tensor,
-    group_rows: Sequence[int],
-    bias: Tensor | None,
-    residual: Tensor | None,
-    activation: str,
-) -> Tensor:
-    """As `launch` with a 2:4 part added before the epilogue."""
-    groups = tuple(group_rows)
-    if choice.backend in ("triton", "cuda"):
-        kernel: Any = triton_kernel if choice.backend == "triton" else cuda_kernel
-        factors = (down.contiguous(), up.contiguous(), groups)
-        epilogue = (contiguous(bias), residual, activation)
-        run = kernel.launch_with_sparse
-        return run(x, weight, *factors, *epilogue, choice.config)  # type: ignore[no-any-return]
+        return triton_kernel.launch(x, weight, *factors, *epilogue, choice.config)
+    if weight is None:
+        multiply = low_rank if choice.backend == "reference" else two_gemms
+        return multiply(x, down, up, groups, *epilogue)
     if choice.backend == "unpack":
         both = x @ unpack24_data(*weight).T + product(x, down, up, groups, x.dtype)
     else:
         wide = matmul_dtype(x.dtype)
         both = x.to(wide) @ dense_weight(*weight).to(wide).T + product(x, down, up, groups, wide)
-    return apply_epilogue(both, bias, residual, activation).to(x.dtype)
+    return apply_epilogue(both, *epilogue).to(x.dtype)

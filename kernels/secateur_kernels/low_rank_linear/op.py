@@ -118,7 +118,7 @@ def _run(
     shape = (*x.shape[:-1], out)
     if len(matrix) == 0 or out == 0:
         return x.new_empty(shape)
-    rest = (down, up, group_rows, bias, flat, activation)
+    rest = (None, down, up, group_rows, bias, flat, activation)
     if columns == 0:
         return launch(Choice("reference"), matrix, *rest).view(shape)
     choice = choice_of(problem_of(matrix, down, up), matrix, backend)

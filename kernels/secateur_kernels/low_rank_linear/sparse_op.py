@@ -16,7 +16,7 @@ from secateur_kernels.layouts.low_rank import LowRank
 from secateur_kernels.linear_arguments import as_matrix, check_linear
 from secateur_kernels.low_rank_linear.cuda_kernel import takes_groups
 from secateur_kernels.low_rank_linear.gradient import into_factors_and_input
-from secateur_kernels.low_rank_linear.launch import choice_of, choose_for, launch_with_sparse
+from secateur_kernels.low_rank_linear.launch import choice_of, choose_for, launch
 from secateur_kernels.low_rank_linear.op import FLOATS, check_low_rank
 from secateur_kernels.namespace import LIBRARY
 from secateur_kernels.sparse24_linear.packed import SCHEMA, Packed24, check_packed
@@ -108,13 +108,13 @@ def _run(
     shape = (*x.shape[:-1], out)
     if len(matrix) == 0 or out == 0:
         return x.new_empty(shape)
-    rest = (down, up, group_rows, bias, flat, activation)
+    rest = (weight, down, up, group_rows, bias, flat, activation)
     if columns == 0:
-        return launch_with_sparse(Choice("reference"), matrix, weight, *rest).view(shape)
+        return launch(Choice("reference"), matrix, *rest).view(shape)
     problem = _problem(matrix, rows, columns, up.shape[1], len(group_rows))
     fits = takes_groups(group_rows, row_order)
     choice = choice_of(problem, matrix, backend, fits)
-    return launch_with_sparse(choice, matrix, weight, *rest).view(shape)
+    return launch(choice, matrix, *rest).view(shape)
 
 
 def _fake(x: Tensor, data: Tensor, rows: int, *rest: Any) -> Tensor:

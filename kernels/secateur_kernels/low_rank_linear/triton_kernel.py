@@ -38,6 +38,7 @@ INTERPRETED = not isinstance(low_rank_down_kernel, triton.JITFunction)
 
 def launch(
     x: Tensor,
+    weight: Packed24 | None,
     down: Tensor,
     up: Tensor,
     group_rows: tuple[int, ...],
@@ -50,6 +51,8 @@ def launch(
 
     Args:
         x: bf16 or fp16 [M, K], rows contiguous.
+        weight: a 2:4 weight S [N, K] whose x @ S.T is added before the epilogue, or None: the
+            product in fp32 by a kernel of its own, in front, with its default config.
         down: [G * r, K], contiguous, dtype of x; r divisible by 16.
         up: [N, r], contiguous, dtype of x.
         group_rows: rows of each of the G groups; for silu_and_mul one group, or two equal ones.
@@ -61,28 +64,11 @@ def launch(
     Returns:
         [M, N], or [M, N / 2] for silu_and_mul; contiguous, dtype of x.
     """
-    return launch_added(x, down, up, group_rows, bias, residual, activation, config, None)
-
-
-def launch_with_sparse(
-    x: Tensor,
-    weight: Packed24,
-    down: Tensor,
-    up: Tensor,
-    group_rows: tuple[int, ...],
-    bias: Tensor | None,
-    residual: Tensor | None,
-    activation: str,
-    config: LowRankTritonConfig,
-) -> Tensor:
-    """As `launch` with x @ S.T added before the epilogue, S a 2:4 weight [N, K].
-
-    Three launches: the sparse product in fp32 by its own kernel with its default config, which the
-    second product then starts from.
-    """
-    data, rows, columns, _, _ = weight
-    sparse_config = sparse24_config(len(x), rows, columns, _num_sms(x.device))
-    base = launch_partials(x, data, rows, columns, weight.gate_up, sparse_config)
+    base = None
+    if weight is not None:
+        data, rows, columns, _, _ = weight
+        sparse_config = sparse24_config(len(x), rows, columns, _num_sms(x.device))
+        base = launch_partials(x, data, rows, columns, weight.gate_up, sparse_config)
     return launch_added(x, down, up, group_rows, bias, residual, activation, config, base)
 
 

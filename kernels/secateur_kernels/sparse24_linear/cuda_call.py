@@ -34,7 +34,6 @@ def call_kernel(
     activation: str,
     needed: tuple[int, int],
     tiling: tuple[int, ...],
-    dependent: bool | None = None,
 ) -> Tensor:
     """y [M, output columns] by an op of the library.
 
@@ -49,8 +48,6 @@ def call_kernel(
         activation: `none`, or `silu_and_mul`.
         needed: floats of workspace, and counters.
         tiling: how the work is divided, in the op's order.
-        dependent: whether weights may be read before the kernel in front has ended; None leaves
-            that to `dependent_launch`.
     """
     y = torch.empty(len(x), output_columns(rows, activation), dtype=x.dtype, device=x.device)
     floats, count = needed
@@ -62,19 +59,19 @@ def call_kernel(
         x,
         data,
         contiguous(bias),
-        with_contiguous_rows(residual),
+        None if residual is None else with_contiguous_rows(residual),
         y,
         workspace,
         counters.address,
         counters.count,
         gate_up,
         activation == "silu_and_mul",
-        wants_dependent_launch(x.device) if dependent is None else dependent,
+        wants_dependent_launch(x.device),
         *tiling,
     )
     return y
 
 
-def with_contiguous_rows(matrix: Tensor | None) -> Tensor | None:
+def with_contiguous_rows(matrix: Tensor) -> Tensor:
     """The matrix, copied unless its last dimension is contiguous."""
-    return matrix if matrix is None or matrix.stride(1) == 1 else matrix.contiguous()
+    return matrix if matrix.stride(1) == 1 else matrix.contiguous()

@@ -6,17 +6,35 @@ tokens on every GPU from 8.0 on.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import lru_cache
+from operator import attrgetter
 from types import ModuleType
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from secateur_kernels.errors import SecateurError
-from secateur_kernels.sparse24_linear import cuda_skinny, cuda_tiles, cuda_wide
+from secateur_kernels.linear_arguments import with_aligned_rows
+from secateur_kernels.sparse24_linear import (
+    cuda_skinny_choice,
+    cuda_skinny_config,
+    cuda_tiles_choice,
+    cuda_tiles_config,
+    cuda_wide_choice,
+    cuda_wide_config,
+)
+from secateur_kernels.sparse24_linear.cuda_call import (
+    call_kernel,
+    check_call,
+    with_contiguous_rows,
+)
+from secateur_kernels.sparse24_linear.cuda_skinny_config import SkinnyConfig
+from secateur_kernels.sparse24_linear.cuda_tiles_config import TilesConfig
+from secateur_kernels.sparse24_linear.cuda_wide_config import WideConfig
 
-CudaConfig = cuda_skinny.SkinnyConfig | cuda_wide.WideConfig | cuda_tiles.TilesConfig
+CudaConfig = SkinnyConfig | WideConfig | TilesConfig
 """The config of one of them; its field `kernel` says of which."""
 
 _HOPPER = (9, 0)
@@ -33,24 +51,63 @@ class CudaKernel:
     """One kernel; `m`, `n`, `k` are those of x [m, k] and a weight [n, k]."""
 
     config: type[Any]
+    tiling: Callable[[Any], tuple[int, ...]]
+    """The fields of a config but for `kernel`: what the op takes last, in this order."""
+    most_tokens: int
+    as_read: Callable[[Tensor], Tensor]
+    """x, copied where the kernel cannot read its rows."""
     supports: Callable[[int, int, int, tuple[int, int]], bool]
     """m, n, k and the compute capability of the device."""
+    needs: Callable[[Any, int, int, int], Any]
+    """Workspace and counters for a config, m, n and k."""
     default_config: Callable[[int, int, int, int, tuple[int, int]], Any]
     """m, n, k, multiprocessors and compute capability."""
     candidate_configs: Callable[[int, int, int, int, tuple[int, int]], list[Any]]
     """The same; 0 multiprocessors stand for any number."""
-    launch: Callable[..., Tensor]
 
 
-def _kernel(module: ModuleType, config: type[Any]) -> CudaKernel:
-    functions = (module.supports, module.default_config, module.candidate_configs, module.launch)
-    return CudaKernel(config, *functions)
+def _kernel(
+    config: type[Any],
+    most_tokens: int,
+    as_read: Callable[[Tensor], Tensor],
+    needs: ModuleType,
+    choice: ModuleType,
+) -> CudaKernel:
+    _, *names = (field.name for field in fields(config))
+    return CudaKernel(
+        config,
+        attrgetter(*names),
+        most_tokens,
+        as_read,
+        needs.supports,
+        needs.needs,
+        choice.default_config,
+        choice.candidate_configs,
+    )
 
 
 KERNELS: Mapping[str, CudaKernel] = {
-    "skinny": _kernel(cuda_skinny, cuda_skinny.SkinnyConfig),
-    "wide": _kernel(cuda_wide, cuda_wide.WideConfig),
-    "tiles": _kernel(cuda_tiles, cuda_tiles.TilesConfig),
+    "skinny": _kernel(
+        SkinnyConfig,
+        cuda_skinny_config.MAX_TOKENS,
+        with_contiguous_rows,
+        cuda_skinny_config,
+        cuda_skinny_choice,
+    ),
+    "wide": _kernel(
+        WideConfig,
+        cuda_wide_config.MAX_SIZE,
+        with_aligned_rows,
+        cuda_wide_config,
+        cuda_wide_choice,
+    ),
+    "tiles": _kernel(
+        TilesConfig,
+        cuda_tiles_config.MAX_SIZE,
+        with_aligned_rows,
+        cuda_tiles_config,
+        cuda_tiles_choice,
+    ),
 }
 
 
@@ -120,10 +177,10 @@ def variants(
         others than the config: when the next kernel may start, and how many steps ahead of the
         ring weights are asked for. None where kernels do not overlap.
     """
-    if isinstance(config, cuda_skinny.SkinnyConfig):
-        return [*cuda_skinny.variants(config, n, k, num_sms, capability)]
-    if isinstance(config, cuda_wide.WideConfig):
-        return [*cuda_wide.variants(config, m, n, k, num_sms)]
+    if isinstance(config, SkinnyConfig):
+        return [*cuda_skinny_choice.variants(config, n, k, num_sms, capability)]
+    if isinstance(config, WideConfig):
+        return [*cuda_wide_choice.variants(config, m, n, k, num_sms)]
     return []
 
 
@@ -150,10 +207,42 @@ def launch(
     activation: str,
     config: CudaConfig,
 ) -> Tensor:
-    """y [M, output columns] by the kernel whose config is given; arguments as of its `launch`.
+    """By the kernel whose config is given; sums and epilogue in fp32, one rounding at the end.
+
+    The result is the same, bit for bit, at each call with the same config. In a captured graph the
+    weight is read before the kernel in front has ended: see `dependent_launch`. A weight that was
+    dropped is not multiplied: NaN in x at a dropped column of a row does not reach it.
+
+    Args:
+        x: [M, K] bf16 or fp16 on a GPU, M from 1 to what the kernel takes; copied unless its rows
+            are contiguous and, but for `skinny`, start at multiples of 16 bytes and do not overlap.
+        data: uint8 [padded N / 64, padded K / 64, 4608], as `Fragment24.data`.
+        rows: N.
+        columns: K.
+        gate_up: whether the row order is gate_up rather than natural.
+        bias: [N] or None.
+        residual: [M, output columns] or None.
+        activation: `none`, or `silu_and_mul` (needs gate_up).
+        config: how the work is divided.
+
+    Returns:
+        [M, N], or [M, N / 2] for `silu_and_mul`.
 
     Raises:
         SecateurError: the library cannot run on the device, or M is out of the kernel's range.
     """
-    run = KERNELS[config.kernel].launch
-    return run(x, data, rows, columns, gate_up, bias, residual, activation, config)
+    kernel = KERNELS[config.kernel]
+    check_call(x, kernel.most_tokens)
+    needed = kernel.needs(config, len(x), rows, columns)
+    return call_kernel(
+        getattr(torch.ops.secateur_cuda, f"sparse24_{config.kernel}"),
+        kernel.as_read(x),
+        data,
+        rows,
+        gate_up,
+        bias,
+        residual,
+        activation,
+        (needed.workspace_floats, needed.counters),
+        kernel.tiling(config),
+    )

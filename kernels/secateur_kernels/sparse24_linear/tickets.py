@@ -20,7 +20,7 @@ from secateur_kernels.library import capture_id, zeroed_memory
 COUNTERS = 8192
 """Of one stream or capture: enough for 262,144 rows in warps of 32 rows."""
 
-_LANES = 64
+_LANES = 256
 _BYTES = 4
 
 
@@ -69,9 +69,10 @@ class TicketPool:
 
     def _lane(self, stream: int, capture: int) -> Counters | None:
         found = self._taken.get((capture, stream))
-        # Before the last are gone: several graphs may be captured without a call in between, each
-        # takes a lane for good, and one that got none would fill its counters at every replay.
-        if not capture and len(self._free) < max(1, self._lanes // 4):
+        # Before the last are gone: several graphs may be captured without a call in between (vLLM
+        # makes one a block), each takes a lane for good, and one that got none would fill its
+        # counters at every replay.
+        if not capture and len(self._free) < max(1, self._lanes // 2):
             self._grow(needed=found is None and not self._free)
         if found is None and self._free:
             found = self._taken[capture, stream] = self._free.pop()

@@ -13,6 +13,8 @@ from rich.table import Table
 from secateur.cli.options import JsonOutput
 from secateur.report.facts import machine_facts, package_versions
 from secateur.settings import read_settings
+from secateur_kernels.dispatch.table import table_of_this_version, tables_in
+from secateur_kernels.settings import cache_folder
 
 _OPTIONAL = {
     "datasets": "calibration from a dataset's name: pip install 'secateur[datasets]'",
@@ -38,6 +40,7 @@ def _facts() -> list[tuple[str, str]]:
         *package_versions().items(),
         *machine_facts().items(),
         ("gpu", _gpu()),
+        ("measured times", _measured_times()),
         ("nvcc", shutil.which("nvcc") or "none (needed only to build kernels)"),
         *((name, _optional(name)) for name in _OPTIONAL),
         ("offline", "yes: the Hub is not asked" if settings.offline else "no"),
@@ -49,6 +52,16 @@ def _gpu() -> str:
         return "none: compression runs on the CPU"
     names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     return ", ".join(names)
+
+
+def _measured_times() -> str:
+    """What `secateur tune` left on this machine, for each kind of device."""
+    found = []
+    for path in tables_in(cache_folder()):
+        table, why_not = table_of_this_version(path)
+        held = f"{len(table.entries)} entries for {table.device} in {path}" if table else ""
+        found.append(held or f"passed over: {why_not}")
+    return "; ".join(found) or "none on this machine (secateur tune makes them)"
 
 
 def _optional(name: str) -> str:

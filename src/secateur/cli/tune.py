@@ -17,7 +17,7 @@ from secateur.models.inventory import take_inventory
 from secateur.models.swap import compressed_modules
 from secateur_kernels.dispatch.decide import forget
 from secateur_kernels.dispatch.problem import Op, device_facts
-from secateur_kernels.dispatch.table import Entry, load_table, table_path
+from secateur_kernels.dispatch.table import Entry, table_of_this_version, table_path
 from secateur_kernels.settings import cache_folder
 from secateur_kernels.tune import DEFAULT_TOKENS, TuneShape, empty_table, tune_shape
 
@@ -65,9 +65,13 @@ def tune_command(
     path = table_path(_folder(output or cache_folder()), device_facts(where))
     entries, failures = _measure(shapes, numbers, _DTYPES[dtype], where, rounds)
     table = empty_table(where).with_entries(entries)
-    (load_table(path).merged(table) if path.is_file() else table).save(path)
+    before, why_not = table_of_this_version(path)
+    (before.merged(table) if before else table).save(path)
     forget()
     console = Console(emoji=False)
+    if why_not:
+        gone = f"replaced what {path} held: this version could not use it"
+        console.print(gone, markup=False, highlight=False)
     console.print(_rich_table(entries))
     for failure in dict.fromkeys(failures):
         console.print(f"could not run: {failure}", markup=False, highlight=False)

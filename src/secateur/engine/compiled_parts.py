@@ -10,11 +10,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.fx.experimental._config
 from torch import Tensor, nn
 
 from secateur.engine.fused_residuals import compiled_with_residuals
 from secateur.engine.slot_cache import WindowCache
 from secateur.models.blocks import INDEX_NAMES, find_blocks
+from secateur.modules.low_rank_linear import LowRankLinear
+from secateur.modules.sparse_low_rank_linear import SparseLowRankLinear
 
 # Every program is compiled once for all; torch gives up after 8 of one function, of all engines.
 _MANY_PROGRAMS = 256
@@ -45,6 +48,7 @@ class CompiledParts:
         self._parts = [
             _Part(module, module.forward, _layer_of(module)) for module in _find_parts(model)
         ]
+        self._ranks_are_inputs = _mark_ranks(model)
         self._program = torch.compile(
             _call, backend=compiled_with_residuals, fullgraph=True, dynamic=False
         )
@@ -61,8 +65,16 @@ class CompiledParts:
         for part in self._parts:
             part.module.__dict__["forward"] = self._compiled(part, window, any_batch)
         try:
-            with torch._dynamo.config.patch(
-                recompile_limit=_MANY_PROGRAMS, accumulated_recompile_limit=4 * _MANY_PROGRAMS
+            with (
+                torch._dynamo.config.patch(
+                    recompile_limit=_MANY_PROGRAMS,
+                    accumulated_recompile_limit=4 * _MANY_PROGRAMS,
+                    force_parameter_static_shapes=not self._ranks_are_inputs,
+                ),
+                # Sizes that are equal by chance in one block are not in the next.
+                torch.fx.experimental._config.patch(  # type: ignore[attr-defined]
+                    use_duck_shape=not self._ranks_are_inputs
+                ),
             ):
                 yield
         finally:
@@ -88,6 +100,18 @@ class CompiledParts:
 
 def _call(forward: Forward, args: list[Any], kwargs: dict[str, Any]) -> Any:
     return forward(*args, **kwargs)
+
+
+def _mark_ranks(model: nn.Module) -> bool:
+    """Have one program serve blocks whose factors differ in rank; False if all have one rank."""
+    layers = [m for m in model.modules() if isinstance(m, LowRankLinear | SparseLowRankLinear)]
+    if len({layer.up.shape[1] for layer in layers}) < 2:
+        return False
+    for layer in layers:
+        down = layer.held_down() if isinstance(layer, LowRankLinear) else layer.down
+        torch._dynamo.maybe_mark_dynamic(layer.up, 1)
+        torch._dynamo.maybe_mark_dynamic(down, 0)
+    return True
 
 
 def _mark_rows(values: tuple[Any, ...], batch: int) -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch._dynamo import lookup_backend
 from torch.fx import GraphModule, Node
+from torch.utils._pytree import tree_leaves
 
 import secateur_kernels  # noqa: F401  (defines the operators)
 
@@ -77,9 +78,8 @@ def _layer_summed(node: Node, place: dict[Node, int]) -> Node | None:
             and _takes_a_residual(layer)
             and len(layer.users) == 1
             and place[other] < place[layer]
-            # Nobody may have written to it by then.
-            and not any(place[layer] < place[user] < place[node] for user in other.users)
             and _alike(layer, other)
+            and not _may_be_written_to(other, place, layer, node)
         ):
             return layer
     return None
@@ -88,6 +88,23 @@ def _layer_summed(node: Node, place: dict[Node, int]) -> Node | None:
 def _takes_a_residual(node: Node) -> bool:
     index = _RESIDUAL.get(node.target)
     return index is not None and index < len(node.args) and node.args[index] is None
+
+
+def _may_be_written_to(residual: Node, place: dict[Node, int], after: Node, before: Node) -> bool:
+    """Whether anything between two nodes uses memory of the residual: it, a view, what it views."""
+    memory = _memory_of(residual)
+    return any(
+        memory & _memory_of(used)
+        for node in place
+        if place[after] < place[node] < place[before]
+        for used in node.all_input_nodes
+    )
+
+
+def _memory_of(node: Node) -> set[int]:
+    """Of the tensors that a node stands for. As torch.compile traces, views share their storage."""
+    values = tree_leaves(node.meta.get("example_value"))
+    return {value.untyped_storage()._cdata for value in values if isinstance(value, Tensor)}
 
 
 def _alike(one: Node, other: Node) -> bool:

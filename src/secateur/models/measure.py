@@ -40,7 +40,7 @@ def num_bytes(model: nn.Module) -> int:
 
 
 def require_finite_weights(model: nn.Module) -> None:
-    """Raise SecateurError, with the tensor's name, if a parameter is not there or not finite."""
+    """Raise SecateurError, with its name, if a parameter is not there, too narrow or not finite."""
     for name, parameter in model.named_parameters():
         if parameter.is_meta:
             raise SecateurError(f"{name} is on the meta device: it has no values to compress")
@@ -56,7 +56,13 @@ def is_finite(tensor: Tensor) -> bool:
 
 
 def require_finite(name: str, parameter: Tensor) -> None:
-    """Raise SecateurError, with the tensor's name, if it is not finite."""
+    """Raise SecateurError, with the tensor's name, if it is not finite, or of 8 bits or less."""
+    if parameter.is_floating_point() and parameter.itemsize < 2:
+        name_of_dtype = str(parameter.dtype).removeprefix("torch.")
+        raise SecateurError(
+            f"expected weights of at least 16 bits, but {name} is {name_of_dtype}: load the model "
+            "in another dtype, such as bfloat16"
+        )
     if is_finite(parameter.detach()):
         return
     # In parts: what is computed on the way takes several times their memory.

@@ -5,9 +5,11 @@ from typing import Any
 
 import pytest
 import torch
-from families import tiny_model
 from gpu.layers import SPARSE
 from torch import nn
+
+pytest.importorskip("transformers")
+from families import tiny_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from secateur import SecateurError

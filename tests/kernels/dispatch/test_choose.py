@@ -214,6 +214,9 @@ def test_policies() -> None:
     assert why.startswith("dense is faster at 64 tokens (dense 9.0 us, cuda 9.6 us")
     assert not wants_dense_copy(PROBLEM, times, "strict", (8,))[0]
     assert not wants_dense_copy(PROBLEM, None, "strict", (8, 64))[0]
+    # One packed form that is fast is enough, and 3% are not worth a copy.
+    several = table(entry(PROBLEM, unpack=30.0, cuda=9.2, dense=9.0))
+    assert not wants_dense_copy(PROBLEM, several, "strict", (8,))[0]
 
 
 def test_problems_print_themselves() -> None:

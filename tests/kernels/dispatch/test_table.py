@@ -1,5 +1,7 @@
 """Tables of measured times: kept, merged, refused where they cannot be read."""
 
+import warnings
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,14 +10,15 @@ import torch
 
 from secateur_kernels import SecateurError
 from secateur_kernels.dispatch import CPU, Entry, Measurement, Problem, Table
-from secateur_kernels.dispatch.decide import decide, forget
-from secateur_kernels.dispatch.table import load_table, load_tables, table_path
+from secateur_kernels.dispatch.decide import decide, forget, measured_times
+from secateur_kernels.dispatch.table import SHIPPED, load_table, table_path, tables_in
+from secateur_kernels.version import __version__
 
 PROBLEM = Problem("low_rank_linear", 8, 64, 64, torch.float32, rank=16)
 ENTRY = Entry.of(
     PROBLEM, [Measurement("two_gemms", None, 2.0), Measurement("reference", None, 1.0)]
 )
-TABLE = Table("cpu", (0, 0), {"torch": "2"}, (ENTRY,))
+TABLE = Table("cpu", (0, 0), {"secateur": __version__}, (ENTRY,))
 
 
 def test_round_trip(tmp_path: Path) -> None:
@@ -45,16 +48,6 @@ def test_newer_entries_win() -> None:
         TABLE.merged(replace(TABLE, device="gpu"))
 
 
-def test_tables_of_several_folders_add_up(tmp_path: Path) -> None:
-    other = replace(ENTRY, m=9)
-    TABLE.save(table_path(tmp_path / "a", CPU))
-    TABLE.with_entries([other]).save(table_path(tmp_path / "b", CPU))
-    found = load_tables(CPU, (tmp_path / "a", tmp_path / "b", tmp_path / "none"))
-    assert found is not None
-    assert found.entries == (ENTRY, other)
-    assert load_tables(CPU, (tmp_path / "none",)) is None
-
-
 @pytest.mark.parametrize(
     "text", ["", "[]", '{"format": 1}', '{"format": 1, "entries": [{}], "capability": [0, 0]}']
 )
@@ -68,6 +61,87 @@ def test_other_formats_are_refused(tmp_path: Path) -> None:
     (tmp_path / "times.json").write_text('{"format": 2}')
     with pytest.raises(SecateurError, match="another format than 1; run secateur tune again"):
         load_table(tmp_path / "times.json")
+
+
+def of_another_version(folder: Path) -> Path:
+    """With a config whose fields the kernels do not have."""
+    strange = Measurement("cuda", {"kernel": "skinny", "knobs": 3}, 1.0)
+    path = table_path(folder, CPU)
+    TABLE.with_entries([replace(ENTRY, op="sparse24_linear", measurements=(strange,))]).save(path)
+    return path
+
+
+STRANGE = (
+    "is not of this version: expected a config of cuda for sparse24_linear, got "
+    r"{'kernel': 'skinny', 'knobs': 3}; run secateur tune again"
+)
+
+
+def test_configs_of_another_version_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(SecateurError, match=STRANGE):
+        load_table(of_another_version(tmp_path))
+
+
+@pytest.mark.parametrize("kept", ["cuda", "triton"])
+def test_a_config_without_fields_is_refused(tmp_path: Path, kept: str) -> None:
+    bare = replace(ENTRY, measurements=(Measurement(kept, {}, 1.0),))
+    TABLE.with_entries([bare]).save(tmp_path / "times.json")
+    with pytest.raises(SecateurError, match=f"expected a config of {kept} for low_rank_linear"):
+        load_table(tmp_path / "times.json")
+
+
+def test_shipped_tables_can_be_used() -> None:
+    for path in tables_in(SHIPPED):
+        load_table(path)
+
+
+@pytest.fixture
+def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Path, Path]]:
+    """Of shipped tables and of the cache, both empty."""
+    shipped, cache = tmp_path / "shipped", tmp_path / "cache"
+    monkeypatch.setattr("secateur_kernels.dispatch.decide.SHIPPED", shipped)
+    monkeypatch.setenv("SECATEUR_CACHE", str(cache))
+    forget()
+    yield shipped, cache
+    forget()
+
+
+def test_the_cache_adds_to_what_ships(folders: tuple[Path, Path]) -> None:
+    shipped, cache = folders
+    assert measured_times(CPU) is None
+    old = replace(TABLE, versions={"secateur": "0.0.1"})
+    old.save(table_path(shipped, CPU))
+    forget()
+    assert measured_times(CPU) == old, "a shipped table serves until there is a newer one"
+    other = replace(ENTRY, m=9)
+    TABLE.with_entries([other]).save(table_path(cache, CPU))
+    forget()
+    assert measured_times(CPU) == TABLE.with_entries([ENTRY, other])
+
+
+def test_a_cache_of_another_version_is_passed_over(folders: tuple[Path, Path]) -> None:
+    shipped, cache = folders
+    path = of_another_version(cache)
+    with pytest.warns(UserWarning, match=f"measured times are passed over: {path} {STRANGE}"):
+        assert decide(PROBLEM).backend == "two_gemms"
+    forget()
+    replace(TABLE, versions={"secateur": "0.0.1"}).save(path)
+    message = f"{path} is by secateur 0.0.1, this is {__version__}; run secateur tune again"
+    with pytest.warns(UserWarning, match=message):
+        assert decide(PROBLEM).backend == "two_gemms"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert decide(replace(PROBLEM, m=9)).backend == "two_gemms", "said once"
+    TABLE.save(table_path(shipped, CPU))
+    forget()
+    with pytest.warns(UserWarning, match="passed over"):
+        assert decide(PROBLEM).backend == "reference"
+
+
+def test_a_shipped_table_of_another_version_is_an_error(folders: tuple[Path, Path]) -> None:
+    of_another_version(folders[0])
+    with pytest.raises(SecateurError, match=STRANGE):
+        decide(PROBLEM)
 
 
 def test_the_cache_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

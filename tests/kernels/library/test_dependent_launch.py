@@ -11,10 +11,14 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from secateur_kernels.dependent_launch import dependent_launch, wants_dependent_launch
 from secateur_kernels.layouts import Fragment24
-from secateur_kernels.sparse24_linear import cuda_call, cuda_skinny
+from secateur_kernels.low_rank_linear import cuda_kernel
+from secateur_kernels.low_rank_linear.cuda_choice import default_config
+from secateur_kernels.low_rank_linear.cuda_config import LowRankShape
+from secateur_kernels.sparse24_linear import cuda_call, cuda_kernels
 from secateur_kernels.sparse24_linear.cuda_skinny_config import SkinnyConfig
 
 CPU = torch.device("cpu")
@@ -71,11 +75,46 @@ def test_the_launch_passes_it_on(capturing: list[bool], monkeypatch: pytest.Monk
     config = SkinnyConfig(warps=2, row_tiles=2, stages=3, blocks=4, cluster=4, lead=1, ahead=5)
     for captured in (False, True):
         capturing.append(captured)
-        cuda_skinny.launch(x, weight.data, 64, 256, False, None, None, "none", config)
+        cuda_kernels.launch(x, weight.data, 64, 256, False, None, None, "none", config)
     gate_up, silu, dependent, *tiling = zip(*(call[8:] for call in calls), strict=True)
     assert gate_up == silu == (False, False)
     assert dependent == (False, True)
     assert [values[0] for values in tiling] == [2, 2, 3, 4, 4, 1, 5]
+
+
+BF16 = torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("down", "up"),
+    [
+        (torch.ones(32, 256, dtype=BF16), torch.ones(64, 32, dtype=BF16)),
+        (torch.ones(256, 32, dtype=BF16).T, torch.ones(64, 32, dtype=BF16)),
+        (torch.ones(32, 256, dtype=BF16), torch.ones(64, 48, dtype=BF16)[:, :32]),
+        (torch.ones(32, 256, dtype=BF16), torch.ones(1 + 64 * 32, dtype=BF16)[1:].view(64, 32)),
+    ],
+    ids=["as they are", "down is copied", "up is copied", "up is moved"],
+)
+def test_factors_that_are_copied_are_not_read_early(
+    down: Tensor, up: Tensor, capturing: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The copy would be the kernel in front."""
+    calls: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(cuda_kernel, "require_library", lambda device: None)
+    op = lambda *arguments: calls.append(arguments)  # noqa: E731
+    monkeypatch.setattr(torch.ops.secateur_cuda, "low_rank", op, raising=False)
+    capturing.append(True)
+    config = default_config(LowRankShape(1, 64, 256, 32), 132, (8, 0))
+    x = torch.zeros(1, 256, dtype=BF16)
+    cuda_kernel.launch(x, None, down, up, (64,), None, None, "none", config)
+    ((_, _, down_as_read, up_as_read, *_, dependent, _, _),) = calls
+    assert torch.equal(down_as_read, down)
+    assert torch.equal(up_as_read, up)
+    assert down_as_read.is_contiguous()
+    assert up_as_read.is_contiguous()
+    assert up_as_read.data_ptr() % 16 == 0
+    assert dependent == (down_as_read is down and up_as_read is up)
+    assert dependent == (down.is_contiguous() and up.is_contiguous() and up.data_ptr() % 16 == 0)
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import torch
 
 from secateur_kernels import SecateurError, library
 from secateur_kernels.library import LibraryStatus, check_capability, require_library
-from secateur_kernels.sparse24_linear.cuda_skinny import SkinnyConfig, launch
+from secateur_kernels.sparse24_linear.cuda_kernels import KERNELS, launch
 from secateur_kernels.unpack24 import cuda_kernel as unpack_kernel
 
 BUILT = LibraryStatus(True, Path("lib.so"), ("sm_80", "sm_90a"), "0.1.0")
@@ -109,9 +109,10 @@ def test_what_it_could_not_do_is_said_in_its_words(monkeypatch: pytest.MonkeyPat
         library.capture_id(0)
 
 
-def test_launches_refuse_what_is_not_on_a_gpu() -> None:
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_launches_refuse_what_is_not_on_a_gpu(kernel: str) -> None:
     x, data = torch.zeros(1, 64).half(), torch.zeros(1, 1, 4608, dtype=torch.uint8)
-    config = SkinnyConfig(warps=2, row_tiles=2, stages=2, blocks=1)
+    config = KERNELS[kernel].default_config(1, 64, 64, 132, (9, 0))
     # Which of the two reasons comes depends on whether the library is built here.
     with pytest.raises(SecateurError, match="the compiled library"):
         launch(x, data, 64, 64, False, None, None, "none", config)

@@ -79,6 +79,16 @@ def test_graph_after_graph_gets_a_lane_of_its_own() -> None:
     assert len(memory.asked) <= 1001 // 64 + 2
 
 
+def test_every_block_of_a_large_model_gets_a_graph_with_a_lane() -> None:
+    """As vLLM captures: for each number of tokens a run without graphs, then one a block."""
+    tickets = TicketPool(torch.device("cpu"), Memory().allocate)
+    blocks = 126
+    for capture in range(1, 10 * blocks, blocks):
+        tickets.take(8, stream=1, capture=0)
+        lanes = [tickets.take(8, stream=1, capture=capture + block) for block in range(blocks)]
+        assert all(counters.owner is None for counters in lanes)
+
+
 def test_a_call_that_has_counters_needs_no_more_memory() -> None:
     """Weights and caches may fill a GPU: a reserve that cannot be had must not stop them."""
     memory = Memory(room=1)

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from kernels.library.tiles_case import Case, Tiles, arguments_of, needs_of
 
 from secateur_kernels.layouts import Fragment24
-from secateur_kernels.linear_arguments import with_aligned_rows
 from secateur_kernels.sparse24_linear.cuda_tiles_choice import (
     MOST_CANDIDATES,
     candidate_configs,
@@ -200,15 +199,3 @@ def test_what_is_supported() -> None:
     assert not supports(0, 64, 64, (9, 0))
     assert not supports(64, 64, 64, (7, 5))
     assert not supports(2**30, 2**24, 2**20, (9, 0))
-
-
-def test_x_is_copied_only_where_rows_are_not_aligned() -> None:
-    x = torch.randn(5, 64).half()
-    assert with_aligned_rows(x) is x
-    wide = torch.randn(5, 80).half()
-    assert with_aligned_rows(wide[:, 8:72]).data_ptr() == wide[:, 8:].data_ptr()
-    for odd in (wide[:, 1:65], torch.randn(5, 76).half(), torch.randn(64, 5).half().T):
-        aligned = with_aligned_rows(odd)
-        assert torch.equal(aligned, odd)
-        assert aligned.stride(0) % 8 == 0
-        assert (aligned.stride(1), aligned.data_ptr() % 16) == (1, 0)

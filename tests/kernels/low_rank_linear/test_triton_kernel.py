@@ -150,7 +150,7 @@ def test_a_sparse_part_is_added_before_the_epilogue(row_order: Any) -> None:
     bias = randn(64, dtype=FP16, seed=1).to(DEVICE)
     rest = (factors.down, factors.up, factors.group_rows, bias, None, activation, config(0, 0))
     with poisoned_allocations():
-        y = triton_kernel.launch_with_sparse(x, Packed24.of(packed), *rest)
+        y = triton_kernel.launch(x, Packed24.of(packed), *rest)
     dense = weight.masked_fill(~mask, 0.0).to(DEVICE)
     both = add(product(x, dense), low_rank_product(x, factors))
     assert_within(y, epilogue(both, bias, None, activation))
@@ -168,7 +168,7 @@ def test_all_bits_of_the_intermediate_count(dtype: torch.dtype, up: int) -> None
     factor[:, 0], factor[:, 1] = 1.0, -1.0
     x = torch.tensor([[2.0**11, 1.0, 1.0, 0.0]], dtype=dtype, device=DEVICE)
     factors = (down.to(DEVICE), factor.to(DEVICE), (8,))
-    y = triton_kernel.launch(x, *factors, None, None, "none", config(0, up))
+    y = triton_kernel.launch(x, None, *factors, None, None, "none", config(0, up))
     assert_same_bits(y, torch.ones(1, 8, dtype=dtype, device=DEVICE))
 
 
@@ -179,7 +179,7 @@ def test_infinity_and_nan_stay_with_their_token(up: int) -> None:
     x = randn(3, 64, dtype=BF16).abs().to(DEVICE)
     x[0, 3], x[1, 3] = torch.inf, torch.nan
     rest = (factors.down, factors.up, (24,), None, None, "none", config(0, up))
-    y = triton_kernel.launch(x, *rest)
+    y = triton_kernel.launch(x, None, *rest)
     assert (y[0] == torch.inf).all()
     assert y[1].isnan().all()
     assert_within(y[2:], low_rank_product(x[2:], factors), truncates=TRUNCATES)

@@ -1,18 +1,18 @@
 """The GPU suite's way to force one kernel: the op runs it, with a config of its own."""
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from gpu import forced_kernels, layers
-from gpu.forced_kernels import FORCED, KERNELS, configs, forced, supported
+from gpu.forced_kernels import FORCED, configs, forced, supported
 from gpu.gradient_checks import check_compiled, check_op
 from gpu.layers import SPARSE, Layer, Size, random_layer
 from torch import Tensor
 
 from secateur_kernels import SecateurError
 from secateur_kernels.dispatch.problem import DeviceFacts
+from secateur_kernels.sparse24_linear import cuda_kernels
 
 FACTS = DeviceFacts("a GPU", (9, 0), 132, has_library=True)
 SIZE = Size(SPARSE, 72, 136)
@@ -34,7 +34,7 @@ def test_the_op_calls_the_kernel_with_its_config(
         return torch.zeros(len(x), 72, dtype=x.dtype)
 
     name = backend.removeprefix("cuda-")
-    monkeypatch.setitem(KERNELS, name, replace(KERNELS[name], launch=launch))
+    monkeypatch.setattr(cuda_kernels, "launch", launch)
     monkeypatch.setattr(forced_kernels, "device_facts", lambda device: FACTS)
     layer, x = layer_and_x()
     assert supported(backend, 3, *layer.shape, x.device)
@@ -60,8 +60,7 @@ def test_compiled_and_checked_calls_run_it_too(
         called.append(len(x))
         return torch.zeros(len(x), 72, dtype=x.dtype)
 
-    name = backend.removeprefix("cuda-")
-    monkeypatch.setitem(KERNELS, name, replace(KERNELS[name], launch=launch))
+    monkeypatch.setattr(cuda_kernels, "launch", launch)
     monkeypatch.setattr(forced_kernels, "device_facts", lambda device: FACTS)
     layer, x = layer_and_x()
     check_compiled(layer, [x, x[:2]], backend, {"backend": "aot_eager"})

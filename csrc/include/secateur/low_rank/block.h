@@ -77,7 +77,9 @@ template <typename Shape, typename Task>
 SECATEUR_DEVICE void run_block(Task& task, const Division& d, const Places& places, uint32_t shared,
                                const Cursor& first, int warp, int lane) {
   constexpr int size = sums_bytes(Shape::row_tiles, Shape::token_tiles);
-  Ring ring{shared + warp * d.stages * d.stage_bytes, places.barriers + 8 * warp * d.stages, d};
+  Ring ring{{shared + warp * d.stages * d.stage_bytes, d.stages},
+            places.barriers + 8 * warp * d.stages,
+            d.stage_bytes};
   if (lane == 0) {
 #pragma unroll 1
     for (int i = 0; i < d.stages; ++i) device::barrier_init(ring.barriers + 8 * i, warp_lanes);

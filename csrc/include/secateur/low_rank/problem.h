@@ -7,6 +7,7 @@
 #include "secateur/common.h"
 #include "secateur/fragment24.h"
 #include "secateur/output.h"
+#include "secateur/ring.h"
 #include "secateur/x_tile.h"
 
 namespace secateur::low_rank {
@@ -178,24 +179,14 @@ SECATEUR_INLINE constexpr int64_t shared_bytes(const Division& d, int row_tiles,
          2 * d.warps * sums_bytes(row_tiles, token_tiles) + 8 * d.warps * d.stages;
 }
 
-// A ring of stages, and where in it a warp stands. Only where others fill it than read it are there
-// barriers of stages that are empty.
-struct Ring {
-  uint32_t base;
+// Only where others fill it than read it are there barriers of stages that are empty.
+struct Ring : RingPlace {
   uint32_t barriers;
-  const Division& division;
-  int stage = 0;
-  uint32_t phase = 0;
+  const int& stage_bytes;
 
-  SECATEUR_INLINE uint32_t place() const { return base + stage * division.stage_bytes; }
+  SECATEUR_INLINE uint32_t place() const { return base + stage * stage_bytes; }
   SECATEUR_INLINE uint32_t full() const { return barriers + 8 * stage; }
-  SECATEUR_INLINE uint32_t empty() const { return barriers + 8 * (division.stages + stage); }
-  SECATEUR_INLINE void advance() {
-    if (++stage == division.stages) {
-      stage = 0;
-      phase ^= 1;
-    }
-  }
+  SECATEUR_INLINE uint32_t empty() const { return barriers + 8 * (stages + stage); }
 };
 
 }  // namespace secateur::low_rank

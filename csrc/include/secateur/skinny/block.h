@@ -16,7 +16,7 @@ template <typename Value, typename Shape, bool Bulk>
 SECATEUR_DEVICE void run_block(const Problem& problem, uint32_t shared) {
   device::mark_first(device::Point::started);
   const int warp = device::thread() / warp_lanes, lane = device::lane();
-  const Ring ring{shared, problem.stage_bytes, problem.stages};
+  const Ring ring{{shared, problem.stages}, problem.stage_bytes};
   if (device::thread() == 0) {
     for (int i = 0; i < problem.stages; ++i) {
       device::barrier_init(ring.full(i), full_arrivals(Bulk));

@@ -6,6 +6,7 @@
 #include "secateur/fragment24.h"
 #include "secateur/inbox.h"
 #include "secateur/output.h"
+#include "secateur/ring.h"
 #include "secateur/schedule.h"
 #include "secateur/x_tile.h"
 
@@ -99,26 +100,14 @@ SECATEUR_INLINE constexpr int first_tile(int row_block, int warps, int warp, int
   return (row_block * warps + warp) * row_tiles;
 }
 
-// The ring of stages in shared memory, and where in it a warp stands. Producer and consumers walk
-// it in the same order; a stage's phase flips each time round.
-struct Ring {
-  uint32_t base;
+struct Ring : RingPlace {
   const int& stage_size;
-  const int& stages;
-  int stage = 0;
-  uint32_t phase = 0;
 
   SECATEUR_INLINE uint32_t weights() const { return base + stage * stage_size; }
   SECATEUR_INLINE uint32_t barriers() const { return base + stages * stage_size; }
   SECATEUR_INLINE uint32_t full(int i) const { return barriers() + 8 * i; }
   SECATEUR_INLINE uint32_t empty(int i) const { return barriers() + 8 * (stages + i); }
   SECATEUR_INLINE uint32_t exchange() const { return empty(stages); }
-  SECATEUR_INLINE void advance() {
-    if (++stage == stages) {
-      stage = 0;
-      phase ^= 1;
-    }
-  }
 };
 
 }  // namespace secateur::skinny

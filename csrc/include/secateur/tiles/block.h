@@ -10,7 +10,7 @@ namespace secateur::tiles {
 // `shared` has shared_bytes() bytes and is 128-byte aligned.
 template <typename Value, typename Shape>
 SECATEUR_DEVICE void run_block(const Problem& problem, uint32_t shared) {
-  const Ring<Shape> ring{shared, problem.stages};
+  const Ring<Shape> ring{{shared, problem.stages}};
   if (device::thread() == 0) {
     Ring<Shape> each = ring;
     for (int i = 0; i < problem.stages; ++i) {

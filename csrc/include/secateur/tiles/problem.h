@@ -4,6 +4,7 @@
 #include "secateur/common.h"
 #include "secateur/fragment24.h"
 #include "secateur/output.h"
+#include "secateur/ring.h"
 #include "secateur/tile_schedule.h"
 #include "secateur/x_tile.h"
 
@@ -57,30 +58,17 @@ SECATEUR_INLINE constexpr int shared_bytes(int stage_bytes, int stages) {
   return stages * (stage_bytes + 16);
 }
 
-// The ring of stages in shared memory, and where in it a warp stands. A stage's phase flips each
-// time round.
 template <typename Shape>
-struct Ring {
-  uint32_t base;
-  const int& stages;
-  int stage = 0;
-  uint32_t phase = 0;
-
+struct Ring : RingPlace {
   SECATEUR_INLINE uint32_t weights() const { return base + stage * Shape::stage_bytes; }
   SECATEUR_INLINE uint32_t x() const { return weights() + Shape::weight_bytes; }
   SECATEUR_INLINE uint32_t full() const { return barriers() + 8 * stage; }
   SECATEUR_INLINE uint32_t empty() const { return barriers() + 8 * (stages + stage); }
-  SECATEUR_INLINE void advance() {
-    if (++stage == stages) {
-      stage = 0;
-      phase ^= 1;
-    }
-  }
 
   // Where the stage is filled that was used last: all stages but one are ahead.
   SECATEUR_INLINE Ring to_fill() const {
-    if (stage == 0) return {base, stages, stages - 1, phase};
-    return {base, stages, stage - 1, phase ^ 1};
+    if (stage == 0) return {{base, stages, stages - 1, phase}};
+    return {{base, stages, stage - 1, phase ^ 1}};
   }
 
  private:

@@ -31,7 +31,7 @@ SECATEUR_DEVICE void run_block(const Problem& problem, uint32_t shared) {
   const int rank = problem.cluster.size() == 1 ? 0 : device::cluster_rank();
   const Member member(problem.cluster, device::block(), rank);
   // By way of a shuffle, so that the compiler keeps it instead of asking for it in every step.
-  const Ring<Shape> ring{device::shuffle((shared + mask) & ~mask, 0), problem.stages};
+  const Ring<Shape> ring{{device::shuffle((shared + mask) & ~mask, 0), problem.stages}};
   if (device::thread() == 0) initialise<Shape>(problem, ring);
   if (problem.cluster.mates() == 1) {
     device::sync_block();

@@ -7,6 +7,7 @@
 #include "secateur/fragment24.h"
 #include "secateur/matrix_descriptor.h"
 #include "secateur/output.h"
+#include "secateur/ring.h"
 #include "secateur/tile_schedule.h"
 #include "secateur/wide/member.h"
 #include "secateur/wide/staging.h"
@@ -67,16 +68,9 @@ SECATEUR_INLINE constexpr int shared_bytes(int stages) {
          stages * (Shape::stage_bytes + stage_barriers_bytes) + Shape::warps * staging::bytes;
 }
 
-// The ring of stages in shared memory, and where in it a warp stands: x of all stages, then the
-// weights of all stages. Everyone walks it in the same order; a stage's phase flips each time
-// round.
+// x of all stages, then the weights of all stages.
 template <typename Shape>
-struct Ring {
-  uint32_t base;
-  const int& stages;
-  int stage = 0;
-  uint32_t phase = 0;
-
+struct Ring : RingPlace {
   SECATEUR_INLINE uint32_t x() const { return base + stage * Shape::x_bytes; }
   SECATEUR_INLINE uint32_t weights() const {
     return base + stages * Shape::x_bytes + stage * Shape::weight_bytes;
@@ -88,12 +82,6 @@ struct Ring {
   SECATEUR_INLINE uint32_t empty(int i) const { return full(i) + empty_offset; }
   SECATEUR_INLINE uint32_t staging(int warp) const {
     return full(stages) + warp * staging::bytes;
-  }
-  SECATEUR_INLINE void advance() {
-    if (++stage == stages) {
-      stage = 0;
-      phase ^= 1;
-    }
   }
 };
 

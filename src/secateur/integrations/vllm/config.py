@@ -1,9 +1,11 @@
 """The quantization method `secateur` of vLLM: which layer is served in which form."""
 
+import warnings
 from typing import Any
 
 import torch
 from torch import nn
+from vllm import envs
 from vllm.distributed import get_pp_group
 from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
 from vllm.model_executor.layers.linear import LinearBase
@@ -11,6 +13,7 @@ from vllm.model_executor.layers.quantization.base_config import (
     QuantizationConfig,
     QuantizeMethodBase,
 )
+from vllm.platforms import current_platform
 
 from secateur.errors import SecateurError
 from secateur.integrations.layer_specs import QUANT_METHOD, CompactLayers
@@ -23,6 +26,9 @@ from secateur.integrations.vllm.methods import (
 )
 from secateur.integrations.vllm.shards import names_in
 
+# Before the names of all layers of a draft model that speculates for another one.
+_DRAFT_PREFIX = "draft_model."
+
 
 class SecateurVllmConfig(QuantizationConfig):  # type: ignore[misc]
     """The `quantization_config` of a compact checkpoint, as vLLM asks for it.
@@ -34,6 +40,7 @@ class SecateurVllmConfig(QuantizationConfig):  # type: ignore[misc]
         super().__init__()
         self.layers = layers
         self._built: set[str] = set()
+        self._has_experts = False
         self._complete = False
 
     @classmethod
@@ -41,8 +48,14 @@ class SecateurVllmConfig(QuantizationConfig):  # type: ignore[misc]
         """Read what a compact checkpoint says.
 
         Raises:
-            SecateurError: it is none that Secateur writes; names the place.
+            SecateurError: it is none that Secateur writes (names the place), or vLLM promises
+                answers that do not depend on the batch.
         """
+        if getattr(envs, "VLLM_BATCH_INVARIANT", False):
+            raise SecateurError(
+                "expected VLLM_BATCH_INVARIANT=0: how the kernels of compressed layers split sums "
+                "depends on the number of tokens, and so do the last bits"
+            )
         layers = SecateurConfig(**config).layers
         if layers is None:
             raise SecateurError("quantization_config lists no layers")
@@ -68,6 +81,8 @@ class SecateurVllmConfig(QuantizationConfig):  # type: ignore[misc]
 
     def apply_vllm_mapper(self, hf_to_vllm_mapper: Any) -> None:
         """Rename listed layers as vLLM's model renames those of the checkpoint."""
+        if self._complete:  # This model is built: a draft for it is about to be.
+            return
         mapped = hf_to_vllm_mapper
         names = self.layers.names
         renamed = mapped.apply_list(names)
@@ -86,15 +101,20 @@ class SecateurVllmConfig(QuantizationConfig):  # type: ignore[misc]
         Raises:
             SecateurError: a listed layer is part of something that is no linear layer in vLLM.
         """
+        prefix = prefix.removeprefix(_DRAFT_PREFIX)
         if not isinstance(layer, LinearBase):
             self._refuse_listed(layer, prefix)
+            # Their class has had several names.
+            self._has_experts |= hasattr(layer, "moe_config")
             return None
         names = names_in(prefix, self.packed_modules_mapping, self.layers)
         self._built.update(names)
         if all(self.layers.removed.holds(name) for name in names):
             return SecateurRemovedMethod(self.require_complete)
         if any(name in self.layers.specs for name in names):
-            return SecateurLinearMethod(names, self.layers, self.require_complete)
+            return SecateurLinearMethod(
+                names, self.layers, self.require_complete, self.warn_of_experts
+            )
         return SecateurDenseMethod(prefix, self.require_complete)
 
     def _refuse_listed(self, layer: nn.Module, prefix: str) -> None:
@@ -133,6 +153,18 @@ class SecateurVllmConfig(QuantizationConfig):  # type: ignore[misc]
                 f"such as {absent[0]}: they would be left out"
             )
         self._complete = True
+
+    def warn_of_experts(self) -> None:
+        """Say, as weights are loaded again, that vLLM's experts cannot take them on a CPU.
+
+        `UnquantizedFusedMoEMethod._setup_kernel` of vLLM 0.33.0 packs only what it gets first.
+        """
+        if self._has_experts and current_platform.is_cpu():
+            warnings.warn(
+                "vLLM does not pack experts for the CPU when weights are loaded again: its answers "
+                "will be wrong, as they are from models that Secateur did not compress",
+                stacklevel=2,
+            )
 
 
 def _block_of(name: str) -> str:

@@ -32,8 +32,8 @@ from secateur.integrations.vllm.shards import LEAVES, Shard, shards_of
 
 PACKABLE_DTYPES = (torch.bfloat16, torch.float16)
 
-# Checks, once all layers of a model are built, that none was left out.
-Complete = Callable[[], None]
+# Of the whole model: that no layer was left out, or that its weights can be loaded again.
+Check = Callable[[], None]
 
 
 @register_weight_loader_v2_supported_method
@@ -44,10 +44,17 @@ class SecateurLinearMethod(LinearMethodBase):  # type: ignore[misc]
     loaded is let go. Weights that vLLM loads again go into the same memory, which CUDA graphs know.
     """
 
-    def __init__(self, names: Sequence[str], layers: CompactLayers, complete: Complete) -> None:
+    def __init__(
+        self,
+        names: Sequence[str],
+        layers: CompactLayers,
+        complete: Check,
+        reloadable: Check = lambda: None,
+    ) -> None:
         self._names = list(names)
         self._layers = layers
         self._complete = complete
+        self._reloadable = reloadable
 
     def create_weights(
         self,
@@ -97,7 +104,7 @@ class SecateurLinearMethod(LinearMethodBase):  # type: ignore[misc]
                 )
 
     def process_weights_after_loading(self, layer: Any) -> None:
-        """Pack what was loaded.
+        """Pack what was loaded; nothing, if nothing was since the last call.
 
         Raises:
             SecateurError: something was not loaded or is not legal, or a listed layer is not in
@@ -106,6 +113,8 @@ class SecateurLinearMethod(LinearMethodBase):  # type: ignore[misc]
         self._complete()
         shards: list[Shard] = layer.secateur_shards
         held = {leaf: getattr(layer, leaf) for leaf in LEAVES if hasattr(layer, leaf)}
+        if not held:
+            return
         missing = [name for parameter in held.values() for name in parameter.missing]
         _require_loaded(layer, missing, shards[0].name)
         self._check_bias(layer, shards)
@@ -122,6 +131,7 @@ class SecateurLinearMethod(LinearMethodBase):  # type: ignore[misc]
             delattr(layer, leaf)
         layer.secateur_adds_bias = bias is not None
         if hasattr(layer, "segments"):
+            self._reloadable()
             replace_values(layer.segments, segments)
             return
         # A tuple, not child modules: reloading would take their tensors away for its own.
@@ -159,7 +169,7 @@ class SecateurDenseMethod(UnquantizedLinearMethod):  # type: ignore[misc]
     # vLLM's own layer takes weights that another process loaded: those were not watched.
     supports_pre_processed_weights = False
 
-    def __init__(self, name: str, complete: Complete) -> None:
+    def __init__(self, name: str, complete: Check) -> None:
         super().__init__()
         self._name = name
         self._complete = complete
@@ -171,12 +181,15 @@ class SecateurDenseMethod(UnquantizedLinearMethod):  # type: ignore[misc]
         super().create_weights(layer, *sizes, weight_loader=layer.secateur_watch, **named)
 
     def process_weights_after_loading(self, layer: Any) -> None:
-        """Check that all was loaded.
+        """Check that all was loaded; nothing, if nothing was since the last call.
 
         Raises:
             SecateurError: something was not, or a listed layer is not in the model; names it.
         """
         self._complete()
+        bias_watch = _bias_watch(layer)
+        if layer.secateur_watch.is_idle and (bias_watch is None or bias_watch.is_idle):
+            return
         # Some models put a loader of their own in its place: nothing is known then.
         watched = getattr(layer.weight, "weight_loader", None) is layer.secateur_watch
         complete = layer.secateur_watch.is_complete(_num_shards(layer))
@@ -193,7 +206,7 @@ class SecateurRemovedMethod(LinearMethodBase):  # type: ignore[misc]
     linear layers, and keeps the attention's cache.
     """
 
-    def __init__(self, complete: Complete) -> None:
+    def __init__(self, complete: Check) -> None:
         self._complete = complete
 
     def create_weights(
@@ -241,16 +254,20 @@ def _watch_bias(layer: Any) -> None:
 def _require_loaded(layer: Any, missing: Sequence[str], name: str) -> None:
     """Raise SecateurError unless all tensors of a layer were in the checkpoint."""
     missing = list(missing)
-    bias = getattr(layer, "bias", None)
-    watch = getattr(bias, "weight_loader", None)
-    if isinstance(watch, WatchedLoader) and not watch.is_complete(_num_shards(layer)):
+    watch = _bias_watch(layer)
+    if watch is not None and not watch.is_complete(_num_shards(layer)):
         missing.append(
             f"{name.rpartition('.')[0]}.*.bias" if _num_shards(layer) > 1 else f"{name}.bias"
         )
     if missing:
         raise SecateurError(f"the checkpoint does not hold {', '.join(missing)}")
-    if isinstance(watch, WatchedLoader):
+    if watch is not None:
         watch.forget()
+
+
+def _bias_watch(layer: Any) -> WatchedLoader | None:
+    watch = getattr(getattr(layer, "bias", None), "weight_loader", None)
+    return watch if isinstance(watch, WatchedLoader) else None
 
 
 def _show_device(layer: Any, held: Tensor) -> None:

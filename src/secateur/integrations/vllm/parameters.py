@@ -153,16 +153,23 @@ class WatchedLoader:
     def __init__(self, load: Loader) -> None:
         self._load = load
         self._seen: set[Hashable] = set()
+        self._was_called = False
 
     def __call__(self, param: Any, loaded_weight: Tensor, *shard: Any, **named: Any) -> None:
         """Load, and note the shard; without one, all are loaded."""
         self._load(param, loaded_weight, *shard, **named)
+        self._was_called = True
         which = next(iter((*shard, *named.values())), None)
         self._seen.update(which if isinstance(which, tuple) else (which,))
 
     def is_complete(self, num_shards: int) -> bool:
         """Whether everything was loaded."""
         return None in self._seen or len(self._seen) >= num_shards
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether something was loaded, but nothing since `forget`."""
+        return self._was_called and not self._seen
 
     def forget(self) -> None:
         """Begin anew: what is loaded from now on counts."""

@@ -17,6 +17,7 @@ struct DownFetch {
     fetch_boxes(place, problem.weight, range, walk.stage,
                 {walk.block * Shape::row_tiles * tile_rows}, weight_bytes, full);
   }
+  SECATEUR_DEVICE int ahead() const { return problem.down.division.ahead; }
   SECATEUR_DEVICE void prefetch_weights(const Walk& walk) const {
     prefetch_boxes(problem.weight, range, walk.stage,
                    {walk.block * Shape::row_tiles * tile_rows});
@@ -80,7 +81,7 @@ SECATEUR_DEVICE void run_down(const BoxDown& problem, uint32_t shared) {
   const Range range = range_of(down.columns, split, down.splits);
   const Places places(shared, down.division, 0, Exchange<Shape>::tiles, problem.cluster);
   Exchange<Shape> exchange{places.inboxes, places.meeting + 8, problem.cluster};
-  Ring ring{places.ring, places.barriers, down.division};
+  Ring ring = places.ring_of(down.division);
   if (device::thread() == 0) init_barriers(places, down.division.stages, 2, exchange);
   device::sync_block();
   // Awaited before sums are handed over.

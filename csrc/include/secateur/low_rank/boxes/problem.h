@@ -79,6 +79,10 @@ struct Places {
         flags(inboxes + inboxes_bytes(tiles, cluster)),
         barriers(flags + flags_bytes),
         meeting(barriers + 16 * d.stages) {}
+
+  SECATEUR_INLINE Ring ring_of(const Division& d) const {
+    return {{ring, d.stages}, barriers, d.stage_bytes};
+  }
 };
 
 // Boxes [first, end) of a factor's columns.

@@ -51,13 +51,13 @@ SECATEUR_DEVICE void prefetch_boxes(const device::TensorMap& map, const Range& r
 }
 
 // `stages` in all. A task says which weights a stage has, which are older than the kernel in front,
-// and what else it needs, which is not; and when its successor's first stages may be asked for,
-// counted from the end.
+// and how many of them to ask for ahead of the ring; what else it needs, which is not older; and when
+// its successor's first stages may be asked for, counted from the end.
 template <typename Task>
 SECATEUR_DEVICE void produce(const Task& task, Ring ring, Walk walk, const Range& range,
                              int stages) {
-  const int early = stages < ring.division.stages ? stages : ring.division.stages;
-  const int ahead = ring.division.ahead;
+  const int early = stages < ring.stages ? stages : ring.stages;
+  const int ahead = task.ahead();
   Ring first = ring;
   Walk behind = walk;
 #pragma unroll 1

@@ -23,6 +23,7 @@ struct UpFetch {
       fetch_boxes(place, problem.weight, range, walk.stage, {rows.first[0]}, bytes, full);
     }
   }
+  SECATEUR_DEVICE int ahead() const { return problem.up.division.ahead; }
   SECATEUR_DEVICE void prefetch_weights(const Walk& walk) const {
     const Rows rows = row_block(problem.up, walk.block, Shape::row_tiles).rows;
     if constexpr (Gated) {
@@ -201,7 +202,7 @@ SECATEUR_DEVICE void run_up(const BoxUp& problem, uint32_t shared) {
   const Places places(shared, up.division, sets * hidden_bytes(up.rank, up.output.tokens, cluster),
                       Exchange<Shape>::tiles, cluster);
   const Exchange<Shape> exchange{places.inboxes, places.meeting + 8, cluster};
-  const Ring ring{places.ring, places.barriers, up.division};
+  const Ring ring = places.ring_of(up.division);
   if (device::thread() == 0) init_barriers(places, up.division.stages, 1, exchange);
   device::sync_block();
   // Awaited before sums are handed over.

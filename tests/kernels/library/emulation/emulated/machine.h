@@ -210,7 +210,7 @@ class Machine {
     for (const Region& region : regions_) {
       if (at >= region.start && at + bytes <= region.start + region.bytes &&
           (region.writable || !write)) {
-        if (dependent_ && !passed_[rank()] && (write || !region.early)) {
+        if (dependent_ && !passed_[running_] && (write || !region.early)) {
           fail("global: access before the kernel in front has ended");
         }
         return;
@@ -370,7 +370,7 @@ class Machine {
   void wait_for_predecessor() {
     waited_[rank()] = true;
     while (!predecessor_ended_) yield();
-    passed_[rank()] = true;
+    passed_[running_] = true;
   }
 
  private:
@@ -524,7 +524,7 @@ class Machine {
   std::map<std::type_index, std::unique_ptr<Unit>> units_;
   std::unordered_map<const uint8_t*, int> prefetched_;  // 16 bytes each, and not copied since
   std::vector<bool> waited_;  // for the kernel in front, a thread of each thread block
-  std::vector<bool> passed_;  // and it has ended
+  std::vector<bool> passed_;  // each thread: it has seen that it ended
   bool dependent_ = false;
   bool predecessor_ended_ = true;
   int first_asleep_ = 0;  // warps [first_asleep_, awake_)
@@ -550,7 +550,8 @@ inline void Machine::run(int block, const std::function<void()>& body) {
   cluster_tokens_ = std::vector<int>(threads, -1);
   unpublished_ = std::vector<std::vector<Written>>(threads);
   exited_ = std::vector<int>(cluster_);
-  waited_ = passed_ = std::vector<bool>(cluster_);
+  waited_ = std::vector<bool>(cluster_);
+  passed_ = std::vector<bool>(threads);
   touched_ = std::vector<bool>(threads);
   units_.clear();
   prefetched_.clear();

@@ -52,7 +52,7 @@ inline void allow_linear(const SecateurLinear& a, Machine& machine) {
                     false);
     }
   }
-  machine.allow(a.bias, 2 * a.rows, false, true);
+  machine.allow(a.bias, 2 * a.rows, false);
   machine.allow(a.y, 2 * out * a.tokens, true);
   if (a.dependent) machine.launch_dependent();
 }
