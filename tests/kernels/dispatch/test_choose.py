@@ -196,6 +196,14 @@ def test_a_chosen_config_fits_its_backend() -> None:
             assert (choice.config is not None) == configured, choice
 
 
+@pytest.mark.parametrize("op", ["sparse24_linear", "low_rank_linear", "sparse24_low_rank_linear"])
+def test_configs_to_tune_are_of_the_kernel_that_takes_them(op: Op) -> None:
+    problem = PROBLEM if op == "sparse24_linear" else replace(LOW_RANK, op=op)
+    for choice in candidates(problem):
+        kinds = {type(config) for config in configs_to_tune(problem, choice.backend)}
+        assert (type(choice.config) in kinds) == bool(kinds) == (choice.config is not None)
+
+
 def test_tuning_tries_every_backend_and_several_configs() -> None:
     tried = candidates_to_tune(replace(PROBLEM, dense_copy=True))
     assert {choice.backend for choice in tried} == {"cuda", "triton", "unpack", "dense"}
