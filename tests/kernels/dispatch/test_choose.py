@@ -179,6 +179,7 @@ def test_rules_of_thumb() -> None:
     assert choose(replace(PROBLEM, device=bare, m=4096, dense_copy=True), None).backend == "dense"
     old = replace(bare, has_triton=False)
     assert choose(replace(PROBLEM, device=old), None).backend == "unpack"
+    assert choose(replace(LOW_RANK, device=old), None).backend == "two_gemms"
     assert choose(LOW_RANK, None).backend == "cuda"
     assert choose(replace(LOW_RANK, m=9), None).backend == "two_gemms"
     assert choose(replace(LOW_RANK, device=bare), None).backend == "triton"
