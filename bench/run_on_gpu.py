@@ -114,6 +114,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     alone = [step.name for step in named if step.alone]
     if options.together and (alone or options.first or options.all):
         parser.error(f"nothing may run beside {', '.join(alone) or 'what measures times'}")
+    # Not all that writes there makes it.
+    results.mkdir(parents=True, exist_ok=True)
     limit = min(options.limit, 60 * options.minutes) if options.minutes else options.limit
     archive = options.archive.resolve() if options.archive else None
     if options.together:

@@ -73,7 +73,7 @@ def test_linears_are_recorded_once(tmp_path: Path, capsys: pytest.CaptureFixture
         assert all(len(repeats) == 2 for repeats in record["quartiles"].values())
         assert record["errors"]["ours auto"] < 0.01
         assert record["notes"]["ours cuda"].startswith("not there: ")
-    assert tables(tmp_path)["sparse24-isolated"].count("\n") == 4
+    assert tables(tmp_path, "cpu")["sparse24-isolated"].count("\n") == 4
 
 
 def test_a_quick_run_counts_for_quick_runs_only(tmp_path: Path) -> None:

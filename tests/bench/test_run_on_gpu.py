@@ -120,8 +120,10 @@ def test_a_whole_visit_of_steps_of_every_kind(
     monkeypatch.setattr(run_on_gpu, "FIRST", (*names[:7], ("tests-use",), "engine-8b"))
     archive = tmp_path / "elsewhere" / "visit.tar.gz"
     arguments = ["--first", "--minutes", "3", "--out", str(tmp_path / "out")]
+    arguments += ["--results", str(tmp_path / "new" / "results")]
     arguments += ["--archive", str(archive)]
     assert main(arguments) == 124
+    assert (tmp_path / "new" / "results").is_dir()
     with tarfile.open(archive) as file:
         logs = {f"out/{name}.log" for name in names}
         assert {*logs, "out/steps.jsonl", "out/result"} <= set(file.getnames())

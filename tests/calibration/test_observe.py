@@ -153,6 +153,8 @@ def test_every_way_to_multiply_is_seen(multiply: Callable[[Tensor, Tensor], Tens
     inputs = torch.randn(5, 4)
     with observed(sites, {name: tensors.append for name, tensors in seen.items()}):
         module(inputs)
+        # No product of matrices: nothing is an input.
+        torch.mul(inputs[:4, :1], module.stack[1])
     first, middle, last = seen.values()
     assert middle == []
     assert [len(first), len(last)] == [1, 1]

@@ -208,6 +208,8 @@ def test_relative_error_is_that_of_all_batches_at_once(
 def test_relative_error_of_equal_and_of_zero_outputs() -> None:
     error = RelativeError()
     assert error.value == 0.0
+    # Beside those of other processes, a process without samples counts for nothing.
+    assert error.sums == (0.0, 0.0)
     error.add(torch.zeros(2, 3), torch.zeros(2, 3))
     assert error.value == 0.0
     error.add(torch.ones(2, 3), torch.ones(2, 3))

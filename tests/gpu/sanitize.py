@@ -5,8 +5,8 @@
 Tools: memcheck, racecheck, initcheck, synccheck. Weights, inputs and the truth are made on the
 CPU, so that little but our own kernels runs under the tool, and every tensor is an allocation of
 its own, so that a byte too far is seen. Run it once without the tool first: kernels that are
-compiled at first use are then compiled already. Exit status: 0, or 1 and the first difference;
-compute-sanitizer's own status where it found something.
+compiled at first use are then compiled already. Exit status: 0, or 1 and the first difference,
+or without a GPU; compute-sanitizer's own status where it found something.
 """
 
 import argparse
@@ -65,9 +65,12 @@ Launch = tuple[str, Callable[[torch.device], None]]
 def launches(device: torch.device) -> Iterator[Launch]:
     """Name and work of everything that is run."""
     for backend in ("triton", "cuda"):
-        if why_not(backend, device) is None:
-            yield from _linears(backend)
-            yield from _packing(backend)
+        missing = why_not(backend, device)
+        if missing is not None:
+            print(f"left out: {missing}", flush=True)
+            continue
+        yield from _linears(backend)
+        yield from _packing(backend)
     if why_not("cuda", device) is None:
         yield from _configs()
 
@@ -184,8 +187,8 @@ def main() -> None:
     parser.add_argument("--part", default="1/1", help="k/n: every n-th launch from the k-th on")
     part, parts = (int(number) for number in parser.parse_args().part.split("/"))
     if not torch.cuda.is_available():
-        print("needs an NVIDIA GPU")
-        return
+        # A failure: whoever asked would take it for a clean run.
+        raise SystemExit("needs an NVIDIA GPU")
     device = torch.device("cuda", torch.cuda.current_device())
     everything = list(launches(device))
     chosen = everything[part - 1 :: parts]
@@ -198,6 +201,8 @@ def main() -> None:
             raise SystemExit(1) from error
         print(f"ok  {name}", flush=True)
     print(f"{len(chosen)} of {len(everything)} groups of launches")
+    if not chosen:
+        raise SystemExit("nothing was launched")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ import pytest
 import torch
 from families import FAMILIES, tiny_model
 from torch import Tensor, nn
-from transformers import OPTConfig, PreTrainedModel, StaticCache
+from transformers import DynamicCache, OPTConfig, PreTrainedModel, StaticCache
 
 from secateur.checkpoint.fingerprint import probe_tokens
 from secateur.depth.remove import rehearse_removal, remove_sublayers
@@ -153,6 +153,14 @@ def test_a_stand_in_needs_hidden_states() -> None:
         RemovedSublayer(3)(x=1)
     with pytest.raises(SecateurError, match="got int among 1 arguments"):
         RemovedSublayer(3)(1)
+
+
+def test_a_stand_in_appends_one_zero_a_token() -> None:
+    cache = DynamicCache()
+    for length in (3, 1):
+        RemovedSublayer(4, 2, layer_idx=0)(torch.ones(2, length, 4), past_key_values=cache)
+    assert torch.equal(cache.layers[0].keys, torch.zeros(2, 1, 4, 1))
+    assert torch.equal(cache.layers[0].values, torch.zeros(2, 1, 4, 1))
 
 
 @pytest.mark.parametrize("early", [False, True])

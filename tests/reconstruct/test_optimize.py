@@ -1,11 +1,12 @@
 from copy import deepcopy
 from dataclasses import replace
 from itertools import pairwise
-from math import cos, isnan, pi
+from math import cos, inf, isnan, pi
 from typing import Any
 
 import pytest
 import torch
+from told import Told
 from torch import Tensor, nn
 from toys import halved, make_block, make_samples, relative_error, whole_outputs
 
@@ -103,6 +104,17 @@ def test_the_rate_rises_and_falls_over_all_steps_of_all_rounds(
     settings = replace(QUICK, rounds=2, **changed)
     optimize(student, teacher_targets(teacher, samples), samples, settings, masks=masks)
     assert [rate / QUICK.learning_rate for rate in rates] == pytest.approx(shares)
+
+
+def test_progress_is_told_of_every_round() -> None:
+    teacher, samples = make_block(), make_samples()
+    student, masks = halved(teacher)
+    told = Told()
+    settings = replace(QUICK, rounds=2)
+    targets = teacher_targets(teacher, samples)
+    history, _ = optimize(student, targets, samples, settings, masks=masks, progress=told)
+    errors = [f"error {record.train_error:.4f}" for record in history.rounds[1:]]
+    assert told.tasks == [("reconstruct", 2, errors)]
 
 
 @pytest.mark.parametrize("settings", [QUICK, replace(PUBLISHED, learning_rate=0.003)])
@@ -375,11 +387,18 @@ def test_bad_arguments_are_refused() -> None:
         ({"optimizer": "sgd"}, "optimizer one of adam, rmsprop, got 'sgd'"),
         ({"loss": "kl"}, "loss one of squared, relative, got 'kl'"),
         ({"learning_rate": 0.0}, "a learning_rate above 0, got 0.0"),
+        ({"learning_rate": inf}, "a learning_rate above 0, got inf"),
+        ({"schedule": "linear"}, "schedule one of cosine, constant, got 'linear'"),
+        ({"second_moment": 0.0}, "0 < second_moment < 1, got 0.0"),
         ({"second_moment": 1.0}, "0 < second_moment < 1, got 1.0"),
+        ({"warmup": -0.1}, "0 <= warmup < 1"),
         ({"warmup": 1.0}, "0 <= warmup < 1"),
+        ({"held_out": -0.1}, "0 <= held_out < 1"),
         ({"held_out": 1.0}, "0 <= held_out < 1"),
         ({"scale": "log"}, "scale one of relative, absolute, got 'log'"),
         ({"rounds": 0}, "rounds of at least 1, got 0"),
+        ({"samples_per_step": 0}, "samples_per_step of at least 1, got 0"),
+        ({"tokens_per_micro_batch": 0}, "tokens_per_micro_batch of at least 1, got 0"),
         ({"samples_per_round": 0}, "samples_per_round of at least 1, got 0"),
         ({"trained": "norms"}, "trained one of all, matrices, matrices_and_vectors"),
     ],

@@ -11,6 +11,7 @@ from served import tokenizer
 
 from secateur.engine import GenerationOptions, Piece, Result, Timing
 from secateur.errors import SecateurError
+from secateur.serve.bodies import TokenLogprob
 from secateur.serve.faults import RequestFault
 from secateur.serve.requests import completion_request
 from secateur.serve.service import Service
@@ -69,7 +70,8 @@ class Scripted:
         del self.left[request_id]
         text = letter * self.asked[request_id - 1].max_new_tokens
         timing = Timing(math.nan, ())
-        return Piece(request_id, letter, (5,), Result(text, (5,), "length", 2, timing, None))
+        logprobs = (-0.5,) if self.asked[request_id - 1].logprobs else None
+        return Piece(request_id, letter, (5,), Result(text, (5,), "length", 2, timing, logprobs))
 
 
 def serve(test: Callable[[Service, Scripted], Awaitable[None]], max_waiting: int = 3) -> None:
@@ -103,6 +105,16 @@ def test_texts_of_several_prompts_stay_apart() -> None:
         assert engine.cancelled == []
         assert service.num_open == 0
         assert service.metrics.generated_tokens == 6
+
+    serve(test)
+
+
+def test_log_probabilities_come_with_the_text_of_their_token() -> None:
+    async def test(service: Service, engine: Scripted) -> None:
+        answer = await service.begin(wanted(logprobs=0))
+        engine.open.set()
+        (choice,) = await answer.choices()
+        assert choice.logprobs == (TokenLogprob(token=tokenizer().decode([5]), logprob=-0.5),)
 
     serve(test)
 

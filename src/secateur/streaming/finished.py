@@ -77,9 +77,8 @@ class BlockJournal:
         self._copies.clear()
 
     def is_finished(self, index: int) -> bool:
-        """Whether a block is there, with the weights that were written."""
-        if index in self._pending:
-            self._settle()
+        """Whether a block is there, with the weights that were written; not to be asked of one
+        that is being written."""
         if index not in self._sound:
             self._sound[index] = self._is_sound(index)
         return self._sound[index]

@@ -179,6 +179,7 @@ def test_rules_of_thumb() -> None:
     assert choose(replace(PROBLEM, device=bare, m=4096, dense_copy=True), None).backend == "dense"
     old = replace(bare, has_triton=False)
     assert choose(replace(PROBLEM, device=old), None).backend == "unpack"
+    assert choose(replace(LOW_RANK, device=old), None).backend == "two_gemms"
     assert choose(LOW_RANK, None).backend == "cuda"
     assert choose(replace(LOW_RANK, m=9), None).backend == "two_gemms"
     assert choose(replace(LOW_RANK, device=bare), None).backend == "triton"
@@ -194,6 +195,14 @@ def test_a_chosen_config_fits_its_backend() -> None:
         for choice in candidates(problem):
             configured = choice.backend in ("cuda", "triton")
             assert (choice.config is not None) == configured, choice
+
+
+@pytest.mark.parametrize("op", ["sparse24_linear", "low_rank_linear", "sparse24_low_rank_linear"])
+def test_configs_to_tune_are_of_the_kernel_that_takes_them(op: Op) -> None:
+    problem = PROBLEM if op == "sparse24_linear" else replace(LOW_RANK, op=op)
+    for choice in candidates(problem):
+        kinds = {type(config) for config in configs_to_tune(problem, choice.backend)}
+        assert (type(choice.config) in kinds) == bool(kinds) == (choice.config is not None)
 
 
 def test_tuning_tries_every_backend_and_several_configs() -> None:

@@ -148,8 +148,9 @@ def test_bad_values_are_refused() -> None:
         Fragment24(packed.data.view(torch.int16), (64, 128), BF16)
     with pytest.raises(SecateurError, match="expected layout version 1, got 2"):
         Fragment24(packed.data, (64, 128), BF16, version=2)
-    with pytest.raises(SecateurError, match="K divisible by 4"):
-        Fragment24(packed.data, (64, 126), BF16)
+    for shape in ((64, 126), (-1, 128), (64, -4)):
+        with pytest.raises(SecateurError, match=r"a shape \(N, K\) with K divisible by 4, got"):
+            Fragment24(packed.data, shape, BF16)
     with pytest.raises(SecateurError, match="to be contiguous"):
         Fragment24(
             packed.data.transpose(0, 1)

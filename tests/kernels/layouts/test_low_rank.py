@@ -80,6 +80,7 @@ def test_tensor_parallel_slices(ways: int) -> None:
             "expected one group to slice, got 2",
         ),
         (lambda: LowRank.from_dense(torch.ones(4, 5), 0), r"got \[4, 5\] and 0"),
+        (lambda: LowRank.from_dense(torch.ones(4, 5), 5), r"got \[4, 5\] and 5"),
     ],
 )
 def test_errors(make: Any, message: str) -> None:

@@ -167,6 +167,16 @@ def test_errors(changes: dict[str, Any], message: str) -> None:
         low_rank_linear(**(values | changes))
 
 
+def test_factors_beside_a_sparse_part_are_checked_too() -> None:
+    x = torch.ones(1, 12).bfloat16()
+    sparse, _ = sparse_part(24, 12)
+    with pytest.raises(SecateurError, match=r"expected x of the factors' dtype torch\.float32"):
+        sparse24_low_rank_linear(x, sparse, factors((24,), 12, 4, torch.float32))
+    three = factors((8, 8, 8), 12, 4, torch.bfloat16)
+    with pytest.raises(SecateurError, match=r"expected one or two groups \(gate, up\).* got 3"):
+        sparse24_low_rank_linear(x, sparse, three, activation="silu_and_mul")
+
+
 def test_errors_of_groups() -> None:
     three = factors((8, 8, 8), 12, 4, torch.float32)
     with pytest.raises(SecateurError, match=r"expected one or two groups \(gate, up\).* got 3"):

@@ -41,6 +41,18 @@ def test_configs_name_compiled_tiles(m: int, n: int, k: int, rank: int, num_sms:
         assert config.block_m >= min(m, 64)
 
 
+@given(m=SIZES, n=SIZES, k=SIZES, rank=st.integers(1, 512), num_sms=st.integers(1, 200))
+def test_k_is_split_no_more_than_there_is_work(
+    m: int, n: int, k: int, rank: int, num_sms: int
+) -> None:
+    config = default_config(m, n, k, 16 * rank, num_sms)
+    blocks = -(-m // config.block_m) * -(-16 * rank // config.block_rank)
+    split = config.split_k
+    # One range less would not fill the multiprocessors twice; partial sums are less than down.
+    assert split == 1 or (split - 1) * blocks < 2 * num_sms
+    assert split == 1 or (2 * split <= -(-k // config.block_k) and 4 * m * split <= k)
+
+
 def test_few_tokens_split_k_and_a_high_rank_is_cut_first() -> None:
     low, high = default_config(1, 4096, 4096, 128, 132), default_config(1, 4096, 4096, 1024, 132)
     assert low.split_k > 1

@@ -187,6 +187,16 @@ def test_template_that_is_not_prefix_stable_is_refused() -> None:
         render(row, tokenizer)
 
 
+def test_template_that_says_more_before_a_response_than_with_it_is_refused() -> None:
+    prompt = "{% if add_generation_prompt %}Hello, then{% endif %}"
+    tokenizer = byte_tokenizer(
+        template="{% for m in messages %}{{ m.content }}{% endfor %}" + prompt
+    )
+    message = "after character 7, .* alone go on with ', then', the whole conversation with ''"
+    with pytest.raises(SecateurError, match=message):
+        render(Row("rows", "text", 1, said("u:Hi", "a:Hello")), tokenizer)
+
+
 def test_template_that_refuses_a_conversation_is_named() -> None:
     tokenizer = byte_tokenizer(template=STRICT)
     message = "rows, text 3: the chat template refuses the first 2 messages: no system"
