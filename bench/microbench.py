@@ -22,7 +22,9 @@ import torch
 from bench import gpu_programs
 from bench.exit_status import AGAIN
 from bench.kernel_records import RESULTS, append_record
+from bench.kernel_summary import DEVICE
 from bench.microbench_predictions import Prediction, prediction_of
+from secateur_kernels.dispatch.problem import device_facts
 
 NAME = "microbenchmarks"
 # The most telling first.
@@ -104,6 +106,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if unknown:
         parser.error(f"expected programs of {', '.join(PROGRAMS)}, got {', '.join(unknown)}")
     device = torch.device("cuda", torch.cuda.current_device())
+    here = device_facts(device).name
+    if here != DEVICE:
+        print(f"this is {here}: what is predicted is an {DEVICE}'s")
     failed, done = [], []
     for name, readings, failure in measure(programs, options.budget):
         done.append(name)

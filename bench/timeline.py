@@ -38,7 +38,7 @@ POINTS = {
     "left": "last instruction, y is written",
 }
 READINGS = 16
-RATE = 4.6  # TB/s that rings of bulk copies reach on an H200
+RATE = 4.6  # TB/s that rings of bulk copies reach on an H200; other GPUs' memory is slower
 # Layers at either end that are not typical: nothing runs in front of the first.
 _ENDS = 2
 _TOKENS = (1, 16)

@@ -12,6 +12,8 @@ from bench.kernel_records import read_records
 from bench.microbench import PROGRAMS, line_of, readings_of
 from bench.microbench_predictions import PREDICTED, prediction_of
 
+from secateur_kernels.dispatch.problem import DeviceFacts
+
 
 def test_every_program_is_run() -> None:
     assert set(program_names()) == {*PROGRAMS, "one_hot_probe", "timeline"}
@@ -86,9 +88,13 @@ def test_one_failure_does_not_spoil_the_others(
     monkeypatch.setattr(gpu_programs, "build", Path)
     monkeypatch.setattr(gpu_programs, "run", printed)
     monkeypatch.setattr("torch.cuda.current_device", lambda: 0)
+    h100 = DeviceFacts("NVIDIA H100 80GB HBM3", (9, 0))
+    monkeypatch.setattr(microbench, "device_facts", lambda device: h100)
     monkeypatch.setattr(microbench, "append_record", _append_without_a_gpu)
     assert microbench.main(["--results", str(tmp_path)]) == 1
-    assert "failed: tensor; left: none" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "this is NVIDIA H100 80GB HBM3: what is predicted is an NVIDIA H200's" in said
+    assert "failed: tensor; left: none" in said
     names = [record["name"] for record in read_records("microbenchmarks", tmp_path)]
     assert names == [name for name in PROGRAMS if name != "tensor"]
     assert microbench.main(["launch", "--budget", "0", "--results", str(tmp_path)]) == 75
