@@ -4,6 +4,7 @@ import importlib
 import json
 import shutil
 import sys
+from importlib.metadata import EntryPoint, EntryPoints
 from itertools import pairwise, product
 from pathlib import Path
 
@@ -189,3 +190,16 @@ def test_a_folder_named_vllm_is_no_vllm(tmp_path: Path, monkeypatch: pytest.Monk
     (tmp_path / "vllm" / "__init__.py").touch()
     importlib.invalidate_caches()
     assert vllm.has_vllm()
+
+
+@pytest.mark.parametrize(
+    ("names", "is_there"), [((), False), (("other",), False), (("other", "secateur"), True)]
+)
+def test_the_plugin_is_found_by_its_name(
+    names: tuple[str, ...], is_there: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    points = [EntryPoint(name, "package:register", "vllm.general_plugins") for name in names]
+    monkeypatch.setattr(
+        vllm, "entry_points", lambda *, group: EntryPoints(points).select(group=group)
+    )
+    assert vllm.has_plugin() == is_there

@@ -2,11 +2,13 @@
 
 from dataclasses import asdict, replace
 from itertools import pairwise
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from secateur_kernels.backends import HAS_TRITON
 from secateur_kernels.dispatch import (
     DeviceFacts,
     Entry,
@@ -22,7 +24,8 @@ from secateur_kernels.dispatch.candidates import (
     configs_to_tune,
     low_rank_shape,
 )
-from secateur_kernels.dispatch.problem import Op
+from secateur_kernels.dispatch.problem import Op, device_facts
+from secateur_kernels.library import library_status
 from secateur_kernels.low_rank_linear.cuda_config import (
     down_shared_bytes,
     shared_bytes_of,
@@ -226,6 +229,18 @@ def test_policies() -> None:
     # One packed form that is fast is enough, and 3% are not worth a copy.
     several = table(entry(PROBLEM, unpack=30.0, cuda=9.2, dense=9.0))
     assert not wants_dense_copy(PROBLEM, several, "strict", (8,))[0]
+
+
+@pytest.mark.parametrize("capability", [(7, 5), (8, 0), (9, 0)])
+def test_facts_of_a_gpu(capability: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    major, minor = capability
+    properties = SimpleNamespace(name="N", major=major, minor=minor, multi_processor_count=7)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
+    facts = device_facts.__wrapped__(torch.device("cuda"))
+    # Triton compiles our kernels from Ampere on.
+    is_compiled_for = library_status().runs_on(capability)
+    assert facts == DeviceFacts("N", capability, 7, HAS_TRITON and major >= 8, is_compiled_for)
+    assert facts.is_gpu
 
 
 def test_problems_print_themselves() -> None:

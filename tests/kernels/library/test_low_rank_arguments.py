@@ -307,6 +307,15 @@ def test_needs_are_those_of_the_library(data: st.DataObject, emulator: Any) -> N
     check(fitted(config, (shape.n,), False), shape, 2**40, emulator)
 
 
+@pytest.mark.parametrize(("up_boxes", "of_each"), [(0, 1), (1, 1), (4, 4)])
+def test_no_thread_block_of_the_second_kernel_is_idle(up_boxes: int, of_each: int) -> None:
+    config = LowRankCudaConfig(8, 2, 4, 4, 8, 2, 4, 10**6, 1, up_boxes)
+    # Tiles of 2 x 16 rows, which do not go across groups; of 16 gate and 16 up rows.
+    assert fitted(config, (65, 32), False).up_blocks == (3 + 1) * of_each
+    assert fitted(config, (96, 96), True).up_blocks == 6 * of_each
+    assert fitted(replace(config, up_blocks=2), (65, 32), False).up_blocks == 2
+
+
 def test_what_is_supported() -> None:
     for m, rank in ((64, 512), (32, 1024), (16, 2048)):
         assert supports(LowRankShape(m, 4096, 4096, rank), H200)

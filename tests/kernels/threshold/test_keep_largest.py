@@ -75,14 +75,18 @@ def test_kernel_equals_reference(
     assert torch.equal(keep_largest_per_row(score, keep, backend="triton"), expected)
 
 
-@pytest.mark.parametrize("ties", [0.0, 1.0])
+@pytest.mark.parametrize("order", ["falling", "rising", "ties"])
 @pytest.mark.parametrize("columns", [513, 768])
-def test_long_rows_in_chunks(columns: int, ties: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_rows_in_chunks(columns: int, order: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(triton_kernel, "_MAX_RESIDENT", 0)
     monkeypatch.setattr(triton_kernel, "_MAX_RESIDENT_UNALIGNED", 0)
     monkeypatch.setattr(triton_kernel, "_CHUNK", 256)
-    score = scores((1, columns), ties, seed=3)
-    for keep in (columns // 2, columns - 1):
+    score, keeps = scores((1, columns), 1.0, seed=3), (columns // 2, columns - 1)
+    if order != "ties":
+        # The extremes, which decide where these thresholds are looked for, at either end.
+        score, keeps = torch.linspace(-1.0, 1.0, columns, device=DEVICE)[None], (1, columns - 1)
+        score = score.flip(1) if order == "falling" else score
+    for keep in keeps:
         expected = keep_largest_per_row(score, keep, backend="reference")
         assert torch.equal(keep_largest_per_row(score, keep, backend="triton"), expected)
 
