@@ -50,13 +50,13 @@ PATIENCE, TEST_PATIENCE, LONG_PATIENCE = 20, 60, 200
 FIRST: tuple[str | tuple[str, ...], ...] = (
     "facts", "build", "probe", "quick", "tune-quick", "bench-quick", "bench-quick-more",
     "bench-quick-low-rank", "bench-competitors", "bench-quick-drawn", "bench-quick-packing",
-    "microbench", "timeline",
+    "bench-quick-low-rank-more", "microbench", "timeline",
     (
         "sanitize-memcheck", "sanitize-racecheck", "tests-launch", "tests-accuracy-sparse24",
         "tests-accuracy-low-rank", "tests-memory-poison", "tests-packing", "tests-use",
         "sanitize-initcheck", "sanitize-synccheck",
     ),
-    "engine-8b", "large-8b", "bench-quick-low-rank-more", "engine-8b-batch", "engine-8b-prefill",
+    "engine-8b", "large-8b", "engine-8b-batch", "engine-8b-prefill",
 )  # fmt: skip
 # Seconds that a short visit gives to what goes side by side.
 TOGETHER = 170.0
@@ -267,7 +267,7 @@ def _tune(tables: Path) -> list[Step]:
     # What most problems need; Triton's candidates, each compiled for seconds, come later. Into the
     # run's own cache: the steps that follow choose by it, and it comes back with the logs.
     few = ("--shapes", "goals", "--rounds", "9", "--backends", "cuda", "unpack", "two_gemms")
-    quick = Step("tune-quick", (*command, *few, "--budget", "100"), 100, flexible=True, grace=20)
+    quick = Step("tune-quick", (*command, *few, "--budget", "120"), 120, flexible=True, grace=20)
     all_of = (*command, "--budget", OWN_BUDGET, "--output", str(tables))
     return [quick] + [
         Step(f"tune-{part}", (*all_of, "--part", f"{part}/{TUNE_PARTS}"), flexible=True)
