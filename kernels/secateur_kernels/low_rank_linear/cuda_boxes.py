@@ -30,6 +30,7 @@ _HOPPER = (9, 0)
 _ROWS = 16  # of a row tile
 _CHUNK = 128  # columns by which K and the rank are split
 _MAX_SPLITS = 16
+_LEAST_STAGES = 2
 _MAX_STAGES = 16
 _CLUSTERS = (1, 2, 4, 8)
 _STAGE_BARRIERS = 16
@@ -142,6 +143,58 @@ def box_variants(
     return [variant for variant in found if variant != config]
 
 
+def side_by_side(shape: LowRankShape, num_sms: int, shared_bytes: int) -> list[LowRankCudaConfig]:
+    """Configs of both kernels' thread blocks on one multiprocessor, by way of smaller rings.
+
+    What `box_configs` gives full rings where there is no room for both. With weights asked for
+    ahead a ring has to hide the L2 cache only, and the second kernel asks while the first runs.
+
+    Args:
+        shape: the problem, one that `takes_boxes`.
+        num_sms: multiprocessors of the device.
+        shared_bytes: shared memory that a thread block may use.
+
+    Returns:
+        the best guess first; none where the first of `box_configs` leaves room as well.
+    """
+    if _needed(next(box_configs(shape, num_sms, shared_bytes)), shape) <= shared_bytes:
+        return []
+    found: dict[LowRankCudaConfig, float] = {}
+    for up in _up_options(shape):
+        if _up_shared(shape, up, 2) > shared_bytes:
+            continue
+        for down in _down_options(shape, num_sms):
+            config = _config(shape, down, up, num_sms, shared_bytes)
+            small = _with_small_rings(config, shape, shared_bytes)
+            if small not in (None, config):
+                varied = box_variants(small, shape, num_sms)
+                found[varied[-1] if varied else small] = _cost(shape, small, num_sms, shared_bytes)
+    return sorted(found, key=found.__getitem__)
+
+
+def _with_small_rings(
+    config: LowRankCudaConfig, shape: LowRankShape, shared_bytes: int
+) -> LowRankCudaConfig | None:
+    """With fewer stages, of the larger ring first, until both kernels find room; None if never."""
+    down_stage = box_stage_bytes(config.down_row_tiles, shape.m)
+    up_stage = box_stage_bytes(config.up_row_tiles, 0)
+    while _needed(config, shape) > shared_bytes:
+        down, up = config.down_stages, config.up_stages
+        if down == up == _LEAST_STAGES:
+            return None
+        larger = down * down_stage >= up * up_stage
+        if up == _LEAST_STAGES or (larger and down > _LEAST_STAGES):
+            config = replace(config, down_stages=down - 1)
+        else:
+            config = replace(config, up_stages=up - 1)
+    return config
+
+
+def _needed(config: LowRankCudaConfig, shape: LowRankShape) -> int:
+    """Shared memory for a thread block of each kernel."""
+    return down_shared_bytes(config, shape.m) + up_shared_bytes(config, shape) + _RESERVED_BYTES
+
+
 def gated_config(config: LowRankCudaConfig, shape: LowRankShape) -> LowRankCudaConfig | None:
     """The config where the second kernel computes gate and up rows of the same features together.
 
@@ -195,8 +248,7 @@ def _cost(shape: LowRankShape, config: LowRankCudaConfig, num_sms: int, shared_b
     """For the busiest multiprocessor."""
     down = _Down(config.down_row_tiles, config.splits, config.down_boxes)
     up = _Up(config.up_row_tiles, config.up_boxes)
-    room = down_shared_bytes(config, shape.m) + up_shared_bytes(config, shape) + _RESERVED_BYTES
-    late = 0 if room <= shared_bytes else _LATE_BYTES
+    late = 0 if _needed(config, shape) <= shared_bytes else _LATE_BYTES
     down_lumps = _lumps(config.down_stages, _down_stages(shape, down))
     up_lumps = _lumps(config.up_stages, _up_stages(shape, up, num_sms))
     return (
@@ -285,7 +337,7 @@ def _config(
 
 
 def _stages(ring_bytes: int, stage_bytes: int, useful: int) -> int:
-    return max(2, min(_MAX_STAGES, useful, ring_bytes // stage_bytes))
+    return max(_LEAST_STAGES, min(_MAX_STAGES, useful, ring_bytes // stage_bytes))
 
 
 def _ceil(size: int, part: int) -> int:

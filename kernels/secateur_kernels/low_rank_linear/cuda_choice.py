@@ -4,15 +4,16 @@ from dataclasses import replace
 from itertools import islice
 
 from secateur_kernels.low_rank_linear import cuda_config
-from secateur_kernels.low_rank_linear.cuda_boxes import box_configs, takes_boxes
+from secateur_kernels.low_rank_linear.cuda_boxes import box_configs, side_by_side, takes_boxes
 from secateur_kernels.low_rank_linear.cuda_config import (
     LowRankCudaConfig,
     LowRankShape,
     shared_bytes_of,
 )
 
-_CANDIDATES = 12
-_OF_BOXES = 8
+_CANDIDATES = 13
+_OF_BOXES = 7
+_SIDE_BY_SIDE = 2
 
 
 def default_config(
@@ -34,7 +35,7 @@ def default_config(
 def candidate_configs(
     shape: LowRankShape, num_sms: int, capability: tuple[int, int]
 ) -> list[LowRankCudaConfig]:
-    """At most 12 configs that are worth timing; the first is the default.
+    """At most 13 configs that are worth timing; the first is the default.
 
     Args:
         shape: the problem; `supports` it.
@@ -46,6 +47,7 @@ def candidate_configs(
     if takes_boxes(shape, capability):
         boxes = list(islice(box_configs(shape, num_sms, shared), _OF_BOXES))
         alone = replace(boxes[0], down_boxes=1)  # whatever clusters cost
-        found |= dict.fromkeys([*boxes, alone])
+        beside = side_by_side(shape, num_sms, shared)[:_SIDE_BY_SIDE]
+        found |= dict.fromkeys([*boxes, alone, *beside])
     found |= dict.fromkeys(cuda_config.candidate_configs(shape, num_sms, shared))
     return list(found)[:_CANDIDATES]

@@ -11,7 +11,12 @@ from hypothesis import strategies as st
 from kernels.library.low_rank_case import Call, Case, LowRankNeeds
 
 from secateur_kernels.layouts import Fragment24, LowRank
-from secateur_kernels.low_rank_linear.cuda_boxes import box_variants, gated_config
+from secateur_kernels.low_rank_linear.cuda_boxes import (
+    box_variants,
+    gated_config,
+    side_by_side,
+    takes_boxes,
+)
 from secateur_kernels.low_rank_linear.cuda_choice import candidate_configs, default_config
 from secateur_kernels.low_rank_linear.cuda_config import (
     LowRankCudaConfig,
@@ -236,7 +241,7 @@ def test_defaults_and_candidates_are_accepted(
             config = default_config(shape, num_sms, capability)
             candidates = candidate_configs(shape, num_sms, capability)
             assert candidates[0] == config
-            assert len(candidates) <= 12
+            assert len(candidates) == len(set(candidates)) <= 13
             boxes = capability == H200 and m <= 16 and not sparse and k % 8 == 0
             assert (config.down_boxes > 0, config.up_boxes > 0) == (boxes, boxes)
             for candidate in candidates:
@@ -260,7 +265,8 @@ def test_variants_ask_for_weights_ahead(size: tuple[int, int, int], emulator: An
         assert not found or config.down_boxes or config.up_boxes
         for variant in found:
             check(variant, shape, shared_bytes_of(H200), emulator)
-            assert replace(variant, down_ahead=0, up_ahead=0) == config
+            moments = {"down_ahead": config.down_ahead, "up_ahead": config.up_ahead}
+            assert replace(variant, **moments) == config
 
 
 def test_as_much_is_asked_for_ahead_as_there_is() -> None:
@@ -274,6 +280,32 @@ def test_as_much_is_asked_for_ahead_as_there_is() -> None:
     assert "ahead" not in str(config)
     small = replace(shape, n=4096, k=2048, rank=512)
     assert box_variants(config, small, 132) == []
+
+
+@pytest.mark.parametrize("m", [1, 16])
+@pytest.mark.parametrize("size", SHAPES, ids=str)
+def test_smaller_rings_make_room_for_both_kernels(
+    size: tuple[int, int, int], m: int, emulator: Any
+) -> None:
+    n, k, rank = size
+    shape, limit = LowRankShape(m, n, -(-k // 8) * 8, rank), shared_bytes_of(H200)
+    if not takes_boxes(shape, H200):
+        return
+    found = side_by_side(shape, 132, limit)
+    for config in found:
+        check(config, shape, limit, emulator)
+        assert down_shared_bytes(config, m) + up_shared_bytes(config, shape) < limit
+    assert set(found[:2]) <= set(candidate_configs(shape, 132, H200))
+
+
+def test_t_of_sixteen_tokens_leaves_room_for_small_rings_only() -> None:
+    shape, limit = LowRankShape(16, 8192, 8192, 2048), shared_bytes_of(H200)
+    full = default_config(shape, 132, H200)
+    assert down_shared_bytes(full, 16) + up_shared_bytes(full, shape) > limit
+    best = side_by_side(shape, 132, limit)[0]
+    assert best.down_ahead > 0
+    assert best.up_ahead > 0
+    assert min(best.down_stages, best.up_stages) >= 2
 
 
 def test_defaults_of_an_h200() -> None:
