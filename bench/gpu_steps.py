@@ -267,7 +267,8 @@ def _tune(tables: Path) -> list[Step]:
     # What most problems need; Triton's candidates, each compiled for seconds, come later. Into the
     # run's own cache: the steps that follow choose by it, and it comes back with the logs.
     few = ("--shapes", "goals", "--rounds", "9", "--backends", "cuda", "unpack", "two_gemms")
-    quick = Step("tune-quick", (*command, *few, "--budget", "120"), 120, flexible=True, grace=20)
+    own = ("--budget", "120", "--patience", str(2 * PATIENCE))
+    quick = Step("tune-quick", (*command, *few, *own), 120, flexible=True, grace=20, restarts=True)
     all_of = (*command, "--budget", OWN_BUDGET, "--output", str(tables))
     return [quick] + [
         Step(f"tune-{part}", (*all_of, "--part", f"{part}/{TUNE_PARTS}"), flexible=True)

@@ -5,8 +5,9 @@
 
 What the table of this device holds already is not measured again: an entry that was made without
 some `--backends` is, with these added, once they are asked for. Triton's candidates take seconds of
-compilation each. `secateur tune` does the same for the shapes of one model and keeps them on the
-machine.
+compilation each. With `--patience`, what hangs or breaks CUDA ends the process, and the next one
+leaves that weight at that number of tokens out. `secateur tune` does the same for the shapes of one
+model and keeps them on the machine.
 """
 
 import argparse
@@ -16,14 +17,17 @@ from pathlib import Path
 
 import torch
 
-from bench.exit_status import AGAIN
+from bench.exit_status import AGAIN, BROKEN
+from bench.kernel_records import library_fingerprint
 from bench.shapes import SHAPES_BY_NAME, WeightShape
 from secateur_kernels.dispatch.problem import Op, device_facts
 from secateur_kernels.dispatch.table import Entry, Table, load_table, table_path
 from secateur_kernels.settings import cache_folder
+from secateur_kernels.testing.attempts import Attempts, BrokenContextError, check_usable
 from secateur_kernels.tune import DEFAULT_TOKENS, TuneShape, empty_table, tune_shape
 
 OPS: tuple[Op, ...] = ("sparse24_linear", "low_rank_linear")
+_Measured = tuple[TuneShape, Sequence[int], torch.dtype, torch.device, int, Collection[str]]
 BACKENDS = ("cuda", "triton", "two_gemms", "unpack", "dense", "reference")
 
 
@@ -58,34 +62,87 @@ def run(
     budget: float,
     rounds: int = 15,
     backends: Collection[str] = BACKENDS,
-) -> Iterator[tuple[Entry, list[str]]]:
+    attempts: Attempts | None = None,
+) -> Iterator[tuple[Entry | None, list[str]]]:
     """Measure what is missing and save after every number of tokens.
 
     Nothing begins that would end after the budget if it took as long as the longest so far. What
     an entry holds already is measured anew with what it lacks: only times of one run compare.
 
+    Args:
+        shapes: weights, one after the other.
+        tokens: numbers of tokens.
+        device: where.
+        folder: of the table.
+        budget: seconds.
+        rounds: of each candidate.
+        backends: whose candidates are timed.
+        attempts: what earlier processes died of; None forgets it.
+
     Yields:
-        each new entry, and what could not run.
+        each new entry, None where none came out, and what could not run.
+
+    Raises:
+        BrokenContextError: CUDA cannot be used any more.
     """
+    attempts = attempts or Attempts(None)
+    died = {death.what for death in attempts.deaths}
     started = before = time.monotonic()
     longest = 0.0
     path = table_path(folder, device_facts(device))
     table = load_table(path) if path.is_file() else empty_table(device)
     for shape in shapes:
-        wanted = missing(table, shape, tokens, backends)
+        lacking = missing(table, shape, tokens, backends)
+        wanted = [m for m in lacking if _what(shape, m) not in died]
         if not wanted or before - started + longest > budget:
             continue
         there = _entries_of(table, shape)
         held = {x.backend for m in wanted if m in there for x in there[m].measurements}
         timed = {*backends, *held}
-        for entry, failed in tune_shape(shape, wanted, torch.bfloat16, device, rounds, timed):
-            table = table.merged(empty_table(device).with_entries([entry]))
-            table.save(path)
+        measured = (shape, wanted, torch.bfloat16, device, rounds, timed)
+        for entry, failed in _one_by_one(measured, attempts):
+            if entry is not None:
+                table = table.merged(empty_table(device).with_entries([entry]))
+                table.save(path)
             yield entry, failed
             now = time.monotonic()
             longest, before = max(longest, now - before), now
             if now - started + longest > budget:
                 break
+
+
+def _what(shape: TuneShape, m: int) -> str:
+    return f"{shape} M={m}"
+
+
+def _one_by_one(
+    measured: _Measured, attempts: Attempts
+) -> Iterator[tuple[Entry | None, list[str]]]:
+    """What `tune_shape` makes of its arguments; a failure at some tokens leaves others alone."""
+    shape, waiting, dtype, device, *rest = measured
+    while waiting:
+        entries = tune_shape(shape, waiting, dtype, device, *rest)
+        for m in tuple(waiting):
+            waiting = waiting[1:]
+            try:
+                with attempts.trying(_what(shape, m), shape.op):
+                    found = _next(entries, device)
+            except BrokenContextError:
+                raise
+            except Exception as error:  # it may ask for too much memory
+                yield None, [f"{_what(shape, m)}: {error}"]
+                break
+            yield found
+
+
+def _next(
+    entries: Iterator[tuple[Entry, list[str]]], device: torch.device
+) -> tuple[Entry, list[str]]:
+    try:
+        return next(entries)
+    except Exception:
+        check_usable(device)
+        raise
 
 
 def line_of(entry: Entry) -> str:
@@ -111,6 +168,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--output", type=Path, default=None, help="folder; default: the cache")
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--patience", type=float, help="seconds after which one measurement hangs")
     options = parser.parse_args(arguments)
     device = torch.device(options.device)
     part, parts = (int(number) for number in options.part.split("/"))
@@ -119,10 +177,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     everything = shapes_to_tune(options.op, SHAPES_BY_NAME[options.shapes])
     shapes = everything[part - 1 :: parts]
     failures: set[str] = set()
+    notes = folder / "tune.attempts.jsonl" if options.patience else None
+    attempts = Attempts(notes, options.patience, build=library_fingerprint())
     what = (shapes, tokens, device, folder, options.budget, options.rounds, options.backends)
-    for entry, failed in run(*what):
-        print(line_of(entry), flush=True)
-        failures |= set(failed)
+    try:
+        for entry, failed in run(*what, attempts):
+            print(line_of(entry) if entry else f"failed: {failed[0]}", flush=True)
+            failures |= set(failed)
+    except BrokenContextError as error:
+        print(f"CUDA cannot be used any more: {error}")
+        return BROKEN
+    for death in attempts.deaths:
+        print(f"a process died of {death.what}: {death.first_line}")
     for failure in sorted(failures):
         print(f"could not run: {failure}")
     path = table_path(folder, device_facts(device))

@@ -10,7 +10,7 @@ import pytest
 import torch
 from bench import gpu_facts, linear_candidates, linear_timing, linears, packing, tune
 from bench.cusparselt import why_not
-from bench.exit_status import AGAIN
+from bench.exit_status import AGAIN, BROKEN
 from bench.kernel_records import made_here, read_records
 from bench.kernel_tables import tables
 from bench.linear_candidates import candidates_for
@@ -24,6 +24,7 @@ from secateur_kernels.dispatch.choice import Choice
 from secateur_kernels.dispatch.problem import DeviceFacts, device_facts
 from secateur_kernels.dispatch.table import Entry, Measurement, load_table, table_path
 from secateur_kernels.pack24.op import pack24
+from secateur_kernels.testing.attempts import BrokenContextError
 from secateur_kernels.threshold.op import keep_largest_per_row
 from secateur_kernels.timing import Timing
 from secateur_kernels.tune import TuneShape, empty_table
@@ -290,6 +291,38 @@ def test_tuning_begins_nothing_that_ends_too_late(
     shapes = [TuneShape(SPARSE, 64, 128), TuneShape(SPARSE, 96, 64)]
     assert len(list(tune.run(shapes, [1, 2, 3], CPU, tmp_path, 90))) == 2
     assert len(list(tune.run(shapes, [1, 2, 3], CPU, tmp_path, 90))) == 2
+
+
+def test_tuning_goes_on_without_what_fails_or_kills(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two tokens need too much memory, four break CUDA: the next process leaves only these out."""
+
+    def tuned(shape: TuneShape, tokens: list[int], *rest: Any) -> Iterator[Any]:
+        for m in tokens:
+            if m == 2:
+                raise RuntimeError("out of memory")
+            if m == 4:
+                raise BrokenContextError("illegal address")
+            measured = (Measurement("dense", None, 2.0),)
+            yield Entry(shape.op, m, shape.n, shape.k, 0, 1, "bfloat16", measured), []
+
+    monkeypatch.setattr(tune, "tune_shape", tuned)
+    arguments = ["--shapes", "tiny", "--op", SPARSE, "--tokens", "1,2,4,8", "--patience", "60"]
+    arguments += ["--device", "cpu", "--output", str(tmp_path)]
+    for _ in range(2):  # one death for each of the two weights
+        assert tune.main(arguments) == BROKEN
+        assert "CUDA cannot be used any more: illegal address" in capsys.readouterr().out
+    assert tune.main(arguments) == AGAIN
+    said = capsys.readouterr().out
+    assert "failed: sparse24_linear [96, 64] M=2: out of memory" in said
+    assert "a process died of sparse24_linear [64, 128] M=4: illegal address" in said
+    assert said.endswith("4 left: run again\n")
+    path = table_path(tmp_path, device_facts(CPU))
+    assert sorted(entry.m for entry in load_table(path).entries) == [1, 1, 8, 8]
+    # Without patience nothing is noted, and nothing left out.
+    with pytest.raises(BrokenContextError):
+        list(tune.run([TuneShape(SPARSE, 96, 64)], [4], CPU, tmp_path, 60))
 
 
 def test_cusparselt_says_why_it_is_missing() -> None:
