@@ -3,6 +3,7 @@
 import copy
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,28 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def folder(good: Path, tmp_path: Path) -> Path:
     """A checkpoint to be spoilt."""
     return Path(shutil.copytree(good, tmp_path / "out"))
+
+
+def test_a_model_with_code_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "run"))
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    source, output = tmp_path / "source", tmp_path / "out"
+    tiny_model("llama", 2).save_pretrained(source)
+    (source / "own_code.py").write_text(
+        "from transformers import LlamaForCausalLM\nclass Own(LlamaForCausalLM):\n    pass\n"
+    )
+    config = json.loads((source / "config.json").read_text())
+    config["auto_map"] = {"AutoModelForCausalLM": "own_code.Own"}
+    (source / "config.json").write_text(json.dumps(config))
+    recipe = {"stages": [{"stage": "prune", "method": "magnitude", "pattern": "2:4"}]}
+    model = compress(source, recipe, output=output, trust_remote_code=True)
+    assert type(model).__name__ == "Own"
+    assert (output / "own_code.py").read_bytes() == (source / "own_code.py").read_bytes()
+    assert all(check.passed for check in verify_checkpoint(output, trust_remote_code=True))
+    # Without leave it is not run, and all that needs the model to be loaded fails.
+    checks = {check.name: check.passed for check in verify_checkpoint(output)}
+    assert checks["manifest"]
+    assert not checks["reload"]
 
 
 def spoil(folder: Path, change: Callable[[dict[str, Tensor]], None], *, hide: bool = True) -> None:

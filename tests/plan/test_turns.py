@@ -81,7 +81,7 @@ def test_every_form_of_a_layer_is_timed() -> None:
 
 
 def test_times_of_a_model_leave_it_as_it_was() -> None:
-    model = tiny_model("llama", 3)
+    model = tiny_model("llama", 3).bfloat16()
     inventory = take_inventory(model)
     sites = inventory.all_sites
     ids = probe_tokens(model)
@@ -92,7 +92,7 @@ def test_times_of_a_model_leave_it_as_it_was() -> None:
         trace_blocks(model, inventory.blocks, {}, ids).output_forms,
         sites,
         {site.name: (16,) if min(site.shape) > 16 else () for site in sites},
-        False,
+        True,
         block_sublayers(model, inventory.blocks, ids),
         Workload(1, None, 8),
         CPU,
@@ -101,6 +101,9 @@ def test_times_of_a_model_leave_it_as_it_was() -> None:
     times = measure_times(setup, SilentProgress())
     assert dict(model.named_modules()) == layers
     assert not any("forward" in vars(module) for module in model.modules())
+    ranks = {site.name: {"rank 16"} if min(site.shape) > 16 else set() for site in sites}
+    for site in sites:
+        assert set(times.forms[site.name]) == {"dense", "2:4", *ranks[site.name]}
     assert set(times.forms) == {site.name for site in sites}
     assert set(times.parts) == {(b, p) for b in range(3) for p in ("block", "attention", "mlp")}
     # Blocks of one shape take the same time.

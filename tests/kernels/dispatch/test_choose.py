@@ -178,7 +178,8 @@ def test_rules_of_thumb() -> None:
     assert choose(PROBLEM, None).backend == "cuda"
     bare = replace(H200, has_library=False)
     assert choose(replace(PROBLEM, device=bare), None).backend == "triton"
-    assert choose(replace(PROBLEM, device=bare, m=4096), None).backend == "unpack"
+    assert choose(replace(PROBLEM, device=bare, m=64), None).backend == "triton"
+    assert choose(replace(PROBLEM, device=bare, m=65), None).backend == "unpack"
     assert choose(replace(PROBLEM, device=bare, m=4096, dense_copy=True), None).backend == "dense"
     old = replace(bare, has_triton=False)
     assert choose(replace(PROBLEM, device=old), None).backend == "unpack"
