@@ -6,7 +6,7 @@ Tools: memcheck, racecheck, initcheck, synccheck. Weights, inputs and the truth 
 CPU, so that little but our own kernels runs under the tool, and every tensor is an allocation of
 its own, so that a byte too far is seen. Run it once without the tool first: kernels that are
 compiled at first use are then compiled already. Exit status: 0, or 1 and the first difference,
-or without a GPU; compute-sanitizer's own status where it found something.
+or what was not there; compute-sanitizer's own status where it found something.
 """
 
 import argparse
@@ -59,18 +59,16 @@ SIZES = (
     Size(BOTH, 208, 200, 140, (104, 104), row_order="gate_up"),
 )
 TOKENS = (1, 9, 17, 33, 65, 129)
+COMPILED = ("triton", "cuda")
 Launch = tuple[str, Callable[[torch.device], None]]
 
 
 def launches(device: torch.device) -> Iterator[Launch]:
     """Name and work of everything that is run."""
-    for backend in ("triton", "cuda"):
-        missing = why_not(backend, device)
-        if missing is not None:
-            print(f"left out: {missing}", flush=True)
-            continue
-        yield from _linears(backend)
-        yield from _packing(backend)
+    for backend in COMPILED:
+        if why_not(backend, device) is None:
+            yield from _linears(backend)
+            yield from _packing(backend)
     if why_not("cuda", device) is None:
         yield from _configs()
 
@@ -201,8 +199,9 @@ def main() -> None:
             raise SystemExit(1) from error
         print(f"ok  {name}", flush=True)
     print(f"{len(chosen)} of {len(everything)} groups of launches")
-    if not chosen:
-        raise SystemExit("nothing was launched")
+    missing = [reason for backend in COMPILED if (reason := why_not(backend, device))]
+    if missing:
+        raise SystemExit(f"left out: {'; '.join(missing)}")
 
 
 if __name__ == "__main__":
