@@ -1,6 +1,7 @@
 """Which compiled kernel of the 2:4 linear takes what."""
 
 import dataclasses
+import re
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from secateur_kernels.dispatch.candidates import (
 )
 from secateur_kernels.dispatch.problem import DeviceFacts, Problem
 from secateur_kernels.errors import SecateurError
+from secateur_kernels.library import SCHEMAS
 from secateur_kernels.sparse24_linear.cuda_kernels import (
     KERNELS,
     candidate_configs,
@@ -63,6 +65,17 @@ def test_configs_come_back_from_a_table(name: str) -> None:
     fields = dataclasses.asdict(config)
     assert fields["kernel"] == name
     assert config_from("sparse24_linear", "cuda", fields) == config
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_a_config_is_what_its_op_takes_last(name: str) -> None:
+    """In the op's order: all are numbers, and would pass for each other."""
+    config = KERNELS[name].default_config(48, 4096, 4096, 132, HOPPER)
+    taken = re.findall(r"(?:int|bool) (\w+)", SCHEMAS[f"sparse24_{name}"].partition("dependent")[2])
+    fields = [argument.removeprefix("tile_") for argument in taken]
+    assert fields == [field.name for field in dataclasses.fields(config)][1:]
+    values = tuple(getattr(config, field) for field in fields)
+    assert KERNELS[name].tiling(config) == values
 
 
 def test_an_unknown_kernel_is_refused() -> None:
