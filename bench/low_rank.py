@@ -24,10 +24,11 @@ from secateur.evaluate.speed import prefill_tokens_per_second
 from secateur.models.inventory import take_inventory
 from secateur.progress import SilentProgress
 
-BUDGETS = (0.1, 0.2, 0.3, 0.4)
+BUDGETS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
 METHODS: dict[str, dict[str, Any]] = {
     "svd": {"method": "svd"},
     "svd-whitened": {"method": "svd-whitened"},
+    "svd-whitened, directions": {"method": "svd-whitened", "importance": "directions"},
     "svd-whitened, joint": {"method": "svd-whitened", "joint": True},
     "svd-whitened, dense targets": {"method": "svd-whitened", "dense_targets": True},
     "sparse-plus-low-rank": {"method": "sparse-plus-low-rank", "rounds": 4},
@@ -48,6 +49,12 @@ def quality(
     num_samples: Annotated[int, typer.Option(help="Calibration windows.")] = 64,
     length: Annotated[int, typer.Option(help="Tokens in a window, of both texts.")] = 256,
     windows: Annotated[int | None, typer.Option(help="Only the first windows of the text.")] = None,
+    methods: Annotated[
+        str | None, typer.Option(help="Only these, between semicolons.", show_default=False)
+    ] = None,
+    untimed: Annotated[
+        bool, typer.Option("--untimed", help="Record no seconds: the machine has other work.")
+    ] = False,
 ) -> None:
     silence_transformers()
     dense = load_with_tokenizer(model)
@@ -71,12 +78,13 @@ def quality(
         typer.echo(f"{values['method']:28} {values['budget']:4} {kept} {result.perplexity:8.2f}")
 
     measure(dense.model, {"method": "dense", "budget": 0.0, "kept_fraction": 1.0})
+    chosen = list(METHODS) if methods is None else [name.strip() for name in methods.split(";")]
     for budget in BUDGETS:
-        for name, stage in METHODS.items():
+        for name in chosen:
             try:
                 network, report = compress_with_report(
                     model,
-                    {"stages": [{"stage": "factor", **stage, "budget": budget}]},
+                    {"stages": [{"stage": "factor", **METHODS[name], "budget": budget}]},
                     calibration=calibration,
                     num_calibration_samples=num_samples,
                     max_seq_length=length,
@@ -89,7 +97,7 @@ def quality(
             seconds = sum(report.seconds.values())
             kept = record.kept_fraction  # type: ignore[union-attr]
             values = {"method": name, "budget": budget, "kept_fraction": kept}
-            measure(network, values | {"seconds": seconds})
+            measure(network, values | ({} if untimed else {"seconds": seconds}))
 
 
 @app.command()

@@ -4,9 +4,9 @@
 
 Times and losses of all choices are measured once. For each target the best models of low rank
 alone, of dropping alone and of all methods are searched for, and made anew on all calibration
-samples, as `secateur compress` makes them of the recipe. Beside them are the single methods as they
-are run without a planner: `svd-whitened` with a budget, and blocks dropped by Block Influence. All
-are then timed in turns with the dense model; one record.
+samples, as `secateur compress` makes them of the recipe. Beside them are the single methods as
+they are run without a planner: `svd-whitened` with a budget, by whole outputs and by directions,
+and blocks dropped by Block Influence. All are then timed in turns with the dense model; one record.
 """
 
 import copy
@@ -39,16 +39,24 @@ from secateur.progress import SilentProgress
 EXAMPLE = Path("examples/books-8m")
 LENGTH = 256
 SINGLE = ("low-rank", "drop")
-# As a user asks for them, without a planner.
-UNPLANNED: dict[str, tuple[str, list[dict[str, Any]]]] = {
-    "budget": (
-        "svd-whitened --budget {}",
-        [
-            {"stage": "factor", "method": "svd-whitened", "budget": budget}
-            for budget in (0.3, 0.4, 0.5, 0.6, 0.7)
-        ],
-    ),
-    "count": ("--drop-blocks {}", [{"stage": "drop_blocks", "count": n} for n in (1, 2, 3)]),
+BUDGETS = (0.3, 0.4, 0.5, 0.6, 0.7)
+# As a user asks for them, without a planner: by method, how each is called and what it does.
+UNPLANNED: dict[str, dict[str, dict[str, Any]]] = {
+    "svd-whitened": {
+        f"svd-whitened --budget {budget}": {"stage": "factor", "budget": budget}
+        for budget in BUDGETS
+    },
+    "svd-whitened, directions": {
+        f"svd-whitened --budget {budget} --importance directions": {
+            "stage": "factor",
+            "budget": budget,
+            "importance": "directions",
+        }
+        for budget in BUDGETS
+    },
+    "drop-blocks": {
+        f"--drop-blocks {count}": {"stage": "drop_blocks", "count": count} for count in (1, 2, 3)
+    },
 }
 
 
@@ -88,7 +96,16 @@ def planner(
     token_ids = encode_text(loaded.tokenizer, text.read_text(encoding="utf-8"))
     options = PlanOptions(rounds=rounds, trials=trials)
     workload = Workload(batch, length or None, threads=threads)
-    bench = Bench(loaded.model, tokens, workload, rounds, options.damping, token_ids, LENGTH)
+    bench = Bench(
+        loaded.model,
+        tokens,
+        workload,
+        rounds,
+        options.damping,
+        token_ids,
+        LENGTH,
+        options.importance,
+    )
     facts = {
         "model": Path(model).name,
         "calibration": calibration.name,
@@ -106,6 +123,7 @@ def planner(
     speedups = [float(target) for target in targets.split(",")]
     with evaluating(loaded.model):
         measured = measure_table(loaded.model, tokens, workload, options, SilentProgress())
+        bench = replace(bench, importance=measured.importance)
         _say(started, "measured all choices")
         points = planned_points(measured, bench, speedups, trials, started)
         points |= unplanned_points(bench, started)
@@ -114,6 +132,7 @@ def planner(
         "kind": "frontier",
         "dense": to_plain(found["dense"]),
         "points": {name: points[name].facts | result_of(found[name]) for name in points},
+        "importance": measured.importance,
         "chosen": {f"{s:g}": f"plan {s:g}" for s in speedups if f"plan {s:g}" in points},
     }
     for name, point in values["points"].items():
@@ -180,11 +199,10 @@ def _compressed(bench: Bench, recipe: RecipeLike) -> nn.Module:
 def unplanned_points(bench: Bench, started: float) -> dict[str, Point]:
     """Single methods with all calibration samples, as `secateur compress` runs them."""
     points = {}
-    for asked, (words, stages) in UNPLANNED.items():
-        for stage in stages:
-            name = words.format(stage[asked])
+    for method, stages in UNPLANNED.items():
+        for name, stage in stages.items():
             network = _compressed(bench, {"stages": [stage]})
-            points[name] = Point(network, {"method": name.split(" ")[0].lstrip("-")})
+            points[name] = Point(network, {"method": method})
             _say(started, name)
     return points
 

@@ -22,7 +22,7 @@ from secateur.recipe import FactorStage
 from secateur.recipe.factor_stage import MatrixTypeName
 from secateur.report.record import FactorRecord
 from secateur.stages.factor_group import FactorGroup, factor_group
-from secateur.stages.factor_importance import measure_importance
+from secateur.stages.factor_importance import Importance, measure_importance
 from secateur.stages.factor_statistics import collect_moments
 
 TOKENS = torch.randint(3, 128, (6, 24), generator=torch.Generator().manual_seed(1))
@@ -165,7 +165,7 @@ def test_importance_is_that_of_plain_autograd() -> None:
     model = tiny_model("gpt2")
     sites = take_inventory(model).all_sites
     tokens = CalibrationTokens(tuple(TOKENS), "test")
-    found = measure_importance(model, sites, tokens)
+    found = measure_importance(model, sites, tokens, with_directions=True)
     assert found is not None
     assert all(p.requires_grad and p.grad is None for p in model.parameters())
     outputs: list[Tensor] = []
@@ -184,7 +184,16 @@ def test_importance_is_that_of_plain_autograd() -> None:
     gradients = torch.cat([output.grad for output in outputs if output.grad is not None]).double()
     count = TOKENS.numel()
     energy = gradients.square().sum() / count * (plain.square().sum() / count)
-    assert found[site.name] == pytest.approx(float(energy) / site.shape[0], rel=1e-4)
+    assert found[site.name].whole == pytest.approx(float(energy) / site.shape[0], rel=1e-4)
+    moment = (gradients.flatten(0, 1).T @ gradients.flatten(0, 1) / count).float()
+    measured = found[site.name].gradients
+    assert measured is not None
+    # Summed in fp32 over 144 tokens.
+    torch.testing.assert_close(measured, moment, rtol=1e-4, atol=1e-4 * float(moment.abs().max()))
+    plainly = measure_importance(model, sites, tokens)
+    assert plainly is not None
+    assert plainly[site.name].whole == found[site.name].whole
+    assert plainly[site.name].gradients is None
 
 
 def test_importance_needs_layers_that_can_be_watched() -> None:
@@ -194,7 +203,8 @@ def test_importance_needs_layers_that_can_be_watched() -> None:
 
 
 def ranks_with(importance: dict[str, float], monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
-    monkeypatch.setattr("secateur.stages.factor.measure_importance", lambda *_: importance)
+    found = {name: Importance(whole) for name, whole in importance.items()}
+    monkeypatch.setattr("secateur.stages.factor.measure_importance", lambda *_: found)
     record = run(tiny_model("llama"), {"method": "svd-whitened", "budget": 0.1})
     # Staying dense is more than any rank.
     return {layer.name: layer.rank or 1000 for layer in record.layers}
@@ -224,6 +234,154 @@ def test_given_ranks_do_without_a_backward_pass(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr("secateur.stages.factor.measure_importance", refuse)
     run(tiny_model("llama"), {"method": "svd-whitened", "rank": 16})
+
+
+DIRECTIONS = {"method": "svd-whitened", "importance": "directions"}
+
+
+@pytest.mark.parametrize("more", [{}, {"joint": True}, {"dense_targets": True}, {"exact": False}])
+def test_full_rank_changes_nothing_whatever_the_directions(more: dict[str, Any]) -> None:
+    model = tiny_model("llama")
+    before = logits(model)
+    wide = ["re:.*mlp.*", "re:.*(q|o)_proj"]
+    run(model, {**DIRECTIONS, "rank": 32, "damping": 1e-3, "targets": wide, **more})
+    assert len(layers(model)) == 10
+    # Factors are fp32, and stretched by what damping leaves of gradients: 1e-3 of their mean.
+    torch.testing.assert_close(logits(model), before, rtol=1e-3, atol=1e-3)
+
+
+def test_importance_of_a_stage_made_in_python() -> None:
+    with pytest.raises(SecateurError, match="importance one of directions, loss, output, got 'x'"):
+        FactorStage(rank=2, importance="x")  # type: ignore[arg-type]
+
+
+def loss_change(model: nn.Module, name: str, error: Tensor) -> float:
+    """Mean square of what an error of one matrix moves the loss by, token by token."""
+    seen: list[Tensor] = []
+
+    def keep(_: nn.Module, args: tuple[Tensor], output: Tensor) -> None:
+        output.retain_grad()
+        seen.extend((args[0], output))
+
+    hook = model.get_submodule(name).register_forward_hook(keep)
+    moved = []
+    for sample in TOKENS:
+        found = model(input_ids=sample[None], use_cache=False).logits[0]
+        nn.functional.cross_entropy(found[:-1], sample[1:], reduction="sum").backward()
+        inputs, output = seen
+        assert output.grad is not None
+        moved.append((output.grad.double() * (inputs.double() @ error.double().T)).sum(-1))
+        seen.clear()
+    hook.remove()
+    return float(torch.cat(moved).square().mean())
+
+
+def test_factors_follow_the_directions_that_the_loss_feels() -> None:
+    name = "model.layers.1.mlp.up_proj"
+    changes = []
+    for importance in ("directions", "output"):
+        model = tiny_model("llama")
+        run(model, {**DIRECTIONS, "importance": importance, "rank": 8, "targets": [name]})
+        error = layers(model)[name].to_linear().weight - weight_of(tiny_model("llama"), name)
+        changes.append(loss_change(tiny_model("llama"), name, error.detach()))
+    # On the very tokens that they were fitted to; the two are not independent there.
+    assert changes[0] < 0.9 * changes[1]
+
+
+def weight_of(model: nn.Module, name: str) -> Tensor:
+    found = model.get_submodule(name).weight
+    assert isinstance(found, Tensor)
+    return found
+
+
+@pytest.mark.parametrize("joint", [False, True])
+def test_budgets_hold_by_directions(joint: bool) -> None:
+    model = tiny_model("llama")
+    record = run(model, {**DIRECTIONS, "budget": 0.12, "joint": joint})
+    assert record.kept_fraction <= 0.88
+    assert not record.warnings
+    assert torch.isfinite(logits(model)).all()
+
+
+def test_ranks_follow_the_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model("llama")
+    sites = take_inventory(model).all_sites
+    name = "model.layers.1.mlp.up_proj"
+
+    def given(scale: float) -> dict[str, Importance]:
+        return {
+            site.name: Importance(
+                1.0, torch.eye(site.shape[0]) * (scale if site.name == name else 1.0)
+            )
+            for site in sites
+        }
+
+    ranks = []
+    for scale in (1e6, 1e-6):
+        monkeypatch.setattr(
+            "secateur.stages.factor.measure_importance", lambda *_, s=scale: given(s)
+        )
+        record = run(tiny_model("llama"), {**DIRECTIONS, "budget": 0.1})
+        ranks.append({layer.name: layer.rank or 1000 for layer in record.layers}[name])
+    assert ranks == [1000, 16]
+
+
+def test_overrides_hold_by_directions() -> None:
+    record = run(tiny_model("llama"), {**DIRECTIONS, "rank": 8, "overrides": [OVERRIDE]})
+    ranks = {layer.name: layer.rank for layer in record.layers}
+    assert ranks["model.layers.1.self_attn.q_proj"] == 3
+    assert ranks["model.layers.1.self_attn.k_proj"] == 8
+
+
+@pytest.mark.parametrize("importance", ["directions", "loss"])
+def test_what_importance_cannot_be_measured_for_is_told(importance: str) -> None:
+    """Slices of fused experts hold no layer to watch; all is then as with `output`."""
+    models = [tiny_model("mixtral"), tiny_model("mixtral")]
+    stage = {"method": "svd-whitened", "budget": 0.05, "write": "dense"}
+    record = run(models[0], {**stage, "importance": importance})
+    assert f"importance {importance} could not be measured for all" in " ".join(record.warnings)
+    run(models[1], {**stage, "importance": "output"})
+    for one, other in zip(models[0].parameters(), models[1].parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_where_directions_do_not_fit_the_whole_outputs_count(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def tight(*args: Any) -> dict[str, Importance] | None:
+        if args[3:] == (True,):
+            raise torch.OutOfMemoryError("no memory, as the test wants it")
+        return measure_importance(*args)
+
+    models = [tiny_model("llama"), tiny_model("llama")]
+    monkeypatch.setattr("secateur.stages.factor.measure_importance", tight)
+    record = run(models[0], {**DIRECTIONS, "budget": 0.1})
+    assert "does not fit in memory" in " ".join(record.warnings)
+    run(models[1], {**DIRECTIONS, "importance": "loss", "budget": 0.1})
+    assert torch.equal(logits(models[0]), logits(models[1]))
+
+
+def test_directions_that_no_memory_holds_are_refused_beforehand(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, tokens = tiny_model("llama"), CalibrationTokens(tuple(TOKENS), "test")
+    sites = take_inventory(model).all_sites
+    free = "secateur.stages.factor_importance.available_host_bytes"
+    needed = sum(4 * site.shape[0] ** 2 for site in sites)
+    monkeypatch.setattr(free, lambda: needed)
+    assert measure_importance(model, sites, tokens, True)
+    monkeypatch.setattr(free, lambda: needed - 1)
+    with pytest.raises(torch.OutOfMemoryError, match=r"gradients of 14 matrices, got 0\.0 GB"):
+        measure_importance(model, sites, tokens, True)
+
+
+def test_without_directions_a_backward_pass_must_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    def tight(*_: Any) -> None:
+        raise torch.OutOfMemoryError("no memory, as the test wants it")
+
+    monkeypatch.setattr("secateur.stages.factor.measure_importance", tight)
+    with pytest.raises(torch.OutOfMemoryError):
+        run(tiny_model("llama"), {"budget": 0.1})
 
 
 def test_overrides_give_other_ranks_in_one_pass() -> None:
@@ -344,7 +502,14 @@ def test_every_family_has_its_matrix_types(family: str) -> None:
         ),
         ({"method": "svd", "budget": 0.999, "joint": True}, "expected a budget of at least"),
         ({"method": "svd", "rank": 2, "damping": -1.0}, "expected damping >= 0"),
-        ({"method": "svd", "rank": 2, "importance": "size"}, "importance"),
+        (
+            {"rank": 2, "importance": "size"},
+            "importance: expected one of directions, loss, output, got 'size'",
+        ),
+        (
+            {"method": "svd", "rank": 2, "importance": "directions"},
+            "importance directions is for svd-whitened, not for svd",
+        ),
         ({"method": "svd", "rank": 2, "targets": []}, "`targets` must name at least one layer"),
         ({"method": "svd", "rank": 2, "targets": ["nothing"]}, "nothing"),
         ({"method": "sparse-plus-low-rank", "budget": 0.5}, "expected a budget below 0.5"),

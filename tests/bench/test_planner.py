@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from bench.planner import on_all_samples, planned_points
+from bench.planner import UNPLANNED, on_all_samples, planned_points
 from families import tiny_model
 
 from secateur.calibration.tokens import tokens_from_tensor
@@ -16,6 +16,7 @@ from secateur.plan.options import PlanOptions
 from secateur.plan.table import Choice, Table, Unit, select
 from secateur.plan.workload import Workload
 from secateur.progress import SilentProgress
+from secateur.recipe import FactorStage, recipe_from_dict
 
 UP = "model.layers.0.mlp.up_proj"
 
@@ -59,3 +60,14 @@ def test_models_that_are_timed_have_their_layers_compressed(form: str) -> None:
     found = compressed_modules(made)
     assert list(found) == [UP]
     assert isinstance(found[UP], Sparse24Linear) == (form == "2:4")
+
+
+def test_methods_without_a_planner_are_what_their_names_say() -> None:
+    for method, stages in UNPLANNED.items():
+        for name, values in stages.items():
+            [stage] = recipe_from_dict({"stages": [values]}).stages
+            if isinstance(stage, FactorStage):
+                wanted = "directions" if "directions" in method else "loss"
+                assert (stage.method, stage.importance) == ("svd-whitened", wanted)
+                assert f"svd-whitened --budget {stage.budget}" in name
+                assert name.endswith("--importance directions") == (wanted == "directions")

@@ -46,6 +46,15 @@ def test_perplexities_at_the_speed_of_the_plan() -> None:
     assert row == f"| 1.5 | 1.50 | 44.00 | {low_rank:.2f} | 44.00 | 60.00 | not reached |"
 
 
+def test_methods_of_newer_records_have_a_column() -> None:
+    method = "svd-whitened, directions"
+    points = RECORD["points"] | {"new 0.6": point(method, 2.0, 62.5)}
+    heads, _, row = equal_speed({**RECORD, "points": points}).splitlines()
+    place = heads.split(" | ").index("the same by directions")
+    assert row.split(" | ")[place] == f"{40.0 * (62.5 / 40.0) ** 0.5:.2f}"
+    assert "directions" not in equal_speed(RECORD)
+
+
 def test_between_points_and_beyond() -> None:
     points = [(1.0, 4.0), (1.5, 16.0)]
     assert interpolated(points, 1.25) == pytest.approx(8.0)

@@ -414,6 +414,16 @@ def test_compress_removes_attention_and_inspect_says_so(cli: Cli, tmp_path: Path
         ),
         (["--method", "svd"], "svd needs either --budget or --rank"),
         (["--method", "svd", "--rank", "4", "--cut", "q:0:0.5"], "--cut is for laser, not for svd"),
+        (
+            ["--method", "svd", "--rank", "4", "--importance", "loss"],
+            "--importance is for svd-whitened, not for svd",
+        ),
+        (
+            ["--method", "svd-whitened", "--rank", "4", "--importance", "size"],
+            "--importance: expected one of directions, loss, output, got 'size'",
+        ),
+        (["--importance", "loss"], "need --method"),
+        (["--method", "wanda", "--importance", "loss"], "--importance and --strict are for laser"),
         (["--method", "laser"], "name them by --cut TYPE:BLOCK:FRACTION"),
         (["--method", "laser", "--cut", "q:0"], "expected --cut TYPE:BLOCK:FRACTION"),
         (["--method", "laser", "--cut", "q:x:0.5"], "such as mlp_in:7:0.1, got 'q:x:0.5'"),

@@ -18,6 +18,7 @@ from secateur.models.inventory import take_inventory
 from secateur.plan.losses import Asked, Losses, measure_losses, split_tokens
 from secateur.progress import SilentProgress
 from secateur.stages.drop_plan import block_sublayers
+from secateur.stages.factor_importance import Importance
 
 IDS = torch.randint(3, 128, (8, 20), generator=torch.Generator().manual_seed(2))
 TOKENS = tokens_from_tensor(IDS)
@@ -35,9 +36,11 @@ def whole_loss(model: nn.Module) -> float:
     return float(-chosen.mean())
 
 
-def measured(model: nn.Module, asked: Asked) -> Losses:
+def measured(
+    model: nn.Module, asked: Asked, importance: dict[str, Importance] | None = None
+) -> Losses:
     inventory = take_inventory(model)
-    return measure_losses(model, inventory, asked, TOKENS, 0.01, CPU, SilentProgress())
+    return measure_losses(model, inventory, asked, TOKENS, importance, 0.01, CPU, SilentProgress())
 
 
 def changed(model: nn.Module, change: Callable[[nn.Module], object]) -> nn.Module:
@@ -103,6 +106,45 @@ def test_what_factors_leave_out_is_the_least_possible(model: nn.Module, losses: 
     share = (error @ gram @ error.T).trace() / (weight @ gram @ weight.T).trace()
     assert 0.0 < losses.left_out[UP, "2:4"] < float(share)
     assert set(losses.left_out) == {(UP, form) for form in ("rank 16", "rank 8", "2:4")}
+
+
+def up_inputs(model: nn.Module) -> torch.Tensor:
+    """What enters the matrix on the samples that forms are fitted to, float64 [tokens, K]."""
+    seen: list[torch.Tensor] = []
+    layer = model.get_submodule(UP)
+    hook = layer.register_forward_hook(lambda _, args, __: seen.append(args[0]))
+    with torch.no_grad():
+        model(input_ids=IDS[:4], use_cache=False)
+    hook.remove()
+    return seen[0].flatten(0, 1).double()
+
+
+def test_weighed_directions_estimate_what_the_loss_moves_by(model: nn.Module) -> None:
+    weight = model.get_submodule(UP).weight.detach().double()  # type: ignore[operator, union-attr]
+    gradients = torch.randn(40, len(weight), generator=torch.Generator().manual_seed(5)).double()
+    gradients *= torch.logspace(-1, 1, len(weight))
+    moment = gradients.T @ gradients / 40
+    found = measured(
+        model, Asked({UP: (16, 8)}, True, False), {UP: Importance(3.0, moment.float())}
+    )
+    x = up_inputs(model)
+    hessian = x.T @ x / len(x)
+    for matrix in (hessian, moment):
+        matrix += 0.01 * matrix.diagonal().mean() * torch.eye(len(matrix))
+    left, right = torch.linalg.cholesky(moment), torch.linalg.cholesky(hessian)
+    energy = torch.linalg.svdvals(left.T @ weight @ right).square()
+    assert found.worth[UP] == pytest.approx(float(energy.sum()), rel=1e-4)
+    for rank in (16, 8):
+        share = float(energy[rank:].sum() / energy.sum())
+        assert found.left_out[UP, f"rank {rank}"] == pytest.approx(share, rel=1e-4)
+    pruned = torch.where(select_grouped(weight.abs(), 2, 4), 0.0, weight)
+    lost = float((left.T @ pruned @ right).square().sum() / energy.sum())
+    assert 0.0 < found.left_out[UP, "2:4"] < 2 * lost
+    whole = measured(model, Asked({UP: (8,)}, False, False), {UP: Importance(3.0)})
+    assert whole.worth[UP] == 3.0
+    alike = measured(model, Asked({UP: (8,)}, False, False))
+    assert alike.worth[UP] == 1.0
+    assert alike.left_out == whole.left_out
 
 
 def test_what_falls_by_chance_is_no_gain() -> None:

@@ -1,5 +1,7 @@
 """The table's arithmetic, from times and losses that were made up."""
 
+from typing import Any
+
 import pytest
 import torch
 from families import tiny_model
@@ -10,13 +12,14 @@ from secateur.checkpoint.fingerprint import probe_tokens
 from secateur.models.blocks import find_blocks
 from secateur.models.inventory import take_inventory
 from secateur.plan.losses import Asked, Losses
-from secateur.plan.measure import build_table, measure_table
+from secateur.plan.measure import Measured, build_table, measure_table
 from secateur.plan.options import PlanOptions
 from secateur.plan.table import Part, Table, select
 from secateur.plan.times import Times
 from secateur.plan.workload import Workload
 from secateur.progress import SilentProgress
 from secateur.stages.drop_plan import block_sublayers
+from secateur.stages.factor_importance import Importance, measure_importance
 
 Q = "model.layers.1.self_attn.q_proj"
 DENSE_MS = 100.0
@@ -42,13 +45,14 @@ def table(model: nn.Module) -> Table:
     )
     losses = Losses(4.0)
     for site in sites:
+        losses.worth[site.name] = 2.0 if site.name == Q else 1.0
         losses.left_out[site.name, "2:4"] = 0.25
     losses.left_out[Q, "rank 16"], losses.left_out[Q, "rank 24"] = 0.5, 0.375
     for block in range(3):
         losses.removals[block, "block"] = 5.0
         losses.removals[block, "attention"] = 4.5
         losses.removals[block, "mlp"] = 3.5
-    return build_table(model, inventory, sites, asked, losses, {Q: 2.0}, times)
+    return build_table(model, inventory, sites, asked, losses, times)
 
 
 def test_dense_is_what_was_measured(model: nn.Module, table: Table) -> None:
@@ -86,8 +90,7 @@ def test_forms(table: Table) -> None:
 def test_other_layers_have_no_ranks(table: Table) -> None:
     [unit] = [unit for unit in table.units if unit.name.endswith("2.mlp.up_proj")]
     assert [choice.form for choice in unit.choices] == ["dense", "2:4"]
-    # Without importance: one of 21.
-    assert unit.choices[1].loss == pytest.approx(0.5 * 0.25 / 21)
+    assert unit.choices[1].loss == pytest.approx(0.5 * 0.25)
 
 
 def test_numbers_are_plain(table: Table) -> None:
@@ -96,16 +99,31 @@ def test_numbers_are_plain(table: Table) -> None:
     )
 
 
-def test_where_a_backward_pass_does_not_fit_all_matrices_count_the_same(
-    model: nn.Module, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def no_room(*_: object) -> dict[str, float]:
-        raise torch.OutOfMemoryError("no memory, as the test wants it")
+def measured_where(model: nn.Module, directions_fit: bool, all_fits: bool) -> Measured:
+    """By a table of ranks, with memory as the test wants it."""
 
-    monkeypatch.setattr("secateur.plan.measure.measure_importance", no_room)
+    def tight(*args: Any) -> dict[str, Importance] | None:
+        if not (directions_fit if args[3] else all_fits):
+            raise torch.OutOfMemoryError("no memory, as the test wants it")
+        return measure_importance(*args)
+
     ids = torch.randint(3, 128, (4, 16), generator=torch.Generator().manual_seed(3))
     options = PlanOptions(("low-rank",), rank_fractions=(0.8,), rounds=1)
-    found = measure_table(model, tokens_from_tensor(ids), Workload(1, 8), options, SilentProgress())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("secateur.plan.measure.measure_importance", tight)
+        return measure_table(
+            model, tokens_from_tensor(ids), Workload(1, 8), options, SilentProgress()
+        )
+
+
+def test_importance_is_as_fine_as_memory_allows(model: nn.Module) -> None:
+    found = measured_where(model, directions_fit=True, all_fits=True)
+    assert (found.importance, found.notes) == ("directions", ())
+    found = measured_where(model, directions_fit=False, all_fits=True)
+    assert found.importance == "loss"
+    assert "whole outputs are weighed, not their directions" in " ".join(found.notes)
+    found = measured_where(model, directions_fit=False, all_fits=False)
+    assert found.importance == "output"
     assert "a backward pass does not fit in memory" in " ".join(found.notes)
     losses = [choice.loss for unit in found.table.units for choice in unit.choices[1:]]
     assert all(0 < loss < 0.5 / len(found.table.units) for loss in losses)

@@ -72,7 +72,7 @@ def test_the_compressed_model_is_as_planned() -> None:
     }
     gone = [removal(table, 1, "block"), removal(table, 2, "attention"), removal(table, 3, "mlp")]
     selection = select(table, forms, gone)
-    recipe = plan_recipe(selection, find_blocks(model), 0.01)
+    recipe = plan_recipe(selection, find_blocks(model), 0.01, "loss")
     assert recipe is not None
     assert recipe_from_text(recipe.to_yaml()) == recipe
     before = copy.deepcopy(model.model.layers[0].mlp.up_proj.weight)
@@ -104,7 +104,7 @@ def test_stages_and_their_order() -> None:
         "model.layers.2.mlp.up_proj": "2:4",
     }
     selection = select(table, forms, [removal(table, 0, "block")])
-    assert plan_recipe(selection, find_blocks(model), 0.5) == Recipe(
+    assert plan_recipe(selection, find_blocks(model), 0.5, "directions") == Recipe(
         stages=(
             DropBlocksStage(blocks=(0,)),
             PruneStage(
@@ -118,6 +118,7 @@ def test_stages_and_their_order() -> None:
                 targets=("model.layers.0.mlp.up_proj", f"model.layers.0.{KIND}"),
                 overrides=(RankOverride(targets=(f"model.layers.0.{KIND}",), rank=8),),
                 damping=0.5,
+                importance="directions",
             ),
         )
     )
@@ -128,7 +129,7 @@ def test_block_10_is_not_block_1() -> None:
     table = table_of(model)
     forms = {f"model.layers.10.{KIND}": "rank 8", f"model.layers.2.{KIND}": "rank 8"}
     selection = select(table, forms, [removal(table, 1, "block")])
-    recipe = plan_recipe(selection, find_blocks(model), 0.01)
+    recipe = plan_recipe(selection, find_blocks(model), 0.01, "loss")
     assert recipe is not None
     assert recipe.stages[-1].targets == (  # type: ignore[union-attr]
         f"model.layers.1.{KIND}",
@@ -139,7 +140,7 @@ def test_block_10_is_not_block_1() -> None:
 def test_nothing_to_do_is_no_recipe() -> None:
     model = tiny_model("llama", 2)
     selection = select(table_of(model), {})
-    assert plan_recipe(selection, find_blocks(model), 0.01) is None
+    assert plan_recipe(selection, find_blocks(model), 0.01, "loss") is None
     with_zero_gain = replace(selection, loss=0.0)
     assert with_zero_gain.is_dense
 
@@ -151,7 +152,7 @@ def test_other_families_compress_by_their_recipe(family: str) -> None:
     table = table_of(model)
     last = inventory.sites[2][0].name
     block = removal(table, 1, "block")
-    recipe = plan_recipe(select(table, {last: "rank 8"}, [block]), inventory.blocks, 0.01)
+    recipe = plan_recipe(select(table, {last: "rank 8"}, [block]), inventory.blocks, 0.01, "loss")
     assert recipe is not None
     small = compress(model, recipe, calibration=TOKENS)
     assert [name.split(".")[-3] for name in compressed_modules(small)] == ["1"]

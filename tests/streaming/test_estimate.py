@@ -13,9 +13,9 @@ from streaming_jobs import recipe_of, samples, save, stream
 
 from secateur.compress_streaming import estimate_streaming, prepare_streaming
 from secateur.errors import OutOfSpaceError, SecateurError
+from secateur.models.host_memory import available_host_bytes
 from secateur.prepare import CalibrationChoice
 from secateur.streaming.activations import (
-    available_host_bytes,
     buffer_maker,
     buffers_on_host,
     bytes_on_host,
@@ -182,7 +182,7 @@ def test_the_limits_of_a_container_hold(tmp_path: Path, monkeypatch: pytest.Monk
     own = Path("/proc/self/cgroup").read_text().partition("0::/")[2].splitlines()
     inner = tmp_path / "root" / (own[0] if own else "")
     inner.mkdir(parents=True, exist_ok=True)
-    monkeypatch.setattr("secateur.streaming.activations._CGROUPS", tmp_path / "root")
+    monkeypatch.setattr("secateur.models.host_memory._CGROUPS", tmp_path / "root")
     whole = available_host_bytes()
 
     def limit(folder: Path, most: str) -> None:

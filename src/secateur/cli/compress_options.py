@@ -7,7 +7,7 @@ from typing import Annotated, Any, get_args
 import typer
 
 from secateur.prepare import DEFAULT_SAMPLES
-from secateur.recipe import Criterion, FactorMethod, Method
+from secateur.recipe import Criterion, FactorMethod, FactorStage, ImportanceName, Method
 
 PRUNERS = ", ".join(get_args(Method))
 FACTORERS = ", ".join(get_args(FactorMethod))
@@ -124,6 +124,16 @@ class StageOptions:
             "--joint", help="Factors: q/k/v and gate/up share one `down`.", rich_help_panel=_WHAT
         ),
     ] = False
+    importance: Annotated[
+        str | None,
+        typer.Option(
+            help="svd-whitened: an error counts by what the loss makes of its directions, of its "
+            f"whole output (loss), or like any other: {', '.join(get_args(ImportanceName))}. "
+            f"Default: {FactorStage.importance}.",
+            show_default=False,
+            rich_help_panel=_WHAT,
+        ),
+    ] = None
     strict: Annotated[
         bool,
         typer.Option(
@@ -167,7 +177,8 @@ class StageOptions:
     def of_factoring(self) -> bool:
         """Whether one was given that only a factor stage has."""
         sized = self.budget is not None or self.rank is not None
-        return sized or self.joint or self.strict or bool(self.cut)
+        named = self.importance is not None or bool(self.cut)
+        return sized or self.joint or self.strict or named
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,8 +28,9 @@ def recipe_of(path: Path | None, drop: DropOptions, options: StageOptions) -> Re
             raise SecateurError(
                 "give either --recipe or the options of one stage (--method, --pattern, "
                 "--sparsity, --published, --calibrate-all-experts, --budget, --rank, --cut, "
-                "--joint, --strict, --ignore) and --drop-blocks with its own (--criterion, "
-                "--granularity, --protect-first, --protect-last, --remeasure), not both"
+                "--joint, --importance, --strict, --ignore) and --drop-blocks with its own "
+                "(--criterion, --granularity, --protect-first, --protect-last, --remeasure), not "
+                "both"
             )
         return load_recipe(path)
     stages: list[dict[str, Any]] = []
@@ -59,7 +60,7 @@ def _stage(options: StageOptions) -> dict[str, Any]:
     if options.method not in get_args(FactorMethod):
         if options.of_factoring:
             raise SecateurError(
-                f"--budget, --rank, --joint and --strict are for {FACTORERS}, "
+                f"--budget, --rank, --joint, --importance and --strict are for {FACTORERS}, "
                 f"not for {options.method}"
             )
         pattern = options.pattern or _pattern_of(options)
@@ -82,6 +83,8 @@ def _stage(options: StageOptions) -> dict[str, Any]:
             "--pattern, --sparsity, --published and --calibrate-all-experts are for "
             f"{PRUNERS}, not for {options.method}"
         )
+    if options.importance is not None and options.method != "svd-whitened":
+        raise SecateurError(f"--importance is for svd-whitened, not for {options.method}")
     if options.method == "laser":
         return _laser_stage(options)
     if options.cut:
@@ -92,6 +95,7 @@ def _stage(options: StageOptions) -> dict[str, Any]:
         "budget": options.budget,
         "rank": options.rank,
         "joint": options.joint,
+        **({} if options.importance is None else {"importance": options.importance}),
         "strict": options.strict,
         "ignore": options.ignore or [],
     }

@@ -5,6 +5,7 @@ Pure functions of plain tensors; nothing here knows a model, a mask or a task.
 
 from secateur.lowrank.allocate import Allocation, allocate_ranks
 from secateur.lowrank.cholesky import Cholesky
+from secateur.lowrank.directions import gradient_root, unweigh_directions, weigh_directions
 from secateur.lowrank.factors import (
     Factors,
     break_even_rank,
@@ -60,6 +61,7 @@ __all__ = [
     "check_rank",
     "discarded",
     "exact_svd",
+    "gradient_root",
     "kept",
     "loss_importance",
     "measure_error",
@@ -76,6 +78,8 @@ __all__ = [
     "stack_rows",
     "storage_complaint",
     "truncate",
+    "unweigh_directions",
+    "weigh_directions",
     "whiten",
     "whitened_svd",
     "write_back",

@@ -22,7 +22,7 @@ from secateur.plan.table import DENSE, SPARSE24, Limit, Selection, Table, retime
 from secateur.plan.turns import Variant, milliseconds_in_turns
 from secateur.plan.workload import Workload, workload_call
 from secateur.progress import SilentProgress
-from secateur.recipe import Recipe
+from secateur.recipe import ImportanceName, Recipe
 
 # A built model may be off its limit by this much before another one is selected.
 TOLERANCE = 0.01
@@ -42,6 +42,12 @@ class Bench:
     """Token ids int64 [T]; None to measure no perplexity."""
     max_seq_length: int = 0
     """Tokens in a window of it."""
+    importance: ImportanceName = "directions"
+    """Of factor stages."""
+
+    def recipe(self, selection: Selection) -> Recipe | None:
+        """What `compress` makes the selection by; None where nothing is done."""
+        return plan_recipe(selection, find_blocks(self.model), self.damping, self.importance)
 
     @property
     def device(self) -> torch.device:
@@ -99,7 +105,7 @@ def restricted(table: Table, method: str) -> Table:
 
 def build_selection(bench: Bench, selection: Selection) -> tuple[nn.Module, Recipe | None]:
     """A copy of the dense model, compressed as selected; the model itself if nothing is."""
-    recipe = plan_recipe(selection, find_blocks(bench.model), bench.damping)
+    recipe = bench.recipe(selection)
     if recipe is None:
         return bench.model, None
     fitted, _ = split_tokens(bench.tokens)

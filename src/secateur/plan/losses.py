@@ -2,12 +2,12 @@
 
 What goes is left out alone, and the loss is measured on samples that nothing is fitted to. Of a
 matrix that takes another form the share of its output that is lost is taken, on the samples that
-the form is fitted to: of factors as the factor stage finds them (`svd-whitened`), of 2:4 as
-SparseGPT makes it. Times what the output is worth (`measure_importance`) that estimates a loss, to
-first order and without the chance of a measurement on few samples.
+the form is fitted to and in the metric that factors are found in: of factors as the factor stage
+finds them (`svd-whitened`), of 2:4 as SparseGPT makes it. Times what the output is worth
+(`measure_importance`) that estimates a loss, without the chance of a measurement on few samples.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from secateur.calibration.inputs import BlockInputs, capture_inputs
 from secateur.calibration.tokens import CalibrationTokens
 from secateur.errors import SecateurError
-from secateur.lowrank import whitened_svd
+from secateur.lowrank import Cholesky, whitened_svd
 from secateur.mask.grouped import select_grouped
 from secateur.models.inventory import Inventory
 from secateur.models.sites import WeightSite
@@ -28,7 +28,9 @@ from secateur.plan.layer_times import form_name
 from secateur.plan.table import SPARSE24, Part
 from secateur.progress import Progress
 from secateur.stages.factor_group import FactorGroup, input_root
+from secateur.stages.factor_importance import Importance
 from secateur.stages.factor_statistics import SiteMoments, collect_moments
+from secateur.stages.factor_weights import weights_of
 from secateur.update import factor_hessian, sparsegpt
 
 TOKENS_PER_BATCH = 1024
@@ -57,7 +59,9 @@ class Losses:
     removals: dict[tuple[int, Part], float] = field(default_factory=dict)
     """By block and what of it is gone: the loss then."""
     left_out: dict[tuple[str, str], float] = field(default_factory=dict)
-    """By site and form: the share of the squared output, whitened, that is lost."""
+    """By site and form: the share of the squared output, weighed and whitened, that is lost."""
+    worth: dict[str, float] = field(default_factory=dict)
+    """By site: mean square of what the loss moves by where all of the output is lost."""
 
     def rise(self, loss: float) -> float:
         """Above the start; what falls by chance does not count as a gain."""
@@ -84,6 +88,7 @@ def measure_losses(
     inventory: Inventory,
     asked: Asked,
     tokens: CalibrationTokens,
+    importance: Mapping[str, Importance] | None,
     damping: float,
     device: torch.device,
     progress: Progress,
@@ -95,7 +100,8 @@ def measure_losses(
         inventory: of the model.
         asked: the choices.
         tokens: to fit to and to measure on (see `split_tokens`).
-        damping: of Hessians.
+        importance: of every site of `asked.ranks`; None: all are worth the same, 1 together.
+        damping: of Hessians, and of the gradients of `importance`.
         device: where everything runs.
         progress: told after each block.
 
@@ -115,7 +121,7 @@ def measure_losses(
     progress.begin("loss of each choice", len(blocks))
     for index in range(len(blocks)):
         held_out.move_to(index)
-        walk = _BlockWalk(inventory, index, asked, inputs, trace, damping, device)
+        walk = _BlockWalk(inventory, index, asked, inputs, trace, importance, damping, device)
         walk.measure(losses)
         _measure_removals(blocks.modules[index], index, asked, held_out, losses)
         for hidden, output in zip(inputs.hidden, inputs.outputs, strict=True):
@@ -147,6 +153,7 @@ class _BlockWalk:
     asked: Asked
     inputs: BlockInputs
     trace: Trace
+    importance: Mapping[str, Importance] | None
     damping: float
     device: torch.device
 
@@ -156,28 +163,33 @@ class _BlockWalk:
         sites = [site for site in self.inventory.sites[self.index] if site.name in self.asked.ranks]
         moments = collect_moments(block, self.index, sites, (self.inputs,), self.trace, self.device)
         for site in sites:
-            for form, share in self._shares(site, moments[site.name]):
-                losses.left_out[site.name, form] = share
+            self._measure_site(site, moments[site.name], losses)
 
-    def _shares(self, site: WeightSite, moments: SiteMoments) -> Iterator[tuple[str, float]]:
+    def _measure_site(self, site: WeightSite, moments: SiteMoments, losses: Losses) -> None:
         group, count = FactorGroup((site,)), self.inputs.num_samples
         [weight] = group.weights()
         root = input_root(group, moments, count, self.damping)
+        weights = weights_of([site], [weight], root, self.importance, self.damping)
+        stack = weights.stack([weight])
+        whole = _energy(stack, root)
+        losses.worth[site.name] = 1.0 / len(self.asked.ranks)
+        if self.importance is not None:
+            tokens_a_sample = moments.statistics.num_tokens / count
+            losses.worth[site.name] = weights.worth(whole, tokens_a_sample)
         ranks = self.asked.ranks[site.name]
         if ranks:
-            found = whitened_svd(weight, root)
+            found = whitened_svd(stack, root)
             for rank in ranks:
-                yield form_name(rank), found.relative_error(rank) ** 2
+                losses.left_out[site.name, form_name(rank)] = found.relative_error(rank) ** 2
         if self.asked.with_sparse24:
             factor = factor_hessian(moments.statistics.hessian(count), self.damping)
             pruned, _ = sparsegpt(weight.to(factor.upper.dtype), factor, _two_of_four, 4)
-            yield SPARSE24, _share((weight - pruned).double(), weight.double(), root.lower)
+            lost = _energy(weights.stack([weight - pruned]), root)
+            losses.left_out[site.name, SPARSE24] = lost / whole if whole else 0.0
 
 
-def _share(error: Tensor, weight: Tensor, root: Tensor) -> float:
-    """Of the squared output that an error of the weight makes up; 0 of a weight without output."""
-    whole = float((weight @ root).square().sum())
-    return float((error @ root).square().sum()) / whole if whole else 0.0
+def _energy(weight: Tensor, root: Cholesky) -> float:
+    return float((weight.double() @ root.lower).square().sum())
 
 
 def _two_of_four(scores: Tensor) -> Tensor:

@@ -12,11 +12,9 @@ from secateur.errors import SecateurError
 from secateur.evaluate.forward import evaluating
 from secateur.evaluate.perplexity import encode_text
 from secateur.evaluate.suite import read_text, window_length
-from secateur.models.blocks import find_blocks
 from secateur.plan.build import Bench, Built, Trial, fitted_to, measure_built, restricted
 from secateur.plan.measure import Measured, measure_table
 from secateur.plan.options import PlanOptions
-from secateur.plan.recipe import plan_recipe
 from secateur.plan.result import Measurement, Plan, PlannedLayer, PlanRow, Prediction
 from secateur.plan.search import search
 from secateur.plan.solve import solve
@@ -159,6 +157,7 @@ def plan_from(
         SecateurError: the target cannot be reached, with the best that can.
     """
     progress = progress or SilentProgress()
+    bench = replace(bench, importance=measured.importance)
     table, methods = measured.table, options.resolved_methods(bench.device)
     limit = target.limit(table.dense_milliseconds)
     if build:
@@ -167,7 +166,7 @@ def plan_from(
         )
     else:
         selection = solve(table, limit)
-        recipe = plan_recipe(selection, find_blocks(bench.model), bench.damping)
+        recipe = bench.recipe(selection)
         rows = [_dense_row(measured, None), _row("plan", measured, selection, None)]
     return Plan(
         model=source,

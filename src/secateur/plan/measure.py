@@ -1,6 +1,5 @@
 """The table of choices of a model, measured here."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -22,18 +21,19 @@ from secateur.plan.table import DENSE, SPARSE24, Choice, Part, Removal, Table, U
 from secateur.plan.times import Setup, Times, measure_times
 from secateur.plan.workload import Workload
 from secateur.progress import Progress
-from secateur.recipe import DropBlocksStage
+from secateur.recipe import DropBlocksStage, ImportanceName
 from secateur.stages.drop_plan import check_sublayers
-from secateur.stages.factor_importance import measure_importance
+from secateur.stages.factor_importance import Importance, measure_importance
 
 # Of a weight in 16 bits: half the values, and an eighth for their places.
 _SPARSE24_BYTES = 0.5625
 # An error e of an output moves a token's loss by g . e; the mean rise is half the mean square.
-_RISE_BY_IMPORTANCE = 0.5
-_NO_IMPORTANCE = (
-    "all matrices count the same where ranks are shared out: a backward pass does not fit in "
-    "memory, or does not reach all of them"
-)
+_RISE_BY_WORTH = 0.5
+_NOTES = {
+    "loss": "whole outputs are weighed, not their directions, whose gradients do not fit in memory",
+    "output": "all matrices count the same where ranks are shared out: a backward pass does not "
+    "fit in memory, or does not reach all of them",
+}
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,8 @@ class Measured:
     time_scale: float
     """What a layer takes inside the model over what it takes alone."""
     notes: tuple[str, ...]
+    importance: ImportanceName = "directions"
+    """By what the losses of forms were estimated: as asked for, or as finely as memory allows."""
 
 
 def measure_table(
@@ -82,13 +84,16 @@ def measure_table(
         removals="drop" in methods,
         sublayers=sublayers,
     )
-    with full_precision_products():
-        losses = measure_losses(model, inventory, asked, tokens, options.damping, device, progress)
-    importance: dict[str, float] = {}
-    if losses.left_out:
+    importance: dict[str, Importance] | None = None
+    kind = options.importance
+    if asked.with_sparse24 or any(asked.ranks.values()):
         fitted, _ = split_tokens(tokens)
-        importance = _importance(model, sites, fitted)
-        notes += () if importance else (_NO_IMPORTANCE,)
+        importance, kind = _importance(model, sites, fitted, options.importance)
+        notes += () if kind == options.importance else (_NOTES[kind],)
+    with full_precision_products():
+        losses = measure_losses(
+            model, inventory, asked, tokens, importance, options.damping, device, progress
+        )
     forms = trace_blocks(model, inventory.blocks, {}, probe_tokens(model)).output_forms
     setup = Setup(
         model,
@@ -104,18 +109,22 @@ def measure_table(
     )
     with workload.its_threads():
         times = measure_times(setup, progress)
-    table = build_table(model, inventory, sites, asked, losses, importance, times)
-    return Measured(table, losses.start, times.scale, notes)
+    table = build_table(model, inventory, sites, asked, losses, times)
+    return Measured(table, losses.start, times.scale, notes, kind)
 
 
 def _importance(
-    model: nn.Module, sites: list[WeightSite], tokens: CalibrationTokens
-) -> dict[str, float]:
-    """Of every unit for the loss; empty where it cannot be measured."""
-    try:
-        return measure_importance(model, sites, tokens) or {}
-    except torch.OutOfMemoryError:
-        return {}
+    model: nn.Module, sites: list[WeightSite], tokens: CalibrationTokens, asked: ImportanceName
+) -> tuple[dict[str, Importance] | None, ImportanceName]:
+    """Of every unit for the loss, as finely as memory allows, and which one it is."""
+    kinds: tuple[ImportanceName, ...] = ("directions", "loss")
+    for kind in kinds[kinds.index(asked) :] if asked in kinds else ():
+        try:
+            found = measure_importance(model, sites, tokens, kind == "directions")
+        except torch.OutOfMemoryError:
+            continue
+        return found, kind if found else "output"
+    return None, "output"
 
 
 def _units(inventory: Inventory) -> list[WeightSite]:
@@ -152,10 +161,9 @@ def build_table(
     sites: list[WeightSite],
     asked: Asked,
     losses: Losses,
-    importance: Mapping[str, float],
     times: Times,
 ) -> Table:
-    """Put what was measured together; without importance all sites count alike.
+    """Put what was measured together.
 
     The rest is what the dense model takes beside its units, and a removal what its part takes
     beside its own, so that dense and removals come out as measured.
@@ -166,7 +174,7 @@ def build_table(
             site.name,
             block_of[site.name],
             site.shape,
-            _choices(site, asked, losses, importance.get(site.name, 1.0 / len(sites)), times),
+            _choices(site, asked, losses, times),
         )
         for site in sites
     )
@@ -183,16 +191,14 @@ def build_table(
     )
 
 
-def _choices(
-    site: WeightSite, asked: Asked, losses: Losses, importance: float, times: Times
-) -> tuple[Choice, ...]:
+def _choices(site: WeightSite, asked: Asked, losses: Losses, times: Times) -> tuple[Choice, ...]:
     rows, columns = site.shape
     size = site.parameter.element_size()
     found = times.forms[site.name]
 
     def choice(form: str, num_bytes: int, rank: int | None = None) -> Choice:
-        loss = _RISE_BY_IMPORTANCE * importance * losses.left_out[site.name, form]
-        return Choice(form, found[form], num_bytes, loss, rank)
+        lost = losses.worth[site.name] * losses.left_out[site.name, form]
+        return Choice(form, found[form], num_bytes, _RISE_BY_WORTH * lost, rank)
 
     choices = [Choice(DENSE, found[DENSE], rows * columns * size, 0.0)]
     if SPARSE24 in found:

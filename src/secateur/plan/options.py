@@ -9,6 +9,7 @@ import torch
 from secateur.errors import SecateurError
 from secateur.lowrank import break_even_rank
 from secateur.models.swap import PACKABLE_DTYPES
+from secateur.recipe import ImportanceName
 from secateur_kernels.layouts.low_rank import RANK_STEP
 
 Method = Literal["dense", "2:4", "low-rank", "drop"]
@@ -35,6 +36,8 @@ class PlanOptions:
     """Models to build in search of a better one, at most, for the plan and each single method."""
     damping: float = 0.01
     """Of Hessians, as the factor stage's."""
+    importance: ImportanceName = "directions"
+    """What an error of an output counts, as the factor stage's."""
 
     def __post_init__(self) -> None:
         unknown = [name for name in self.methods or () if name not in METHODS]

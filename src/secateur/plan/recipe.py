@@ -4,11 +4,20 @@ from collections.abc import Iterable
 
 from secateur.models.blocks import BlockList
 from secateur.plan.table import DENSE, SPARSE24, Part, Selection
-from secateur.recipe import DropBlocksStage, FactorStage, PruneStage, RankOverride, Recipe
+from secateur.recipe import (
+    DropBlocksStage,
+    FactorStage,
+    ImportanceName,
+    PruneStage,
+    RankOverride,
+    Recipe,
+)
 from secateur.recipe.recipe import Stage
 
 
-def plan_recipe(selection: Selection, blocks: BlockList, damping: float) -> Recipe | None:
+def plan_recipe(
+    selection: Selection, blocks: BlockList, damping: float, importance: ImportanceName
+) -> Recipe | None:
     """Stages that do what was selected: what goes, then 2:4, then factors of all ranks.
 
     What goes, goes first: what is left is then fitted to the inputs that it will see. Blocks are
@@ -18,6 +27,7 @@ def plan_recipe(selection: Selection, blocks: BlockList, damping: float) -> Reci
         selection: what is done.
         blocks: of the dense model.
         damping: of Hessians.
+        importance: of the factor stage.
 
     Returns:
         None where nothing is done.
@@ -42,12 +52,15 @@ def plan_recipe(selection: Selection, blocks: BlockList, damping: float) -> Reci
         )
     ranks = _ranks(selection)
     if ranks:
-        stages.append(_factors(ranks, by_form, damping))
+        stages.append(_factors(ranks, by_form, damping, importance))
     return Recipe(stages=tuple(stages)) if stages else None
 
 
 def _factors(
-    ranks: list[tuple[str, int]], by_form: dict[str, list[str]], damping: float
+    ranks: list[tuple[str, int]],
+    by_form: dict[str, list[str]],
+    damping: float,
+    importance: ImportanceName,
 ) -> FactorStage:
     """One pass, in which every matrix is fitted to what the ones before it give."""
     (_, most), *others = ranks
@@ -58,6 +71,7 @@ def _factors(
             RankOverride(targets=tuple(by_form[form]), rank=rank) for form, rank in others
         ),
         damping=damping,
+        importance=importance,
     )
 
 

@@ -5,7 +5,13 @@ Unknown keys are errors, so that a misspelt option never passes for a default.
 """
 
 from secateur.recipe.drop_stage import Criterion, DropBlocksStage, Granularity
-from secateur.recipe.factor_stage import FactorMethod, FactorStage, Intervention, RankOverride
+from secateur.recipe.factor_stage import (
+    FactorMethod,
+    FactorStage,
+    ImportanceName,
+    Intervention,
+    RankOverride,
+)
 from secateur.recipe.inherit_stage import InheritStage
 from secateur.recipe.prune_stage import (
     PUBLISHED_COMPARISON_GROUP,
@@ -36,6 +42,7 @@ __all__ = [
     "FactorMethod",
     "FactorStage",
     "Granularity",
+    "ImportanceName",
     "InheritStage",
     "Intervention",
     "LayerOverride",

@@ -6,6 +6,7 @@ from typing import Literal, get_args
 from secateur.recipe.require import require
 
 FactorMethod = Literal["laser", "svd", "svd-whitened", "sparse-plus-low-rank"]
+ImportanceName = Literal["directions", "loss", "output"]
 MatrixTypeName = Literal["q", "k", "v", "qkv", "o", "mlp_in", "mlp_up", "mlp_out"]
 
 
@@ -69,10 +70,12 @@ class FactorStage:
     nothing). None: `dense` for `laser`, as published, else `factors`."""
     joint: bool = False
     """Factor matrices of one input (q/k/v, gate/up) together, with one shared `down`."""
-    importance: Literal["loss", "output"] = "loss"
-    """`svd-whitened`, what ranks are shared out by: the model's `loss`, to first order, which takes
-    a backward pass of the whole model over a few samples; or each matrix's relative `output`
-    error. Mixtures with fused experts use `output`."""
+    importance: ImportanceName = "loss"
+    """`svd-whitened`, what an error of an output counts. `directions`: in every direction what the
+    model's loss makes of it, to first order; that shapes the factors and shares out ranks. `loss`:
+    a share of the output what the whole output is worth for the loss; ranks only. `output`: each
+    output the same. All but the last take a backward pass of the whole model over a few samples,
+    and `directions` an fp32 [N, N] of every matrix. Mixtures with fused experts use `output`."""
     dense_targets: bool = False
     """`svd-whitened`: fit what the dense model's outputs are, not what the dense matrices make of
     inputs that are already off."""
@@ -81,7 +84,8 @@ class FactorStage:
     exact: bool = True
     """Exact SVD; False: randomised with oversampling, whose error bound is reported."""
     damping: float = 0.01
-    """Added to the Hessian's diagonal, as a fraction of its mean."""
+    """Added to the diagonal of Hessians and of the gradients' mean squares, as a fraction of its
+    mean."""
     strict: bool = False
     """A rank at which factors store more than the matrix is an error, not a warning."""
     targets: tuple[str, ...] = ("Linear",)
@@ -94,8 +98,13 @@ class FactorStage:
             f"expected method one of {', '.join(methods)}, got {self.method!r}",
         )
         require(
-            self.importance in ("loss", "output"),
-            f"expected importance loss or output, got {self.importance!r}",
+            self.importance in get_args(ImportanceName),
+            f"expected importance one of {', '.join(get_args(ImportanceName))}, "
+            f"got {self.importance!r}",
+        )
+        require(
+            self.importance != "directions" or self.method == "svd-whitened",
+            f"importance directions is for svd-whitened, not for {self.method}",
         )
         require(len(self.targets) > 0, "`targets` must name at least one layer")
         require(0 <= self.damping < float("inf"), f"expected damping >= 0, got {self.damping}")

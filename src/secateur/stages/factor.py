@@ -18,7 +18,7 @@ from secateur.progress import Progress
 from secateur.recipe import FactorStage
 from secateur.report.record import BlockRecord, FactoredLayer, FactorRecord
 from secateur.stages.factor_group import Factored, FactorGroup, factor_group, groups_of
-from secateur.stages.factor_importance import measure_importance
+from secateur.stages.factor_importance import Importance, measure_importance
 from secateur.stages.factor_plan import FactorPlan, check_stacks
 from secateur.stages.factor_ranks import (
     Groups,
@@ -29,6 +29,15 @@ from secateur.stages.factor_ranks import (
 )
 from secateur.stages.factor_statistics import SiteMoments, collect_moments
 from secateur.stages.factor_write import write_factored
+
+_NO_IMPORTANCE = (
+    "importance {} could not be measured for all matrices (slices of fused experts, or no gradient "
+    "reaches one): every whole output counts the same"
+)
+_NO_ROOM = (
+    "importance directions does not fit in memory, which holds an fp32 [N, N] of every matrix: "
+    "loss is used instead"
+)
 
 EnterBlocks = Callable[[], tuple[BlockInputs | None, Trace | None]]
 
@@ -51,7 +60,8 @@ class BlockFactorer:
         self._stage = stage
         self._plan = plan
         self._tokens = tokens
-        self._importance: dict[str, float] | None = None
+        self._importance: dict[str, Importance] | None = None
+        self._warnings: list[str] = list(plan.warnings)
         self._device = device
         self._progress = progress
         self._streams: tuple[BlockInputs, ...] = ()
@@ -70,7 +80,7 @@ class BlockFactorer:
         shared = trace.shared_inputs if trace else {}
         groups = [groups_of(sites, shared, self._stage.joint) for sites in self._plan.sites]
         stacks = [(group.name, group.shape) for block in groups for group in block]
-        more = check_stacks(self._stage, stacks) if self._stage.joint else ()
+        self._warnings += check_stacks(self._stage, stacks) if self._stage.joint else ()
         self._importance = self._measure_importance()
         ranks = self._ranks(groups, inputs, trace)
         if inputs is not None and self._ranks_by_outputs():
@@ -92,7 +102,7 @@ class BlockFactorer:
             budget=self._stage.budget,
             layers=tuple(layers),
             blocks=tuple(records),
-            warnings=(*self._plan.warnings, *more),
+            warnings=tuple(self._warnings),
             seconds=perf_counter() - started,
         )
 
@@ -102,17 +112,26 @@ class BlockFactorer:
     def _ranks_by_outputs(self) -> bool:
         return self._stage.method == "svd-whitened" and self._stage.budget is not None
 
-    def _measure_importance(self) -> dict[str, float] | None:
+    def _measure_importance(self) -> dict[str, Importance] | None:
         stage = self._stage
-        if stage.method != "svd-whitened" or stage.importance != "loss" or self._tokens is None:
+        if stage.method != "svd-whitened" or stage.importance == "output" or self._tokens is None:
             return None
-        # It shares out ranks, and weighs the matrices of a stack against each other.
-        if stage.budget is None and not stage.joint:
+        directions = stage.importance == "directions"
+        # Else it shares out ranks, and weighs the matrices of a stack against each other.
+        if stage.budget is None and not stage.joint and not directions:
             return None
         self._progress.begin("importance for the loss", 1)
         sites = [site for sites in self._plan.sites for site in sites]
-        importance = measure_importance(self._model, sites, self._tokens)
+        try:
+            importance = measure_importance(self._model, sites, self._tokens, directions)
+        except torch.OutOfMemoryError:
+            if not directions:
+                raise
+            self._warnings.append(_NO_ROOM)
+            importance = measure_importance(self._model, sites, self._tokens)
         self._progress.advance()
+        if importance is None:
+            self._warnings.append(_NO_IMPORTANCE.format(stage.importance))
         return importance
 
     def _ranks(

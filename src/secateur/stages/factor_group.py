@@ -17,7 +17,6 @@ from secateur.lowrank import (
     randomised_svd,
     regression_weight,
     sparse_plus_low_rank_whitened,
-    split_rows,
     stack_rows,
     whiten,
     whitened_svd,
@@ -25,8 +24,10 @@ from secateur.lowrank import (
 from secateur.mask import select_grouped
 from secateur.models.sites import WeightSite
 from secateur.recipe import FactorStage
+from secateur.stages.factor_importance import Importance
 from secateur.stages.factor_plan import SPARSE_PATTERN
 from secateur.stages.factor_statistics import SiteMoments
+from secateur.stages.factor_weights import OutputWeights, weights_of
 
 _OVERSAMPLING = 16
 
@@ -52,20 +53,6 @@ class FactorGroup:
         found = [site.weight for site in self.sites]
         return [weight if weight.element_size() == 8 else weight.float() for weight in found]
 
-    def scales(self, importance: Mapping[str, float] | None, root: Tensor) -> list[float]:
-        """What a unit of squared output error of each matrix counts in the stack.
-
-        Its importance over its output's energy; without this, matrices with large outputs would
-        take the rank away from those with small ones, such as v beside q and k.
-
-        Args:
-            importance: by matrix; None: every whole output counts the same.
-            root: [K, K] of the Hessian.
-        """
-        energies = [float((w.double() @ root).square().sum()) for w in self.weights()]
-        wanted = [1.0 if importance is None else importance[site.name] for site in self.sites]
-        return [i / e if e else 1.0 for i, e in zip(wanted, energies, strict=True)]
-
 
 @dataclass(frozen=True, eq=False)
 class Factored:
@@ -89,7 +76,7 @@ def factor_group(
     stage: FactorStage,
     moments: SiteMoments | None,
     num_samples: int,
-    importance: Mapping[str, float] | None = None,
+    importance: Mapping[str, Importance] | None = None,
 ) -> list[Factored]:
     """Factors of every matrix of a group.
 
@@ -99,7 +86,7 @@ def factor_group(
         stage: method and options.
         moments: of the shared input; None for methods that look at weights alone.
         num_samples: calibration samples, to average over.
-        importance: of the matrices of a stack; None: they count the same.
+        importance: by site name; None: the matrices of a stack count the same.
 
     Raises:
         SecateurError: weights or activations that are not finite, a Hessian beyond repair.
@@ -108,7 +95,7 @@ def factor_group(
     if stage.method in ("laser", "svd"):
         svd = _decompose(stage, rank)(weight)
         note = "" if stage.exact else _bound_note(weight, svd, rank)
-        return _split(svd.factors(rank), group, None, note)
+        return _split(svd.factors(rank), group, OutputWeights(), note)
     assert moments is not None
     root = input_root(group, moments, num_samples, stage.damping)
     if stage.method == "sparse-plus-low-rank":
@@ -119,9 +106,8 @@ def factor_group(
         )
         note = _input_note(moments)
         return [Factored(found.factors, found.sparse, found.keep_mask, note)]
-    scales = group.scales(importance, root.lower) if len(group.sites) > 1 else None
-    weight = stack_rows(group.weights(), scales)
-    target = weight
+    weights = weights_of(group.sites, group.weights(), root, importance, stage.damping)
+    target = weight = weights.stack(group.weights())
     seen = moments.statistics.num_tokens > 0
     if stage.dense_targets and moments.cross is not None and seen:
         cross = weight.double() @ moments.cross.value(num_samples).double()
@@ -129,7 +115,7 @@ def factor_group(
         target = regression_weight(weight, hessian, cross, stage.damping)
     found_svd = whitened_svd(target, root, _decompose(stage, rank))
     note = _input_note(moments) or _damping_note(root.damping, stage)
-    return _split(found_svd.factors(rank), group, scales, note)
+    return _split(found_svd.factors(rank), group, weights, note)
 
 
 def input_root(
@@ -173,10 +159,10 @@ def _damping_note(used: float, stage: FactorStage) -> str:
 
 
 def _split(
-    factors: Factors, group: FactorGroup, scales: list[float] | None, note: str
+    factors: Factors, group: FactorGroup, weights: OutputWeights, note: str
 ) -> list[Factored]:
     rows = [site.shape[0] for site in group.sites]
-    return [Factored(part, note=note) for part in split_rows(factors, rows, scales)]
+    return [Factored(part, note=note) for part in weights.split(factors, rows)]
 
 
 def _require_finite(hessian: Tensor, group: FactorGroup) -> None:

@@ -13,56 +13,92 @@ from secateur.calibration.tokens import CalibrationTokens
 from secateur.errors import SecateurError
 from secateur.lowrank import loss_importance
 from secateur.models.device import input_embedding
+from secateur.models.host_memory import available_host_bytes
 from secateur.models.sites import WeightSite
 
 # Enough for a ranking of layers; each is a whole backward pass.
 MAX_SAMPLES = 16
 
 
+@dataclass(frozen=True, eq=False)
+class Importance:
+    """What errors of one matrix's output cost the model."""
+
+    whole: float
+    """Losing all of the output (see `lowrank.loss_importance`)."""
+    gradients: Tensor | None = None
+    """fp32 [N, N], where directions are weighed: sum of g g^T over tokens that reached the matrix,
+    over the number of all tokens (see `lowrank.gradient_root`)."""
+
+
 @dataclass
-class _Energies:
+class _Sums:
     gradient: float = 0.0
     output: float = 0.0
     num_tokens: int = 0
+    gradients: Tensor | None = None
 
 
 def measure_importance(
-    model: nn.Module, sites: Sequence[WeightSite], tokens: CalibrationTokens
-) -> dict[str, float] | None:
-    """First-order importance of every matrix's output (see `lowrank.loss_importance`).
+    model: nn.Module,
+    sites: Sequence[WeightSite],
+    tokens: CalibrationTokens,
+    with_directions: bool = False,
+) -> dict[str, Importance] | None:
+    """First-order importance of every matrix's output, by one backward pass.
 
     The model runs whole, where it is, forward and backward, one sample at a time and without
-    gradients of weights: what that takes beside the weights are one sample's activations.
+    gradients of weights: what that takes beside the weights are one sample's activations, and with
+    directions an fp32 [N, N] of every matrix.
 
     Args:
         model: in evaluation mode; not changed.
         sites: whose outputs are weighed.
         tokens: of which the first 16 samples are used.
+        with_directions: also sum up the gradients' mean squares.
 
     Returns:
         by site name; None where it cannot be measured for all of them (slices of fused experts,
         or a matrix that no gradient reaches), so that they could not be compared.
+
+    Raises:
+        torch.OutOfMemoryError: it does not fit on the GPU, or its directions in host memory.
     """
     if any(site.expert is not None for site in sites):
         return None
-    energies = {site.name: _Energies() for site in sites}
+    if with_directions:
+        _require_room(sites)
+    sums = {site.name: _Sums() for site in sites}
+    samples = tokens.samples[:MAX_SAMPLES]
     with ExitStack() as stack:
         stack.enter_context(_frozen(model))
         for site in sites:
-            hook = site.module.register_forward_hook(_watch(site, energies[site.name]))
+            hook = site.module.register_forward_hook(_watch(sums[site.name], with_directions))
             stack.callback(hook.remove)
-        for sample in tokens.samples[:MAX_SAMPLES]:
+        for sample in samples:
             _backward(model, sample)
+    num_tokens = sum(sample.numel() for sample in samples)
     try:
-        return {
-            site.name: loss_importance(
-                found.gradient, found.output, found.num_tokens, site.shape[0]
-            )
-            for site, found in ((site, energies[site.name]) for site in sites)
-        }
+        return {site.name: _importance(sums[site.name], site, num_tokens) for site in sites}
     # A matrix that no token or no gradient reached.
     except SecateurError:
         return None
+
+
+def _require_room(sites: Sequence[WeightSite]) -> None:
+    """A GPU says itself that it is full; a machine that is would end the process."""
+    on_host = [site for site in sites if site.parameter.device.type == "cpu"]
+    needed = sum(4 * site.shape[0] ** 2 for site in on_host)
+    if needed > (free := available_host_bytes()):
+        raise torch.OutOfMemoryError(
+            f"expected {needed / 1e9:.1f} GB for the gradients of {len(on_host)} matrices, "
+            f"got {free / 1e9:.1f} GB of free memory"
+        )
+
+
+def _importance(found: _Sums, site: WeightSite, num_tokens: int) -> Importance:
+    whole = loss_importance(found.gradient, found.output, found.num_tokens, site.shape[0])
+    return Importance(whole, None if found.gradients is None else found.gradients / num_tokens)
 
 
 @contextmanager
@@ -82,15 +118,20 @@ def _frozen(model: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
-def _watch(site: WeightSite, energies: _Energies) -> Any:
+def _watch(sums: _Sums, with_directions: bool) -> Any:
     def of_gradient(gradient: Tensor) -> None:
-        energies.gradient += float(gradient.float().square().sum(dtype=torch.float64))
+        flat = gradient.flatten(0, -2).float()
+        sums.gradient += float(flat.square().sum(dtype=torch.float64))
+        if with_directions and sums.gradients is None:
+            sums.gradients = flat.T @ flat
+        elif sums.gradients is not None:
+            sums.gradients.addmm_(flat.T, flat)
 
     def of_output(module: nn.Module, _: Any, output: Tensor) -> None:
         bias = getattr(module, "bias", None)
         plain = output.detach() if bias is None else output.detach() - bias.detach()
-        energies.output += float(plain.float().square().sum(dtype=torch.float64))
-        energies.num_tokens += output.numel() // output.shape[-1]
+        sums.output += float(plain.float().square().sum(dtype=torch.float64))
+        sums.num_tokens += output.numel() // output.shape[-1]
         if output.requires_grad:
             output.register_hook(of_gradient)
 

@@ -20,7 +20,9 @@ from secateur.models.trace import Trace
 from secateur.progress import Progress
 from secateur.recipe import FactorStage
 from secateur.stages.factor_group import FactorGroup, input_root
+from secateur.stages.factor_importance import Importance
 from secateur.stages.factor_statistics import collect_moments
+from secateur.stages.factor_weights import weights_of
 from secateur_kernels.layouts.low_rank import RANK_STEP
 
 Groups = Sequence[Sequence[FactorGroup]]
@@ -61,7 +63,7 @@ def output_spectra(
     inputs: BlockInputs,
     trace: Trace,
     stage: FactorStage,
-    importance: Mapping[str, float] | None,
+    importance: Mapping[str, Importance] | None,
     device: torch.device,
     progress: Progress,
 ) -> list[Spectrum]:
@@ -86,22 +88,26 @@ def output_spectra(
             collect = partial(collect_moments, block, index, sites, trace=trace, device=device)
             moments, streams = in_smaller_batches(collect, streams)
             for group in groups[index]:
-                root = input_root(group, moments[group.name], inputs.num_samples, stage.damping)
-                spectra.append(_spectrum(group, root, importance))
+                found = moments[group.name]
+                root = input_root(group, found, inputs.num_samples, stage.damping)
+                tokens = found.statistics.num_tokens / inputs.num_samples
+                spectra.append(_spectrum(group, root, tokens, importance, stage.damping))
         streams[0].keep_outputs()
         progress.advance(f"block {index}")
     return spectra
 
 
 def _spectrum(
-    group: FactorGroup, root: Cholesky, importance: Mapping[str, float] | None
+    group: FactorGroup,
+    root: Cholesky,
+    tokens_a_sample: float,
+    importance: Mapping[str, Importance] | None,
+    damping: float,
 ) -> Spectrum:
-    scales = group.scales(importance, root.lower) if len(group.sites) > 1 else None
-    values = whitened_svd(stack_rows(group.weights(), scales), root).svd.values
-    of_group = 1.0 * len(group.sites)
-    if importance is not None:
-        of_group = sum(importance[site.name] for site in group.sites)
-    return Spectrum(group.name, group.shape, values, of_group)
+    weights = weights_of(group.sites, group.weights(), root, importance, damping)
+    values = whitened_svd(weights.stack(group.weights()), root).svd.values
+    worth = weights.worth(float(values.square().sum()), tokens_a_sample)
+    return Spectrum(group.name, group.shape, values, worth)
 
 
 def ranks_by_group(plan_ranks: Mapping[str, int], groups: Groups) -> dict[str, int | None]:

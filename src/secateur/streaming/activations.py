@@ -9,12 +9,11 @@ from torch import Tensor
 
 from secateur.calibration.inputs import NewBuffer
 from secateur.checkpoint.write import space_errors
+from secateur.models.host_memory import available_host_bytes
 
 Home = Literal["auto", "device", "host", "file"]
 """`host` is pinned memory where blocks run on a GPU; `file` is mapped into memory, and the system
 writes it out where memory is short."""
-
-_CGROUPS = Path("/sys/fs/cgroup")
 
 # The rest is for the block, what its method sums up, and its temporary tensors.
 _SHARE_OF_DEVICE = 1 / 3
@@ -43,37 +42,6 @@ def buffers_on_host(num_bytes: int, device: torch.device) -> int:
 def bytes_on_host(num_bytes: int, device: torch.device) -> int:
     """What a tensor takes that is copied to the device: torch pins memory in powers of two."""
     return 1 << max(0, num_bytes - 1).bit_length() if device.type == "cuda" else num_bytes
-
-
-def available_host_bytes() -> int:
-    """Memory that can be had without swapping, and within the limits of this process's cgroup."""
-    for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
-        if line.startswith("MemAvailable:"):
-            return min([int(line.split()[1]) * 1024, *_room_in_cgroups()])
-    raise AssertionError("the kernel names no MemAvailable")
-
-
-def _room_in_cgroups() -> list[int]:
-    """By limit that holds here (version 2): in a container, meminfo tells of the whole machine."""
-    try:
-        lines = Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()
-        own = [_CGROUPS / line[4:] for line in lines if line.startswith("0::/")]
-        found = [_room(folder) for inner in own for folder in (inner, *inner.parents)]
-    except OSError:
-        return []
-    return [room for room in found if room is not None]
-
-
-def _room(cgroup: Path) -> int | None:
-    """Bytes below one cgroup's limit, cached files counted as free; None without a limit."""
-    limit = cgroup / "memory.max"
-    if not limit.is_file() or (text := limit.read_text(encoding="ascii").strip()) == "max":
-        return None
-    used = int((cgroup / "memory.current").read_text(encoding="ascii"))
-    lines = (cgroup / "memory.stat").read_text(encoding="ascii").splitlines()
-    facts = {name: int(value) for name, value in map(str.split, lines)}
-    cached = facts.get("active_file", 0) + facts.get("inactive_file", 0)
-    return max(0, int(text) - used + cached)
 
 
 def buffer_maker(home: Home, device: torch.device, folder: Path) -> NewBuffer:

@@ -11,13 +11,13 @@ from secateur.calibration.inputs import tokens_per_batch
 from secateur.calibration.tokens import CalibrationTokens
 from secateur.checkpoint.write import check_space
 from secateur.errors import SecateurError
+from secateur.models.host_memory import available_host_bytes
 from secateur.models.inventory import Inventory
 from secateur.models.measure import num_bytes
 from secateur.recipe import PruneStage
 from secateur.recipe.reconstruction import Reconstruction
 from secateur.streaming.activations import (
     Home,
-    available_host_bytes,
     buffers_on_host,
     bytes_on_host,
     choose_home,
