@@ -1,5 +1,6 @@
 import math
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,16 @@ def test_seeds_matter(engine: Engine) -> None:
         [GenerationOptions(max_new_tokens=12, temperature=1, seed=seed) for seed in (0, 1, 0)],
     )
     assert results[0].token_ids == results[2].token_ids != results[1].token_ids
+
+
+@pytest.mark.parametrize("narrow", [{"top_k": 1}, {"top_p": 1e-6}])
+def test_a_choice_of_one_is_greedy_however_hot(engine: Engine, narrow: dict[str, Any]) -> None:
+    wide = GenerationOptions(max_new_tokens=12, temperature=9.0)
+    options = [replace(wide, **narrow), wide, replace(wide, **narrow)]
+    found = engine.generate(PROMPTS[:3], options)
+    expected = engine.generate(PROMPTS[:3], GREEDY)
+    same = [one.token_ids == two.token_ids for one, two in zip(found, expected, strict=True)]
+    assert same == [True, False, True]
 
 
 @pytest.mark.parametrize("temperature", [1e-4, 1e-39, 1e-300])

@@ -158,6 +158,13 @@ def write_index(folder: Path, file_names: Sequence[str]) -> None:
     for file_name in file_names:
         with safe_open(folder / file_name, framework="pt") as file:
             weight_map |= dict.fromkeys(file.keys(), file_name)
-        total += (folder / file_name).stat().st_size
+        total += _tensor_bytes(folder / file_name)
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     (folder / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def _tensor_bytes(path: Path) -> int:
+    """What a weight file holds beside its header, whose length stands in the first eight bytes."""
+    with path.open("rb") as file:
+        header = int.from_bytes(file.read(8), "little")
+    return path.stat().st_size - 8 - header
