@@ -75,6 +75,8 @@ BAD = {
     "hot": ({"temperature": 2.1}, "temperature: expected a number from 0 to 2, got 2.1"),
     "NaN": ({"temperature": float("nan")}, "temperature: expected a number from 0 to 2, got nan"),
     "text": ({"temperature": "1"}, "temperature: expected a number from 0 to 2, got '1'"),
+    "length": ({"temperature": "1" * 58}, f"got '{'1' * 58}'"),
+    "longer": ({"temperature": "1" * 59}, f"got '{'1' * 56}..."),
     "top_p": ({"top_p": 0}, "top_p: expected a number above 0 and at most 1"),
     "stop": ({"stop": [""]}, "stop: expected a text or a list of texts, none empty"),
     "stop kind": ({"stop": 1}, "stop: expected a text or a list of texts"),

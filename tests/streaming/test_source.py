@@ -1,6 +1,7 @@
 """Checkpoints that cannot be read block by block, and weight files that are not what they were."""
 
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +125,7 @@ def is_there(part: nn.Module) -> set[bool]:
 def test_only_what_was_asked_for_is_in_memory(folder: Path, held: Held) -> None:
     skeleton = build_skeleton(folder)
     model, blocks = skeleton.model, skeleton.blocks
+    threads = set(threading.enumerate())
     source = BlockSource(folder, model, blocks, held)
     expected = tiny_model("llama", 2).state_dict()
     assert is_there(model) == {False}
@@ -143,6 +145,7 @@ def test_only_what_was_asked_for_is_in_memory(folder: Path, held: Held) -> None:
     release(modules_outside(model, blocks))
     assert is_there(model) == {False}
     source.close()
+    assert set(threading.enumerate()) <= threads
 
 
 def test_memory_is_not_overwritten_while_its_block_is_in_use(folder: Path) -> None:
