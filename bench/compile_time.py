@@ -27,7 +27,8 @@ from secateur.engine import compiled_parts, fused_residuals
 from secateur.modules import LowRankLinear
 
 WIDTH = 64
-RANKS = (16, 32, 48, 64, 80)
+RANKS = tuple(range(4, 48, 4))
+"""In turns: with seven matrices a block, eleven blocks differ."""
 
 Form = Literal["dense", "ranks"]
 Way = Literal["by block", "one program", "by block and rank"]
