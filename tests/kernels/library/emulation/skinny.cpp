@@ -39,23 +39,30 @@ void allow(const SecateurSparse24Skinny& a, Machine& machine) {
 
 }  // namespace
 
-// Clusters, most often of one thread block, run one after the other, in an order that follows from
-// the seed. `bulk`: as on sm_90. 1: see emulation_message.
+// Clusters run one after the other, in an order that follows from the seed; of thread blocks without
+// clusters some run at the same time. `bulk`: as on sm_90. 1: see emulation_message.
 extern "C" int emulate_sparse24_skinny(const SecateurSparse24Skinny* a, int bulk, uint64_t seed) {
   if (const int error = secateur_sparse24_skinny_check(a)) return error;
   if (a->cluster > 1 && !bulk) return SECATEUR_NO_CLUSTERS;
   const Problem problem = problem_of(*a);
   const int tiles = token_tiles(a->linear.tokens);
   return emulation::guarded([&] {
-    for (const int i : emulation::shuffled(problem.schedule.blocks / a->cluster, seed)) {
+    const int blocks = problem.schedule.blocks;
+    const auto run = [&](int first, int count) {
       Machine machine((a->warps + 1) * warp_lanes,
-                      shared_bytes(a->warps, a->row_tiles, tiles, a->stages, a->cluster), seed + i,
-                      a->cluster);
+                      shared_bytes(a->warps, a->row_tiles, tiles, a->stages, a->cluster),
+                      seed + first, count, a->cluster == 1);
       allow(*a, machine);
       with_shape(a->row_tiles, a->linear.tokens, [&](auto shape) {
-        run_type<decltype(shape)>(problem, machine, i * a->cluster, bulk != 0,
-                                  a->linear.value_type);
+        run_type<decltype(shape)>(problem, machine, first, bulk != 0, a->linear.value_type);
       });
+    };
+    if (a->cluster == 1) {
+      emulation::for_each_group(blocks, seed, run);
+    } else {
+      for (const int i : emulation::shuffled(blocks / a->cluster, seed)) {
+        run(i * a->cluster, a->cluster);
+      }
     }
   });
 }

@@ -30,19 +30,18 @@ void run(const SecateurSparse24Tiles& a, Machine& machine, int block) {
 
 }  // namespace
 
-// Thread blocks run one after the other, in an order that follows from the seed. 1: see
-// emulation_message.
+// Some thread blocks run at the same time. 1: see emulation_message.
 extern "C" int emulate_sparse24_tiles(const SecateurSparse24Tiles* a, uint64_t seed) {
   if (const int error = secateur_sparse24_tiles_check(a)) return error;
   return emulation::guarded([&] {
     with_shape(a->tile_rows, a->tile_tokens, [&](auto shape) {
       using S = decltype(shape);
       const int shared = shared_bytes(S::stage_bytes, static_cast<int>(a->stages));
-      for (const int block : emulation::shuffled(static_cast<int>(a->blocks), seed)) {
-        Machine machine(S::threads, shared, seed + block);
+      emulation::for_each_group(static_cast<int>(a->blocks), seed, [&](int first, int count) {
+        Machine machine(S::threads, shared, seed + first, count, true);
         allow(*a, machine);
-        run<S>(*a, machine, block);
-      }
+        run<S>(*a, machine, first);
+      });
     });
   });
 }

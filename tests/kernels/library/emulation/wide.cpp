@@ -27,23 +27,23 @@ device::TensorMap map_of(const SecateurSparse24Wide& a) {
 
 }  // namespace
 
-// Clusters run one after the other, in an order that follows from the seed. 1: see
-// emulation_message.
+// Clusters run one after the other, in an order that follows from the seed; of thread blocks without
+// clusters some run at the same time. 1: see emulation_message.
 extern "C" int emulate_sparse24_wide(const SecateurSparse24Wide* a, uint64_t seed) {
   if (const int error = secateur_sparse24_wide_check(a)) return error;
   Problem problem = problem_of(*a);
   problem.x = map_of(*a);
   const int size = problem.cluster.size();
   return emulation::guarded([&] {
-    for (const int cluster : emulation::shuffled(problem.schedule.blocks, seed)) {
+    const auto run = [&](int first, int count) {
       with_shape(a->warpgroups, a->panels, a->tile_tokens, [&](auto shape) {
         using S = decltype(shape);
         // Dynamic shared memory is aligned to 16 bytes only.
         const int misplaced = 16 * ((seed + 21) % 64);
         const int bytes = shared_bytes<S>(a->stages);
-        Machine machine(S::threads, misplaced + bytes, seed + cluster, size);
+        Machine machine(S::threads, misplaced + bytes, seed + first, count, size == 1);
         allow(*a, machine);
-        machine.run(cluster * size, [&] {
+        machine.run(first, [&] {
           if (a->linear.value_type == SECATEUR_BF16) {
             run_block<Bf16, S>(problem, shared_base + misplaced);
           } else {
@@ -51,6 +51,13 @@ extern "C" int emulate_sparse24_wide(const SecateurSparse24Wide* a, uint64_t see
           }
         });
       });
+    };
+    if (size == 1) {
+      emulation::for_each_group(problem.schedule.blocks, seed, run);
+    } else {
+      for (const int cluster : emulation::shuffled(problem.schedule.blocks, seed)) {
+        run(cluster * size, size);
+      }
     }
   });
 }

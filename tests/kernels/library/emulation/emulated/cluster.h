@@ -7,7 +7,7 @@
 
 namespace secateur::device {
 
-inline int cluster_rank() { return machine().rank(); }
+inline int cluster_rank() { return machine().cluster_rank(); }
 inline uint32_t map_shared(uint32_t address, int rank) {
   return machine().map_shared(address, rank);
 }

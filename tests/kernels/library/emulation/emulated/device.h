@@ -308,9 +308,8 @@ void store(void* target, T value) {
 }
 
 inline void store_partial(float* target, const float (&v)[4]) {
-  machine().check_global(target, 16, true);
   if (reinterpret_cast<uintptr_t>(target) % 16) machine().fail("global: misaligned access");
-  std::memcpy(target, v, 16);
+  machine().leave_sums(target, v);
 }
 inline void add_partial(float (&sum)[4], const float* source) {
   machine().check_global(source, 16, false);
@@ -319,6 +318,7 @@ inline void add_partial(float (&sum)[4], const float* source) {
 }
 inline void fence_device() {}
 inline uint32_t take_ordered_ticket(uint32_t* counter) {
+  machine().order_sums();
   return (*machine().global<uint32_t>(counter, true))++;
 }
 // It may see what was there before: with every other counter it does, so that both ways are taken.

@@ -1,7 +1,8 @@
-// A cluster of thread blocks on a CPU, most often of one: every thread is a coroutine, and one
-// schedule of many, drawn from a seed, decides who goes on and when copies land. It reports what a
-// GPU would not: deadlocks, lanes that diverge within a warp, accesses outside of what was given or
-// before the kernel in front has ended, copies nobody waited for.
+// Thread blocks on a CPU that run at the same time: most often one, or a cluster, or some that share
+// global memory only. Every thread is a coroutine, and one schedule of many, drawn from a seed,
+// decides who goes on and when copies land. It reports what a GPU would not: deadlocks, lanes that
+// diverge within a warp, accesses outside of what was given or before the kernel in front has ended,
+// copies nobody waited for.
 #pragma once
 
 #include <setjmp.h>
@@ -22,6 +23,7 @@
 #include <vector>
 
 #include "emulated/deliveries.h"
+#include "emulated/partial_sums.h"
 #include "emulated/proxies.h"
 
 namespace emulation {
@@ -78,13 +80,15 @@ struct Collective {
 
 class Machine {
  public:
-  // `threads` and `shared_bytes` are a thread block's.
-  Machine(int threads, int shared_bytes, uint64_t seed, int cluster = 1)
+  // `threads` and `shared_bytes` are a thread block's. Several are a cluster, unless they are `apart`.
+  Machine(int threads, int shared_bytes, uint64_t seed, int blocks = 1, bool apart = false)
       : random_(seed),
         threads_(threads),
-        cluster_(cluster),
-        shared_(cluster, std::vector<uint8_t>(shared_bytes, poison)),
-        ordinary_(cluster, threads, shared_bytes) {}
+        blocks_(blocks),
+        apart_(apart),
+        shared_(blocks, std::vector<uint8_t>(shared_bytes, poison)),
+        ordinary_(blocks, threads, shared_bytes),
+        partial_sums_(blocks * threads) {}
 
   static Machine*& current() {
     static Machine* machine = nullptr;
@@ -101,7 +105,7 @@ class Machine {
   // Launched as a dependent: the kernel in front ends some time after the first thread waits for it.
   void launch_dependent() { dependent_ = true; }
 
-  // Runs the thread blocks of a cluster; `block` is the first of them.
+  // Runs the thread blocks; `block` is the first of them.
   void run(int block, const std::function<void()>& body);
 
   // ---- for the emulated instructions ----
@@ -109,7 +113,8 @@ class Machine {
   int threads() const { return threads_; }  // of a thread block
   int thread() const { return running_ % threads_; }
   int rank() const { return running_ / threads_; }
-  int cluster() const { return cluster_; }
+  int cluster() const { return apart_ ? 1 : blocks_; }
+  int cluster_rank() const { return apart_ ? 0 : rank(); }
   int block() const { return block_ + rank(); }
   void yield() {
     if (_setjmp(fibers_[running_].place) == 0) _longjmp(scheduler_, 1);
@@ -124,8 +129,8 @@ class Machine {
   // The same bytes as the thread block `rank` of the cluster sees them, for any thread of it.
   uint32_t map_shared(uint32_t address, int rank) {
     if (address < shared_base || address >= window(0)) fail("mapa: not an address of its own block");
-    if (rank < 0 || rank >= cluster_) fail("mapa: no such thread block in the cluster");
-    return address - shared_base + window(rank);
+    if (rank < 0 || rank >= cluster()) fail("mapa: no such thread block in the cluster");
+    return address - shared_base + window(apart_ ? this->rank() : rank);
   }
   // An address of its own thread block as one of the cluster's window.
   uint32_t in_window(uint32_t address) {
@@ -139,7 +144,7 @@ class Machine {
     const uint32_t mapped = in_window(address);
     const int64_t place = static_cast<int64_t>(mapped) - window(0);
     const int64_t owner = place >> 24, offset = place & ((1 << 24) - 1);
-    if (place < 0 || owner >= cluster_ ||
+    if (place < 0 || owner >= blocks_ ||
         offset + bytes > static_cast<int64_t>(shared_[owner].size())) {
       fail("shared memory: access outside at " + std::to_string(offset));
     }
@@ -153,7 +158,7 @@ class Machine {
   void wrote(uint32_t address, int bytes) {
     spare_barriers(in_window(address), bytes);
     accessed(address, bytes);
-    if (cluster_ == 1) return;
+    if (cluster() == 1) return;
     const Written now{in_window(address), bytes};
     // What was there before is gone, whoever wrote it.
     for (auto& writes : unpublished_) {
@@ -170,7 +175,7 @@ class Machine {
   }
   void fence_before_copies() { ordinary_.fence(running_, rank()); }
   void fence_before_cluster_copies() {
-    for (int block = 0; block < cluster_; ++block) ordinary_.fence(running_, block);
+    for (int block = 0; block < blocks_; ++block) ordinary_.fence(running_, block);
   }
   void require_fenced(uint32_t mapped, int bytes) {
     const uint32_t place = mapped - window(0);
@@ -253,7 +258,7 @@ class Machine {
     barriers_[in_window(address)] = {count, count, 0, 0, false};
   }
   void arrive(uint32_t address) {
-    if (running_ >= 0) ordinary_.tell(running_);
+    if (running_ >= 0) tell();
     Barrier& b = barrier(address);
     comes_from_here(b, address);
     if (b.pending == 0) fail("more arrivals than an mbarrier counts");
@@ -283,7 +288,7 @@ class Machine {
   }
   // A counted store of 16 bytes, both addresses mapped, which lands some time later.
   void deliver(uint32_t target, uint32_t barrier, const std::function<void()>& write) {
-    if (cluster_ == 1) fail("a counted store outside of a cluster");
+    if (cluster() == 1) fail("a counted store outside of a cluster");
     if (owner(target) != owner(barrier)) {
       fail("a counted store and its barrier in different thread blocks");
     }
@@ -310,7 +315,7 @@ class Machine {
   template <typename In, typename Out, typename Compute>
   Out collective(const char* name, const In& in, const Compute& compute) {
     static_assert(sizeof(In) <= 64 && sizeof(Out) <= 64, "slots");
-    ordinary_.tell(running_);
+    tell();
     Collective& c = collectives_[running_ / lanes];
     const int lane = thread() % lanes;
     if (c.arrived == 0) {
@@ -351,20 +356,31 @@ class Machine {
   }
 
   void sync_block() {
-    ordinary_.tell(running_);
+    tell();
     wait(block_syncs_[rank()], arrive(block_syncs_[rank()], threads_));
   }
 
   // The two halves of a barrier over the whole cluster.
   void cluster_arrive() {
+    if (apart_) fail("a barrier over a cluster that is none");
     if (cluster_tokens_[running_] >= 0) fail("two arrivals at a cluster's barrier without a wait");
-    ordinary_.tell(running_);
-    cluster_tokens_[running_] = arrive(cluster_sync_, cluster_ * threads_);
+    tell();
+    cluster_tokens_[running_] = arrive(cluster_sync_, blocks_ * threads_);
   }
   void cluster_wait() {
     if (cluster_tokens_[running_] < 0) fail("a wait at a cluster's barrier without an arrival");
     wait(cluster_sync_, cluster_tokens_[running_]);
     cluster_tokens_[running_] = -1;
+  }
+
+  // Sums that other thread blocks are to find, and the ticket that orders them.
+  void leave_sums(float* target, const float (&v)[4]) {
+    check_global(target, 16, true);
+    partial_sums_.leave(running_, target, v);
+  }
+  void order_sums() {
+    const int first = running_ / lanes * lanes;
+    partial_sums_.order(running_, first, first + lanes);
   }
 
   void wait_for_predecessor() {
@@ -432,6 +448,12 @@ class Machine {
     while (true) m.yield();
   }
 
+  // Where others learn what the thread has done so far.
+  void tell() {
+    ordinary_.tell(running_);
+    partial_sums_.tell(running_);
+  }
+
   void comes_from_here(Barrier& b, uint32_t address) const {
     if (running_ < 0) return;
     const uint32_t mapped = address < window(0) ? window(rank()) : address;
@@ -449,12 +471,12 @@ class Machine {
   // For some rounds a warp or a thread block does not run, or nobody sleeps: what only holds while
   // all go on at about the same pace is found out.
   void fall_asleep() {
-    const int warps = threads_ / lanes, all = cluster_ * warps;
+    const int warps = threads_ / lanes, all = blocks_ * warps;
     const uint64_t kind = random_() % 4;
     first_asleep_ = awake_ = 0;
     if (kind == 0) first_asleep_ = random_() % all, awake_ = first_asleep_ + 1;
-    if (kind == 1 && cluster_ > 1) {
-      first_asleep_ = random_() % cluster_ * warps, awake_ = first_asleep_ + warps;
+    if (kind == 1 && blocks_ > 1) {
+      first_asleep_ = random_() % blocks_ * warps, awake_ = first_asleep_ + warps;
     }
   }
   bool asleep(int warp) const { return first_asleep_ <= warp && warp < awake_; }
@@ -501,10 +523,12 @@ class Machine {
 
   std::mt19937_64 random_;
   int threads_;
-  int cluster_;
+  int blocks_;
+  bool apart_;
   std::vector<std::vector<uint8_t>> shared_;  // a thread block each
   OrdinaryAccesses ordinary_;
   Deliveries deliveries_;
+  PartialSums partial_sums_;
   std::vector<Region> regions_;
   std::vector<Fiber> fibers_;
   std::vector<Collective> collectives_;
@@ -541,16 +565,16 @@ inline void Machine::run(int block, const std::function<void()>& body) {
   for (auto& memory : shared_) std::fill(memory.begin(), memory.end(), poison);
   ordinary_.clear();
   deliveries_.clear();
-  const int threads = cluster_ * threads_;
+  const int threads = blocks_ * threads_;
   fibers_ = std::vector<Fiber>(threads);
   collectives_ = std::vector<Collective>(threads / lanes);
   queues_ = std::vector<std::deque<Landing>>(threads);
-  block_syncs_ = std::vector<Sync>(cluster_);
+  block_syncs_ = std::vector<Sync>(blocks_);
   cluster_sync_ = {};
   cluster_tokens_ = std::vector<int>(threads, -1);
   unpublished_ = std::vector<std::vector<Written>>(threads);
-  exited_ = std::vector<int>(cluster_);
-  waited_ = std::vector<bool>(cluster_);
+  exited_ = std::vector<int>(blocks_);
+  waited_ = std::vector<bool>(blocks_);
   passed_ = std::vector<bool>(threads);
   touched_ = std::vector<bool>(threads);
   units_.clear();
@@ -575,6 +599,7 @@ inline void Machine::run(int block, const std::function<void()>& body) {
       if (waited && !predecessor_ended_ && random_() % 8 == 0) predecessor_ended_ = progress_ = true;
     }
     land(bulk_, false);
+    partial_sums_.land_some(random_);
     for (auto& [type, unit] : units_) progress_ = unit->advance(random_()) || progress_;
     for (auto& queue : queues_) {
       land(queue, true);
@@ -596,6 +621,7 @@ inline void Machine::run(int block, const std::function<void()>& body) {
       error_ = "a thread block left that never waited for the kernel in front";
     }
   }
+  partial_sums_.land_all();
   if (error_.empty() && !prefetched_.empty()) error_ = "prefetch: more often than copied afterwards";
   current() = nullptr;
   if (!error_.empty()) throw std::runtime_error(error_);

@@ -36,6 +36,17 @@ inline std::vector<int> shuffled(int count, uint64_t seed) {
   return order;
 }
 
+// The thread blocks of a kernel that knows no clusters, in groups of neighbours that run at the same
+// time: those who share sums are neighbours. `run(first, count)`, in an order that follows from the
+// seed, as does the size of a group.
+template <typename Run>
+void for_each_group(int blocks, uint64_t seed, const Run& run) {
+  const int most = 1 + static_cast<int>(seed % 4);
+  for (const int group : shuffled((blocks + most - 1) / most, seed)) {
+    run(group * most, std::min(most, blocks - group * most));
+  }
+}
+
 inline void allow_packed24(const void* weight, int64_t rows, int64_t columns, Machine& machine) {
   using namespace secateur::fragment24;
   const int64_t bytes = unit_offset(panels(static_cast<int>(rows)), 0, steps(static_cast<int>(columns)));
