@@ -20,14 +20,6 @@ int secateur_sparse24_skinny_needs(const SecateurSparse24Skinny* a,
 int secateur_sparse24_skinny_check(const SecateurSparse24Skinny* a) {
   SecateurSparse24SkinnyNeeds needs;
   if (const int error = secateur_sparse24_skinny_needs(a, &needs)) return error;
-  if (const int error = check_pointers(*a)) return error;
-  if (a->workspace_bytes < needs.workspace_bytes ||
-      (needs.workspace_bytes > 0 && a->workspace == nullptr)) {
-    return SECATEUR_SMALL_WORKSPACE;
-  }
-  if (a->counter_count < needs.counter_count ||
-      (needs.counter_count > 0 && a->counters == nullptr)) {
-    return SECATEUR_FEW_COUNTERS;
-  }
-  return SECATEUR_OK;
+  if (const int error = check_packed24_pointers(*a)) return error;
+  return check_scratch(*a, needs);
 }

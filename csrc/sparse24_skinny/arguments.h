@@ -1,7 +1,7 @@
 // From the C interface's arguments to the kernel's, with all checks that need no device.
 #pragma once
 
-#include "library/linear_arguments.h"
+#include "library/packed24_arguments.h"
 #include "library/shapes.h"
 #include "secateur/core/sparse24_skinny.h"
 #include "secateur/skinny/problem.h"
@@ -59,13 +59,6 @@ inline int check_configuration(const SecateurSparse24Skinny& a) {
   const Schedule& plan = problem.schedule;
   if (!Schedule::fits(plan.row_blocks, plan.steps, a.blocks)) return SECATEUR_BAD_BLOCKS;
   return cluster_fits(a, problem) ? SECATEUR_OK : SECATEUR_BAD_CLUSTER;
-}
-
-inline int check_pointers(const SecateurSparse24Skinny& a) {
-  if (a.weight == nullptr) return SECATEUR_NULL_POINTER;
-  if (const int error = secateur::check_pointers(a.linear)) return error;
-  const bool fits = aligned(a.weight, 16) && aligned(a.workspace, 16) && aligned(a.counters, 4);
-  return fits ? SECATEUR_OK : SECATEUR_MISALIGNED;
 }
 
 }  // namespace secateur::skinny

@@ -19,11 +19,7 @@ int check_configuration(const SecateurSparse24Tiles& a) {
 }
 
 int check_pointers(const SecateurSparse24Tiles& a) {
-  if (a.weight == nullptr) return SECATEUR_NULL_POINTER;
-  if (const int error = secateur::check_pointers(a.linear)) return error;
-  if (!aligned(a.weight, 16) || !aligned(a.workspace, 16) || !aligned(a.counters, 4)) {
-    return SECATEUR_MISALIGNED;
-  }
+  if (const int error = check_packed24_pointers(a)) return error;
   return x_is_aligned(a.linear) ? SECATEUR_OK : SECATEUR_MISALIGNED_X;
 }
 
@@ -47,13 +43,5 @@ int secateur_sparse24_tiles_check(const SecateurSparse24Tiles* a) {
   SecateurSparse24TilesNeeds needs;
   if (const int error = secateur_sparse24_tiles_needs(a, &needs)) return error;
   if (const int error = check_pointers(*a)) return error;
-  if (a->workspace_bytes < needs.workspace_bytes ||
-      (needs.workspace_bytes > 0 && a->workspace == nullptr)) {
-    return SECATEUR_SMALL_WORKSPACE;
-  }
-  if (a->counter_count < needs.counter_count ||
-      (needs.counter_count > 0 && a->counters == nullptr)) {
-    return SECATEUR_FEW_COUNTERS;
-  }
-  return SECATEUR_OK;
+  return check_scratch(*a, needs);
 }

@@ -1,7 +1,7 @@
 // From the C interface's arguments to the kernel's, with all checks that need no device.
 #pragma once
 
-#include "library/linear_arguments.h"
+#include "library/packed24_arguments.h"
 #include "library/shapes.h"
 #include "secateur/core/sparse24_tiles.h"
 #include "secateur/tiles/problem.h"

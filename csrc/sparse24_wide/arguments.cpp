@@ -53,11 +53,7 @@ int check_configuration(const SecateurSparse24Wide& a) {
 }
 
 int check_pointers(const SecateurSparse24Wide& a) {
-  if (a.weight == nullptr) return SECATEUR_NULL_POINTER;
-  if (const int error = secateur::check_pointers(a.linear)) return error;
-  if (!aligned(a.weight, 16) || !aligned(a.workspace, 16) || !aligned(a.counters, 4)) {
-    return SECATEUR_MISALIGNED;
-  }
+  if (const int error = check_packed24_pointers(a)) return error;
   if (!x_is_aligned(a.linear)) return SECATEUR_MISALIGNED_X;
   // What a map of x can say: rows that follow each other, with or without a gap.
   const bool apart =
@@ -87,13 +83,5 @@ int secateur_sparse24_wide_check(const SecateurSparse24Wide* a) {
   SecateurSparse24WideNeeds needs;
   if (const int error = secateur_sparse24_wide_needs(a, &needs)) return error;
   if (const int error = check_pointers(*a)) return error;
-  if (a->workspace_bytes < needs.workspace_bytes ||
-      (needs.workspace_bytes > 0 && a->workspace == nullptr)) {
-    return SECATEUR_SMALL_WORKSPACE;
-  }
-  if (a->counter_count < needs.counter_count ||
-      (needs.counter_count > 0 && a->counters == nullptr)) {
-    return SECATEUR_FEW_COUNTERS;
-  }
-  return SECATEUR_OK;
+  return check_scratch(*a, needs);
 }

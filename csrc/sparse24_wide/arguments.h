@@ -1,7 +1,7 @@
 // From the C interface's arguments to the kernel's.
 #pragma once
 
-#include "library/linear_arguments.h"
+#include "library/packed24_arguments.h"
 #include "library/shapes.h"
 #include "secateur/core/sparse24_wide.h"
 #include "secateur/wide/problem.h"
