@@ -142,5 +142,23 @@ test-vllm: $(VLLM_HOME)/.ready
 	PYTHONPATH=$(VLLM_HOME) $(VLLM_BIN)/python -m pytest tests/vllm_plugin
 	PYTHONPATH=.venv-vllm/old $(VLLM_BIN)/python -m pytest tests/checkpoint/test_bitmask.py -k writer
 
+# make test-transformers   what touches transformers, with versions from the oldest that is claimed on
+# make test-transformers TRANSFORMERS=5.21.0   the same with others
+# Each has an environment on top of .venv that holds only what that version needs otherwise.
+.PHONY: test-transformers
+TRANSFORMERS       := 5.17.0 5.20.2 5.22.2 5.24.0
+TRANSFORMERS_TESTS := $(addprefix tests/,integrations checkpoint models engine serve)
+PACKAGES            = $(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
+.venv-transformers/%/.ready: $(READY)
+	rm -rf $(@D)
+	$(BIN)/python -m venv $(@D)
+	echo "import site; site.addsitedir('$$($(PACKAGES))')" > "$$(echo $(@D)/lib/python*/site-packages)/under.pth"
+	$(@D)/bin/python -m pip install --quiet transformers==$*
+	@touch $@
+test-transformers: $(TRANSFORMERS:%=test-transformers-%)
+test-transformers-%: .venv-transformers/%/.ready
+	.venv-transformers/$*/bin/python -m pytest -n auto --dist loadfile $(TRANSFORMERS_TESTS)
+.PRECIOUS: .venv-transformers/%/.ready
+
 clean:
 	rm -rf build dist *.egg-info demo .pytest_cache .mypy_cache .ruff_cache .hypothesis
