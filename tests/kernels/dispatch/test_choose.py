@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 
-from secateur_kernels.backends import HAS_TRITON
 from secateur_kernels.dispatch import (
     DeviceFacts,
     Entry,
@@ -232,15 +231,19 @@ def test_policies() -> None:
     assert not wants_dense_copy(PROBLEM, several, "strict", (8,))[0]
 
 
+@pytest.mark.parametrize("has_triton", [False, True])
 @pytest.mark.parametrize("capability", [(7, 5), (8, 0), (9, 0)])
-def test_facts_of_a_gpu(capability: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_facts_of_a_gpu(
+    capability: tuple[int, int], has_triton: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     major, minor = capability
+    monkeypatch.setattr("secateur_kernels.dispatch.problem.HAS_TRITON", has_triton)
     properties = SimpleNamespace(name="N", major=major, minor=minor, multi_processor_count=7)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
     facts = device_facts.__wrapped__(torch.device("cuda"))
     # Triton compiles our kernels from Ampere on.
     is_compiled_for = library_status().runs_on(capability)
-    assert facts == DeviceFacts("N", capability, 7, HAS_TRITON and major >= 8, is_compiled_for)
+    assert facts == DeviceFacts("N", capability, 7, has_triton and major >= 8, is_compiled_for)
     assert facts.is_gpu
 
 
