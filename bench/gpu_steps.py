@@ -176,8 +176,8 @@ def _quick(out: Path) -> Step:
         "-k",
         f"cuda and ({sizes})",
     )
-    command = _pytest(out, "quick", 90, *chosen, patience=2 * PATIENCE)
-    return Step("quick", command, 90, grace=20, silence=60, restarts=True)
+    command = _pytest(out, "quick", 60, *chosen, patience=2 * PATIENCE)
+    return Step("quick", command, 60, grace=20, silence=60, restarts=True)
 
 
 def _quick_benchmarks(results: Path) -> list[Step]:
@@ -267,8 +267,8 @@ def _tune(tables: Path) -> list[Step]:
     # What most problems need; Triton's candidates, each compiled for seconds, come later. Into the
     # run's own cache: the steps that follow choose by it, and it comes back with the logs.
     few = ("--shapes", "goals", "--rounds", "9", "--backends", "cuda", "unpack", "two_gemms")
-    own = ("--budget", "120", "--patience", str(2 * PATIENCE))
-    quick = Step("tune-quick", (*command, *few, *own), 120, flexible=True, grace=20, restarts=True)
+    own = ("--budget", "150", "--patience", str(2 * PATIENCE))
+    quick = Step("tune-quick", (*command, *few, *own), 150, flexible=True, grace=20, restarts=True)
     all_of = (*command, "--budget", OWN_BUDGET, "--output", str(tables))
     return [quick] + [
         Step(f"tune-{part}", (*all_of, "--part", f"{part}/{TUNE_PARTS}"), flexible=True)
