@@ -375,6 +375,8 @@ def test_bad_arguments_are_refused() -> None:
     bad = {"mlp.up.weight": torch.ones(2, 2, dtype=torch.bool)}
     with pytest.raises(SecateurError, match=r"bool mask in the shape of mlp\.up\.weight"):
         optimize(make_block(), targets, samples, QUICK, masks=bad)
+    with pytest.raises(SecateurError, match=r"bool mask in the shape of mlp\.up\.weight"):
+        optimize(make_block(), targets, samples, QUICK, project=lambda _: bad)
     with pytest.raises(SecateurError, match="of no_such"):
         optimize(make_block(), targets, samples, QUICK, masks={"no_such": torch.ones(1).bool()})
     with pytest.raises(SecateurError, match=r"hold 0\.01 of them out, got 9"):
