@@ -38,6 +38,8 @@ _STEP_CLUSTERS = (2, 4, 8)
 _LARGEST_CLUSTER = 8
 _MOST_OF_A_KIND = 2
 """Candidates."""
+_MOST_BOUND_BY_MEMORY = 256
+"""Tokens, about: beyond, weights are read far faster than they are multiplied with."""
 # How many multiprocessors clusters of four reach depends on the chip; the default avoids them.
 _LARGEST_DEFAULT_CLUSTER = 2
 
@@ -103,9 +105,10 @@ def variants(config: WideConfig, m: int, n: int, k: int, num_sms: int) -> list[W
     first = -(-groups * steps // clusters) if config.waves == 0 else steps
     left = -(-min(first, steps) // config.cluster_steps) - config.stages
     step_bytes = config.tile.rows * _WEIGHT_BYTES // config.cluster_tokens
+    aheads = ahead_choices(step_bytes, left, config.blocks, num_sms)
     found = [
         replace(config, late=late, ahead=ahead)
-        for ahead in ahead_choices(step_bytes, left, config.blocks, num_sms)
+        for ahead in (aheads if m <= _MOST_BOUND_BY_MEMORY else [0])
         for late in (False, True)
     ]
     return [variant for variant in found if variant != config]
