@@ -213,7 +213,7 @@ def _quick_benchmarks(results: Path) -> list[Step]:
         step("bench-quick-packing", 40, "bench.packing", "--shapes", "14336x4096"),
         linears("bench-quick-more", 60, sparse, _MORE_TOKENS),
         drawn,
-        linears("bench-competitors", 100, sparse, "512,1024,2048,4096,8192", *competitors),
+        linears("bench-competitors", 80, sparse, "512,1024,2048,4096,8192", *competitors),
     ]
 
 
