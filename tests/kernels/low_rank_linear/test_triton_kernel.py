@@ -115,7 +115,9 @@ def test_equals_the_product_of_the_factors(
 
 @pytest.mark.parametrize("chosen", [config(0, 0, 4), config(0, 1, 2)], ids=["fused", "cut first"])
 @pytest.mark.parametrize(
-    "group_rows", [(64, 16, 16), (24, 24), (13, 0, 9, 70, 1, 7, 2)], ids=["qkv", "two", "odd"]
+    "group_rows",
+    [(64, 16, 16), (24, 24), (13, 0, 9, 70, 1, 7, 2), (16,) * 7],
+    ids=["qkv", "two", "odd", "many"],
 )
 def test_every_group_of_rows_has_its_own_factors(
     group_rows: tuple[int, ...], chosen: LowRankTritonConfig
