@@ -33,6 +33,7 @@ from secateur.errors import OutOfSpaceError, SecateurError, VerificationError
 from secateur.recipe import load_recipe, recipe_from_dict
 from secateur.report.record import (
     REPORT_FILE,
+    FactorRecord,
     QualityRecord,
     Report,
     load_report,
@@ -223,6 +224,21 @@ def test_model_card(made: tuple[Path, PreTrainedModel, Report]) -> None:
     assert "8 samples, 128 tokens, seed 3, from token tensor" in body
     assert "- block 1 dropped (named in the recipe)" in body
     assert "{" not in text.replace(recipe, "")
+
+
+def test_the_card_says_what_factors_keep(tmp_path: Path) -> None:
+    stages = [
+        {"stage": "factor", "method": "svd", "rank": 16, "targets": ["re:.*down_proj"]},
+        {"stage": "prune", "method": "magnitude", "pattern": "2:4", "targets": ["re:.*up_proj"]},
+    ]
+    _, report = compress_with_report(
+        tiny_model("llama", 2), {"stages": stages}, output=tmp_path / "out"
+    )
+    factors, _ = report.stages
+    assert isinstance(factors, FactorRecord)
+    body = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert f"- svd: {factors.kept_fraction:.2%} of the values of 2 matrices kept." in body
+    assert "- magnitude, 2:4: 50.00% zeros in 2 matrices." in body
 
 
 def test_files_may_be_read_by_those_who_may_read_the_folder(
