@@ -1,6 +1,8 @@
 // What secateur_low_rank accepts and needs: no CUDA in here.
 #include "low_rank/arguments.h"
 
+#include <initializer_list>
+
 using namespace secateur;
 using namespace secateur::low_rank;
 
