@@ -50,9 +50,9 @@ bench-gpu: $(READY)
 	$(BIN)/python -m bench.run_on_gpu $(or $(STEP),$(BENCH))
 	$(BIN)/python -m bench.kernel_plots
 
-# make gpu-first  a short visit to a GPU: does the layout hold, are kernels right, how fast (MINUTES=6)
+# make gpu-first  a short visit to a GPU: does the layout hold, are kernels right, how fast (MINUTES=9.5)
 gpu-first: $(READY)
-	$(BIN)/python -m bench.run_on_gpu --first --minutes $(or $(MINUTES),6)
+	$(BIN)/python -m bench.run_on_gpu --first --minutes $(or $(MINUTES),9.5)
 
 # make check   lint, format, types, and whether README and guides show the recorded figures
 check: $(READY)

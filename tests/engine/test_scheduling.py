@@ -10,7 +10,9 @@ from transformers import PreTrainedModel
 
 from secateur import Engine, GenerationOptions
 from secateur.engine import Piece, Result
+from secateur.engine.decode import DecodeShape
 from secateur.engine.prefill import next_chunk
+from secateur.engine.sampling import SamplingKind
 from secateur.engine.sequence import Sequence
 
 REQUESTS = st.tuples(
@@ -131,6 +133,26 @@ def test_a_step_behind_first_tokens_do_not_wait_for_the_second_ones(
     # What was on its way; its first token alone; what was launched with that; and so on.
     assert handed_out == [[early], [late], [early, late], [early, late]]
     assert len(rest(engine)) == 2 * 9 - 9
+
+
+def test_the_last_row_takes_the_place_of_one_that_is_done(
+    byte_model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that steps have no more rows than there are requests."""
+    engine = Engine(byte_model, max_batch_size=3, max_length=80)
+    batches: list[int] = []
+    run = engine._decode.run
+
+    def noted(shape: DecodeShape, kind: SamplingKind) -> None:
+        batches.append(shape.batch)
+        run(shape, kind)
+
+    monkeypatch.setattr(engine._decode, "run", noted)
+    for count in (3, 9, 9):
+        engine.submit([7], GenerationOptions(count))
+    rest(engine)
+    assert max(batches) == 3
+    assert batches[-1] == 2
 
 
 def rest(engine: Engine) -> list[Piece]:
