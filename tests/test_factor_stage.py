@@ -13,6 +13,7 @@ from secateur import SecateurError, compress, compress_with_report, lowrank
 from secateur.calibration.inputs import BlockInputs, capture_inputs
 from secateur.calibration.observe import observed
 from secateur.calibration.tokens import CalibrationTokens
+from secateur.lowrank import Cholesky
 from secateur.models.inventory import take_inventory
 from secateur.models.matrix_types import MatrixType, matrix_type
 from secateur.models.trace import trace_blocks
@@ -22,8 +23,14 @@ from secateur.recipe import FactorStage
 from secateur.recipe.factor_stage import MatrixTypeName
 from secateur.report.record import FactorRecord
 from secateur.stages.factor_group import FactorGroup, factor_group
-from secateur.stages.factor_importance import Importance, measure_importance
+from secateur.stages.factor_importance import (
+    Importance,
+    _importance,
+    _Sums,
+    measure_importance,
+)
 from secateur.stages.factor_statistics import collect_moments
+from secateur.stages.factor_weights import weights_of
 
 TOKENS = torch.randint(3, 128, (6, 24), generator=torch.Generator().manual_seed(1))
 OVERRIDE: dict[str, Any] = {"targets": ["re:.*q_proj"], "rank": 3}
@@ -348,17 +355,50 @@ def test_what_importance_cannot_be_measured_for_is_told(importance: str) -> None
 def test_where_directions_do_not_fit_the_whole_outputs_count(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    summed_up: list[weakref.ref[Tensor]] = []
+    asked: list[bool] = []
+
     def tight(*args: Any) -> dict[str, Importance] | None:
-        if args[3:] == (True,):
+        asked.append(args[3])
+        if args[3]:
+            sums = torch.zeros(1)
+            summed_up.append(weakref.ref(sums))
             raise torch.OutOfMemoryError("no memory, as the test wants it")
+        # What did not fit has been let go.
+        assert all(sums() is None for sums in summed_up)
         return measure_importance(*args)
 
     models = [tiny_model("llama"), tiny_model("llama")]
     monkeypatch.setattr("secateur.stages.factor.measure_importance", tight)
     record = run(models[0], {**DIRECTIONS, "budget": 0.1})
     assert "does not fit in memory" in " ".join(record.warnings)
+    assert asked == [True, False]
     run(models[1], {**DIRECTIONS, "importance": "loss", "budget": 0.1})
     assert torch.equal(logits(models[0]), logits(models[1]))
+    # Given ranks need no other importance.
+    asked.clear()
+    record = run(tiny_model("llama"), {**DIRECTIONS, "rank": 8})
+    assert "does not fit in memory" in " ".join(record.warnings)
+    assert asked == [True]
+
+
+def test_gradients_are_averaged_where_they_were_summed_up() -> None:
+    site = take_inventory(tiny_model("llama")).all_sites[0]
+    sums = torch.eye(site.shape[0])
+    found = _importance(_Sums(1.0, 1.0, 2, sums), site, 4)
+    assert found.gradients is sums
+    assert torch.equal(sums, torch.eye(site.shape[0]) / 4)
+
+
+def test_directions_of_a_matrix_that_calibration_does_not_reach_again() -> None:
+    """Routers may send its only tokens elsewhere when batches differ."""
+    site = take_inventory(tiny_model("llama")).all_sites[0]
+    rows, columns = site.shape
+    root = Cholesky(torch.eye(columns, dtype=torch.float64), 0.0)
+    importance = {site.name: Importance(3.0, torch.eye(rows))}
+    weights = weights_of([site], [site.weight], root, importance, 0.0)
+    assert weights.worth(8.0, tokens_a_sample=2.0) == 2.0
+    assert weights.worth(8.0, tokens_a_sample=0.0) == 3.0
 
 
 def test_directions_that_no_memory_holds_are_refused_beforehand(

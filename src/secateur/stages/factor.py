@@ -15,7 +15,7 @@ from secateur.models.device import on_device
 from secateur.models.sites import WeightSite
 from secateur.models.trace import Trace
 from secateur.progress import Progress
-from secateur.recipe import FactorStage
+from secateur.recipe import FactorStage, ImportanceName
 from secateur.report.record import BlockRecord, FactoredLayer, FactorRecord
 from secateur.stages.factor_group import Factored, FactorGroup, factor_group, groups_of
 from secateur.stages.factor_importance import Importance, measure_importance
@@ -81,7 +81,7 @@ class BlockFactorer:
         groups = [groups_of(sites, shared, self._stage.joint) for sites in self._plan.sites]
         stacks = [(group.name, group.shape) for block in groups for group in block]
         self._warnings += check_stacks(self._stage, stacks) if self._stage.joint else ()
-        self._importance = self._measure_importance()
+        self._importance = self._measure_importance(self._stage.importance)
         ranks = self._ranks(groups, inputs, trace)
         if inputs is not None and self._ranks_by_outputs():
             # They went through all blocks. The old buffers go first: both pairs may not fit.
@@ -112,11 +112,11 @@ class BlockFactorer:
     def _ranks_by_outputs(self) -> bool:
         return self._stage.method == "svd-whitened" and self._stage.budget is not None
 
-    def _measure_importance(self) -> dict[str, Importance] | None:
+    def _measure_importance(self, kind: ImportanceName) -> dict[str, Importance] | None:
         stage = self._stage
-        if stage.method != "svd-whitened" or stage.importance == "output" or self._tokens is None:
+        if stage.method != "svd-whitened" or kind == "output" or self._tokens is None:
             return None
-        directions = stage.importance == "directions"
+        directions = kind == "directions"
         # Else it shares out ranks, and weighs the matrices of a stack against each other.
         if stage.budget is None and not stage.joint and not directions:
             return None
@@ -127,12 +127,15 @@ class BlockFactorer:
         except torch.OutOfMemoryError:
             if not directions:
                 raise
-            self._warnings.append(_NO_ROOM)
-            importance = measure_importance(self._model, sites, self._tokens)
-        self._progress.advance()
-        if importance is None:
-            self._warnings.append(_NO_IMPORTANCE.format(stage.importance))
-        return importance
+        else:
+            self._progress.advance()
+            if importance is None:
+                self._warnings.append(_NO_IMPORTANCE.format(kind))
+            return importance
+        # Only here is let go what did not fit: the error holds it.
+        self._progress.advance("does not fit in memory")
+        self._warnings.append(_NO_ROOM)
+        return self._measure_importance("loss")
 
     def _ranks(
         self, groups: Groups, inputs: BlockInputs | None, trace: Trace | None

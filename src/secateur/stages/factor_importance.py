@@ -98,7 +98,10 @@ def _require_room(sites: Sequence[WeightSite]) -> None:
 
 def _importance(found: _Sums, site: WeightSite, num_tokens: int) -> Importance:
     whole = loss_importance(found.gradient, found.output, found.num_tokens, site.shape[0])
-    return Importance(whole, None if found.gradients is None else found.gradients / num_tokens)
+    if found.gradients is not None:
+        # In place: those of all matrices together are large.
+        found.gradients.div_(num_tokens)
+    return Importance(whole, found.gradients)
 
 
 @contextmanager

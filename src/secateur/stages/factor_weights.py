@@ -27,7 +27,7 @@ class OutputWeights:
     roots: Sequence[Cholesky] | None = None
     """What each direction of each output counts; then there are no scales."""
     whole: float = 1.0
-    """What losing all outputs costs, where `roots` do not say it."""
+    """What losing all outputs costs, where roots and tokens do not say it."""
 
     def stack(self, weights: Sequence[Tensor]) -> Tensor:
         """[sum of N_i, K]: weights [N_i, K] with rows such that all errors count the same."""
@@ -50,8 +50,10 @@ class OutputWeights:
             energy: squared norm of the stack times the root of its input's Hessian.
             tokens_a_sample: that reached the matrices, on average.
         """
+        if self.roots is None or not tokens_a_sample:
+            return self.whole
         # The Hessian is 2 / samples times the sum over tokens.
-        return self.whole if self.roots is None else energy / (2 * tokens_a_sample)
+        return energy / (2 * tokens_a_sample)
 
 
 def weights_of(
@@ -71,15 +73,17 @@ def weights_of(
         damping: of the gradients' mean squares.
     """
     found = [importance[site.name] for site in sites] if importance is not None else []
+    wanted = [one.whole for one in found] or [1.0] * len(sites)
+    whole = sum(wanted)
     device = root.lower.device
     gradients = [one.gradients.to(device) for one in found if one.gradients is not None]
     if gradients:
-        return OutputWeights(roots=[gradient_root(moment, damping) for moment in gradients])
-    wanted = [one.whole for one in found] or [1.0] * len(sites)
+        roots = [gradient_root(moment, damping) for moment in gradients]
+        return OutputWeights(roots=roots, whole=whole)
     if len(sites) == 1:
-        return OutputWeights(whole=wanted[0])
+        return OutputWeights(whole=whole)
     # Over its output's energy: matrices with large outputs would else take the rank away from
     # those with small ones, such as v beside q and k.
     energies = [float((w.double() @ root.lower).square().sum()) for w in weights]
     scales = [i / e if e else 1.0 for i, e in zip(wanted, energies, strict=True)]
-    return OutputWeights(scales, whole=sum(wanted))
+    return OutputWeights(scales, whole=whole)
