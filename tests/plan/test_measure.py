@@ -1,5 +1,6 @@
 """The table's arithmetic, from times and losses that were made up."""
 
+import weakref
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from secateur.plan.losses import Asked, Losses
 from secateur.plan.measure import Measured, build_table, measure_table
 from secateur.plan.options import PlanOptions
 from secateur.plan.table import Part, Table, select
-from secateur.plan.times import Times
+from secateur.plan.times import Times, measure_times
 from secateur.plan.workload import Workload
 from secateur.progress import SilentProgress
 from secateur.stages.drop_plan import block_sublayers
@@ -127,3 +128,31 @@ def test_importance_is_as_fine_as_memory_allows(model: nn.Module) -> None:
     assert "a backward pass does not fit in memory" in " ".join(found.notes)
     losses = [choice.loss for unit in found.table.units for choice in unit.choices[1:]]
     assert all(0 < loss < 0.5 / len(found.table.units) for loss in losses)
+
+
+def test_times_are_measured_without_the_gradients(model: nn.Module) -> None:
+    held: list[weakref.ref[Importance]] = []
+
+    def keep(*args: Any) -> dict[str, Importance] | None:
+        # Not in TF32, as the factor stage's.
+        assert torch.get_float32_matmul_precision() == "highest"
+        found = measure_importance(*args)
+        held.extend(map(weakref.ref, (found or {}).values()))
+        return found
+
+    def timed(*args: Any) -> Times:
+        assert held
+        assert all(one() is None for one in held)
+        return measure_times(*args)
+
+    ids = torch.randint(3, 128, (4, 16), generator=torch.Generator().manual_seed(3))
+    options = PlanOptions(("low-rank",), rank_fractions=(0.8,), rounds=1)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("secateur.plan.measure.measure_importance", keep)
+            patch.setattr("secateur.plan.measure.measure_times", timed)
+            measure_table(model, tokens_from_tensor(ids), Workload(1, 8), options, SilentProgress())
+    finally:
+        torch.set_float32_matmul_precision(before)

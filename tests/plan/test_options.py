@@ -49,6 +49,10 @@ def test_methods_by_device() -> None:
         ({"rank_fractions": ()}, "rank fractions above 0 and below 1, got none"),
         ({"rounds": 0}, "expected at least 1 round, got 0"),
         ({"trials": -1}, "expected at least 0 trials, got -1"),
+        (
+            {"importance": "size"},
+            "expected importance one of directions, loss, output, got 'size'",
+        ),
     ],
 )
 def test_bad_options(values: dict[str, Any], message: str) -> None:

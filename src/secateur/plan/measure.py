@@ -86,14 +86,16 @@ def measure_table(
     )
     importance: dict[str, Importance] | None = None
     kind = options.importance
-    if asked.with_sparse24 or any(asked.ranks.values()):
-        fitted, _ = split_tokens(tokens)
-        importance, kind = _importance(model, sites, fitted, options.importance)
-        notes += () if kind == options.importance else (_NOTES[kind],)
     with full_precision_products():
+        if asked.with_sparse24 or any(asked.ranks.values()):
+            fitted, _ = split_tokens(tokens)
+            importance, kind = _importance(model, sites, fitted, options.importance)
+            notes += () if kind == options.importance else (_NOTES[kind],)
         losses = measure_losses(
             model, inventory, asked, tokens, importance, options.damping, device, progress
         )
+    # Directions are as large as a model; what is timed may need their room.
+    del importance
     forms = trace_blocks(model, inventory.blocks, {}, probe_tokens(model)).output_forms
     setup = Setup(
         model,

@@ -51,6 +51,11 @@ class PlanOptions:
                 "expected rank fractions above 0 and below 1, got "
                 f"{', '.join(map(str, self.rank_fractions)) or 'none'}"
             )
+        if self.importance not in get_args(ImportanceName):
+            raise SecateurError(
+                f"expected importance one of {', '.join(get_args(ImportanceName))}, "
+                f"got {self.importance!r}"
+            )
         if self.trials < 0:
             raise SecateurError(f"expected at least 0 trials, got {self.trials}")
         if self.rounds < 1:
