@@ -1,6 +1,7 @@
 """Needs that are reckoned beforehand, against a recount."""
 
 import math
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -176,6 +177,13 @@ def test_free_memory_is_below_what_there_is() -> None:
         if line.startswith("MemTotal")
     )
     assert 0 < available_host_bytes() <= total
+
+
+def test_a_system_that_does_not_tell_has_memory_without_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("secateur.models.host_memory._MEMINFO", tmp_path / "none")
+    assert available_host_bytes() == sys.maxsize
 
 
 def test_the_limits_of_a_container_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,13 +1,20 @@
 """How much host memory a process can still have."""
 
+import sys
 from pathlib import Path
 
+_MEMINFO = Path("/proc/meminfo")
 _CGROUPS = Path("/sys/fs/cgroup")
 
 
 def available_host_bytes() -> int:
-    """Memory that can be had without swapping, and within the limits of this process's cgroup."""
-    for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+    """Memory that can be had without swapping, and within the limits of this process's cgroup.
+
+    Without end where the system does not tell: only Linux has these files.
+    """
+    if not _MEMINFO.is_file():
+        return sys.maxsize
+    for line in _MEMINFO.read_text(encoding="ascii").splitlines():
         if line.startswith("MemAvailable:"):
             return min([int(line.split()[1]) * 1024, *_room_in_cgroups()])
     raise AssertionError("the kernel names no MemAvailable")
