@@ -5,7 +5,12 @@ from dataclasses import asdict, replace
 from math import inf, log2
 from typing import Any
 
-from secateur_kernels.dispatch.candidates import candidates, config_from, configs_to_tune
+from secateur_kernels.dispatch.candidates import (
+    candidates,
+    config_from,
+    configs_to_tune,
+    variants_to_tune,
+)
 from secateur_kernels.dispatch.choice import Choice, Policy
 from secateur_kernels.dispatch.problem import Problem
 from secateur_kernels.dispatch.table import Entry, Measurement, Table
@@ -122,7 +127,7 @@ def _config_for(problem: Problem, entry: Entry, best: Measurement) -> Any:
     """The config that was measured, or for another size the likeliest of those that can run.
 
     How the work is divided depends on the size: whole clusters of thread blocks, say, are as many
-    as there are blocks of rows.
+    as there are blocks of rows. When weights are asked for stays as it was where that is possible.
     """
     measured = best.config
     same = (entry.m, entry.n, entry.k, entry.rank) == (
@@ -139,8 +144,10 @@ def _config_for(problem: Problem, entry: Entry, best: Measurement) -> Any:
         equal = sum(fields.get(name) == value for name, value in measured.items())
         return fields.get("kernel") == measured.get("kernel"), equal
 
+    divisions = [Choice(best.backend, config) for config in configs_to_tune(problem, best.backend)]
+    variants = [v for division in divisions for v in variants_to_tune(problem, division)]
     # The first of those that are equally alike: the most promising comes first.
-    return max(configs_to_tune(problem, best.backend), key=likeness)
+    return max((choice.config for choice in (*divisions, *variants)), key=likeness)
 
 
 def _distance(problem: Problem, entry: Entry) -> float:

@@ -22,7 +22,9 @@ from secateur_kernels.dispatch.candidates import (
     candidates_to_tune,
     configs_to_tune,
     low_rank_shape,
+    variants_to_tune,
 )
+from secateur_kernels.dispatch.choice import Choice
 from secateur_kernels.dispatch.problem import Op, device_facts
 from secateur_kernels.library import library_status
 from secateur_kernels.low_rank_linear.cuda_config import (
@@ -82,7 +84,9 @@ def measured_config(problem: Problem, backend: str, index: int) -> Entry:
 
 def legal(problem: Problem, config: Any) -> None:
     """Of the kernel's own choice for these sizes: what its library takes."""
-    assert config in configs_to_tune(problem, "cuda")
+    tried = [Choice("cuda", division) for division in configs_to_tune(problem, "cuda")]
+    tried += [variant for choice in tried for variant in variants_to_tune(problem, choice)]
+    assert config in [choice.config for choice in tried]
     m, n, k = problem.m, problem.n, problem.k
     if problem.op == "low_rank_linear":
         shape, shared = low_rank_shape(problem), shared_bytes_of(H200.capability)
@@ -135,6 +139,24 @@ def test_a_config_of_the_same_size_is_the_measured_one() -> None:
     near = choose(replace(PROBLEM, m=7), times).config
     assert near in configs_to_tune(replace(PROBLEM, m=7), "cuda")
     assert (near.kernel, near.warps, near.blocks) == (config.kernel, config.warps, config.blocks)
+
+
+@pytest.mark.parametrize("problem", [PROBLEM, replace(PROBLEM, m=128), LOW_RANK], ids=str)
+def test_moments_are_taken_over_for_tokens_between(problem: Problem) -> None:
+    """When the next kernel may start, and how far ahead weights are asked for: tuned last."""
+
+    def moments(config: Any) -> dict[str, int]:
+        names = {"lead", "late", "ahead", "down_ahead", "up_ahead"}
+        return {name: value for name, value in asdict(config).items() if name in names}
+
+    large = replace(problem, n=57344, k=8192, rank=2048 if problem.rank else 0)
+    fastest = Choice("cuda", configs_to_tune(large, "cuda")[0])
+    varied = variants_to_tune(large, fastest)
+    assert len(varied) > 2
+    for variant in varied:
+        times = table(Entry.of(large, [Measurement("cuda", asdict(variant.config), 6.0)]))
+        config = choose(replace(large, m=large.m - 1), times).config
+        assert moments(config) == moments(variant.config)
 
 
 def test_more_tokens_than_were_measured_with_a_kernel_that_takes_them() -> None:
