@@ -26,13 +26,15 @@ def throughput_table(device: str = "cpu") -> str:
 
 
 def times_table(device: str = DEVICE) -> str:
-    """What a token takes in the runs of a device, each beside the dense model of the same run."""
-    rows = []
+    """What a token takes on a device, in the last run of each case, beside dense in that run."""
+    rows: dict[tuple[str, ...], list[str]] = {}
     for run in _runs(device):
         dense = _dense(run)
-        rows += [_times_row(record, dense[_shape(record)]) for record in run]
+        for record in run:
+            row = _times_row(record, dense[_shape(record)])
+            rows[tuple(row[:4])] = row
     heads = ["model", "run by", "batch", "prompt", "ms a token", "decode", "prefill", "weights"]
-    return "\n".join(_markdown(heads, rows)) if rows else NOT_MEASURED
+    return "\n".join(_markdown(heads, list(rows.values()))) if rows else NOT_MEASURED
 
 
 def _runs(device: str) -> list[list[dict[str, Any]]]:

@@ -37,13 +37,14 @@ def test_a_table_is_of_one_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     lines += [line(DEVICE, "2", "dense", 4.5), line(DEVICE, "2", "2:4", 2.7)]
     lines += [line(DEVICE, "3", "dense", 5.0, 16), line(DEVICE, "3", "2:4", 4.0, 16)]
     lines += [line("NVIDIA H100 80GB HBM3", "4", "dense", 7)]
+    lines += [line(DEVICE, "5", "dense", 4.4), line(DEVICE, "5", "2:4", 2.2)]
     (tmp_path / "throughput.jsonl").write_text("\n".join(lines), encoding="utf-8")
     shown = throughput_table.throughput_table()
     assert "| low-rank | low-rank | engine | 1 | 128 | 1.00 | 2.00 | 60% |" in shown
     assert shown.endswith("on cpu")
     assert throughput_table.times_table().splitlines()[2:] == [
-        "| llama-3-8b, dense | engine | 1 | 128 | 4.50 | 1.00 | 1.00 | 100% |",
-        "| llama-3-8b, 2:4 | engine | 1 | 128 | 2.70 | 1.67 | 1.00 | 60% |",
+        "| llama-3-8b, dense | engine | 1 | 128 | 4.40 | 1.00 | 1.00 | 100% |",
+        "| llama-3-8b, 2:4 | engine | 1 | 128 | 2.20 | 2.00 | 1.00 | 60% |",
         "| llama-3-8b, dense | engine | 16 | 128 | 5.00 | 1.00 | 1.00 | 100% |",
         "| llama-3-8b, 2:4 | engine | 16 | 128 | 4.00 | 1.25 | 1.00 | 60% |",
     ]
