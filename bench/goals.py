@@ -117,8 +117,8 @@ def rows(records: Records, goals: Sequence[Goal] = GOALS) -> list[list[str]]:
         found = goal.measure(records)
         sign = "<=" if goal.at_most else ">="
         cells = [goal.name, f"{sign} {_figure(goal.bound, goal)}"]
-        there = found is None or records.device == DEVICE
-        verdict = goal.verdict(found) if there else "another GPU"
+        is_judged = found is None or records.device == DEVICE
+        verdict = goal.verdict(found) if is_judged else "another GPU"
         cells += ["" if found is None else _figure(found.value, goal), verdict]
         table.append([*cells, "" if found is None else _where(found)])
     return table

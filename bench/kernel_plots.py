@@ -103,6 +103,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, default=PLOTS, help="folder for the pictures")
     add_device_option(parser)
     options = parser.parse_args(arguments)
+    if (
+        options.device != DEVICE
+        and not options.print
+        and options.output.resolve() == PLOTS.resolve()
+    ):
+        parser.error(f"expected another --output: the pictures in {PLOTS} are an {DEVICE}'s")
     if options.print:
         for name, text in tables(options.results, options.device).items():
             print(f"{name}\n{text}\n")

@@ -195,6 +195,9 @@ def test_figures_of_another_gpu_meet_no_goal(
         command(["--results", str(tmp_path), "--device", H100, *output])
     assert "1.20" in capsys.readouterr().out
     assert (tmp_path / H100 / "bandwidth-chain.svg").is_file()
+    with pytest.raises(SystemExit):
+        plots_main(["--results", str(tmp_path), "--device", H100])
+    assert f"are an {DEVICE}'s" in capsys.readouterr().err
     assert whose([], DEVICE) == DEVICE
 
 
