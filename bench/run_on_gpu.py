@@ -17,8 +17,8 @@ its whole output goes to a log in `--out` (default `runs/gpu`). Steps whose own 
 on where they ended; what does not fit into the time that is left is cut short, or passed over. A
 step whose process dies, or hangs in a kernel, is started again without what it died of
 (`secateur_kernels/testing/attempts.py`). After a change of the code, begin with another `--out` and
-`--results`. Needs torch, triton, numpy and pytest; nothing is fetched, and no setting of the GPU is
-changed.
+`--results`. Needs torch, triton, numpy and pytest, whole models transformers and accelerate too;
+nothing is fetched, and no setting of the GPU is changed.
 """
 
 import argparse

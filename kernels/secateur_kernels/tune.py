@@ -60,7 +60,7 @@ def tune_shape(
     rounds: int = 15,
     backends: Collection[str] | None = None,
 ) -> Iterator[tuple[Entry, list[str]]]:
-    """Time all candidates of a weight at several numbers of tokens.
+    """Time all candidates of a weight at several numbers of tokens, then variants of the fastest.
 
     Args:
         shape: op and sizes of the weight; random values.
