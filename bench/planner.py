@@ -96,16 +96,7 @@ def planner(
     token_ids = encode_text(loaded.tokenizer, text.read_text(encoding="utf-8"))
     options = PlanOptions(rounds=rounds, trials=trials)
     workload = Workload(batch, length or None, threads=threads)
-    bench = Bench(
-        loaded.model,
-        tokens,
-        workload,
-        rounds,
-        options.damping,
-        token_ids,
-        LENGTH,
-        options.importance,
-    )
+    bench = Bench(loaded.model, tokens, workload, rounds, options.damping, token_ids, LENGTH)
     facts = {
         "model": Path(model).name,
         "calibration": calibration.name,

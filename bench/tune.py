@@ -27,7 +27,8 @@ from secateur_kernels.testing.attempts import Attempts, BrokenContextError, chec
 from secateur_kernels.tune import DEFAULT_TOKENS, TuneShape, empty_table, tune_shape
 
 OPS: tuple[Op, ...] = ("sparse24_linear", "low_rank_linear")
-_Measured = tuple[TuneShape, Sequence[int], torch.dtype, torch.device, int, Collection[str]]
+_Asked = tuple[TuneShape, Sequence[int], torch.dtype, torch.device, int, Collection[str]]
+"""Arguments of `tune_shape`."""
 BACKENDS = ("cuda", "triton", "two_gemms", "unpack", "dense", "reference")
 
 
@@ -99,8 +100,8 @@ def run(
         there = _entries_of(table, shape)
         held = {x.backend for m in wanted if m in there for x in there[m].measurements}
         timed = {*backends, *held}
-        measured = (shape, wanted, torch.bfloat16, device, rounds, timed)
-        for entry, failed in _one_by_one(measured, attempts):
+        asked = (shape, wanted, torch.bfloat16, device, rounds, timed)
+        for entry, failed in _one_by_one(asked, attempts):
             if entry is not None:
                 table = table.merged(empty_table(device).with_entries([entry]))
                 table.save(path)
@@ -115,11 +116,9 @@ def _what(shape: TuneShape, m: int) -> str:
     return f"{shape} M={m}"
 
 
-def _one_by_one(
-    measured: _Measured, attempts: Attempts
-) -> Iterator[tuple[Entry | None, list[str]]]:
+def _one_by_one(asked: _Asked, attempts: Attempts) -> Iterator[tuple[Entry | None, list[str]]]:
     """What `tune_shape` makes of its arguments; a failure at some tokens leaves others alone."""
-    shape, waiting, dtype, device, *rest = measured
+    shape, waiting, dtype, device, *rest = asked
     while waiting:
         entries = tune_shape(shape, waiting, dtype, device, *rest)
         for m in tuple(waiting):
