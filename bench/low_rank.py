@@ -56,6 +56,9 @@ def quality(
         bool, typer.Option("--untimed", help="Record no seconds: the machine has other work.")
     ] = False,
 ) -> None:
+    chosen = list(METHODS) if methods is None else [name.strip() for name in methods.split(";")]
+    if not METHODS.keys() >= {*chosen}:
+        raise typer.BadParameter(f"expected methods of {'; '.join(METHODS)}, got {methods}")
     silence_transformers()
     dense = load_with_tokenizer(model)
     token_ids = encode_text(dense.tokenizer, text.read_text(encoding="utf-8"))
@@ -78,7 +81,6 @@ def quality(
         typer.echo(f"{values['method']:28} {values['budget']:4} {kept} {result.perplexity:8.2f}")
 
     measure(dense.model, {"method": "dense", "budget": 0.0, "kept_fraction": 1.0})
-    chosen = list(METHODS) if methods is None else [name.strip() for name in methods.split(";")]
     for budget in BUDGETS:
         for name in chosen:
             try:
