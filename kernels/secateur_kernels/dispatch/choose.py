@@ -144,10 +144,10 @@ def _config_for(problem: Problem, entry: Entry, best: Measurement) -> Any:
         equal = sum(fields.get(name) == value for name, value in measured.items())
         return fields.get("kernel") == measured.get("kernel"), equal
 
-    divisions = [Choice(best.backend, config) for config in configs_to_tune(problem, best.backend)]
-    variants = [v for division in divisions for v in variants_to_tune(problem, division)]
     # The first of those that are equally alike: the most promising comes first.
-    return max((choice.config for choice in (*divisions, *variants)), key=likeness)
+    division = max(configs_to_tune(problem, best.backend), key=likeness)
+    variants = variants_to_tune(problem, Choice(best.backend, division))
+    return max((division, *(variant.config for variant in variants)), key=likeness)
 
 
 def _distance(problem: Problem, entry: Entry) -> float:
