@@ -99,7 +99,8 @@ const char* own_error_text(int code) {
     case SECATEUR_BAD_LEAD:
       return "expected 0 or more steps as the lead of the next kernel";
     case SECATEUR_BAD_AHEAD:
-      return "expected 0 to 1024 steps or, with boxes, stages to ask for ahead of the ring";
+      return "expected 0 to 1024 steps to ask for ahead of the ring, of low rank stages, and 0 "
+             "without boxes";
     default:
       return "unknown error code";
   }

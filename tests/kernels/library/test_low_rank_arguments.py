@@ -109,7 +109,7 @@ def test_sound_arguments_are_accepted(emulator: Any) -> None:
         ({"up_division.blocks": 5}, "1 to row blocks thread blocks"),
         ({"up_division.blocks": 0}, "1 to row blocks thread blocks"),
         ({"down_division.boxes": 1}, "8 warps of 1 to 4 row tiles for boxes"),
-        ({"down_division.ahead": 1}, "with boxes, stages to ask for ahead"),
+        ({"down_division.ahead": 1}, "of low rank stages, and 0 without boxes"),
         ({**BOX_UP, "up_division.ahead": 1025}, "expected 0 to 1024 steps"),
         ({**BOX_UP, "up_division.ahead": -1}, "expected 0 to 1024 steps"),
         ({"up_division.boxes": 1, "up_division.warps": 8, "up_division.stages": 1}, "2 to 16"),
