@@ -122,5 +122,16 @@ def test_the_page_holds_everything_and_escapes_names() -> None:
         baseline=EVIL, models=(model(EVIL),), measurements=(measurement(EVIL),), notes=(EVIL,)
     )
     assert "<script" not in render_throughput(evil)
-    assert "<th>Note</th>" in page
-    assert "<th>Note</th>" not in render_throughput(evil), "no model needs one"
+    for text in ("<th>Note</th>", "Hatched: reference"):
+        assert text in page
+        assert text not in render_throughput(evil), "no model needs one"
+
+
+def test_the_page_has_a_column_of_memory_where_it_was_measured() -> None:
+    page = render_throughput(record())
+    assert "Peak memory" not in page
+    assert '<td class="n">–</td></tr>' not in page, "nor its cells"
+    with_memory = measurement("books", peak_memory_bytes=3_000_000)
+    page = render_throughput(record(measurements=(with_memory,)))
+    assert '<th class="n">Peak memory</th></tr>' in page
+    assert '<td class="n">3.00 MB</td></tr>' in page

@@ -22,6 +22,7 @@ def render_throughput(record: ThroughputRecord) -> str:
         findings=throughput_words.findings(record),
         cautions=throughput_words.cautions(record),
         noted=any(map(throughput_words.model_note, record.models)),
+        has_memory=any(one.peak_memory_bytes is not None for one in record.measurements),
         header=throughput_words.HEADER,
         rows=throughput_words.rows(record),
         decode_picture=picture(throughput_plots.decode_svg(record)),
