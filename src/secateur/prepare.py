@@ -186,7 +186,8 @@ def check_calibration(source: CalibrationSource | None, recipe: Recipe) -> None:
         if recipe.needs_calibration:
             raise SecateurError(
                 "this recipe needs calibration (--calibration): give a text file, a folder, a "
-                "JSON-lines file, a dataset name, texts or token ids; magnitude alone does without"
+                "JSON-lines file, a dataset name, texts or token ids; only magnitude, svd and "
+                "laser do without"
             )
     else:
         check_source(source)

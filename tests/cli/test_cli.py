@@ -22,6 +22,7 @@ import secateur_command
 from secateur.cli import main
 from secateur.report.record import DropRecord, PruneRecord, Report, load_report
 from secateur_kernels.dispatch import Table as Times
+from secateur_kernels.library import LibraryStatus
 from secateur_kernels.version import __version__
 
 BOOKS = Path(__file__).parents[2] / "examples" / "books-8m"
@@ -720,6 +721,20 @@ def test_doctor(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     text = good(cli("doctor"))
     for name in values:
         assert name in text
+
+
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [
+        (LibraryStatus(True, architectures=("sm_80", "sm_90a")), "for sm_80, sm_90a"),
+        (LibraryStatus(False, reason="it is not built"), "it is not built"),
+    ],
+)
+def test_doctor_tells_of_the_compiled_library(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, status: LibraryStatus, said: str
+) -> None:
+    monkeypatch.setattr("secateur.cli.doctor.library_status", lambda: status)
+    assert json.loads(good(cli("doctor", "--json")))["compiled library"] == said
 
 
 def test_doctor_names_measured_times(

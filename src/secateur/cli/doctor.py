@@ -14,6 +14,7 @@ from secateur.cli.options import JsonOutput
 from secateur.report.facts import machine_facts, package_versions
 from secateur.settings import read_settings
 from secateur_kernels.dispatch.table import table_of_this_version, tables_in
+from secateur_kernels.library import library_status
 from secateur_kernels.settings import cache_folder
 
 _OPTIONAL = {
@@ -40,6 +41,7 @@ def _facts() -> list[tuple[str, str]]:
         *package_versions().items(),
         *machine_facts().items(),
         ("gpu", _gpu()),
+        ("compiled library", _compiled_library()),
         ("measured times", _measured_times()),
         ("nvcc", shutil.which("nvcc") or "none (needed only to build kernels)"),
         *((name, _optional(name)) for name in _OPTIONAL),
@@ -52,6 +54,12 @@ def _gpu() -> str:
         return "none: compression runs on the CPU"
     names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     return ", ".join(names)
+
+
+def _compiled_library() -> str:
+    """What the CUDA C++ kernels are built for, or why they do not run."""
+    status = library_status()
+    return f"for {', '.join(status.architectures)}" if status.loaded else status.reason
 
 
 def _measured_times() -> str:
