@@ -25,6 +25,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from secateur.checkpoint.card import model_card
 from secateur.checkpoint.manifest import MANIFEST_FILE, manifest_faults
 from secateur.checkpoint.verify import verify_checkpoint
 from secateur.checkpoint.write import RECIPE_FILE, check_output, write_checkpoint
@@ -224,6 +225,23 @@ def test_model_card(made: tuple[Path, PreTrainedModel, Report]) -> None:
     assert "8 samples, 128 tokens, seed 3, from token tensor" in body
     assert "- block 1 dropped (named in the recipe)" in body
     assert "{" not in text.replace(recipe, "")
+
+
+def test_the_card_says_which_model_has_a_perplexity(
+    made: tuple[Path, PreTrainedModel, Report],
+) -> None:
+    dense = QualityRecord(
+        text="a.txt",
+        when="before",
+        perplexity=38.8249,
+        standard_error=1.8351,
+        num_tokens=5,
+        max_seq_length=8,
+    )
+    report = replace(made[2], quality=(dense, replace(dense, when="after", perplexity=39.63)))
+    card = model_card(recipe_from_dict(RECIPE), report, is_compact=False)
+    assert "- perplexity before: 38.82 ± 1.84 on a.txt (windows of 8 tokens)." in card
+    assert "- perplexity after: 39.63 ± 1.84 on a.txt (windows of 8 tokens)." in card
 
 
 def test_the_card_says_what_factors_keep(tmp_path: Path) -> None:

@@ -99,7 +99,8 @@ def _facts(report: Report) -> list[str]:
             facts.append(f"- {dropped_words(stage)} ({criterion_words(stage)}).")
     for quality in report.quality:
         facts.append(
-            f"- perplexity {quality.perplexity:.2f} ± {quality.standard_error:.2f} on "
-            f"{quality.text} (windows of {quality.max_seq_length})."
+            f"- perplexity {quality.when}: {quality.perplexity:.2f} ± "
+            f"{quality.standard_error:.2f} on {quality.text} (windows of "
+            f"{quality.max_seq_length} tokens)."
         )
     return facts
