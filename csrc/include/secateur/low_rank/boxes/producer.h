@@ -67,24 +67,23 @@ SECATEUR_DEVICE void produce(const Task& task, Ring ring, Walk walk, const Range
   const int last = stages - task.stages_behind_successor(early);
   if (last <= early) device::let_successor_start();
   // While the kernel in front ends, memory would have nothing to do once the ring is full.
-  int asked = early;
-  const auto ask_before = [&](int end) {
 #pragma unroll 1
-    for (; asked < end && asked < stages; ++asked, behind.advance(range)) {
-      task.prefetch_weights(behind);
-    }
-  };
-  if (ahead > 0) ask_before(early + ahead);
+  for (int i = early; i < early + ahead && i < stages; ++i, behind.advance(range)) {
+    task.prefetch_weights(behind);
+  }
   device::wait_for_predecessor();
 #pragma unroll 1
   for (int i = 0; i < stages; ++i, ring.advance(), walk.advance(range)) {
     if (i >= early) {
       device::barrier_wait(ring.empty(), ring.phase ^ 1);
       task.fetch_weights(ring.place(), walk, ring.full());
+      if (ahead > 0 && i + ahead < stages) {
+        task.prefetch_weights(behind);
+        behind.advance(range);
+      }
     }
     task.fetch_operand(ring.place(), walk, ring.full());
     if (i + 1 == last && last > early) device::let_successor_start();
-    if (ahead > 0) ask_before(i + 1 + ahead);
   }
 }
 
