@@ -306,6 +306,7 @@ def test_budgets_hold_by_directions(joint: bool) -> None:
     model = tiny_model("llama")
     record = run(model, {**DIRECTIONS, "budget": 0.12, "joint": joint})
     assert record.kept_fraction <= 0.88
+    assert record.importance == "directions"
     assert not record.warnings
     assert torch.isfinite(logits(model)).all()
 
@@ -347,6 +348,7 @@ def test_what_importance_cannot_be_measured_for_is_told(importance: str) -> None
     stage = {"method": "svd-whitened", "budget": 0.05, "write": "dense"}
     record = run(models[0], {**stage, "importance": importance})
     assert f"importance {importance} could not be measured for all" in " ".join(record.warnings)
+    assert record.importance == "output"
     run(models[1], {**stage, "importance": "output"})
     for one, other in zip(models[0].parameters(), models[1].parameters(), strict=True):
         assert torch.equal(one, other)
@@ -373,6 +375,7 @@ def test_where_directions_do_not_fit_the_whole_outputs_count(
     record = run(models[0], {**DIRECTIONS, "budget": 0.1})
     assert "does not fit in memory" in " ".join(record.warnings)
     assert asked == [True, False]
+    assert record.importance == "loss"
     run(models[1], {**DIRECTIONS, "importance": "loss", "budget": 0.1})
     assert torch.equal(logits(models[0]), logits(models[1]))
     # Given ranks need no other importance.
@@ -380,6 +383,7 @@ def test_where_directions_do_not_fit_the_whole_outputs_count(
     record = run(tiny_model("llama"), {**DIRECTIONS, "rank": 8})
     assert "does not fit in memory" in " ".join(record.warnings)
     assert asked == [True]
+    assert record.importance is None
 
 
 def test_gradients_are_averaged_where_they_were_summed_up() -> None:

@@ -35,6 +35,7 @@ from secateur.recipe import load_recipe, recipe_from_dict
 from secateur.report.record import (
     REPORT_FILE,
     FactorRecord,
+    PruneRecord,
     QualityRecord,
     Report,
     load_report,
@@ -255,8 +256,36 @@ def test_the_card_says_what_factors_keep(tmp_path: Path) -> None:
     factors, _ = report.stages
     assert isinstance(factors, FactorRecord)
     body = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
-    assert f"- svd: {factors.kept_fraction:.2%} of the values of 2 matrices kept." in body
-    assert "- magnitude, 2:4: 50.00% zeros in 2 matrices." in body
+    kept = f"{factors.kept_of_factored:.1%}"
+    assert f"- 2 matrices factored by svd, {kept} of their values kept." in body
+    # Factors make the checkpoint compact, and so 2:4 matrices are packed.
+    assert "- magnitude, 2:4: 50.00% zeros in 2 matrices.\n" in body
+
+
+@pytest.mark.parametrize(
+    ("pattern", "is_compact", "warns"),
+    [("2:4", True, False), ("2:4", False, True), ("unstructured", True, True)],
+)
+def test_the_card_warns_of_zeros_that_are_stored(
+    made: tuple[Path, PreTrainedModel, Report], pattern: str, is_compact: bool, warns: bool
+) -> None:
+    report = made[2]
+    stages = tuple(
+        replace(stage, pattern=pattern) if isinstance(stage, PruneRecord) else stage
+        for stage in report.stages
+    )
+    card = model_card(recipe_from_dict(RECIPE), replace(report, stages=stages), is_compact)
+    assert ("Zeros in a dense file bring neither size nor speed" in card) is warns
+
+
+def test_the_card_leaves_zeros_out_where_nothing_pruned(
+    made: tuple[Path, PreTrainedModel, Report],
+) -> None:
+    report = made[2]
+    bare = replace(report, stages=(), size=replace(report.size, num_zeros=0))
+    card = model_card(recipe_from_dict(RECIPE), bare, is_compact=False)
+    assert "which zero" not in card
+    assert "|\n| bytes of weights |" in card
 
 
 def test_files_may_be_read_by_those_who_may_read_the_folder(

@@ -4,9 +4,12 @@ from typing import Any, Literal
 
 from secateur.report.comparison import Comparison, Sample, Variant
 from secateur.report.record import (
+    AnyStage,
     BlockRecord,
     CalibrationRecord,
     DropRecord,
+    FactoredLayer,
+    FactorRecord,
     LayerRecord,
     ModelRecord,
     PruneRecord,
@@ -76,6 +79,32 @@ def drop(dropped: tuple[int, ...] = (4, 3), **changes: Any) -> DropRecord:
     return DropRecord(**{**values, **changes})
 
 
+def factor(num_factored: int = 46, num_dense: int = 10, **changes: Any) -> FactorRecord:
+    """Factors of rank 64 hold half of each matrix's values; the last matrices stay dense."""
+    layers = [
+        FactoredLayer(
+            name=f"model.layers.{index // 7}.{KINDS[index % 7]}",
+            block=index // 7,
+            shape=(256, 256),
+            rank=64 if index < num_factored else None,
+            num_parameters=32768 if index < num_factored else 65536,
+            output_error=0.1 if index < num_factored else None,
+            num_tokens=32768,
+            seconds=0.2,
+        )
+        for index in range(num_factored + num_dense)
+    ]
+    values: dict[str, Any] = {
+        "method": "svd-whitened",
+        "budget": None,
+        "layers": tuple(layers),
+        "blocks": (),
+        "seconds": 9.0,
+        "importance": "loss",
+    }
+    return FactorRecord(**{**values, **changes})
+
+
 def quality(
     perplexity: float = 24.12,
     standard_error: float = 0.41,
@@ -91,7 +120,7 @@ def quality(
     )
 
 
-def report(*stages: PruneRecord | DropRecord, **changes: Any) -> Report:
+def report(*stages: AnyStage, **changes: Any) -> Report:
     stages = stages or (prune(),)
     values: dict[str, Any] = {
         "created": "2026-11-21T06:00:00Z",

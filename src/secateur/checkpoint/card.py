@@ -2,6 +2,7 @@
 
 from secateur.recipe import Recipe
 from secateur.report.drop_words import criterion_words, dropped_words
+from secateur.report.factor_words import factored_words
 from secateur.report.record import FactorRecord, PruneRecord, Report
 from secateur.report.training_record import InheritRecord, RecoverRecord
 from secateur.report.training_words import training_words
@@ -20,8 +21,7 @@ Made from `{source}` ({architecture}) with Secateur {version}.
 |---|---|---|
 | blocks | {blocks_before} | {blocks_after} |
 | parameters | {parameters_before:,} | {parameters_after:,} |
-| of which zero | | {zeros:,} |
-| bytes of weights | {bytes_before:,} | {bytes_after:,} |
+{zeros}| bytes of weights | {bytes_before:,} | {bytes_after:,} |
 
 {facts}
 
@@ -42,6 +42,7 @@ _LOADS_COMPACT = (
     "What was pruned, factored or removed is stored as such: `import secateur` first, then "
     "`AutoModelForCausalLM.from_pretrained(folder)` as for any model."
 )
+_ZEROS_STORED = " Zeros in a dense file bring neither size nor speed by themselves."
 
 
 def model_card(recipe: Recipe, report: Report, is_compact: bool) -> str:
@@ -65,10 +66,10 @@ def model_card(recipe: Recipe, report: Report, is_compact: bool) -> str:
         blocks_after=size.num_blocks,
         parameters_before=model.num_parameters,
         parameters_after=size.num_parameters,
-        zeros=size.num_zeros,
+        zeros=f"| of which zero | | {size.num_zeros:,} |\n" if report.tells_zeros else "",
         bytes_before=model.num_bytes,
         bytes_after=size.num_bytes,
-        facts="\n".join(_facts(report)),
+        facts="\n".join(_facts(report, is_compact)),
         recipe=recipe.to_yaml(),
         calibration=(
             "none"
@@ -79,20 +80,16 @@ def model_card(recipe: Recipe, report: Report, is_compact: bool) -> str:
     )
 
 
-def _facts(report: Report) -> list[str]:
+def _facts(report: Report, is_compact: bool) -> list[str]:
     facts = []
     for stage in report.stages:
         if isinstance(stage, PruneRecord):
-            facts.append(
-                f"- {stage.method}, {stage.pattern}: {stage.sparsity:.2%} zeros in "
-                f"{len(stage.layers)} matrices. Zeros in a dense file bring neither size nor "
-                "speed by themselves."
-            )
+            zeros = f"{stage.sparsity:.2%} zeros in {len(stage.layers)} matrices"
+            # Of compact files, the matrices that are not 2:4 are stored whole.
+            stored = "" if is_compact and stage.pattern == "2:4" else _ZEROS_STORED
+            facts.append(f"- {stage.method}, {stage.pattern}: {zeros}.{stored}")
         elif isinstance(stage, FactorRecord):
-            facts.append(
-                f"- {stage.method}: {stage.kept_fraction:.2%} of the values of "
-                f"{len(stage.layers)} matrices kept."
-            )
+            facts.append(f"- {factored_words(stage)}.")
         elif isinstance(stage, RecoverRecord | InheritRecord):
             facts.append(f"- {training_words(stage)}.")
         else:

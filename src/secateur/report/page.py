@@ -13,7 +13,7 @@ import yaml
 from jinja2 import Template
 from markupsafe import Markup
 
-from secateur.report import depth_plots, drop_words, plots, table
+from secateur.report import depth_plots, drop_words, factor_words, plots, table
 from secateur.report.comparison import Comparison, Variant
 from secateur.report.notes import comparison_notes
 from secateur.report.record import (
@@ -234,7 +234,10 @@ def report_headline(report: Report) -> str:
     """What was done, in a sentence."""
     done = ", then ".join(_stage_words(stage) for stage in report.stages) or "Nothing was done"
     total = table.format_seconds(sum(report.seconds.values()))
-    return f"{done[0].upper()}{done[1:]}, in {total}."
+    left = ""
+    if any(isinstance(stage, FactorRecord) for stage in report.stages):
+        left = f"; {table.format_fraction(report.parameters_left)} of the model’s parameters left"
+    return f"{done[0].upper()}{done[1:]}{left}, in {total}."
 
 
 def _stage_words(stage: AnyStage) -> str:
@@ -242,9 +245,9 @@ def _stage_words(stage: AnyStage) -> str:
         return training_words(stage)
     if isinstance(stage, DropRecord):
         return drop_words.dropped_words(stage)
-    count = f"{len(stage.layers)} {'matrix' if len(stage.layers) == 1 else 'matrices'}"
     if isinstance(stage, FactorRecord):
-        return f"{count} factored by {stage.method}, {stage.kept_fraction:.1%} of the values kept"
+        return factor_words.factored_words(stage)
+    count = f"{len(stage.layers)} {'matrix' if len(stage.layers) == 1 else 'matrices'}"
     method, zeros = _PUBLISHED_ORDER.get(stage.method, stage.method), f"{stage.sparsity:.1%}"
     return f"{zeros} of the weights in {count} set to zero by {method}, {stage.pattern}"
 
@@ -338,6 +341,7 @@ def _template() -> Template:
         "page.html.j2",
         show=table,
         words=drop_words,
+        factor_words=factor_words,
         colour=plots.family_colour,
         removal_picture=_removal_picture,
         tuning_picture=_tuning_picture,

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from secateur.errors import SecateurError
 from secateur.plain import from_plain, to_plain
+from secateur.recipe.factor_stage import ImportanceName
 from secateur.report.record_file import read_record, record_file
 from secateur.report.training_record import InheritRecord, RecoverRecord
 
@@ -160,12 +161,29 @@ class FactorRecord:
     blocks: tuple[BlockRecord, ...]
     warnings: tuple[str, ...] = ()
     seconds: float
+    importance: ImportanceName | None = None
+    """What an error of an output counted, in the end; None where nothing was weighed, and in
+    records from before that was noted."""
+
+    @property
+    def factored(self) -> tuple[FactoredLayer, ...]:
+        """The matrices that do not stay dense."""
+        return tuple(layer for layer in self.layers if layer.rank is not None)
 
     @property
     def kept_fraction(self) -> float:
-        """Values stored now, of those of the matrices."""
-        before = sum(layer.shape[0] * layer.shape[1] for layer in self.layers)
-        return sum(layer.num_parameters for layer in self.layers) / max(1, before)
+        """Values stored now, of those of all the matrices."""
+        return _kept(self.layers)
+
+    @property
+    def kept_of_factored(self) -> float:
+        """Values stored now, of those of the matrices that were factored."""
+        return _kept(self.factored)
+
+
+def _kept(layers: tuple[FactoredLayer, ...]) -> float:
+    before = sum(layer.shape[0] * layer.shape[1] for layer in layers)
+    return sum(layer.num_parameters for layer in layers) / max(1, before)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -284,6 +302,17 @@ class Report:
     """Largest resident size of the process."""
     verification: VerificationRecord | None = None
     quality: tuple[QualityRecord, ...] = ()
+
+    @property
+    def tells_zeros(self) -> bool:
+        """Whether a stage pruned, or zeros are at least 0.05% of the parameters all the same."""
+        pruned = any(isinstance(stage, PruneRecord) for stage in self.stages)
+        return pruned or self.size.num_zeros >= 0.0005 * max(1, self.size.num_parameters)
+
+    @property
+    def parameters_left(self) -> float:
+        """Of those of the model as it came in."""
+        return self.size.num_parameters / max(1, self.model.num_parameters)
 
     def to_json(self) -> str:
         """JSON text that `report_from_text` reads back."""

@@ -13,6 +13,7 @@ from rich.text import Text
 from secateur.errors import SecateurError
 from secateur.report.comparison import Comparison, Variant
 from secateur.report.drop_words import criterion_words, dropped_words, perplexities
+from secateur.report.factor_words import factored_words
 from secateur.report.lists import MISSING, listed
 from secateur.report.notes import report_notes
 from secateur.report.numbers import (
@@ -211,10 +212,9 @@ def report_table(report: Report) -> RenderableType:
 def _facts_table(report: Report) -> Table:
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
     size, model = report.size, report.model
-    zeros = format_fraction(size.num_zeros / max(1, size.num_parameters))
     facts = {
         "Model": f"{printable(model.source)} ({printable(model.architecture)}, {model.dtype})",
-        "Parameters": f"{_arrow(model.num_parameters, size.num_parameters)}, {zeros} zeros",
+        "Parameters": _parameters(report),
         "Size": f"{format_bytes(model.num_bytes)} → {format_bytes(size.num_bytes)}",
         "Blocks": f"{model.num_blocks} → {size.num_blocks}",
         "Time": format_seconds(sum(report.seconds.values())),
@@ -228,8 +228,14 @@ def _facts_table(report: Report) -> Table:
     return table
 
 
-def _arrow(before: int, after: int) -> str:
-    return f"{format_count(before)} → {format_count(after)}"
+def _parameters(report: Report) -> str:
+    size, before = report.size, report.model.num_parameters
+    words = f"{format_count(before)} → {format_count(size.num_parameters)}"
+    if size.num_parameters != before:
+        words += f" ({format_fraction(report.parameters_left)})"
+    if not report.tells_zeros:
+        return words
+    return f"{words}, {format_fraction(size.num_zeros / max(1, size.num_parameters))} zeros"
 
 
 def _stage_table(number: int, stage: AnyStage) -> RenderableType:
@@ -294,11 +300,9 @@ def _tuning_table(stage: PruneRecord) -> Table:
     return table
 
 
-def _factor_table(number: int, stage: FactorRecord) -> Table:
-    title = f"Stage {number}: {stage.method}, {stage.kept_fraction:.1%} of the values kept"
+def _factor_table(number: int, stage: FactorRecord) -> RenderableType:
+    title = Text(f"Stage {number}: {factored_words(stage)}")  # too long for a title of the table
     table = Table(
-        title=Text(title),
-        title_justify="left",
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),  # six columns in 80
         pad_edge=False,
@@ -311,7 +315,7 @@ def _factor_table(number: int, stage: FactorRecord) -> Table:
         whole = sum(layer.shape[0] * layer.shape[1] for layer in layers)
         cells = (format_ranks(layers), format_fraction(kept / max(1, whole)))
         table.add_row(Text(kind), str(len(layers)), *cells, *_errors(layers))
-    return table
+    return Group(title, table)
 
 
 def format_ranks(layers: Sequence[FactoredLayer]) -> str:

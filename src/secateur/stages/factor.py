@@ -61,6 +61,7 @@ class BlockFactorer:
         self._plan = plan
         self._tokens = tokens
         self._importance: dict[str, Importance] | None = None
+        self._weighed_by: ImportanceName | None = None
         self._warnings: list[str] = list(plan.warnings)
         self._device = device
         self._progress = progress
@@ -104,6 +105,7 @@ class BlockFactorer:
             blocks=tuple(records),
             warnings=tuple(self._warnings),
             seconds=perf_counter() - started,
+            importance=self._weighed_by,
         )
 
     def _wants_dense_stream(self) -> bool:
@@ -114,11 +116,11 @@ class BlockFactorer:
 
     def _measure_importance(self, kind: ImportanceName) -> dict[str, Importance] | None:
         stage = self._stage
-        if stage.method != "svd-whitened" or kind == "output" or self._tokens is None:
-            return None
         directions = kind == "directions"
-        # Else it shares out ranks, and weighs the matrices of a stack against each other.
-        if stage.budget is None and not stage.joint and not directions:
+        # All but directions share out ranks, and weigh the matrices of a stack, and no more.
+        counts = directions or stage.budget is not None or stage.joint
+        self._weighed_by = kind if stage.method == "svd-whitened" and counts else None
+        if self._weighed_by is None or kind == "output" or self._tokens is None:
             return None
         self._progress.begin("importance for the loss", 1)
         sites = [site for sites in self._plan.sites for site in sites]
@@ -131,6 +133,7 @@ class BlockFactorer:
             self._progress.advance()
             if importance is None:
                 self._warnings.append(_NO_IMPORTANCE.format(kind))
+                self._weighed_by = "output"
             return importance
         # Only here is let go what did not fit: the error holds it.
         self._progress.advance("does not fit in memory")
