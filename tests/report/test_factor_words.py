@@ -80,7 +80,7 @@ def test_a_plan_and_a_budget_count_the_same() -> None:
 def test_zeros_are_left_out_where_nothing_pruned(stages: tuple[AnyStage, ...]) -> None:
     made = report(*stages, size=SMALLER)
     assert "zeros" not in on_terminal(made)
-    assert "of these, zero" not in on_page(made)
+    assert "zero" not in on_page(made).lower()
 
 
 @pytest.mark.parametrize("stage", [prune(), recover()])
