@@ -87,8 +87,10 @@ def tune_shape(
         )
         x = torch.randn(m, shape.k, device=device).to(dtype)
         possible = candidates_to_tune(problem)
-        chosen = [c for c in possible if backends is None or c.backend in {*backends, "dense"}]
-        left_out = sorted({c.backend for c in possible} - {c.backend for c in chosen})
+        ours = [c for c in possible if c.backend != "dense"]
+        asked = [c for c in ours if backends is None or c.backend in backends]
+        chosen = [Choice("dense"), *asked]
+        left_out = sorted({c.backend for c in ours} - {c.backend for c in asked})
         times, failed = _time_candidates(problem, chosen, x, operands, device, rounds)
         more, failed_too = _time_variants(problem, times, x, operands, device, rounds)
         measured = [_measurement(choice, time) for choice, time in [*times, *more]]
@@ -140,28 +142,24 @@ def _time_candidates(
     device: torch.device,
     rounds: int,
 ) -> tuple[_Times, list[str]]:
-    """Dense, and all candidates that run, in turns; and those that failed, with why."""
+    """Those that run, in turns; and those that failed, with why. Dense must run."""
     choices = {str(index): choice for index, choice in enumerate(candidates)}
     calls: dict[str, Callable[[int], object]] = {}
     failed: list[str] = []
     for name, choice in choices.items():
-        if choice.backend == "dense":
-            continue
         call = _call(problem, choice, x, operands)
         try:
             call(0)
         # A config may ask for more than a device has; the others still compete.
         except Exception as error:  # those of Triton are no RuntimeError
+            if choice.backend == "dense":
+                raise
             failed.append(f"{choice.backend} with {choice.config}: {error}")
         else:
             calls[name] = call
-    dense = operands.dense
-    calls["dense"] = lambda index: F.linear(x, dense[index % len(dense)])
-    copies = max(len(operands.packed), len(operands.factors), len(dense))
+    copies = max(len(operands.packed), len(operands.factors), len(operands.dense))
     timings = time_in_turns(calls, device, copies, rounds)
-    times = [(Choice("dense"), timings.pop("dense").median)]
-    times += [(choices[name], timing.median) for name, timing in timings.items()]
-    return times, failed
+    return [(choices[name], timing.median) for name, timing in timings.items()], failed
 
 
 def _time_variants(
@@ -192,7 +190,9 @@ def _time_variants(
 def _call(
     problem: Problem, choice: Choice, x: Tensor, operands: _Operands
 ) -> Callable[[int], object]:
-    packed, factors = operands.packed, operands.factors
+    packed, factors, dense = operands.packed, operands.factors, operands.dense
+    if choice.backend == "dense":
+        return lambda i: F.linear(x, dense[i % len(dense)])
     if problem.op == "sparse24_linear":
         return lambda i: launch_sparse24(
             choice, x, packed[i % len(packed)], None, None, "none", None

@@ -50,17 +50,23 @@ def test_all_lengths_batches_and_blocks_share_programs(monkeypatch: pytest.Monke
     assert not [one for one in operations if "where" in one or "scalar_tensor" in one]
 
 
-def test_blocks_of_another_kind_have_a_program_of_their_own(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    programs: list[torch.fx.GraphModule] = []
+@pytest.fixture
+def programs(monkeypatch: pytest.MonkeyPatch) -> list[torch.fx.GraphModule]:
+    """All that are compiled from now on, and run as they were traced."""
+    kept: list[torch.fx.GraphModule] = []
 
     def keep(program: torch.fx.GraphModule, _: Any) -> Any:
-        programs.append(program)
+        kept.append(program)
         return program.forward
 
     monkeypatch.setattr(COMPILER, keep)
     torch.compiler.reset()
+    return kept
+
+
+def test_blocks_of_another_kind_have_a_program_of_their_own(
+    programs: list[torch.fx.GraphModule],
+) -> None:
     model = tiny_model("llama", num_blocks=5)
     for index in (1, 3):
         model.model.layers[index].self_attn = RemovedSublayer(32, 2, layer_idx=index)
@@ -95,16 +101,8 @@ def with_ranks(form: str, dtype: torch.dtype) -> Any:
 
 @pytest.mark.parametrize("form", ["low rank", "2:4 plus low rank"])
 def test_blocks_whose_factors_differ_in_rank_share_programs(
-    form: str, monkeypatch: pytest.MonkeyPatch
+    form: str, programs: list[torch.fx.GraphModule]
 ) -> None:
-    programs: list[torch.fx.GraphModule] = []
-
-    def keep(program: torch.fx.GraphModule, _: Any) -> Any:
-        programs.append(program)
-        return program.forward
-
-    monkeypatch.setattr(COMPILER, keep)
-    torch.compiler.reset()
     model = with_ranks(form, torch.float32 if form == "low rank" else torch.bfloat16)
     engine = Engine(model, max_batch_size=4, max_length=64, compile=True)
     engine.warm_up()
