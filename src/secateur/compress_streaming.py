@@ -380,7 +380,8 @@ def _complete(job: StreamingJob, weights: Path, report: Report, digests: Mapping
         (weights / REPORT_FILE).write_text(report.to_json(), encoding="utf-8")
         card = model_card(job.recipe, report, is_compact=False)
         (weights / "README.md").write_text(card, encoding="utf-8")
-        for left in weights.glob("*.partial"):
+        # Of files that a killed run did not finish; safetensors writes under a name of its own.
+        for left in (*weights.glob("*.partial"), *weights.glob(".tmp*")):
             left.unlink()
         write_manifest(weights, digests)
         make_readable(weights)

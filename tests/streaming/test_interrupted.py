@@ -20,7 +20,7 @@ from secateur.plain import to_plain
 from secateur.report.record import PruneRecord, Report
 from secateur.streaming import rest, shards
 from secateur.streaming.finished import BlockJournal
-from secateur.streaming.job import job_folder
+from secateur.streaming.job import WEIGHTS_FOLDER, job_folder
 from secateur.streaming.source import BlockSource
 
 METHODS: dict[str, dict[str, Any]] = {
@@ -61,6 +61,25 @@ def records(report: Report) -> list[dict[str, Any]]:
     assert isinstance(stage, PruneRecord)
     plain: list[dict[str, Any]] = [*to_plain(stage)["blocks"], *to_plain(stage)["layers"]]
     return [{k: v for k, v in entry.items() if not k.startswith("seconds")} for entry in plain]
+
+
+def test_files_that_a_killed_run_did_not_finish_are_not_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ours, and those that safetensors writes under a name of its own before it renames them."""
+    folder = save(tiny_model("llama", 2), tmp_path / "in")
+    options = {"recipe": recipe_of(method="magnitude"), "calibration": None}
+    stream(folder, tmp_path / "expected", **options)
+    with monkeypatch.context() as patch:
+        patch.setattr(CHAIN, "model_card", at_call(1, CHAIN.model_card, Stop()))
+        with pytest.raises(Stop):
+            stream(folder, tmp_path / "out", **options)
+    weights = job_folder(tmp_path / "out") / WEIGHTS_FOLDER
+    for name in (".tmpwO5dHt", "model-00001.safetensors.partial"):
+        (weights / name).write_bytes(b"half")
+    stream(folder, tmp_path / "out", resume=True, **options)
+    names = {path.name for path in (tmp_path / "expected").iterdir()}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == names
 
 
 @pytest.mark.parametrize("name", METHODS)
