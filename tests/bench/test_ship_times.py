@@ -7,10 +7,19 @@ import pytest
 import torch
 from bench.ship_times import left, main, ship
 
-from secateur_kernels.dispatch.candidates import candidates_to_tune
+from secateur_kernels.dispatch.candidates import candidates, candidates_to_tune, config_from
 from secateur_kernels.dispatch.choose import choose
+from secateur_kernels.dispatch.decide import decide, forget
 from secateur_kernels.dispatch.problem import CPU, DeviceFacts, Problem
-from secateur_kernels.dispatch.table import Entry, Measurement, Table, load_table, table_path
+from secateur_kernels.dispatch.table import (
+    SHIPPED,
+    Entry,
+    Measurement,
+    Table,
+    load_table,
+    table_path,
+    tables_in,
+)
 from secateur_kernels.errors import SecateurError
 
 H200 = DeviceFacts("NVIDIA H200", (9, 0), 132, has_triton=True, has_library=True)
@@ -54,6 +63,37 @@ def test_the_fastest_of_each_backend_ships_and_is_chosen(
     ship(measured, tmp_path / "tables")
     assert [e.m for e in load_table(path).entries] == [8, 16]
     assert load_table(path).entries[0].measurements == again.measurements
+
+
+@pytest.mark.parametrize("folder", ["made here", "of the package"])
+def test_dispatch_finds_and_obeys_what_ships(
+    folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tables = SHIPPED if folder == "of the package" else tmp_path / "tables"
+    if tables != SHIPPED:
+        table_of(tuned(8, fastest=3)[1], tuned(2048, fastest=5)[1]).save(tmp_path / "times.json")
+        assert [ship(tmp_path / "times.json", tables)] == tables_in(tables)
+    monkeypatch.setattr("secateur_kernels.dispatch.decide.SHIPPED", tables)
+    monkeypatch.setenv("SECATEUR_CACHE", str(tmp_path / "empty cache"))
+    forget()
+    for table in map(load_table, tables_in(tables)):
+        facts = replace(H200, name=table.device, capability=table.capability)
+        assert table.entries
+        for entry in table.entries:
+            problem = problem_of(entry, facts)
+            serving = {choice.backend for choice in candidates(problem)}
+            timed = [m for m in entry.measurements if m.backend in serving]
+            best = min(timed, key=lambda m: m.microseconds)
+            choice = decide(problem)
+            assert choice.config == config_from(entry.op, best.backend, best.config)
+            assert choice.backend == best.backend
+            assert f"measured at {entry.m} tokens" in choice.reason
+    forget()
+
+
+def problem_of(entry: Entry, device: DeviceFacts) -> Problem:
+    sizes = (entry.m, entry.n, entry.k, getattr(torch, entry.dtype))
+    return Problem(entry.op, *sizes, device, entry.rank, entry.groups, dense_copy=True)  # type: ignore[arg-type]
 
 
 def test_each_kind_of_gpu_has_a_table_of_its_own(tmp_path: Path) -> None:

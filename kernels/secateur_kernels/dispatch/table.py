@@ -39,7 +39,7 @@ class Entry:
     dtype: str
     measurements: tuple[Measurement, ...]
     left_out: tuple[str, ...] = ()
-    """Backends that could serve the problem and were not asked for: never the fastest here."""
+    """Backends that could serve the problem and were not asked for: without times."""
 
     @classmethod
     def of(
@@ -67,6 +67,29 @@ class Entry:
         """Everything but the times."""
         return (self.op, self.m, self.n, self.k, self.rank, self.groups, self.dtype)
 
+    def completed(self, older: "Entry | None") -> "Entry":
+        """With an older run's times of what was left out here.
+
+        Times of two runs do not compare: those of dense, which is in every run, bring the older
+        ones to scale. Without them an older run is of no use.
+        """
+        ours, theirs = _dense_time(self), _dense_time(older) if older else None
+        if older is None or ours is None or theirs is None:
+            return self
+        missing = [m for m in older.measurements if m.backend in self.left_out]
+        scaled = [replace(m, microseconds=m.microseconds * ours / theirs) for m in missing]
+        found = {m.backend for m in missing}
+        return replace(
+            self,
+            measurements=(*self.measurements, *scaled),
+            left_out=tuple(name for name in self.left_out if name not in found),
+        )
+
+
+def _dense_time(entry: Entry) -> float | None:
+    times = [m.microseconds for m in entry.measurements if m.backend == "dense"]
+    return min(times, default=None)
+
 
 @dataclass(frozen=True)
 class Table:
@@ -83,14 +106,16 @@ class Table:
         return replace(self, entries=tuple(entries))
 
     def merged(self, newer: "Table") -> "Table":
-        """Entries of both; the newer ones win.
+        """Entries of both; the newer ones win, completed with older times of what they left out.
 
         Raises:
             SecateurError: the tables are of different devices.
         """
         if newer.device != self.device:
             raise SecateurError(f"expected a table of {self.device}, got one of {newer.device}")
-        entries = {entry.key: entry for entry in (*self.entries, *newer.entries)}
+        older = {entry.key: entry for entry in self.entries}
+        completed = {e.key: e.completed(older.get(e.key)) for e in newer.entries}
+        entries = older | completed
         return replace(newer, entries=tuple(entries.values()))
 
     def save(self, path: Path) -> None:

@@ -11,7 +11,7 @@ import torch
 from secateur_kernels import SecateurError
 from secateur_kernels.dispatch import CPU, Entry, Measurement, Problem, Table
 from secateur_kernels.dispatch.decide import decide, forget, measured_times
-from secateur_kernels.dispatch.table import SHIPPED, load_table, table_path, tables_in
+from secateur_kernels.dispatch.table import load_table, table_path
 from secateur_kernels.version import __version__
 
 PROBLEM = Problem("low_rank_linear", 8, 64, 64, torch.float32, rank=16)
@@ -46,6 +46,30 @@ def test_newer_entries_win() -> None:
     assert merged.entries == (newer, other)
     with pytest.raises(SecateurError, match="expected a table of cpu, got one of gpu"):
         TABLE.merged(replace(TABLE, device="gpu"))
+
+
+def test_older_times_of_what_was_left_out_are_kept_to_scale() -> None:
+    """In the newer run everything took twice as long."""
+    fast, slow = (Measurement("triton", {"block": n}, us) for n, us in ((64, 2.0), (32, 5.0)))
+    whole = replace(ENTRY, measurements=(Measurement("dense", None, 3.0), fast, slow))
+    quick = replace(
+        ENTRY,
+        measurements=(Measurement("dense", None, 6.0), Measurement("cuda", {}, 4.5)),
+        left_out=("triton", "two_gemms"),
+    )
+    (merged,) = TABLE.with_entries([whole]).merged(TABLE.with_entries([quick])).entries
+    scaled = (replace(fast, microseconds=4.0), replace(slow, microseconds=10.0))
+    assert merged.measurements == (*quick.measurements, *scaled)
+    assert merged.left_out == ("two_gemms",)
+
+
+@pytest.mark.parametrize("without", ["older", "newer"])
+def test_older_times_without_dense_do_not_compare(without: str) -> None:
+    dense = Measurement("dense", None, 3.0)
+    older = ENTRY if without == "older" else replace(ENTRY, measurements=(dense,))
+    measured = Measurement("reference", None, 1.0) if without == "newer" else dense
+    newer = replace(ENTRY, measurements=(measured,), left_out=("two_gemms", "dense"))
+    assert newer.completed(older) == newer
 
 
 @pytest.mark.parametrize(
@@ -88,11 +112,6 @@ def test_a_config_without_fields_is_refused(tmp_path: Path, kept: str) -> None:
     TABLE.with_entries([bare]).save(tmp_path / "times.json")
     with pytest.raises(SecateurError, match=f"expected a config of {kept} for low_rank_linear"):
         load_table(tmp_path / "times.json")
-
-
-def test_shipped_tables_can_be_used() -> None:
-    for path in tables_in(SHIPPED):
-        load_table(path)
 
 
 @pytest.fixture
