@@ -491,6 +491,7 @@ def test_laser_cuts_one_matrix_to_its_best_approximation(exact: bool) -> None:
     tail = torch.linalg.svdvals(old[name].double())[8:].square().sum().sqrt()
     assert float(error) == pytest.approx(float(tail), rel=1e-4 if exact else 0.02)
     assert record.layers[0].rank == 8
+    assert record.stored_dense
     assert record.layers[0].output_error is None
     assert ("randomised SVD: Frobenius error" in record.layers[0].note) == (not exact)
 
@@ -501,8 +502,9 @@ def test_laser_as_factors() -> None:
         "method": "laser",
         "interventions": [{"matrix": "mlp_out", "block": 0, "fraction": 0.25}],
     }
-    run(model, {**stage, "write": "factors"}, tokens=None)
-    run(dense, stage, tokens=None)
+    as_factors = run(model, {**stage, "write": "factors"}, tokens=None)
+    as_matrix = run(dense, stage, tokens=None)
+    assert (as_factors.stored_dense, as_matrix.stored_dense) == (False, True)
     assert list(layers(model)) == ["transformer.h.0.mlp.c_proj"]
     assert torch.allclose(logits(model), logits(dense), rtol=1e-4, atol=1e-4)
 

@@ -262,6 +262,14 @@ def test_the_card_says_what_factors_keep(tmp_path: Path) -> None:
     assert "- magnitude, 2:4: 50.00% zeros in 2 matrices.\n" in body
 
 
+def test_the_card_says_that_laser_saves_nothing(tmp_path: Path) -> None:
+    cut = {"matrix": "mlp_out", "block": 1, "fraction": 0.25}
+    stages = [{"stage": "factor", "method": "laser", "interventions": [cut]}]
+    compress(tiny_model("llama", 2), {"stages": stages}, output=tmp_path / "out")
+    body = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert "- 1 matrix cut in rank by laser, all its values still stored.\n" in body
+
+
 @pytest.mark.parametrize(
     ("pattern", "is_compact", "warns"),
     [("2:4", True, False), ("2:4", False, True), ("unstructured", True, True)],

@@ -50,6 +50,32 @@ def test_a_budget_is_told_by_what_it_counts() -> None:
     assert budget_words(factor(7, 0, budget=0.4)).endswith("values kept (asked for: 60.0%)")
 
 
+CUT = {"method": "laser", "importance": None, "stored_dense": True}
+
+
+@pytest.mark.parametrize(
+    ("stage", "words"),
+    [
+        (factor(1, 0, **CUT), "1 matrix cut in rank by laser, all its values still stored"),
+        (
+            factor(2, 1, **CUT),
+            "2 of 3 matrices cut in rank by laser, all their values still stored",
+        ),
+        (factor(0, 1, **CUT), "none of 1 matrix cut in rank by laser"),
+    ],
+)
+def test_ranks_that_are_cut_save_nothing(stage: FactorRecord, words: str) -> None:
+    assert factored_words(stage) == budget_words(stage) == words
+    asked = replace(stage, budget=0.4)
+    assert budget_words(asked) == f"{words} (asked for: factors of 60.0%)"
+    made = report(stage)
+    for text in (on_terminal(made), on_page(made)):
+        assert words.removeprefix("none") in text
+    assert "Rank and relative output error" in on_page(made)
+    assert "parameters left" not in page.report_headline(made)
+    assert report_from_text(made.to_json()) == made
+
+
 def test_the_importance_is_named_where_something_was_weighed() -> None:
     assert method_words(factor(importance="directions")) == "svd-whitened (importance directions)"
     assert method_words(factor(method="svd", importance=None)) == "svd"

@@ -4,7 +4,7 @@ from xml.etree import ElementTree
 
 import matplotlib
 import pytest
-from builders import INFLUENCE, comparison, layer, prune, report, variant
+from builders import INFLUENCE, comparison, factor, layer, prune, report, variant
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -131,6 +131,15 @@ def test_layers_averages_experts_and_leaves_out_the_unknown() -> None:
     assert "mlp.experts.*.up_proj" in shown
     assert "20" in shown
     assert "60" in shown
+
+
+def test_layers_shows_ranks_where_all_values_are_still_stored() -> None:
+    """64 of 256, and one matrix of full rank."""
+    shown = words(plots.layers_svg(factor(1, 1, stored_dense=True)))
+    assert {"25", "100"} <= set(shown)
+    assert any("Rank" in word for word in shown)
+    assert not any("kept" in word for word in shown)
+    assert "50" in words(plots.layers_svg(factor(1, 1)))
 
 
 @pytest.mark.parametrize("error", [float("nan"), float("inf"), 0.0, 3.5])

@@ -235,7 +235,7 @@ def report_headline(report: Report) -> str:
     done = ", then ".join(_stage_words(stage) for stage in report.stages) or "Nothing was done"
     total = table.format_seconds(sum(report.seconds.values()))
     left = ""
-    if any(isinstance(stage, FactorRecord) for stage in report.stages):
+    if any(isinstance(s, FactorRecord) and not s.stored_dense for s in report.stages):
         left = f"; {table.format_fraction(report.parameters_left)} of the model’s parameters left"
     return f"{done[0].upper()}{done[1:]}{left}, in {total}."
 

@@ -137,9 +137,9 @@ def _dense_line(axes: Axes, variant: Variant) -> None:
 def layers_svg(stage: PruneRecord | FactorRecord) -> str:
     """What became of each kind of layer (rows) in each block (columns), and its output error.
 
-    Zeros of a prune stage, values kept of a factor stage. Values are written into the cells while
-    they fit, else a scale stands beside the map. Layers of one kind in one block, such as experts,
-    are averaged.
+    Zeros of a prune stage, values kept of a factor stage, ranks where these are all kept. Values
+    are written into the cells while they fit, else a scale stands beside the map. Layers of one
+    kind in one block, such as experts, are averaged.
     """
     kinds, blocks = _axes_of(stage.layers)
     errors = 100 * _averages([(x.name, x.block, x.output_error) for x in stage.layers])
@@ -165,6 +165,10 @@ def _outcome_map(stage: PruneRecord | FactorRecord) -> tuple[str, _Cells, Colorm
     if isinstance(stage, PruneRecord):
         zeros = 100 * _averages([(x.name, x.block, x.sparsity) for x in stage.layers])
         return "Zeros (%)", zeros, _ZEROS, 100.0
+    if stage.stored_dense:
+        full = [(x, min(x.shape)) for x in stage.layers]
+        ranks = [(x.name, x.block, (x.rank or whole) / whole) for x, whole in full]
+        return "Rank (% of the full one)", 100 * _averages(ranks), _ZEROS, 100.0
     kept = [(x.name, x.block, x.num_parameters / (x.shape[0] * x.shape[1])) for x in stage.layers]
     return "Values kept (%)", 100 * _averages(kept), _ZEROS, 100.0
 

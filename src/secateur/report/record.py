@@ -164,6 +164,8 @@ class FactorRecord:
     importance: ImportanceName | None = None
     """What an error of an output counted, in the end; None where nothing was weighed, and in
     records from before that was noted."""
+    stored_dense: bool = False
+    """Ranks were cut, and the factors multiplied back into matrices of the old size."""
 
     @property
     def factored(self) -> tuple[FactoredLayer, ...]:

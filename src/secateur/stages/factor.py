@@ -106,6 +106,7 @@ class BlockFactorer:
             warnings=tuple(self._warnings),
             seconds=perf_counter() - started,
             importance=self._weighed_by,
+            stored_dense=not self._stage.writes_factors,
         )
 
     def _wants_dense_stream(self) -> bool:
