@@ -1,4 +1,4 @@
-"""What the loss would pay for each matrix's output: one backward pass over a few samples."""
+"""What the loss would pay for each matrix's output: backward passes over a few samples."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -18,6 +18,8 @@ from secateur.models.sites import WeightSite
 
 # Enough for a ranking of layers; each is a whole backward pass.
 MAX_SAMPLES = 16
+# Of sums of gradients on a GPU at a time: those of 4 blocks of Llama-3-8B.
+_MOST_BYTES_ON_GPU = 8 << 30
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,8 +29,8 @@ class Importance:
     whole: float
     """Losing all of the output (see `lowrank.loss_importance`)."""
     gradients: Tensor | None = None
-    """fp32 [N, N], where directions are weighed: sum of g g^T over tokens that reached the matrix,
-    over the number of all tokens (see `lowrank.gradient_root`)."""
+    """fp32 [N, N] in host memory, where directions are weighed: sum of g g^T over tokens that
+    reached the matrix, over the number of all tokens (see `lowrank.gradient_root`)."""
 
 
 @dataclass
@@ -49,7 +51,8 @@ def measure_importance(
 
     The model runs whole, where it is, forward and backward, one sample at a time and without
     gradients of weights: what that takes beside the weights are one sample's activations, and with
-    directions an fp32 [N, N] of every matrix.
+    directions an fp32 [N, N] of every matrix in host memory. On a GPU these are summed up 8 GiB at
+    a time, each time by all samples anew.
 
     Args:
         model: in evaluation mode; not changed.
@@ -68,8 +71,54 @@ def measure_importance(
         return None
     if with_directions:
         _require_room(sites)
-    sums = {site.name: _Sums() for site in sites}
     samples = tokens.samples[:MAX_SAMPLES]
+    found: dict[str, Importance] = {}
+    try:
+        for part in _parts(sites) if with_directions else [sites]:
+            found |= _measure(model, part, samples, with_directions)
+    # A matrix that no token or no gradient reached.
+    except SecateurError:
+        return None
+    return found
+
+
+def _require_room(sites: Sequence[WeightSite]) -> None:
+    """A GPU says itself that it is full; a machine that is would end the process."""
+    needed = sum(map(_gradient_bytes, sites))
+    if needed > (free := available_host_bytes()):
+        raise torch.OutOfMemoryError(
+            f"expected {needed / 1e9:.1f} GB for the gradients of {len(sites)} matrices, "
+            f"got {free / 1e9:.1f} GB of free memory"
+        )
+
+
+def _gradient_bytes(site: WeightSite) -> int:
+    return 4 * site.shape[0] ** 2
+
+
+def _parts(sites: Sequence[WeightSite]) -> list[list[WeightSite]]:
+    """Matrices whose gradients are summed up together, where the model is."""
+    parts: list[list[WeightSite]] = [[]]
+    for site in sites:
+        together = sum(map(_gradient_bytes, [*parts[-1], site]))
+        if parts[-1] and not _is_on_host(site) and together > _MOST_BYTES_ON_GPU:
+            parts.append([])
+        parts[-1].append(site)
+    return parts
+
+
+def _is_on_host(site: WeightSite) -> bool:
+    return site.parameter.device.type == "cpu"
+
+
+def _measure(
+    model: nn.Module,
+    sites: Sequence[WeightSite],
+    samples: Sequence[Tensor],
+    with_directions: bool,
+) -> dict[str, Importance]:
+    """As `measure_importance`, of sites whose sums fit where the model is."""
+    sums = {site.name: _Sums() for site in sites}
     with ExitStack() as stack:
         stack.enter_context(_frozen(model))
         for site in sites:
@@ -78,30 +127,15 @@ def measure_importance(
         for sample in samples:
             _backward(model, sample)
     num_tokens = sum(sample.numel() for sample in samples)
-    try:
-        return {site.name: _importance(sums[site.name], site, num_tokens) for site in sites}
-    # A matrix that no token or no gradient reached.
-    except SecateurError:
-        return None
-
-
-def _require_room(sites: Sequence[WeightSite]) -> None:
-    """A GPU says itself that it is full; a machine that is would end the process."""
-    on_host = [site for site in sites if site.parameter.device.type == "cpu"]
-    needed = sum(4 * site.shape[0] ** 2 for site in on_host)
-    if needed > (free := available_host_bytes()):
-        raise torch.OutOfMemoryError(
-            f"expected {needed / 1e9:.1f} GB for the gradients of {len(on_host)} matrices, "
-            f"got {free / 1e9:.1f} GB of free memory"
-        )
+    return {site.name: _importance(sums.pop(site.name), site, num_tokens) for site in sites}
 
 
 def _importance(found: _Sums, site: WeightSite, num_tokens: int) -> Importance:
     whole = loss_importance(found.gradient, found.output, found.num_tokens, site.shape[0])
     if found.gradients is not None:
         # In place: those of all matrices together are large.
-        found.gradients.div_(num_tokens)
-    return Importance(whole, found.gradients)
+        return Importance(whole, found.gradients.div_(num_tokens).cpu())
+    return Importance(whole)
 
 
 @contextmanager
