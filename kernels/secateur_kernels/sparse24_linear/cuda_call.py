@@ -11,6 +11,7 @@ from secateur_kernels.epilogue import output_columns
 from secateur_kernels.errors import SecateurError
 from secateur_kernels.library import require_library
 from secateur_kernels.linear_arguments import contiguous
+from secateur_kernels.sparse24_linear.cuda_needs import Needs
 from secateur_kernels.sparse24_linear.tickets import Counters, take_counters
 
 
@@ -32,7 +33,7 @@ def call_kernel(
     bias: Tensor | None,
     residual: Tensor | None,
     activation: str,
-    needed: tuple[int, int],
+    needed: Needs,
     tiling: tuple[int, ...],
 ) -> Tensor:
     """y [M, output columns] by an op of the library.
@@ -46,15 +47,14 @@ def call_kernel(
         bias: [N] or None.
         residual: [M, output columns] or None; copied unless its rows are contiguous.
         activation: `none`, or `silu_and_mul`.
-        needed: floats of workspace, and counters.
+        needed: workspace and counters.
         tiling: how the work is divided, in the op's order.
     """
     y = torch.empty(len(x), output_columns(rows, activation), dtype=x.dtype, device=x.device)
-    floats, count = needed
     workspace, counters = None, Counters(0, 0)
-    if count:
-        workspace = torch.empty(floats, dtype=torch.float32, device=x.device)
-        counters = take_counters(x.device, count)
+    if needed.counters:
+        workspace = torch.empty(needed.workspace_floats, dtype=torch.float32, device=x.device)
+        counters = take_counters(x.device, needed.counters)
     op(
         x,
         data,

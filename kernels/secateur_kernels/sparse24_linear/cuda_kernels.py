@@ -30,6 +30,7 @@ from secateur_kernels.sparse24_linear.cuda_call import (
     check_call,
     with_contiguous_rows,
 )
+from secateur_kernels.sparse24_linear.cuda_needs import Needs
 from secateur_kernels.sparse24_linear.cuda_skinny_config import SkinnyConfig
 from secateur_kernels.sparse24_linear.cuda_tiles_config import TilesConfig
 from secateur_kernels.sparse24_linear.cuda_wide_config import WideConfig
@@ -58,8 +59,8 @@ class CudaKernel:
     """x, copied where the kernel cannot read its rows."""
     supports: Callable[[int, int, int, tuple[int, int]], bool]
     """m, n, k and the compute capability of the device."""
-    needs: Callable[[Any, int, int, int], Any]
-    """Workspace and counters for a config, m, n and k."""
+    needs: Callable[[Any, int, int, int], Needs]
+    """For a config, m, n and k."""
     default_config: Callable[[int, int, int, int, tuple[int, int]], Any]
     """m, n, k, multiprocessors and compute capability."""
     candidate_configs: Callable[[int, int, int, int, tuple[int, int]], list[Any]]
@@ -233,7 +234,6 @@ def launch(
     """
     kernel = KERNELS[config.kernel]
     check_call(x, kernel.most_tokens)
-    needed = kernel.needs(config, len(x), rows, columns)
     return call_kernel(
         getattr(torch.ops.secateur_cuda, f"sparse24_{config.kernel}"),
         kernel.as_read(x),
@@ -243,6 +243,6 @@ def launch(
         bias,
         residual,
         activation,
-        (needed.workspace_floats, needed.counters),
+        kernel.needs(config, len(x), rows, columns),
         kernel.tiling(config),
     )

@@ -10,6 +10,8 @@ cluster, else through a workspace by the last of them to arrive. The formulas ar
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from secateur_kernels.sparse24_linear.cuda_needs import Needs, needs_of
+
 MAX_TOKENS = 64
 MAX_SIZE = 1 << 30
 """Of rows and columns."""
@@ -100,21 +102,12 @@ def late_lead(stages: int) -> int:
     return (stages + 1) // 2
 
 
-@dataclass(frozen=True)
-class Needs:
-    """What a call must bring along."""
-
-    workspace_floats: int
-    counters: int
-
-
 def needs(config: SkinnyConfig, m: int, n: int, k: int) -> Needs:
-    """Workspace (float32) and counters (int32, zero) for x [m, k] and a weight [n, k]."""
+    """For x [m, k] and a weight [n, k]."""
     row_blocks, _ = grid(config.block_rows, n, k)
-    if config.cluster > 1 or row_blocks % config.blocks == 0:
+    if config.cluster > 1:
         return Needs(0, 0)
-    slots = config.blocks * (1 if config.blocks % row_blocks == 0 else 2)
-    return Needs(slots * slot_floats(config.block_rows, m), row_blocks * config.warps)
+    return needs_of(row_blocks, config.blocks, slot_floats(config.block_rows, m), config.warps)
 
 
 def grid(block_rows: int, n: int, k: int) -> tuple[int, int]:

@@ -8,6 +8,8 @@ formulas are those of `csrc/include/secateur/tile_schedule.h` and `tiles/problem
 
 from dataclasses import dataclass
 
+from secateur_kernels.sparse24_linear.cuda_needs import Needs, needs_of
+
 MAX_SIZE = 2**30
 MAX_STAGES = 8
 _UNIT = 64
@@ -82,23 +84,12 @@ def shared_bytes(capability: tuple[int, int]) -> int:
     return large.get(capability, 99) * 1024
 
 
-@dataclass(frozen=True)
-class Needs:
-    """What a call must bring along."""
-
-    workspace_floats: int
-    counters: int
-
-
 def needs(config: TilesConfig, m: int, n: int, k: int) -> Needs:
-    """Workspace (float32) and counters (int32, zero) for x [m, k] and a weight [n, k]."""
+    """For x [m, k] and a weight [n, k]."""
     tiles = tile_count(config.tile, m, n)
     left = tiles - min(config.waves * config.blocks, tiles)
     sharers = min(config.blocks, left * -(-k // _UNIT))
-    if left == 0 or left % sharers == 0:
-        return Needs(0, 0)
-    slots = sharers * (1 if sharers % left == 0 else 2)
-    return Needs(slots * config.tile.floats, left * config.tile.warps)
+    return needs_of(left, sharers, config.tile.floats, config.tile.warps)
 
 
 def tile_count(tile: Tile, m: int, n: int) -> int:

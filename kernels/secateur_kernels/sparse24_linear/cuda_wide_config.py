@@ -12,6 +12,8 @@ are those of
 
 from dataclasses import dataclass
 
+from secateur_kernels.sparse24_linear.cuda_needs import Needs, needs_of
+
 MAX_SIZE = 2**30
 MAX_STAGES = 16
 MOST_STEPS = 2**31 - 1
@@ -133,25 +135,14 @@ def supports(m: int, n: int, k: int, capability: tuple[int, int]) -> bool:
     return groups_of(Tile(2, 2, 128), (1, 1), m, n) * -(-k // _UNIT) <= MOST_STEPS
 
 
-@dataclass(frozen=True)
-class Needs:
-    """What a call must bring along."""
-
-    workspace_floats: int
-    counters: int
-
-
 def needs(config: WideConfig, m: int, n: int, k: int) -> Needs:
-    """Workspace (float32) and counters (int32, zero) for x [m, k] and a weight [n, k]."""
+    """For x [m, k] and a weight [n, k]."""
     groups = groups_of(config.tile, (config.cluster_rows, config.cluster_tokens), m, n)
     clusters = config.blocks // config.cluster
     left = groups - min(config.waves * clusters, groups)
     sharers = min(clusters, left * -(-k // _UNIT))
-    if left == 0 or left % sharers == 0:
-        return Needs(0, 0)
-    slots = sharers * (1 if sharers % left == 0 else 2) * config.cluster
     warps = config.warpgroups * 4
-    return Needs(slots * config.tile.floats, left * config.cluster * warps)
+    return needs_of(left, sharers, config.cluster * config.tile.floats, config.cluster * warps)
 
 
 def groups_of(tile: Tile, cluster: tuple[int, int], m: int, n: int) -> int:

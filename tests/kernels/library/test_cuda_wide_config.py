@@ -17,10 +17,10 @@ from secateur_kernels.sparse24_linear.cuda_wide_choice import (
     default_config,
     variants,
 )
+from secateur_kernels.sparse24_linear.cuda_needs import Needs
 from secateur_kernels.sparse24_linear.cuda_wide_config import (
     SHARED_BYTES,
     TILES,
-    Needs,
     WideConfig,
     groups_of,
     needs,
