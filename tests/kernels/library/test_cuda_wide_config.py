@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 from kernels.library.wide_case import Tiling, Wide, arguments_of, needs_of
 
 from secateur_kernels.layouts import Fragment24
+from secateur_kernels.sparse24_linear.cuda_needs import Needs
 from secateur_kernels.sparse24_linear.cuda_wide_choice import (
     MOST_CANDIDATES,
     candidate_configs,
     default_config,
     variants,
 )
-from secateur_kernels.sparse24_linear.cuda_needs import Needs
 from secateur_kernels.sparse24_linear.cuda_wide_config import (
     SHARED_BYTES,
     TILES,
