@@ -9,6 +9,7 @@ import torch
 
 pytest.importorskip("vllm", reason="vLLM is not installed here: make test-vllm")
 
+from vllm.config import DeviceConfig, LoadConfig, VllmConfig, set_current_vllm_config
 from vllm_plugin.served import (
     BLOCK,
     HEAD_SIZE,
@@ -260,3 +261,33 @@ def test_removed_parts_give_zeros(tmp_path: Path) -> None:
     assert z.shape == (5, 36)
     assert not z.any()
     assert not list(out.parameters())
+
+
+@pytest.mark.parametrize(
+    ("name", "kinds"),
+    [
+        ("self_attn.qkv_proj", ("sparse24", "low_rank", "dense")),
+        ("self_attn.qkv_proj", ("dense", "dense", "dense")),
+        ("mlp.fc1", ("sparse24_low_rank",)),
+        ("mlp.router", ("sparse24",)),
+    ],
+)
+def test_random_weights_of_vllm_are_taken(name: str, kinds: tuple[str, ...]) -> None:
+    """`--load-format dummy`: vLLM fills floating-point tensors and loads nothing."""
+    rows = QKV_ROWS if "qkv" in name else (40,)
+    layers = layers_of(name, kinds, rows, 36, bias=True)
+    compressed = {**layers, f"{BLOCK}.mlp.fc2": stored("sparse24", 8, 8)}
+    config = config_of(compressed)
+    build("mlp.fc2", 8, (8,), config)
+    made_up = VllmConfig(
+        device_config=DeviceConfig(device="cpu"), load_config=LoadConfig(load_format="dummy")
+    )
+    with set_current_vllm_config(made_up):
+        layer = build(name, 36, rows, config, bias=True)
+    for tensor in layer.state_dict().values():
+        if tensor.is_floating_point():
+            tensor.fill_(0.01)
+    y, _ = finish(layer)(inputs(36))
+    assert y.shape == (5, sum(rows))
+    assert y.isfinite().all()
+    assert y.any()

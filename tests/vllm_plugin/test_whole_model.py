@@ -1,6 +1,7 @@
 """vLLM's engine from the folder to log-probabilities: its loader, models, attention and worker."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,21 @@ def test_whole_models_say_what_transformers_says(
         answers.append(vllm_log_probs(llm))
     for model, answer in zip(models, answers, strict=True):
         assert_as_good(answer, log_probs(model), log_probs(as_dense(model)))
+
+
+def test_a_benchmark_needs_no_weights_and_they_can_come_later(tmp_path: Path) -> None:
+    model = small_model("llama")
+    folder = saved(model, tmp_path / "model")
+    (tmp_path / "empty").mkdir()
+    shutil.copy(folder / "config.json", tmp_path / "empty")
+    with engine(tmp_path / "empty", load_format="dummy") as llm:
+        made_up = vllm_log_probs(llm)
+        llm.collective_rpc("update_config", args=({"load_config": {"load_format": "auto"}},))
+        llm.collective_rpc("reload_weights", kwargs={"weights_path": str(folder)})
+        llm.reset_prefix_cache()
+        answer = vllm_log_probs(llm)
+    assert made_up.isfinite().all()
+    assert_as_good(answer, log_probs(model), log_probs(as_dense(model)))
 
 
 def test_experts_stay_vllms_own_beside_compressed_layers(tmp_path: Path) -> None:

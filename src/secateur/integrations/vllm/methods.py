@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from vllm.config import get_current_vllm_config
 from vllm.model_executor.layers.linear import (
     LinearMethodBase,
     ReplicatedLinear,
@@ -16,6 +17,7 @@ from vllm.model_executor.layers.linear import (
 from secateur.errors import SecateurError
 from secateur.integrations.layer_specs import CompactLayers
 from secateur.integrations.vllm.parameters import (
+    Loader,
     ShardedParameter,
     WatchedLoader,
     fused_down_loader,
@@ -92,6 +94,8 @@ class SecateurLinearMethod(LinearMethodBase):  # type: ignore[misc]
             parameter = ShardedParameter.empty(leaf, having, dtype, own)
             if isinstance(layer, ReplicatedLinear):
                 parameter.weight_loader = load_replicated
+            if _weights_are_made_up():
+                parameter.take_as_loaded()
             layer.register_parameter(leaf, parameter)
 
     @staticmethod
@@ -176,7 +180,7 @@ class SecateurDenseMethod(UnquantizedLinearMethod):  # type: ignore[misc]
 
     def create_weights(self, layer: Any, *sizes: Any, weight_loader: Any, **named: Any) -> None:
         """Make room for the weight; arguments are vLLM's."""
-        layer.secateur_watch = WatchedLoader(weight_loader)
+        layer.secateur_watch = _watched(weight_loader)
         _watch_bias(layer)
         super().create_weights(layer, *sizes, weight_loader=layer.secateur_watch, **named)
 
@@ -248,7 +252,19 @@ def _num_shards(layer: Any) -> int:
 
 def _watch_bias(layer: Any) -> None:
     # vLLM gives the bias, which it makes afterwards, this loader.
-    layer.weight_loader = WatchedLoader(layer.weight_loader)
+    layer.weight_loader = _watched(layer.weight_loader)
+
+
+def _watched(load: Loader) -> WatchedLoader:
+    watched = WatchedLoader(load)
+    if _weights_are_made_up():
+        watched.take_as_loaded()
+    return watched
+
+
+def _weights_are_made_up() -> bool:
+    """Whether vLLM fills parameters with random numbers itself, as benchmarks ask for."""
+    return bool(get_current_vllm_config().load_config.load_format == "dummy")
 
 
 def _require_loaded(layer: Any, missing: Sequence[str], name: str) -> None:

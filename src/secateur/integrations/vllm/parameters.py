@@ -9,9 +9,12 @@ from vllm.model_executor.parameter import BasevLLMParameter
 
 from secateur.errors import SecateurError
 from secateur.integrations.vllm.shards import CUT_BY_COLUMNS, CUT_BY_ROWS, Leaf, Shard
+from secateur_kernels.layouts.pattern import PADDING_NIBBLE
 
 Loader = Callable[..., None]
 
+# Two groups that hold their columns 0 and 1.
+_SOME_INDICES = PADDING_NIBBLE | PADDING_NIBBLE << 4
 _QKV = {"q": 0, "k": 1, "v": 2}
 
 
@@ -73,6 +76,12 @@ class ShardedParameter(BasevLLMParameter):  # type: ignore[misc]
             for index, shard in self.shards.items()
             if index not in self.loaded
         ]
+
+    def take_as_loaded(self) -> None:
+        """Nothing will be loaded: whoever fills tensors anyhow leaves indices as they are."""
+        if self.leaf == "indices":
+            self.data.fill_(_SOME_INDICES)
+        self.loaded.update(self.shards)
 
     def load_column_parallel_weight(self, loaded_weight: Tensor) -> None:
         """Load the rows of this rank."""
@@ -161,6 +170,11 @@ class WatchedLoader:
         self._was_called = True
         which = next(iter((*shard, *named.values())), None)
         self._seen.update(which if isinstance(which, tuple) else (which,))
+
+    def take_as_loaded(self) -> None:
+        """Nothing will be loaded."""
+        self._was_called = True
+        self._seen.add(None)
 
     def is_complete(self, num_shards: int) -> bool:
         """Whether everything was loaded."""
