@@ -50,8 +50,8 @@ def room_for(samples: int, model: nn.Module, while_training: bool = False) -> It
             hook.remove()
 
 
-def pruned(model: nn.Module, method: str) -> tuple[dict[str, Tensor], PruneRecord]:
-    recipe = {"stages": [{"stage": "prune", "method": method, "pattern": "2:4"}]}
+def pruned(model: nn.Module, method: str, **more: Any) -> tuple[dict[str, Tensor], PruneRecord]:
+    recipe = {"stages": [{"stage": "prune", "method": method, "pattern": "2:4", **more}]}
     _, report = compress_with_report(model, recipe, calibration=tokens())
     record = report.stages[0]
     assert isinstance(record, PruneRecord)
@@ -158,6 +158,17 @@ def test_tuning_goes_on_in_smaller_micro_batches() -> None:
     model = tiny_model("llama")
     with room_for(1, model, while_training=True):
         _, record = pruned(model, "best-2:4")
+    assert all(block.rounds for block in record.blocks)
+
+
+@pytest.mark.parametrize("granularity", ["block", "halves"])
+def test_samples_held_out_are_run_in_smaller_micro_batches(granularity: str) -> None:
+    model = tiny_model("llama")
+    tuning = {"held_out": 0.5, "rounds": 1, "granularity": granularity}
+    with room_for(1, model) as ran:
+        _, record = pruned(model, "best-2:4", reconstruct=tuning)
+    # Also where there would be room for two: what did not fit once is not tried again.
+    assert set(ran) == {1}
     assert all(block.rounds for block in record.blocks)
 
 

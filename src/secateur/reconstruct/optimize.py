@@ -163,8 +163,7 @@ class _Optimization:
 
     def _step(self, chosen: Sequence[int]) -> list[Tensor]:
         """One step of the optimizer; what `_loss` gave for each micro-batch before it."""
-        while (totals := self._gradients(chosen)) is None:
-            self._halve_micro_batches()
+        totals = self._losses(chosen, with_gradients=True)
         sum_gradients([self.parameters[name] for name in self.trained], self.parallel)
         for group in self.optimizer.param_groups:
             group["lr"] = group["full_rate"] * self._rate_share()
@@ -174,20 +173,26 @@ class _Optimization:
             self._apply_masks()
         return totals
 
-    def _gradients(self, chosen: Sequence[int]) -> list[Tensor] | None:
-        """Gradients of a step, and its losses; None where the device has no memory for it."""
-        self.optimizer.zero_grad(set_to_none=True)
-        totals = []
-        try:
-            for batch in self._micro_batches(chosen):
-                with torch.enable_grad():
-                    loss = self._loss(batch)
-                    loss[0].backward()
-                # Left on the device: to read a number there would wait for it.
-                totals.append(loss.detach())
-        except torch.OutOfMemoryError:
-            return None
-        return totals
+    def _losses(self, chosen: Sequence[int], with_gradients: bool) -> list[Tensor]:
+        """What `_loss` gives for each micro-batch; smaller ones where memory is short."""
+        while True:
+            self.optimizer.zero_grad(set_to_none=True)
+            try:
+                return [
+                    self._loss_of(batch, with_gradients) for batch in self._micro_batches(chosen)
+                ]
+            except torch.OutOfMemoryError:
+                # Its traceback keeps tensors alive: on from outside of here.
+                pass
+            self._halve_micro_batches()
+
+    def _loss_of(self, batch: Sequence[int], with_gradients: bool) -> Tensor:
+        with torch.set_grad_enabled(with_gradients):
+            loss = self._loss(batch)
+            if with_gradients:
+                loss[0].backward()
+        # Left on the device: to read a number there would wait for it.
+        return loss.detach()
 
     def _halve_micro_batches(self) -> None:
         longest = max(self.samples.length(sample) for sample in range(self.samples.num_samples))
@@ -227,8 +232,7 @@ class _Optimization:
     def _held_out_error(self) -> float | None:
         if not self.held_out:
             return None
-        with torch.no_grad():
-            return self._error([self._loss(batch) for batch in self._micro_batches(self.held_out)])
+        return self._error(self._losses(self.held_out, with_gradients=False))
 
     def _micro_batches(self, chosen: Sequence[int]) -> Iterator[list[int]]:
         """The samples of this process among those chosen, as they are run together."""
