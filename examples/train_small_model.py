@@ -22,6 +22,7 @@ import zlib
 from array import array
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, TextIO
@@ -42,11 +43,18 @@ from transformers import (
 )
 from transformers.trainer_utils import get_last_checkpoint
 
+from secateur.cli.option_groups import with_option_groups
+
 DOCUMENT_SEPARATOR = "<|endoftext|>"
 SPECIAL_TOKENS = ("<|bos|>", "<|eos|>", "<|pad|>")  # ids 0, 1 and 2
 MIN_VOCAB_SIZE = 256 + len(SPECIAL_TOKENS)  # every byte is a token of its own
 DOCUMENTS_PER_BATCH = 16  # tokenised at a time, in parallel
 CHECKPOINTS = "checkpoints"
+
+of_shape = partial(typer.Option, rich_help_panel="Shape of a new model")
+of_length = partial(typer.Option, rich_help_panel="Length")
+of_optimizer = partial(typer.Option, rich_help_panel="Optimizer and device")
+of_reports = partial(typer.Option, rich_help_panel="Evaluation and checkpoints")
 
 
 class TrainingError(ValueError):
@@ -57,13 +65,13 @@ class TrainingError(ValueError):
 class ModelShape:
     """The size of a new Llama model: widths in features, lengths and vocabulary in tokens."""
 
-    hidden_size: int = 256
-    num_blocks: int = 8
-    num_heads: int = 4
-    num_kv_heads: int = 2
-    intermediate_size: int = 768
-    vocab_size: int = 8192
-    context_length: int = 1024
+    hidden_size: Annotated[int, of_shape()] = 256
+    num_blocks: Annotated[int, of_shape()] = 8
+    num_heads: Annotated[int, of_shape()] = 4
+    num_kv_heads: Annotated[int, of_shape()] = 2
+    intermediate_size: Annotated[int, of_shape()] = 768
+    vocab_size: Annotated[int, of_shape()] = 8192
+    context_length: Annotated[int, of_shape()] = 1024
 
     def validate(self) -> None:
         """Raise ``TrainingError`` where no Llama model has this shape."""
@@ -96,21 +104,27 @@ class TrainingPlan:
     from the end of the texts, is held out.
     """
 
-    max_seq_length: int = 512
-    num_tokens: int | None = None
-    max_steps: int | None = None
-    per_device_batch_size: int = 16
-    gradient_accumulation_steps: int = 1
-    learning_rate: float = 2.5e-3
-    warmup: float = 0.03
-    weight_decay: float = 0.1
-    eval_share: float = 0.01
-    eval_steps: int = 500
-    save_steps: int = 500
-    logging_steps: int = 50
-    bf16: bool = False
-    cpu: bool = False
-    seed: int = 0
+    max_seq_length: Annotated[int, of_length(help="Tokens in a training window.")] = 512
+    num_tokens: Annotated[
+        int | None, of_length(help="Tokens to train on. Default: the texts once.")
+    ] = None
+    max_steps: Annotated[int | None, of_length(help="Optimizer steps, instead.")] = None
+    per_device_batch_size: Annotated[int, of_optimizer(help="Windows at a time on a device.")] = 16
+    gradient_accumulation_steps: Annotated[int, of_optimizer()] = 1
+    learning_rate: Annotated[float, of_optimizer(help="Peak; a cosine leads down from it.")] = (
+        2.5e-3
+    )
+    warmup: Annotated[float, of_optimizer(help="Below one a share of the steps, else steps.")] = (
+        0.03
+    )
+    weight_decay: Annotated[float, of_optimizer()] = 0.1
+    bf16: Annotated[bool, of_optimizer("--bf16", help="Compute in bfloat16 where safe.")] = False
+    cpu: Annotated[bool, of_optimizer("--cpu", help="Leave an accelerator unused.")] = False
+    seed: Annotated[int, of_optimizer()] = 0
+    eval_share: Annotated[float, of_reports(help="Share of the windows held out.")] = 0.01
+    eval_steps: Annotated[int, of_reports()] = 500
+    save_steps: Annotated[int, of_reports()] = 500
+    logging_steps: Annotated[int, of_reports()] = 50
 
     def validate(self) -> None:
         """Raise ``TrainingError`` where the plan contradicts itself."""
@@ -501,12 +515,7 @@ def train(
     return run_trainer(trainer, tokenizer, output, checkpoint)
 
 
-SHAPE = "Shape of a new model"
-LENGTH = "Length"
-OPTIMIZER = "Optimizer and device"
-REPORTS = "Evaluation and checkpoints"
-
-
+@with_option_groups
 def main(
     texts: Annotated[Path, typer.Argument(help="Folder of *.txt and *.txt.gz files.")],
     output: Annotated[Path, typer.Argument(help="New or empty folder for the model.")],
@@ -520,86 +529,11 @@ def main(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the last checkpoint in OUTPUT.")
     ] = False,
-    hidden_size: Annotated[int, typer.Option(rich_help_panel=SHAPE)] = ModelShape.hidden_size,
-    num_blocks: Annotated[int, typer.Option(rich_help_panel=SHAPE)] = ModelShape.num_blocks,
-    num_heads: Annotated[int, typer.Option(rich_help_panel=SHAPE)] = ModelShape.num_heads,
-    num_kv_heads: Annotated[int, typer.Option(rich_help_panel=SHAPE)] = ModelShape.num_kv_heads,
-    intermediate_size: Annotated[
-        int, typer.Option(rich_help_panel=SHAPE)
-    ] = ModelShape.intermediate_size,
-    vocab_size: Annotated[int, typer.Option(rich_help_panel=SHAPE)] = ModelShape.vocab_size,
-    context_length: Annotated[int, typer.Option(rich_help_panel=SHAPE)] = ModelShape.context_length,
-    max_seq_length: Annotated[
-        int, typer.Option(help="Tokens in a training window.", rich_help_panel=LENGTH)
-    ] = TrainingPlan.max_seq_length,
-    num_tokens: Annotated[
-        int | None,
-        typer.Option(help="Tokens to train on. Default: the texts once.", rich_help_panel=LENGTH),
-    ] = TrainingPlan.num_tokens,
-    max_steps: Annotated[
-        int | None, typer.Option(help="Optimizer steps, instead.", rich_help_panel=LENGTH)
-    ] = TrainingPlan.max_steps,
-    per_device_batch_size: Annotated[
-        int, typer.Option(help="Windows at a time on a device.", rich_help_panel=OPTIMIZER)
-    ] = TrainingPlan.per_device_batch_size,
-    gradient_accumulation_steps: Annotated[
-        int, typer.Option(rich_help_panel=OPTIMIZER)
-    ] = TrainingPlan.gradient_accumulation_steps,
-    learning_rate: Annotated[
-        float, typer.Option(help="Peak; a cosine leads down from it.", rich_help_panel=OPTIMIZER)
-    ] = TrainingPlan.learning_rate,
-    warmup: Annotated[
-        float,
-        typer.Option(help="Below one a share of the steps, else steps.", rich_help_panel=OPTIMIZER),
-    ] = TrainingPlan.warmup,
-    weight_decay: Annotated[
-        float, typer.Option(rich_help_panel=OPTIMIZER)
-    ] = TrainingPlan.weight_decay,
-    bf16: Annotated[
-        bool,
-        typer.Option("--bf16", help="Compute in bfloat16 where safe.", rich_help_panel=OPTIMIZER),
-    ] = TrainingPlan.bf16,
-    cpu: Annotated[
-        bool,
-        typer.Option("--cpu", help="Leave an accelerator unused.", rich_help_panel=OPTIMIZER),
-    ] = TrainingPlan.cpu,
-    seed: Annotated[int, typer.Option(rich_help_panel=OPTIMIZER)] = TrainingPlan.seed,
-    eval_share: Annotated[
-        float, typer.Option(help="Share of the windows held out.", rich_help_panel=REPORTS)
-    ] = TrainingPlan.eval_share,
-    eval_steps: Annotated[int, typer.Option(rich_help_panel=REPORTS)] = TrainingPlan.eval_steps,
-    save_steps: Annotated[int, typer.Option(rich_help_panel=REPORTS)] = TrainingPlan.save_steps,
-    logging_steps: Annotated[
-        int, typer.Option(rich_help_panel=REPORTS)
-    ] = TrainingPlan.logging_steps,
+    *,
+    shape: ModelShape,
+    plan: TrainingPlan,
 ) -> None:
     """Train a small Llama language model on a folder of text files."""
-    shape = ModelShape(
-        hidden_size=hidden_size,
-        num_blocks=num_blocks,
-        num_heads=num_heads,
-        num_kv_heads=num_kv_heads,
-        intermediate_size=intermediate_size,
-        vocab_size=vocab_size,
-        context_length=context_length,
-    )
-    plan = TrainingPlan(
-        max_seq_length=max_seq_length,
-        num_tokens=num_tokens,
-        max_steps=max_steps,
-        per_device_batch_size=per_device_batch_size,
-        gradient_accumulation_steps=gradient_accumulation_steps,
-        learning_rate=learning_rate,
-        warmup=warmup,
-        weight_decay=weight_decay,
-        eval_share=eval_share,
-        eval_steps=eval_steps,
-        save_steps=save_steps,
-        logging_steps=logging_steps,
-        bf16=bf16,
-        cpu=cpu,
-        seed=seed,
-    )
     try:
         outcome = train(texts, output, shape, plan, tokenizer, init_from, resume)
     except TrainingError as error:
