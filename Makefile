@@ -32,7 +32,7 @@ test-thorough: $(READY)
 #                 or PART=accuracy|memory|launch|packing|use for one folder
 test-gpu: $(READY)
 	$(if $(STEP),$(BIN)/python -m bench.run_on_gpu $(STEP),\
-	  $(BIN)/python -m pytest tests/gpu/$(PART) $(if $(PART),,tests/test_gpu.py))
+	  $(BIN)/python -m pytest tests/gpu/$(PART))
 
 # make sanitize   compute-sanitizer over every kernel; STEP=name for one step of under eight minutes
 SANITIZE = sanitize-plain $(foreach tool,memcheck racecheck initcheck synccheck,\

@@ -30,6 +30,7 @@ DRAWN_SEED = "20261121"
 TEST_PARTS = {
     "accuracy-sparse24": ("tests/gpu/accuracy/test_sparse24_linear.py", 4),
     "accuracy-low-rank": ("tests/gpu/accuracy/test_low_rank_linear.py", 3),
+    "accuracy-configs": ("tests/gpu/accuracy/test_kernel_configs.py", 2),
     "memory-poison": ("tests/gpu/memory/test_poison.py", 4),
     "memory-large": ("tests/gpu/memory/test_large.py", 1),
     "launch": ("tests/gpu/launch", 4),
@@ -53,8 +54,8 @@ FIRST: tuple[str | tuple[str, ...], ...] = (
     "bench-quick-low-rank-more", "microbench", "timeline",
     (
         "sanitize-memcheck", "sanitize-racecheck", "tests-launch", "tests-accuracy-sparse24",
-        "tests-accuracy-low-rank", "tests-memory-poison", "tests-packing", "tests-use",
-        "sanitize-initcheck", "sanitize-synccheck",
+        "tests-accuracy-low-rank", "tests-accuracy-configs", "tests-memory-poison",
+        "tests-packing", "tests-use", "sanitize-initcheck", "sanitize-synccheck",
     ),
     "engine-8b", "large-8b", "engine-8b-batch", "engine-8b-prefill",
 )  # fmt: skip

@@ -13,7 +13,7 @@ from subprocess import CompletedProcess
 import pytest
 from bench import run_on_gpu
 from bench.exit_status import AGAIN, BROKEN
-from bench.gpu_steps import FIRST, ROOT, TOGETHER, Step, steps, steps_named
+from bench.gpu_steps import FIRST, ROOT, TEST_PARTS, TOGETHER, Step, steps, steps_named
 from bench.run_on_gpu import Turn, first_turns, main, run_all
 from bench.side_by_side import AT_ONCE, at_most_at_once, run_together, what_failed
 from bench.step_run import Outcome, environment, finished, note, run_step
@@ -373,6 +373,16 @@ def test_what_records_as_it_goes_may_have_less_time() -> None:
     assert shorter is not None
     assert (shorter.budget, shorter.command) == (90, whole.command)
     assert whole.within(79) is None
+
+
+def test_the_parts_of_the_suite_hold_every_test_that_needs_a_gpu() -> None:
+    """Those of one folder, which its conftest marks: one that is marked elsewhere is in no part."""
+    parts = [ROOT / path for path, _ in TEST_PARTS.values()]
+    for path in (ROOT / "tests").rglob("test_*.py"):
+        if ROOT / "tests" / "gpu" in path.parents:
+            assert any(path.is_relative_to(part) for part in parts), path
+        elif path != Path(__file__):
+            assert "pytest.mark.gpu" not in path.read_text(encoding="utf-8"), path
 
 
 def test_the_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -34,7 +34,11 @@ def test_unpack_gate_and_up_rows(size: tuple[int, int], backend: str, device: to
 @pytest.mark.parametrize("backend", THRESHOLD_BACKENDS)
 @pytest.mark.parametrize(
     "size",
-    [(1, 1), (3, 5), (130, 68), (1000, 384), (64, 18944), (5, 28672), (4096, 4096)],
+    [
+        *((1, 1), (3, 5), (130, 68), (1000, 384), (64, 18944), (5, 28672), (4096, 4096)),
+        # Not aligned, and too long to stay in registers.
+        *((64, 20001), (64, 65536)),
+    ],
     ids=str,
 )
 def test_largest_of_every_row(size: tuple[int, int], backend: str, device: torch.device) -> None:

@@ -297,28 +297,3 @@ def test_the_op_keeps_torch_s_rules(source: str) -> None:
         torch.ops.secateur.pack24.default,
         (weight, norm, score, mask, "natural", True, True, source != "score", "auto"),
     )
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
-@pytest.mark.parametrize("size", [(4096, 4096), (14336, 4096), (1000, 3700)], ids=str)
-def test_real_sizes_on_a_gpu(size: tuple[int, int]) -> None:
-    generator = torch.Generator("cuda").manual_seed(0)
-    weight = torch.randn(size, generator=generator, device="cuda").bfloat16()
-    norm = torch.rand(size[1], generator=generator, device="cuda")
-    expected = pack24(weight, input_norm=norm, want=ALL, backend="reference")
-    assert_same(pack24(weight, input_norm=norm, want=ALL), expected)
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
-def test_packing_can_be_captured() -> None:
-    weight = awkward((256, 512), torch.bfloat16, seed=0)
-    norm = torch.rand(512, device="cuda")
-    pack24(weight, input_norm=norm, want=ALL)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        packed = pack24(weight, input_norm=norm, want=ALL)
-    weight.copy_(awkward((256, 512), torch.bfloat16, seed=1))
-    graph.replay()
-    assert_same(packed, pack24(weight, input_norm=norm, want=ALL, backend="reference"))

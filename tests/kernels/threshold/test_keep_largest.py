@@ -142,13 +142,3 @@ def test_bad_arguments_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_op_keeps_torch_s_rules() -> None:
     score = scores((3, 20), 0.0, seed=0)
     torch.library.opcheck(torch.ops.secateur.keep_largest_per_row.default, (score, 5, "auto"))
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
-@pytest.mark.parametrize("columns", [4096, 14336, 28672, 20001, 65536])
-def test_real_sizes_on_a_gpu(columns: int) -> None:
-    score = scores((64, columns), 0.2, seed=2)
-    for keep in (1, columns // 2, columns - 1):
-        expected = keep_largest_per_row(score, keep, backend="reference")
-        assert torch.equal(keep_largest_per_row(score, keep), expected)

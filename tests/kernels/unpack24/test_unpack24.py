@@ -10,7 +10,6 @@ from torch import Tensor
 
 from secateur_kernels import SecateurError
 from secateur_kernels.layouts import Fragment24
-from secateur_kernels.library import library_status
 from secateur_kernels.pack24.op import pack24
 from secateur_kernels.unpack24.op import unpack24, unpack24_data
 
@@ -92,15 +91,3 @@ def test_the_op_keeps_torch_s_rules(row_order: str) -> None:
         torch.ops.secateur.unpack24.default,
         (fragment.data, 32, 68, row_order, torch.bfloat16, "auto"),
     )
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
-@pytest.mark.parametrize("backend", ["triton", "cuda"])
-@pytest.mark.parametrize("size", [(4096, 4096), (1008, 3700)], ids=str)
-@pytest.mark.parametrize("row_order", ["natural", "gate_up"])
-def test_real_sizes_on_a_gpu(row_order: Any, size: tuple[int, int], backend: Any) -> None:
-    if backend == "cuda" and not library_status().runs_on(torch.cuda.get_device_capability()):
-        pytest.skip("the compiled library is not there")
-    fragment, expected = packed(*size, torch.bfloat16, row_order, seed=2)
-    assert torch.equal(unpack24(fragment, backend=backend).view(torch.int16), expected)
