@@ -1,6 +1,7 @@
 """Score, swaps, update and regional optimizer as a recipe composes them, on several families."""
 
 import copy
+import re
 from collections.abc import Callable
 from io import StringIO
 from pathlib import Path
@@ -21,6 +22,7 @@ from secateur.models.sites import WeightSite
 from secateur.report.page import render_report
 from secateur.report.record import PruneRecord, Report, load_report, report_from_text
 from secateur.report.table import report_table
+from secateur.stages.prune_reconstruct import Tuned
 
 FAMILIES = ("llama", "gpt2", "mixtral", "gptj")
 """Plain; stored as [K, N]; experts in one parameter; attention and MLP side by side."""
@@ -349,8 +351,36 @@ def test_a_rate_that_is_far_too_high_is_told() -> None:
     assert same(plain, model)
     assert "tuning block 0 ended early: round 1" in record.blocks[0].note
     assert record.blocks[0].note in render_report(report)
-    _, record, _ = compressed("wanda++", reconstruct={**huge, "rate": 0.5})
+
+
+@pytest.mark.parametrize("granularity", ["block", "halves"])
+@pytest.mark.parametrize("frozen_mask", [True, False])
+def test_tuning_that_makes_a_block_worse_is_undone(granularity: str, frozen_mask: bool) -> None:
+    rate = {**QUICK, "scale": "absolute", "rate": 0.5, "granularity": granularity}
+    plain, expected, _ = compressed("rgs")
+    tuning = {**rate, "frozen_mask": frozen_mask}
+    model, record, _ = compressed("wanda++", reconstruct=tuning)
+    assert same(plain, model)
+    for block, untuned in zip(record.blocks, expected.blocks, strict=True):
+        assert block.output_error == untuned.output_error == block.error_before_tuning
+        assert block.rounds
+        raised = (
+            rf"tuning raised .* of block {block.block} from 0\.\d+ to \d.* and was undone: try a"
+        )
+        assert re.search(raised, block.note)
+    # Samples that are held out decide by themselves.
+    _, record, _ = compressed("wanda++", reconstruct={**rate, "held_out": 0.25})
+    assert not any("undone" in block.note for block in record.blocks)
+
+
+def test_a_block_that_is_worse_although_rounds_went_well_is_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Tuned, "last_error", 0.0)
+    worse = {**QUICK, "scale": "absolute", "rate": 0.5}
+    _, record, _ = compressed("wanda++", reconstruct=worse)
     assert "tuning raised the output error of block 0 from 0." in record.blocks[0].note
+    assert "undone" not in record.blocks[0].note
 
 
 def test_magnitude_can_be_tuned_and_untouched_blocks_are_not() -> None:

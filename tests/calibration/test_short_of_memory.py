@@ -26,7 +26,9 @@ def tokens() -> Tensor:
 
 
 @contextmanager
-def room_for(samples: int, model: nn.Module, while_training: bool = False) -> Iterator[list[int]]:
+def room_for(
+    samples: int, model: nn.Module, while_training: bool = False, of: str = "mlp"
+) -> Iterator[list[int]]:
     """Blocks of `model` find no memory for more samples than that; batches that were run."""
     ran: list[int] = []
 
@@ -40,7 +42,7 @@ def room_for(samples: int, model: nn.Module, while_training: bool = False) -> It
 
     # After the matrices of the block were watched: what they saw must not be counted twice.
     hooks = [
-        block.mlp.register_forward_pre_hook(refuse, with_kwargs=True)
+        block.get_submodule(of).register_forward_pre_hook(refuse, with_kwargs=True)
         for block in model.model.layers
     ]
     try:
@@ -170,6 +172,18 @@ def test_samples_held_out_are_run_in_smaller_micro_batches(granularity: str) -> 
     # Also where there would be room for two: what did not fit once is not tried again.
     assert set(ran) == {1}
     assert all(block.rounds for block in record.blocks)
+
+
+def test_what_halves_give_is_computed_for_fewer_samples_at_a_time() -> None:
+    errors = []
+    for samples in (6, 2):
+        model = tiny_model("llama")
+        half_only = {"granularity": "halves", "rounds": 1, "frozen_mask": True}
+        with room_for(samples, model, of="self_attn") as ran:
+            _, record = pruned(model, "wanda++", reconstruct=half_only)
+        assert max(ran) <= samples
+        errors.append([block.output_error for block in record.blocks])
+    torch.testing.assert_close(errors[0], errors[1], rtol=1e-3, atol=0)
 
 
 def test_tuning_one_sample_that_does_not_fit_is_an_error() -> None:

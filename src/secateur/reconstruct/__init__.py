@@ -4,7 +4,12 @@ from secateur.models.sublayers import Half, silenced
 from secateur.reconstruct.halves import find_halves
 from secateur.reconstruct.history import History, RoundRecord
 from secateur.reconstruct.masters import master_weights
-from secateur.reconstruct.optimize import optimize, stored_targets, teacher_targets
+from secateur.reconstruct.optimize import (
+    optimize,
+    stored_targets,
+    teacher_targets,
+    too_long_to_tune,
+)
 from secateur.reconstruct.samples import BlockSamples
 from secateur.reconstruct.settings import PUBLISHED, ReconstructionSettings
 
@@ -21,4 +26,5 @@ __all__ = [
     "silenced",
     "stored_targets",
     "teacher_targets",
+    "too_long_to_tune",
 ]

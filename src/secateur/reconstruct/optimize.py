@@ -86,6 +86,14 @@ def optimize(
         return run.run(project, progress or SilentProgress())
 
 
+def too_long_to_tune(length: int) -> str:
+    """What to tell of a sample of `length` tokens that does not fit by itself."""
+    return (
+        f"the device has no memory to tune a block on one sample of {length} tokens; give a "
+        "smaller max_seq_length"
+    )
+
+
 class _Optimization:
     def __init__(
         self,
@@ -197,10 +205,7 @@ class _Optimization:
     def _halve_micro_batches(self) -> None:
         longest = max(self.samples.length(sample) for sample in range(self.samples.num_samples))
         if self.tokens_at_once < longest:
-            raise SecateurError(
-                f"the device has no memory to tune a block on one sample of {longest} tokens; give "
-                "a smaller max_seq_length"
-            )
+            raise SecateurError(too_long_to_tune(longest))
         self.tokens_at_once //= 2
 
     def _loss(self, batch: Sequence[int]) -> Tensor:

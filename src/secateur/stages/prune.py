@@ -199,7 +199,7 @@ class BlockPruner:
                 record,
                 error_before_tuning=before,
                 rounds=result.rounds,
-                note=result.note or _raised(index, before, error),
+                note=result.note or _raised(index, before, error, undone=False),
             )
         notes = [note for note in (short_of_memory, record.note) if note]
         return layers, replace(record, note="; ".join(notes))
@@ -274,6 +274,7 @@ class BlockPruner:
 
         with self._timed("tuning"):
             before = self._block_error(block, index, inputs)
+            untuned = [parameter.detach().clone() for parameter in block.parameters()]
             tuned = tune_block(
                 block,
                 index,
@@ -287,11 +288,30 @@ class BlockPruner:
                 self._parallel,
             )
             settle_weights(self._parallel, block)
+            # What was met on the way says cheaply whether it is worth a look.
+            if not tuning.held_out and tuned.last_error > before:
+                tuned = self._undo_if_worse(tuned, untuned, before, block, index, inputs)
         layers = [
             replace(site.record, sparsity=fraction_of_zeros(site.planned.site.weight))
             for site in pruned
         ]
         return layers, (before, tuned)
+
+    def _undo_if_worse(
+        self,
+        tuned: Tuned,
+        untuned: Sequence[Tensor],
+        before: float,
+        block: nn.Module,
+        index: int,
+        inputs: BlockInputs,
+    ) -> Tuned:
+        after = self._block_error(block, index, inputs)
+        if after <= before:
+            return tuned
+        for parameter, value in zip(block.parameters(), untuned, strict=True):
+            parameter.data.copy_(value)
+        return replace(tuned, note=tuned.note or _raised(index, before, after, undone=True))
 
     def _rescored(
         self, pruned: PrunedSite, facts: Mapping[str, SiteFacts]
@@ -343,10 +363,11 @@ class BlockPruner:
         )
 
 
-def _raised(block: int, before: float, after: float) -> str:
+def _raised(block: int, before: float, after: float, undone: bool) -> str:
     if after <= before:
         return ""
     return (
-        f"tuning raised the output error of block {block} from {before:.4f} to {after:.4f}: try a "
-        "lower rate, more rounds or samples, or hold some out"
+        f"tuning raised the output error of block {block} from {before:.4f} to {after:.4f}"
+        f"{' and was undone' if undone else ''}: try a lower rate, more rounds or samples, or hold "
+        "some out"
     )

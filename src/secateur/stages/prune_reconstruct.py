@@ -3,7 +3,7 @@
 from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from math import isnan
+from math import inf, isnan
 from typing import Any
 
 import torch
@@ -25,6 +25,7 @@ from secateur.reconstruct import (
     optimize,
     silenced,
     stored_targets,
+    too_long_to_tune,
 )
 from secateur.report.record import TuningPart, TuningRound
 
@@ -39,6 +40,12 @@ class Tuned:
     masks: Masks
     """By parameter name within the block; not those given where they were chosen anew."""
     note: str
+
+    @property
+    def last_error(self) -> float:
+        """Of the block's outputs, met in its last round; endless if no round was finished."""
+        errors = [entry.train_error for entry in self.rounds if entry.train_error is not None]
+        return errors[-1] if errors else inf
 
 
 @dataclass(frozen=True)
@@ -223,10 +230,22 @@ def _outputs(block: nn.Module, samples: BlockSamples) -> tuple[Tensor, ...]:
     outputs, first = [], 0
     with torch.no_grad():
         for hidden in samples.hidden:
-            output = samples.run(block, range(first, first + len(hidden)))
-            outputs.append(output.to(hidden.device))
+            chosen = range(first, first + len(hidden))
+            outputs.append(_in_parts(block, samples, chosen).to(hidden.device))
             first += len(hidden)
     return tuple(outputs)
+
+
+def _in_parts(block: nn.Module, samples: BlockSamples, chosen: range) -> Tensor:
+    """Outputs for samples of equal length; for fewer at a time where memory is short."""
+    try:
+        return samples.run(block, chosen)
+    except torch.OutOfMemoryError:
+        if len(chosen) == 1:
+            raise SecateurError(too_long_to_tune(samples.length(chosen[0]))) from None
+    # Outside of the handler, whose traceback keeps the tensors of the failed run alive.
+    half = (len(chosen) + 1) // 2
+    return torch.cat([_in_parts(block, samples, part) for part in (chosen[:half], chosen[half:])])
 
 
 def _rounds(history: History, part: TuningPart) -> list[TuningRound]:

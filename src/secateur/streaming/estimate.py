@@ -170,7 +170,8 @@ def _work_bytes(
             hessians = sum(columns**2 for _, columns in shapes) * 8
             hessians += _HESSIAN_COPIES * max(columns for _, columns in shapes) ** 2 * 4
         gradients = elements * (8 + 4) if stage.score == "rgs" else 0
-        masters = elements * 4 * _MASTER_COPIES + elements if tuned else 0
+        # With the masks, and the weights as they were before.
+        masters = elements * (4 * _MASTER_COPIES + 1 + dtype_bytes) if tuned else 0
         # In fp32: the weight, its score, what is sorted of it, and the mask.
         scoring = largest * 16
         forward = tokens_per_batch(device) * widest * _LIVE_TENSORS * max(4, dtype_bytes)
