@@ -97,7 +97,8 @@ BAD = {
     "penalty": ({"presence_penalty": 0.1}, "presence_penalty is not supported, got 0.1"),
     "bias": ({"logit_bias": {"1": 5}}, "logit_bias is not supported"),
     "format": ({"response_format": {"type": "json_object"}}, "response_format is not supported"),
-    "logprobs": ({"logprobs": 2}, "logprobs: expected a whole number from 0 to 0, got 2"),
+    "logprobs": ({"logprobs": 2}, "logprobs: expected 0, as only tokens that are chosen"),
+    "logprobs flag": ({"logprobs": True}, "logprobs: expected a whole number from 0 to"),
     "both": ({"logprobs": 0, "stream": True}, "expected logprobs without stream"),
 }
 
@@ -127,7 +128,12 @@ BAD_TALK = {
         {"chat_template_kwargs": {"enable_thinking": False}},
         "chat_template_kwargs is not supported",
     ),
-    "top": ({"logprobs": True, "top_logprobs": 3}, "top_logprobs: expected a whole number"),
+    "top": ({"logprobs": True, "top_logprobs": 3}, "top_logprobs: expected 0, as"),
+    "surrogate": ({"messages": [{"role": "\ud800", "content": "a"}]}, "expected valid unicode"),
+    "calls": (
+        {"messages": [{"role": "a", "content": "", "tool_calls": [{"id": "x"}]}]},
+        "messages.0.tool_calls is not supported",
+    ),
     "both": ({"logprobs": True, "stream": True}, "expected logprobs without stream"),
 }
 

@@ -230,6 +230,19 @@ def test_a_client_that_leaves_frees_its_slot(server: Server, stream: bool) -> No
     assert server.post("/v1/completions", body(max_tokens=3))[0] == 200
 
 
+def test_a_client_that_leaves_before_it_has_asked_is_no_error_of_the_server(
+    server: Server,
+) -> None:
+    host, port = server.address.split(":")
+    left = 'secateur_requests_total{path="/v1/completions",status="499"}'
+    failed = 'secateur_requests_total{path="/v1/completions",status="500"}'
+    before = (server.metric(left), server.metric(failed))
+    with socket.create_connection((host, int(port))) as client:
+        client.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{")
+    eventually(lambda: server.metric(left) == before[0] + 1)
+    assert server.metric(failed) == before[1]
+
+
 @pytest.mark.parametrize("drain", ["30", "0"])
 def test_told_to_stop_in_mid_flight_it_ends_every_answer(folder: Path, drain: str) -> None:
     """With time to drain all streams finish; without, they end with an error. Exit code 0."""

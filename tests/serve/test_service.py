@@ -13,7 +13,7 @@ from secateur.engine import GenerationOptions, Piece, Result, Timing
 from secateur.errors import SecateurError
 from secateur.serve.bodies import TokenLogprob
 from secateur.serve.faults import RequestFault
-from secateur.serve.requests import completion_request
+from secateur.serve.requests import chat_request, completion_request
 from secateur.serve.service import Service
 from secateur.serve.worker import EngineWorker
 
@@ -217,5 +217,31 @@ def test_what_is_too_long_is_refused_by_the_field_at_fault(
             await service.begin(wanted(prompt=prompt, max_tokens=tokens))
         assert (caught.value.param, caught.value.code) == (param, "context_length_exceeded")
         await service.begin(wanted(prompt="a" * 18, max_tokens=2))
+
+    serve(test)
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_a_text_that_no_context_can_hold_is_not_even_encoded(
+    chat: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The longest of this tokenizer's tokens is <pad>.
+    longest = 20 * len("<pad>")
+
+    def request(characters: int) -> Any:
+        if not chat:
+            return wanted(prompt="a" * characters)
+        # What the template adds counts, too.
+        text = "a" * (characters - len("<user><answer>"))
+        return chat_request({"model": "m", "messages": [{"role": "user", "content": text}]})
+
+    async def test(service: Service, engine: Scripted) -> None:
+        with pytest.raises(RequestFault, match="but the prompt has 100 and"):
+            await service.begin(request(longest))
+        monkeypatch.setattr(service._encoder._tokenizer, "encode", None)
+        with pytest.raises(RequestFault, match=r"at most 20 tokens.* 101 characters") as caught:
+            await service.begin(request(longest + 1))
+        assert caught.value.param == ("messages" if chat else "prompt")
+        assert caught.value.code == "context_length_exceeded"
 
     serve(test)

@@ -3,10 +3,12 @@
 import importlib
 import json
 import shutil
+import socket
 import sys
 from importlib.metadata import EntryPoint, EntryPoints
 from itertools import pairwise, product
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import typer
@@ -19,7 +21,7 @@ from secateur.compress import compress
 from secateur.engine import Engine, GenerationOptions
 from secateur.errors import SecateurError, VerificationError
 from secateur.serve import start, vllm
-from secateur.serve.server import _listen
+from secateur.serve.server import reserve, run_server
 from secateur.serve.start import choose_backend, require_verified
 from secateur.serve.vllm import VllmOptions, run_vllm, vllm_arguments
 
@@ -172,11 +174,39 @@ def test_options_out_of_range_are_refused(option: str, value: str, message: str)
     assert message in str(result.exception)
 
 
-def test_a_port_in_use_is_said() -> None:
-    with _listen("127.0.0.1", 0) as first:
-        port = first.getsockname()[1]
-        with pytest.raises(SecateurError, match=f"cannot listen on 127.0.0.1 port {port}"):
-            _listen("127.0.0.1", port)
+def test_a_port_in_use_is_said_before_a_model_is_looked_for() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as first:
+        port = str(first.getsockname()[1])
+        result = CliRunner().invoke(APP, ["nowhere", "--backend", "engine", "--port", port])
+    assert isinstance(result.exception, SecateurError)
+    assert str(result.exception).startswith(f"cannot listen on 127.0.0.1 port {port}: ")
+
+
+@pytest.mark.parametrize("host", ["203.0.113.1", "x" * 64])
+def test_an_address_that_is_not_ours_is_said(host: str) -> None:
+    with pytest.raises(SecateurError, match=f"cannot listen on {host} port 0"):
+        reserve(host, 0)
+
+
+def test_a_place_refuses_clients_until_it_is_served_and_the_first_gets_it() -> None:
+    with reserve("127.0.0.1", 0) as first:
+        address = first.getsockname()
+        refused = f"cannot listen on 127.0.0.1 port {address[1]}"
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(address)
+        with reserve(*address) as second:
+            first.listen()
+            with pytest.raises(SecateurError, match=refused):
+                run_server(Mock(), second, 0.0, print)
+
+
+@pytest.mark.parametrize("missing", ["fastapi", "uvicorn"])
+def test_what_serving_needs_is_asked_for_at_once(
+    missing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, missing, None)
+    with pytest.raises(SecateurError, match=r"pip install 'secateur\[serve\]'"):
+        reserve("127.0.0.1", 0)
 
 
 def test_a_folder_named_vllm_is_no_vllm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

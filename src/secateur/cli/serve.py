@@ -1,5 +1,6 @@
 """`secateur serve`: an OpenAI-compatible server for a compressed model."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -7,7 +8,7 @@ import typer
 from secateur.cli.options import Device, Dtype, ModelArgument, Revision, TrustRemoteCode
 from secateur.cli.waiting import waiting_for
 from secateur.errors import SecateurError
-from secateur.serve.server import run_server
+from secateur.serve.server import reserve, run_server
 from secateur.serve.start import (
     ServeOptions,
     choose_backend,
@@ -65,16 +66,21 @@ def serve_command(
         max_length=max_length,
         max_waiting=max_waiting,
     )
-    chosen = choose_backend(backend)
-    with waiting_for(f"verify {model}"):
+    if choose_backend(backend) == "vllm":
+        run_vllm(_for_vllm(options, _verified(options), host, port))
+        return
+    with reserve(host, port) as place:
+        folder = _verified(options)
+        with waiting_for(f"load {model}"):
+            service = make_service(options, folder)
+        run_server(service, place, drain_seconds, _ready)
+
+
+def _verified(options: ServeOptions) -> Path:
+    with waiting_for(f"verify {options.model}"):
         folder, verified = verified_folder(options)
     typer.echo("verified" if verified else "not verified: Secateur did not write this folder")
-    if chosen == "vllm":
-        run_vllm(_for_vllm(options, str(folder), host, port))
-        return
-    with waiting_for(f"load {model}"):
-        service = make_service(options, folder)
-    run_server(service, host, port, drain_seconds, _ready)
+    return folder
 
 
 def _ready(address: str) -> None:
@@ -99,9 +105,9 @@ def _check(
         raise SecateurError(f"expected --port from 0 to 65535, got {port}")
 
 
-def _for_vllm(options: ServeOptions, folder: str, host: str, port: int) -> VllmOptions:
+def _for_vllm(options: ServeOptions, folder: Path, host: str, port: int) -> VllmOptions:
     return VllmOptions(
-        model=folder,
+        model=str(folder),
         served_name=options.served_name,
         host=host,
         port=port,

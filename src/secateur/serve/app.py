@@ -15,6 +15,7 @@ from secateur.serve.service import Answer, Service
 MOST_BYTES = 8 << 20
 """Of the body of a request."""
 
+_CLIENT_GONE = 499
 _PATHS = ("/v1/models", "/v1/completions", "/v1/chat/completions", "/health", "/metrics")
 
 
@@ -94,15 +95,21 @@ def _add_generation(app: Any, service: Service) -> None:
 
 
 async def _read(request: Any) -> bytes:
-    """The body, given up as soon as it is too large."""
+    """The body, given up as soon as it is too large or its client has gone."""
+    from starlette.requests import ClientDisconnect
+
     parts, size = [], 0
-    async for part in request.stream():
-        size += len(part)
-        if size > MOST_BYTES:
-            raise RequestFault(
-                f"expected a body of at most {MOST_BYTES} bytes", status=413, code="too_large"
-            )
-        parts.append(part)
+    try:
+        async for part in request.stream():
+            size += len(part)
+            if size > MOST_BYTES:
+                raise RequestFault(
+                    f"expected a body of at most {MOST_BYTES} bytes", status=413, code="too_large"
+                )
+            parts.append(part)
+    except ClientDisconnect:
+        # Nobody reads this; it is counted.
+        raise RequestFault("the body broke off", status=_CLIENT_GONE) from None
     return b"".join(parts)
 
 
@@ -126,8 +133,10 @@ async def _answered(
         choices = await _unless_gone(request, answer)
     finally:
         answer.close()
-    # A client that has gone reads no answer.
-    return Response(status_code=499) if choices is None else JSONResponse(envelope.whole(choices))
+    if choices is None:
+        # A client that has gone reads no answer.
+        return Response(status_code=_CLIENT_GONE)
+    return JSONResponse(envelope.whole(choices))
 
 
 async def _close(answer: Answer) -> None:

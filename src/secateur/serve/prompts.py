@@ -15,9 +15,16 @@ class PromptEncoder:
     Fast tokenizers may not be used by two threads at once; the engine decodes with the original.
     """
 
-    def __init__(self, tokenizer: Any) -> None:
-        """Copy a tokenizer, with its chat template if it has one."""
+    def __init__(self, tokenizer: Any, max_length: int) -> None:
+        """Copy a tokenizer, with its chat template if it has one.
+
+        Args:
+            max_length: most tokens that anybody wants of a text. One that surely has more is not
+                encoded, which may take seconds.
+        """
         self._tokenizer = copy.deepcopy(tokenizer)
+        self._max_length = max_length
+        self._longest_token = max(map(len, tokenizer.get_vocab()))
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="secateur-prompts")
 
     def close(self) -> None:
@@ -28,11 +35,11 @@ class PromptEncoder:
         """Token ids of a prompt, special tokens added; given ones as they are.
 
         Raises:
-            RequestFault: there is none.
+            RequestFault: there is none, or there are too many.
         """
         if isinstance(prompt, tuple):
             return list(prompt)
-        token_ids = await self._in_thread(self._encode, prompt, True)
+        token_ids = await self._in_thread(self._encode, prompt, "prompt", True)
         if not token_ids:
             raise RequestFault("expected a prompt with at least one token", param="prompt")
         return token_ids
@@ -41,7 +48,8 @@ class PromptEncoder:
         """Token ids of a conversation up to where the answer begins.
 
         Raises:
-            RequestFault: the model has no chat template, or the template refuses the messages.
+            RequestFault: the model has no chat template, the template refuses the messages, or
+                there are too many tokens.
         """
         return await self._in_thread(self._encode_chat, messages)
 
@@ -50,7 +58,14 @@ class PromptEncoder:
         token_ids: list[int] = await loop.run_in_executor(self._executor, function, *arguments)
         return token_ids
 
-    def _encode(self, text: str, special: bool) -> list[int]:
+    def _encode(self, text: str, param: str, special: bool) -> list[int]:
+        if len(text) > self._max_length * self._longest_token:
+            raise RequestFault(
+                f"expected at most {self._max_length} tokens, prompt and answer together, but a "
+                f"text of {len(text)} characters has more",
+                param=param,
+                code="context_length_exceeded",
+            )
         return list(self._tokenizer.encode(text, add_special_tokens=special, verbose=False))
 
     def _encode_chat(self, messages: tuple[dict[str, str], ...]) -> list[int]:
@@ -69,4 +84,4 @@ class PromptEncoder:
                 f"the chat template refuses these messages: {error}", param="messages"
             ) from None
         # A template writes the special tokens itself.
-        return self._encode(text, False)
+        return self._encode(text, "messages", False)

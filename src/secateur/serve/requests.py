@@ -105,8 +105,7 @@ def completion_request(body: Mapping[str, Any]) -> CompletionRequest:
         RequestFault: a field is missing, wrong, or asks for what is not supported.
     """
     shared = _shared(body, ("max_tokens",), default_max_tokens=16)
-    # 0 asks for the chosen tokens alone, without alternatives.
-    wanted = _whole(body, "logprobs", 0, 0) is not None
+    wanted = _no_alternatives(body, "logprobs") is not None
     _no_stream(wanted and shared["stream"])
     request = CompletionRequest(**shared, logprobs=wanted, prompts=_prompts(body))
     if len(request.prompts) * request.n > MOST_ANSWERS:
@@ -126,9 +125,19 @@ def chat_request(body: Mapping[str, Any]) -> ChatRequest:
     """
     shared = _shared(body, ("max_completion_tokens", "max_tokens"), default_max_tokens=None)
     wanted = _flag(body, "logprobs")
-    _whole(body, "top_logprobs", 0, 0)
+    _no_alternatives(body, "top_logprobs")
     _no_stream(wanted and shared["stream"])
     return ChatRequest(**shared, logprobs=wanted, messages=tuple(_messages(body)))
+
+
+def _no_alternatives(body: Mapping[str, Any], name: str) -> int | None:
+    """0 asks for the tokens chosen alone."""
+    count = _whole(body, name, 0, 2**31)
+    if count:
+        raise RequestFault(
+            f"{name}: expected 0, as only tokens that are chosen are told, got {count}", param=name
+        )
+    return count
 
 
 def _no_stream(asked: bool) -> None:
@@ -247,12 +256,15 @@ def _messages(body: Mapping[str, Any]) -> list[dict[str, str]]:
 def _message(value: object, param: str) -> dict[str, str]:
     if not isinstance(value, dict) or not isinstance(value.get("role"), str):
         raise _wrong(param, "an object with a role and content", value)
+    if value.get("tool_calls"):
+        raise RequestFault(f"{param}.tool_calls is not supported", param=f"{param}.tool_calls")
     content = value.get("content")
     if isinstance(content, list):
         content = "".join(_part(part, f"{param}.content") for part in content)
     if not isinstance(content, str):
         raise _wrong(f"{param}.content", "a text, or parts of type text", content)
-    return {"role": value["role"], "content": _text(content, f"{param}.content")}
+    role = _text(value["role"], f"{param}.role")
+    return {"role": role, "content": _text(content, f"{param}.content")}
 
 
 def _part(value: object, param: str) -> str:

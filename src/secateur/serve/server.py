@@ -4,7 +4,7 @@ import asyncio
 import signal
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from secateur.errors import SecateurError
@@ -17,10 +17,37 @@ _GRACE = 5.0
 _BACKLOG = 2048
 
 
+def reserve(host: str, port: int) -> socket.socket:
+    """Take an address before a model is loaded for it; clients are refused until it is served.
+
+    Args:
+        host: address to listen on.
+        port: 0 for any that is free.
+
+    Raises:
+        SecateurError: nothing can listen there, or uvicorn and FastAPI are not installed.
+    """
+    _uvicorn()
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        with ExitStack() as unless_bound:
+            place = unless_bound.enter_context(socket.socket(family))
+            # A server that was stopped a moment ago still holds its port otherwise.
+            place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            place.bind((host, port))
+            unless_bound.pop_all()
+    except (OSError, OverflowError, UnicodeError) as error:
+        raise _cannot_listen(host, port, error) from None
+    return place
+
+
+def _cannot_listen(host: str, port: int, error: Exception) -> SecateurError:
+    return SecateurError(f"cannot listen on {host} port {port}: {error}")
+
+
 def run_server(
     service: Service,
-    host: str,
-    port: int,
+    place: socket.socket,
     drain_seconds: float,
     on_ready: Callable[[str], None],
 ) -> None:
@@ -31,18 +58,20 @@ def run_server(
 
     Args:
         service: not yet started.
-        host: address to listen on.
-        port: 0 for any that is free.
+        place: where to listen, from `reserve`.
         drain_seconds: for requests under way.
         on_ready: is told the address once connections are accepted.
 
     Raises:
-        SecateurError: nothing can listen there, or uvicorn and FastAPI are not installed.
+        SecateurError: something else listens there since.
     """
     uvicorn = _uvicorn()
-    listening = _listen(host, port)
+    host, port = place.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
-    address = f"http://{shown}:{listening.getsockname()[1]}"
+    try:
+        place.listen(_BACKLOG)
+    except OSError as error:
+        raise _cannot_listen(host, port, error) from None
     config = uvicorn.Config(
         build_app(service),
         log_level="warning",
@@ -52,7 +81,13 @@ def run_server(
     )
     with _signals_not_fatal():
         asyncio.run(
-            _serve(uvicorn.Server(config), service, listening, drain_seconds, on_ready, address)
+            _serve(
+                uvicorn.Server(config),
+                service,
+                place,
+                drain_seconds,
+                lambda: on_ready(f"http://{shown}:{port}"),
+            )
         )
 
 
@@ -65,14 +100,6 @@ def _uvicorn() -> Any:
             "expected FastAPI and uvicorn, which are not installed: pip install 'secateur[serve]'"
         ) from None
     return uvicorn
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        return socket.create_server((host, port), family=family, backlog=_BACKLOG)
-    except (OSError, OverflowError) as error:
-        raise SecateurError(f"cannot listen on {host} port {port}: {error}") from None
 
 
 @contextmanager
@@ -90,17 +117,16 @@ def _signals_not_fatal() -> Iterator[None]:
 async def _serve(
     server: Any,
     service: Service,
-    listening: socket.socket,
+    place: socket.socket,
     drain_seconds: float,
-    on_ready: Callable[[str], None],
-    address: str,
+    on_ready: Callable[[], None],
 ) -> None:
     service.start()
-    serving = asyncio.ensure_future(server.serve(sockets=[listening]))
+    serving = asyncio.ensure_future(server.serve(sockets=[place]))
     told = False
     while not server.should_exit and not serving.done():
         if server.started and not told:
-            on_ready(address)
+            on_ready()
             told = True
         await asyncio.sleep(_LOOK_EVERY)
     service.begin_drain()

@@ -154,7 +154,7 @@ class Service:
         self.worker = worker
         self.metrics = Metrics()
         self.draining = False
-        self._encoder = PromptEncoder(tokenizer)
+        self._encoder = PromptEncoder(tokenizer, worker.engine.max_length)
         self._tokenizer = tokenizer
         self._answers: set[Answer] = set()
 
