@@ -1,14 +1,11 @@
 """The example that turns dense MLPs into mixtures of experts and tunes them."""
 
-import importlib.util
-import sys
 from copy import deepcopy
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
+from example_scripts import load_example
 from families import VOCAB_SIZE, tiny_model
 from torch import Tensor, nn
 
@@ -16,20 +13,7 @@ from secateur.calibration.tokens import tokens_from_tensor
 from secateur.errors import SecateurError
 from secateur.reconstruct import ReconstructionSettings
 
-SCRIPT = Path(__file__).resolve().parents[1] / "examples" / "dense_to_moe.py"
-
-
-def load_script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("dense_to_moe", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-script = load_script()
+script = load_example("dense_to_moe")
 
 
 def random_firing(tokens: int, neurons: int, seed: int = 0) -> Tensor:

@@ -1,36 +1,22 @@
 """The example's training script: what it reads, what it saves, what it refuses."""
 
 import gzip
-import importlib.util
 import random
 import shutil
-import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
+from example_scripts import load_example
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from typer import Typer
 from typer.testing import CliRunner
 
-SCRIPT = Path(__file__).resolve().parents[1] / "examples" / "train_small_model.py"
 NOUNS = ("king", "miller", "horse", "river", "garden", "letter", "captain", "candle")
 VERBS = ("saw", "loved", "lost", "found", "followed")
 
-
-def load_script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("train_small_model", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-script = load_script()
+script = load_example("train_small_model")
 app = Typer()
 app.command()(script.main)
 

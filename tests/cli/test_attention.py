@@ -9,12 +9,11 @@ import pytest
 import torch
 import typer
 from families import tiny_model
-from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from typer.testing import CliRunner
+from word_tokenizer import WORDS, save_tiny_llama
 
 from secateur.calibration.data import load_calibration
-from secateur.checkpoint.load import silence_transformers
 from secateur.cli.attention import attention_command
 from secateur.depth.attention_rank import LAZY_THRESHOLD
 from secateur.errors import SecateurError
@@ -23,23 +22,12 @@ from secateur.report.attention_record import attention_from_text
 
 APP = typer.Typer()
 APP.command(name="attention")(attention_command)
-WORDS = [f"w{index}" for index in range(100)]
 SMALL = ("--max-seq-length", 12, "--num-samples", 3)
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    silence_transformers()
-    folder = tmp_path_factory.mktemp("attention") / "tiny"
-    tiny_model("llama", num_blocks=3).save_pretrained(folder)
-    vocabulary = {word: index for index, word in enumerate(["<pad>", "<s>", "</s>", *WORDS])}
-    inner = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))
-    inner.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=inner, bos_token="<s>", eos_token="</s>", pad_token="<pad>"
-    )
-    tokenizer.save_pretrained(folder)
-    return folder
+    return save_tiny_llama(tmp_path_factory.mktemp("attention") / "tiny", num_blocks=3)
 
 
 @pytest.fixture(scope="module")

@@ -6,34 +6,21 @@ from pathlib import Path
 
 import pytest
 import typer
-from families import tiny_model
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 from typer.testing import CliRunner
+from word_tokenizer import WORDS, save_tiny_llama
 
-from secateur.checkpoint.load import silence_transformers
 from secateur.cli.plan import parse_bytes, plan_command
 from secateur.errors import SecateurError
 from secateur.recipe import load_recipe, recipe_from_dict
 
 APP = typer.Typer()
 APP.command(name="plan")(plan_command)
-WORDS = [f"w{index}" for index in range(100)]
 SMALL = ("--num-samples", "8", "--max-seq-length", "16", "--rounds", "1", "--prefill-length", "8")
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    silence_transformers()
-    folder = tmp_path_factory.mktemp("plan") / "tiny"
-    tiny_model("llama", 3).save_pretrained(folder)
-    vocabulary = {word: index for index, word in enumerate(["<pad>", "<s>", "</s>", *WORDS])}
-    inner = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))
-    inner.pre_tokenizer = pre_tokenizers.Whitespace()
-    PreTrainedTokenizerFast(
-        tokenizer_object=inner, bos_token="<s>", eos_token="</s>", pad_token="<pad>"
-    ).save_pretrained(folder)
-    return folder
+    return save_tiny_llama(tmp_path_factory.mktemp("plan") / "tiny", num_blocks=3)
 
 
 @pytest.fixture(scope="module")

@@ -7,12 +7,9 @@ from typing import Any
 
 import pytest
 import typer
-from families import tiny_model
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 from typer.testing import CliRunner
+from word_tokenizer import WORDS, save_tiny_llama
 
-from secateur.checkpoint.load import silence_transformers
 from secateur.cli.search import search_command
 from secateur.errors import SecateurError
 from secateur.recipe import FactorStage, load_recipe
@@ -21,23 +18,12 @@ from secateur.search.journal import JOURNAL_FILE
 
 APP = typer.Typer()
 APP.command(name="search")(search_command)
-WORDS = [f"w{index}" for index in range(100)]
 SMALL = ("--fractions", "0.6,0.1", "--metric", "loss", "--blocks", "0-1", "--types", "o,mlp_out")
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    silence_transformers()
-    folder = tmp_path_factory.mktemp("search") / "tiny"
-    tiny_model("llama").save_pretrained(folder)
-    vocabulary = {word: index for index, word in enumerate(["<pad>", "<s>", "</s>", *WORDS])}
-    inner = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))
-    inner.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=inner, bos_token="<s>", eos_token="</s>", pad_token="<pad>"
-    )
-    tokenizer.save_pretrained(folder)
-    return folder
+    return save_tiny_llama(tmp_path_factory.mktemp("search") / "tiny")
 
 
 @pytest.fixture(scope="module")

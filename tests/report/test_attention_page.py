@@ -1,18 +1,16 @@
 import re
 import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 from attention_builders import analysis, block, deep, nothing_lazy, scattered
+from page_reader import EVIL, Reader
 
 from secateur.report import attention_plots, plots
 from secateur.report.attention_page import render_attention
 from secateur.report.attention_record import AttentionRecord
 
-EVIL = "<script>alert('x')</script>\"&"
-VOID = {"meta", "br", "hr", "img", "link", "input"}
 RECORDS = {
     "lazy": analysis(),
     "nothing": nothing_lazy(),
@@ -20,32 +18,6 @@ RECORDS = {
     "deep": deep(),
     "single": analysis((block(0, 1.0),), (0,)),
 }
-
-
-class Reader(HTMLParser):
-    """What a browser shows, and whether every tag closes in turn."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.tags: set[str] = set()
-        self.words: list[str] = []
-        self.feed(html)
-        self.close()
-        assert self.open == []
-        self.text = " ".join(" ".join(self.words).split())
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.add(tag)
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if "style" not in self.open:
-            self.words.append(data)
 
 
 @pytest.mark.parametrize("name", sorted(RECORDS))

@@ -1,7 +1,6 @@
 import math
 import re
 from dataclasses import replace
-from html.parser import HTMLParser
 
 import pytest
 import yaml
@@ -20,39 +19,11 @@ from builders import (
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from page_reader import EVIL, Reader
 from training_builders import recover
 
 from secateur.report import page, table
 from secateur.report.comparison import Comparison, Sample, Variant
-
-EVIL = "<script>alert('x')</script>\"&"
-VOID = {"meta", "br", "hr", "img", "link", "input"}
-
-
-class Reader(HTMLParser):
-    """What a browser shows, and whether every tag closes in turn."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.tags: set[str] = set()
-        self.words: list[str] = []
-        self.feed(html)
-        self.close()
-        assert self.open == []
-        self.text = " ".join(" ".join(self.words).split())
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.add(tag)
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if "style" not in self.open:
-            self.words.append(data)
 
 
 def pruned(setting: str = "2:4", **perplexities: float) -> list[Variant]:

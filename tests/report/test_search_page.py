@@ -1,9 +1,9 @@
 import re
 import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
-from html.parser import HTMLParser
 
 import pytest
+from page_reader import EVIL, Reader
 from search_builders import (
     UNSEARCHED,
     full_search,
@@ -19,8 +19,6 @@ from secateur.report import search_plots
 from secateur.report.search_page import render_search
 from secateur.report.search_record import AnalysisRecord, AnswerRecord, SearchRecord
 
-EVIL = "<script>alert('x')</script>\"&"
-VOID = {"meta", "br", "hr", "img", "link", "input"}
 RECORDS = {
     "found": search(),
     "nothing": nothing_found(),
@@ -28,32 +26,6 @@ RECORDS = {
     "full": full_search(),
     "deep": search(num_blocks=40),
 }
-
-
-class Reader(HTMLParser):
-    """What a browser shows, and whether every tag closes in turn."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.tags: set[str] = set()
-        self.words: list[str] = []
-        self.feed(html)
-        self.close()
-        assert self.open == []
-        self.text = " ".join(" ".join(self.words).split())
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.add(tag)
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if "style" not in self.open:
-            self.words.append(data)
 
 
 @pytest.mark.parametrize("name", sorted(RECORDS))

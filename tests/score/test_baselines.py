@@ -60,7 +60,5 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
     weight = torch.ones(2, 3)
     with pytest.raises(SecateurError, match=r"expected input_norm \[3\] for weight \[2, 3\]"):
         score_ria(weight, torch.ones(2))
-    with pytest.raises(
-        SecateurError, match=r"expected gradient_norm \[2, 3\] and input_norm \[3\]"
-    ):
+    with pytest.raises(SecateurError, match=r"expected gradient \[2, 3\] and input_norm \[3\]"):
         score_gblm(weight, torch.ones(2, 2), torch.ones(3))

@@ -2,11 +2,10 @@
 
 import random
 
+from word_tokenizer import WORDS
+
 from secateur.evaluate.items import Cloze, Item, MinimalPair, MultipleChoice
 from secateur.search import ItemTask, Metric, questions_of_items
-
-SPECIAL = ("<pad>", "<s>", "</s>")
-WORDS = tuple(f"w{index}" for index in range(100))
 
 
 def text(rng: random.Random, least: int, most: int) -> str:

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from secateur_kernels.errors import SecateurError
+from secateur.score.regional_gradient import score_regional_gradient
 
 DEFAULT_SCALE = 100.0
 
@@ -26,12 +26,4 @@ def score_gblm(
     Raises:
         SecateurError: the shapes do not fit.
     """
-    if gradient_norm.shape != weight.shape or input_norm.shape != weight.shape[1:]:
-        raise SecateurError(
-            f"expected gradient_norm {list(weight.shape)} and input_norm [{weight.shape[1]}] for "
-            f"weight {list(weight.shape)}, got {list(gradient_norm.shape)} and "
-            f"{list(input_norm.shape)}"
-        )
-    wide = weight if weight.element_size() == 8 else weight.float()
-    slope = gradient_norm if gradient_norm.element_size() == 8 else gradient_norm.float()
-    return (wide.abs() * (scale * slope + input_norm)).contiguous()
+    return score_regional_gradient(weight, gradient_norm, input_norm, scale)
