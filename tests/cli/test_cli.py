@@ -210,6 +210,17 @@ def test_interruption(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "Traceback" not in output.stderr
 
 
+def test_a_device_without_memory(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 8 GiB.\nMore of it.")
+
+    monkeypatch.setattr("secateur.cli.inspect.load_model", fail)
+    output = cli("inspect", BOOKS)
+    assert output.code == 1
+    expected = "error: out of memory: CUDA out of memory. Tried to allocate 8 GiB."
+    assert output.stderr.strip() == expected
+
+
 def test_what_nobody_expected_is_not_hidden(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     """Python prints the trace and exits with 1."""
 
@@ -614,7 +625,7 @@ def test_evaluate_refuses(cli: Cli, options: list[object], message: str) -> None
 
 
 def test_evaluate_needs_a_tokenizer(cli: Cli, tiny: Path) -> None:
-    refused(cli("evaluate", tiny, "--text", BOOKS / "prompts.txt"), "has no tokenizer")
+    refused(cli("evaluate", tiny, "--text", BOOKS / "prompts.txt"), "put the files of the original")
 
 
 # verify

@@ -2,6 +2,7 @@
 
 import sys
 
+import torch
 from rich.console import Console
 from rich.markup import escape
 
@@ -56,9 +57,17 @@ def main() -> None:
     try:
         app()
     except SecateurError as error:
-        message = f"[bold red]error:[/] {escape(str(error))}"
-        console = Console(stderr=True, emoji=False)
-        console.print(message, highlight=False, soft_wrap=not console.is_terminal)
+        _tell(str(error))
         sys.exit(error.exit_code)
+    except torch.OutOfMemoryError as error:
+        # Work on batches begins anew on smaller ones; what comes here has none to make smaller.
+        _tell(f"out of memory: {str(error).splitlines()[0]}")
+        sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _tell(error: str) -> None:
+    console = Console(stderr=True, emoji=False)
+    message = f"[bold red]error:[/] {escape(error)}"
+    console.print(message, highlight=False, soft_wrap=not console.is_terminal)
