@@ -54,10 +54,13 @@ def test_dry_run_says_what_is_needed_and_writes_nothing(tiny: Path, tmp_path: Pa
     ("arguments", "message"),
     [
         (["--stream", "--text", "some.txt"], "--text measures the whole model; leave it out"),
-        (["--stream", "--format", "compact"], "--stream writes the dense format, not compact"),
-        (["--stream", "--trust-remote-code"], "--stream takes models that transformers has itself"),
-        (["--dry-run", "--resume"], "--dry-run does nothing, so that there is nothing to --resume"),
-        (["--activations", "host"], "--activations is for --stream"),
+        (
+            ["--stream", "--format", "compact"],
+            "writes the dense format, not compact: leave out one",
+        ),
+        (["--stream", "--trust-remote-code"], "own code: leave out --trust-remote-code, or"),
+        (["--dry-run", "--resume"], "--dry-run does nothing that --resume could go on with"),
+        (["--activations", "host"], "hidden states: add --stream or leave it out"),
         (["--stream", "--activations", "cloud"], "expected activations auto, device, host or file"),
         (["--stream", "--drop-blocks", "1"], "only a recipe of one prune stage can be streamed"),
         (["--stream", "--resume"], "there is nothing to resume"),

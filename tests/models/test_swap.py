@@ -229,6 +229,17 @@ def test_factors_become_their_product() -> None:
     assert dense.bias is bias
 
 
+def test_only_compressed_layers_become_dense_by_name() -> None:
+    model = tiny_model("llama")
+    with pytest.raises(SecateurError, match=r"of which there are none, got 'model\.norm'"):
+        to_dense(model, ["model.norm"])
+    site = take_inventory(model).sites[0][0]
+    replace_module(model, site.name, LowRankLinear(site.shape[1], site.shape[0], 16, False))
+    with pytest.raises(SecateurError, match=f"such as {site.name}, got 'model.norm'"):
+        to_dense(model, ["model.norm"])
+    assert to_dense(model, [site.name]) == [site.name]
+
+
 def test_a_conv1d_gets_a_bias_of_zeros_if_its_stand_in_had_none() -> None:
     model = tiny_model("gpt2")
     name = "transformer.h.0.mlp.c_fc"

@@ -53,7 +53,7 @@ def test_row_without_text_is_named() -> None:
 
 
 def test_purpose_is_named(tmp_path: Path) -> None:
-    with pytest.raises(SecateurError, match=r"training source nothing.txt is neither a file nor a"):
+    with pytest.raises(SecateurError, match=r"nothing.txt is neither a file nor a folder, nor may"):
         source_files("nothing.txt", "training")
     with pytest.raises(SecateurError, match=r"training folder .* holds no files ending in"):
         source_files(tmp_path, "training")

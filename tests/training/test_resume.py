@@ -127,7 +127,7 @@ def test_without_resume_it_begins_anew(tmp_path: Path) -> None:
 
 def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
     interrupted("llama", tmp_path / "cut", options(7), 5)
-    with pytest.raises(SecateurError, match=r"not of the model that is trained: .* only in one"):
+    with pytest.raises(SecateurError, match=r"not of the model .* in one of them; train anew"):
         run("qwen3", tmp_path / "cut", options(7), resume=True)
 
 

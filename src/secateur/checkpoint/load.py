@@ -236,7 +236,10 @@ def load_with_tokenizer(
     chosen = usable_device(device)
     loaded = load_model(source, revision=revision, dtype=dtype, trust_remote_code=trust_remote_code)
     if loaded.tokenizer is None:
-        raise SecateurError(f"{source} has no tokenizer; text cannot be turned into tokens")
+        raise SecateurError(
+            f"{source} has no tokenizer, and text cannot be turned into tokens: put the files of "
+            "the original model's tokenizer beside the weights"
+        )
     return LanguageModel(loaded.model.to(chosen), loaded.tokenizer)
 
 

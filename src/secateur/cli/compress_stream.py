@@ -82,17 +82,24 @@ def require_streamable(
             "evaluate` on the output"
         )
     if checkpoint_format not in ("auto", "dense"):
-        raise SecateurError(f"--stream writes the dense format, not {checkpoint_format}")
+        raise SecateurError(
+            f"--stream writes the dense format, not {checkpoint_format}: leave out one of the two"
+        )
     if trust_remote_code:
-        raise SecateurError("--stream takes models that transformers has itself, without own code")
+        raise SecateurError(
+            "--stream takes models that transformers has itself, without own code: leave out "
+            "--trust-remote-code, or compress without --stream"
+        )
     if resumes_nothing:
-        raise SecateurError("--dry-run does nothing, so that there is nothing to --resume")
+        raise SecateurError("--dry-run does nothing that --resume could go on with: give one")
 
 
 def require_no_streaming(activations: str) -> None:
     """Raise SecateurError if an option of --stream was given without it."""
     if activations != "auto":
-        raise SecateurError("--activations is for --stream")
+        raise SecateurError(
+            "--activations says where --stream keeps hidden states: add --stream or leave it out"
+        )
 
 
 def estimate_table(estimate: Estimate) -> Table:

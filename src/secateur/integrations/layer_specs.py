@@ -302,6 +302,9 @@ def _shared_down(modules: Mapping[str, CompressedLinear]) -> dict[str, str]:
         if isinstance(module, LowRankLinear) and module.shares_down:
             leader = holders.get(id(module.held_down()))
             if leader is None:
-                raise SecateurError(f"{name} shares the down of a layer that is not in the model")
+                raise SecateurError(
+                    f"{name} shares the down of a layer that is not in the model: both go into one "
+                    "checkpoint, or each needs a down of its own"
+                )
             shared[name] = leader
     return shared

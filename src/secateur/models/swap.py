@@ -272,7 +272,8 @@ def _layers_to_replace(
     chosen = list(names)
     for name in chosen:
         if name not in layers:
-            raise SecateurError(f"expected the name of a compressed layer, got {name!r}")
+            some = f"such as {next(iter(layers))}, " if layers else "of which there are none, "
+            raise SecateurError(f"expected the name of a compressed layer, {some}got {name!r}")
     return {name: layers[name] for name in chosen}
 
 

@@ -84,7 +84,10 @@ class Journal:
                 entry = json.loads(line)
                 journal._entries[entry["key"]] = entry["value"]
             except (ValueError, KeyError, TypeError):
-                raise SecateurError(f"{path}, line {number}: expected a measurement") from None
+                raise SecateurError(
+                    f"{path}, line {number}: expected a measurement, got {line[:80]!r}; start "
+                    "again in another folder or with --overwrite"
+                ) from None
         return journal
 
     def __len__(self) -> int:
@@ -143,7 +146,9 @@ def _header(line: bytes, path: Path) -> Mapping[str, Any]:
             return fingerprint
     except (ValueError, KeyError, TypeError):
         pass
-    raise SecateurError(f"expected the journal of a search, but {path} is something else")
+    raise SecateurError(
+        f"expected the journal of a search, but {path} is something else; search in another folder"
+    )
 
 
 def _check_same(old: Mapping[str, Any], new: Fingerprint, path: Path) -> None:

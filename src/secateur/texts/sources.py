@@ -39,7 +39,10 @@ def source_files(source: str | Path, purpose: str) -> list[Path] | None:
         return [path]
     if isinstance(source, str) and _may_be_dataset(source):
         return None
-    raise SecateurError(f"{purpose} source {source} is neither a file nor a folder")
+    raise SecateurError(
+        f"{purpose} source {source} is neither a file nor a folder, nor may it be a "
+        "dataset's name (name[:config[:split]])"
+    )
 
 
 def read_rows(source: str | Path, purpose: str) -> Iterator[Row]:

@@ -165,7 +165,8 @@ class RecoveryTrainer(Trainer):  # type: ignore[misc]
         if lost or load_result.unexpected_keys:
             name = (lost or load_result.unexpected_keys)[0]
             raise SecateurError(
-                f"the checkpoint is not of the model that is trained: {name} is only in one of them"
+                f"the checkpoint is not of the model that is trained: {name} is only in one of "
+                "them; train anew, without resuming, or resume with the old recipe"
             )
 
     def _holds_plain_model(self) -> bool:
