@@ -100,6 +100,17 @@ def test_a_candidate_that_fails_leaves_the_others(
     assert failed == ["reference with None: out of resource: shared memory"]
 
 
+def test_dense_that_fails_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without it there is nothing that the others can be told against."""
+
+    def fails(*arguments: object) -> torch.Tensor:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(tune.F, "linear", fails)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        next(tune_shape(TuneShape("sparse24_linear", 48, 64), (3,), device="cpu", rounds=1))
+
+
 @pytest.mark.parametrize(
     ("shape", "message"),
     [

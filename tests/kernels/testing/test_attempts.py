@@ -107,7 +107,8 @@ def test_a_broken_context_is_a_death(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
     check_usable(torch.device("cpu"))
     notes = tmp_path / "notes.jsonl"
-    with pytest.raises(BrokenContextError), Attempts(notes).trying("one", "kernel a"):
+    broken = pytest.raises(BrokenContextError, match=r"^CUDA error: an illegal memory access$")
+    with broken, Attempts(notes).trying("one", "kernel a"):
         check_usable(torch.device("cuda"))
     (death,) = Attempts(notes).deaths
     assert death.why == "CUDA error: an illegal memory access"
