@@ -35,6 +35,7 @@ from secateur.models.swap import compressed_modules, replace_module, to_dense, u
 from secateur.modules import LowRankLinear, Sparse24Linear
 from secateur.modules.weight24 import Weight24Module
 from secateur_kernels.layouts import LowRank
+from secateur_kernels.testing.tolerance import assert_same_bits
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 
@@ -290,6 +291,19 @@ def test_dequantize_gives_a_plain_model(tmp_path: Path) -> None:
     reread = loaded(folder)
     assert_same(plain, reread)
     assert type(reread.transformer.h[0].attn.c_attn).__name__ == "Conv1D"
+
+
+@pytest.mark.parametrize("dtype", [None, BF16, FP32])
+def test_dequantize_rounds_no_more_than_loading_does(
+    dtype: torch.dtype | None, tmp_path: Path
+) -> None:
+    """Frequencies of rotary embeddings stay fp32, and the model is as good as its copy on disk."""
+    plain = loaded(saved(compressed("llama", "mixed"), tmp_path / "one")).dequantize(dtype)
+    assert plain.dtype == (dtype or BF16)
+    reread = loaded(saved(plain, tmp_path / "two"))
+    for name, buffer in plain.named_buffers():
+        assert_same_bits(buffer, reread.get_buffer(name))
+    assert_same(plain, reread)
 
 
 def test_saving_describes_the_layers_as_they_are_now(tmp_path: Path) -> None:

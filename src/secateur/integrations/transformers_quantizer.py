@@ -61,7 +61,7 @@ class SecateurConfig(QuantizationConfigMixin):  # type: ignore[misc]
         if quant_method != QUANT_METHOD or format_version != FORMAT_VERSION:
             raise SecateurError(
                 f"expected quantization_config of {QUANT_METHOD} in format {FORMAT_VERSION}, got "
-                f"{quant_method} in format {format_version}: a newer Secateur may read it"
+                f"{quant_method} in format {format_version!r}: a newer Secateur may read it"
             )
         if unknown:
             raise SecateurError(f"quantization_config: unknown key {sorted(unknown)[0]}")
@@ -160,7 +160,13 @@ class SecateurQuantizer(HfQuantizer):  # type: ignore[misc]
     def _dequantize(self, model: Any, dtype: torch.dtype | None = None) -> Any:
         """`model.dequantize()`: dense layers again."""
         to_dense(model)
-        return model if dtype is None else model.to(dtype)
+        before = model.dtype
+        # Not `model.to`: it would round buffers such as the frequencies of rotary embeddings, too,
+        # and what stays in fp32 beside 16-bit weights.
+        for parameter in model.parameters():
+            if dtype is not None and parameter.dtype == before:
+                parameter.data = parameter.data.to(dtype)
+        return model
 
     def is_serializable(self) -> bool:
         """`save_pretrained` writes the canonical form, packed or not."""
