@@ -61,7 +61,7 @@ FAULTS: dict[str, tuple[Any, str]] = {
     ),
     "not finite in a block": (
         lambda folder: edit_weights(folder, **{UP: torch.full((64, 32), torch.inf)}),
-        r"finite weights, but mlp\.up_proj\.weight holds NaN or Inf in 2048 of 2048",
+        r"weights, but model\.layers\.1\.mlp\.up_proj\.weight holds NaN or Inf in 2048 of 2048",
     ),
     "not finite in the head": (
         lambda folder: edit_weights(
@@ -121,11 +121,15 @@ def is_there(part: nn.Module) -> set[bool]:
     return {not parameter.is_meta for parameter in part.parameters()}
 
 
+def reading_ahead() -> bool:
+    """Threads of transformers, too, may be about to end."""
+    return any(thread.name.startswith("read_") for thread in threading.enumerate())
+
+
 @pytest.mark.parametrize("held", ["copied", "reused", "mapped"])
 def test_only_what_was_asked_for_is_in_memory(folder: Path, held: Held) -> None:
     skeleton = build_skeleton(folder)
     model, blocks = skeleton.model, skeleton.blocks
-    threads = set(threading.enumerate())
     source = BlockSource(folder, model, blocks, held)
     expected = tiny_model("llama", 2).state_dict()
     assert is_there(model) == {False}
@@ -144,8 +148,9 @@ def test_only_what_was_asked_for_is_in_memory(folder: Path, held: Held) -> None:
     assert not model.model.norm.weight.is_meta
     release(modules_outside(model, blocks))
     assert is_there(model) == {False}
+    assert reading_ahead()
     source.close()
-    assert set(threading.enumerate()) <= threads
+    assert not reading_ahead()
 
 
 def test_memory_is_not_overwritten_while_its_block_is_in_use(folder: Path) -> None:

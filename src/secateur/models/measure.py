@@ -39,9 +39,12 @@ def num_bytes(model: nn.Module) -> int:
     return sum(tensor.nbytes for tensor in saved_tensors(model))
 
 
-def require_finite_weights(model: nn.Module) -> None:
-    """Raise SecateurError, with its name, if a parameter is not there, too narrow or not finite."""
-    for name, parameter in model.named_parameters():
+def require_finite_weights(model: nn.Module, prefix: str = "") -> None:
+    """Raise SecateurError, with its name, if a parameter is not there, too narrow or not finite.
+
+    `prefix`: the name of `model` within its own.
+    """
+    for name, parameter in model.named_parameters(prefix):
         if parameter.is_meta:
             raise SecateurError(f"{name} is on the meta device: it has no values to compress")
         require_finite(name, parameter)

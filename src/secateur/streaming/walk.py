@@ -57,7 +57,7 @@ class BlockWalk:
                 self._source.load_block(index, self._next_unfinished(index))
                 block.to(self._device)
                 # There it is fast.
-                require_finite_weights(block)
+                require_finite_weights(block, self._skeleton.blocks.block_name(index))
                 self._note_shared_inputs(index)
             yield
         finally:
