@@ -71,7 +71,7 @@ bench: $(READY)
 	$(BIN)/python -m bench.masks
 	$(BIN)/python -m bench.compression
 	$(BIN)/python -m bench.quality
-	$(BIN)/python -m pytest bench --benchmark-only
+	$(BIN)/python -m pytest bench/bench_masks.py --benchmark-only
 
 .PHONY: library wheel test-wheel test-wheel-torch211
 

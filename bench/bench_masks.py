@@ -1,4 +1,4 @@
-"""pytest-benchmark suite of mask making: `pytest bench --benchmark-only`."""
+"""pytest-benchmark suite of mask making: `pytest bench/bench_masks.py --benchmark-only`."""
 
 from collections.abc import Callable
 from typing import Any
