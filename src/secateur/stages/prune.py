@@ -311,7 +311,8 @@ class BlockPruner:
             return tuned
         for parameter, value in zip(block.parameters(), untuned, strict=True):
             parameter.data.copy_(value)
-        return replace(tuned, note=tuned.note or _raised(index, before, after, undone=True))
+        notes = (tuned.note, _raised(index, before, after, undone=True))
+        return replace(tuned, note="; ".join(note for note in notes if note))
 
     def _rescored(
         self, pruned: PrunedSite, facts: Mapping[str, SiteFacts]
