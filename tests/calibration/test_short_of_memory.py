@@ -77,8 +77,8 @@ FACTORS = {"method": "svd-whitened", "rank": 8, "write": "dense", "importance": 
 
 @pytest.mark.parametrize(
     "more",
-    [{}, {"dense_targets": True}, {"rank": None, "budget": 0.1}],
-    ids=["inputs", "both-streams", "ranks"],
+    [{}, {"dense_targets": True}, {"rank": None, "budget": 0.1}, {"in_turn": True}],
+    ids=["inputs", "both-streams", "ranks", "in-turn"],
 )
 def test_factors_count_every_token_once_too(more: dict[str, Any]) -> None:
     def factored(model: nn.Module) -> FactorRecord:

@@ -5,6 +5,7 @@ import torch
 from families import tiny_model
 from torch import Tensor, nn
 
+from secateur import compress
 from secateur.calibration.tokens import CalibrationTokens
 from secateur.models.inventory import take_inventory
 from secateur.stages import factor_importance
@@ -48,3 +49,22 @@ def test_parts_of_the_sums_give_what_all_together_give(
     # Without directions there is nothing that would have to fit.
     measure_importance(model, sites, tokens)
     assert len(calls) == len(TOKENS)
+
+
+def test_no_more_samples_are_run_than_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, tokens = tiny_model("llama"), CalibrationTokens(tuple(TOKENS), "test")
+    sites = take_inventory(model).all_sites
+    calls: list[Tensor] = []
+    backward = factor_importance._backward
+
+    def counted(of: nn.Module, sample: Tensor) -> None:
+        calls.append(sample)
+        backward(of, sample)
+
+    monkeypatch.setattr(factor_importance, "_backward", counted)
+    measure_importance(model, sites, tokens, most_samples=2)
+    assert torch.equal(torch.stack(calls), TOKENS[:2])
+    calls.clear()
+    stage = {"stage": "factor", "rank": 8, "importance": "directions", "importance_samples": 1}
+    compress(model, {"stages": [stage]}, calibration=TOKENS)
+    assert torch.equal(torch.stack(calls), TOKENS[:1])

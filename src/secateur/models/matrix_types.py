@@ -58,7 +58,14 @@ def matrix_type(site: WeightSite) -> MatrixType | None:
     activation (gate_proj where there is a gate, or gate and up in one), `mlp_up` the ungated one
     beside it, `mlp_out` the one that leads back.
     """
-    if site.is_expert:
-        return None
-    path, _, leaf = site.name.rpartition(".")
+    return None if site.is_expert else _type_of(site.name)
+
+
+def is_fed(site_name: str) -> bool:
+    """Whether other matrices of the same attention or MLP make what enters this one."""
+    return ".experts." not in site_name and _type_of(site_name) in ("o", "mlp_out")
+
+
+def _type_of(site_name: str) -> MatrixType | None:
+    path, _, leaf = site_name.rpartition(".")
     return (_ATTENTION if in_attention(path) else _MLP).get(leaf)

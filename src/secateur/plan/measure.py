@@ -16,7 +16,12 @@ from secateur.models.sublayers import Sublayers
 from secateur.models.trace import trace_blocks
 from secateur.plan.layer_times import form_name
 from secateur.plan.losses import Asked, Losses, measure_losses, split_tokens
-from secateur.plan.options import PlanOptions, check_sparse24, offered_ranks
+from secateur.plan.options import (
+    IMPORTANCE_SAMPLES,
+    PlanOptions,
+    check_sparse24,
+    offered_ranks,
+)
 from secateur.plan.table import DENSE, SPARSE24, Choice, Part, Removal, Table, Unit
 from secateur.plan.times import Setup, Times, measure_times
 from secateur.plan.workload import Workload
@@ -122,7 +127,9 @@ def _importance(
     kinds: tuple[ImportanceName, ...] = ("directions", "loss")
     for kind in kinds[kinds.index(asked) :] if asked in kinds else ():
         try:
-            found = measure_importance(model, sites, tokens, kind == "directions")
+            found = measure_importance(
+                model, sites, tokens, kind == "directions", IMPORTANCE_SAMPLES
+            )
         except torch.OutOfMemoryError:
             continue
         return found, kind if found else "output"

@@ -15,6 +15,9 @@ from secateur_kernels.layouts.low_rank import RANK_STEP
 Method = Literal["dense", "2:4", "low-rank", "drop"]
 METHODS: tuple[str, ...] = get_args(Method)
 
+# Gradients' directions are means over these; more than 16 lose less (see bench/NOTES.md).
+IMPORTANCE_SAMPLES = 64
+
 # Of the rank at which factors store as much as the matrix.
 DEFAULT_FRACTIONS = tuple(part / 12 for part in range(1, 12))
 

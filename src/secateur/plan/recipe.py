@@ -3,6 +3,8 @@
 from collections.abc import Iterable
 
 from secateur.models.blocks import BlockList
+from secateur.models.matrix_types import is_fed
+from secateur.plan.options import IMPORTANCE_SAMPLES
 from secateur.plan.table import DENSE, SPARSE24, Part, Selection
 from secateur.recipe import (
     DropBlocksStage,
@@ -20,7 +22,8 @@ def plan_recipe(
 ) -> Recipe | None:
     """Stages that do what was selected: what goes, then 2:4, then factors of all ranks.
 
-    What goes, goes first: what is left is then fitted to the inputs that it will see. Blocks are
+    What goes, goes first: what is left is then fitted to the inputs that it will see; what leads
+    out of attention and MLP, also where it stays dense beside factors. Blocks are
     numbered anew once some are gone, and the names in later stages are those of the blocks then.
 
     Args:
@@ -64,14 +67,18 @@ def _factors(
 ) -> FactorStage:
     """One pass, in which every matrix is fitted to what the ones before it give."""
     (_, most), *others = ranks
+    forms: list[tuple[tuple[str, ...], int | None]]
+    forms = [(tuple(by_form[form]), rank) for form, rank in others]
+    if fitted := tuple(name for name in by_form.get(DENSE, ()) if is_fed(name)):
+        forms.append((fitted, None))
     return FactorStage(
         rank=most,
-        targets=tuple(name for form, _ in ranks for name in by_form[form]),
-        overrides=tuple(
-            RankOverride(targets=tuple(by_form[form]), rank=rank) for form, rank in others
-        ),
+        targets=(*by_form[ranks[0][0]], *(name for names, _ in forms for name in names)),
+        overrides=tuple(RankOverride(targets=names, rank=rank) for names, rank in forms),
         damping=damping,
         importance=importance,
+        importance_samples=IMPORTANCE_SAMPLES,
+        in_turn=True,
     )
 
 

@@ -38,11 +38,14 @@ class RankOverride:
     """Another rank for the matrices that `targets` match; the last matching override holds."""
 
     targets: tuple[str, ...]
-    rank: int
+    rank: int | None
+    """None: they stay dense."""
 
     def __post_init__(self) -> None:
         require(len(self.targets) > 0, "override: `targets` must name at least one layer")
-        require(self.rank >= 1, f"override: expected rank >= 1, got {self.rank}")
+        require(
+            self.rank is None or self.rank >= 1, f"override: expected rank >= 1, got {self.rank}"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,9 +79,16 @@ class FactorStage:
     a share of the output what the whole output is worth for the loss; ranks only. `output`: each
     output the same. All but the last take a backward pass of the whole model over a few samples,
     and `directions` an fp32 [N, N] of every matrix. Mixtures with fused experts use `output`."""
+    importance_samples: int = 16
+    """Calibration samples that it takes: enough to rank matrices by. `directions` gain from more;
+    each is a whole backward pass."""
     dense_targets: bool = False
     """`svd-whitened`: fit what the dense model's outputs are, not what the dense matrices make of
     inputs that are already off."""
+    in_turn: bool = False
+    """`svd-whitened`: fit the matrices that lead out of attention and MLP after those that feed
+    them: on the inputs that these now give, to what the dense block makes of the same tokens, also
+    where they stay dense. Takes two more runs of every block, and the memory of a block."""
     rounds: int = 20
     """Alternations of `sparse-plus-low-rank`."""
     exact: bool = True
@@ -106,8 +116,20 @@ class FactorStage:
             self.importance != "directions" or self.method == "svd-whitened",
             f"importance directions is for svd-whitened, not for {self.method}",
         )
+        require(
+            not self.in_turn or self.method == "svd-whitened",
+            f"in_turn is for svd-whitened, not for {self.method}",
+        )
+        require(
+            not (self.in_turn and self.dense_targets),
+            "in_turn fits to the dense block, dense_targets to the dense model: choose one",
+        )
         require(len(self.targets) > 0, "`targets` must name at least one layer")
         require(0 <= self.damping < float("inf"), f"expected damping >= 0, got {self.damping}")
+        require(
+            self.importance_samples >= 1,
+            f"expected at least 1 importance sample, got {self.importance_samples}",
+        )
         require(self.rounds >= 1, f"expected at least 1 round, got {self.rounds}")
         if self.method == "laser":
             self._check_laser()

@@ -1,6 +1,7 @@
 """The factor stage: ranks first, then block after block, each on what the ones before give it."""
 
-from collections.abc import Callable, Mapping
+import copy
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from time import perf_counter
 
@@ -12,12 +13,13 @@ from secateur.calibration.statistics import RelativeError
 from secateur.calibration.tokens import CalibrationTokens
 from secateur.models.blocks import BlockList
 from secateur.models.device import on_device
+from secateur.models.matrix_types import is_fed
 from secateur.models.sites import WeightSite
 from secateur.models.trace import Trace
 from secateur.progress import Progress
 from secateur.recipe import FactorStage, ImportanceName
 from secateur.report.record import BlockRecord, FactoredLayer, FactorRecord
-from secateur.stages.factor_group import Factored, FactorGroup, factor_group, groups_of
+from secateur.stages.factor_group import Factored, FactorGroup, factor_group, fit_dense, groups_of
 from secateur.stages.factor_importance import Importance, measure_importance
 from secateur.stages.factor_plan import FactorPlan, check_stacks
 from secateur.stages.factor_ranks import (
@@ -27,7 +29,7 @@ from secateur.stages.factor_ranks import (
     ranks_for_budget,
     weight_spectra,
 )
-from secateur.stages.factor_statistics import SiteMoments, collect_moments
+from secateur.stages.factor_statistics import SiteMoments, collect_fed_moments, collect_moments
 from secateur.stages.factor_write import write_factored
 
 _NO_IMPORTANCE = (
@@ -38,6 +40,9 @@ _NO_ROOM = (
     "importance directions does not fit in memory, which holds an fp32 [N, N] of every matrix: "
     "loss is used instead"
 )
+_NOT_WORTH = "stays dense: no rank below the break-even is worth its parameters"
+_NOT_ASKED = "stays dense: a rank was asked of others only"
+_FITTED = "stays dense, fitted to the inputs that the matrices before it now give"
 
 EnterBlocks = Callable[[], tuple[BlockInputs | None, Trace | None]]
 
@@ -126,7 +131,9 @@ class BlockFactorer:
         self._progress.begin("importance for the loss", 1)
         sites = [site for sites in self._plan.sites for site in sites]
         try:
-            importance = measure_importance(self._model, sites, self._tokens, directions)
+            importance = measure_importance(
+                self._model, sites, self._tokens, directions, stage.importance_samples
+            )
         except torch.OutOfMemoryError:
             if not directions:
                 raise
@@ -173,22 +180,45 @@ class BlockFactorer:
     ) -> tuple[list[FactoredLayer], BlockRecord]:
         started = perf_counter()
         moments: dict[str, SiteMoments] = {}
-        samples, note = 1, ""
+        before = self._streams[0] if self._streams else None
         if self._streams and trace is not None:
-            samples, before = self._streams[0].num_samples, self._streams[0]
-            sites = [site for group in groups for site in group.sites]
             collect = partial(
-                collect_moments, block, index, sites, trace=trace, device=self._device
+                collect_moments, block, index, _sites(groups), trace=trace, device=self._device
             )
             moments, self._streams = in_smaller_batches(collect, self._streams)
-            note = shortage_note(index, before, self._streams[0])
+        fed = [group for group in groups if self._stage.in_turn and is_fed(group.name)]
+        dense_block = copy.deepcopy(block) if fed else None
+        layers = self._factor_groups([g for g in groups if g not in fed], ranks, index, moments)
+        if dense_block is not None:
+            collect = partial(
+                collect_fed_moments,
+                block,
+                dense_block,
+                index,
+                _sites(fed),
+                block_name=self._blocks.block_name(index),
+                device=self._device,
+            )
+            moments, self._streams = in_smaller_batches(collect, self._streams)
+            layers += self._factor_groups(fed, ranks, index, moments)
+        note = shortage_note(index, before, self._streams[0]) if before is not None else ""
+        error = self._propagate(block, index) if self._streams else None
+        seconds = perf_counter() - started
+        return layers, BlockRecord(block=index, output_error=error, seconds=seconds, note=note)
+
+    def _factor_groups(
+        self,
+        groups: Sequence[FactorGroup],
+        ranks: Mapping[str, int | None],
+        index: int,
+        moments: Mapping[str, SiteMoments],
+    ) -> list[FactoredLayer]:
+        samples = self._streams[0].num_samples if self._streams else 1
         layers = []
         for group in groups:
             layers += self._factor_group(group, ranks[group.name], index, moments, samples)
             self._progress.advance(f"block {index}  {group.name.split('.')[-1]}")
-        error = self._propagate(block, index) if self._streams else None
-        seconds = perf_counter() - started
-        return layers, BlockRecord(block=index, output_error=error, seconds=seconds, note=note)
+        return layers
 
     def _factor_group(
         self,
@@ -201,7 +231,9 @@ class BlockFactorer:
         started = perf_counter()
         shared = moments.get(group.name)
         if rank is None:
-            return _left_dense(group, index)
+            fitted = shared is not None and fit_dense(group, self._stage, shared, samples)
+            why = _NOT_WORTH if self._stage.rank is None else _NOT_ASKED
+            return _left_dense(group, index, _FITTED if fitted else why)
         factored = factor_group(group, rank, self._stage, shared, samples, self._importance)
         errors = [
             shared.statistics.output_error(site.weight, _rounded(part, site)) if shared else None
@@ -236,11 +268,15 @@ class BlockFactorer:
         return error.value
 
 
+def _sites(groups: Sequence[FactorGroup]) -> list[WeightSite]:
+    return [site for group in groups for site in group.sites]
+
+
 def _rounded(part: Factored, site: WeightSite) -> Tensor:
     return part.dense().to(site.parameter.dtype)
 
 
-def _left_dense(group: FactorGroup, index: int) -> list[FactoredLayer]:
+def _left_dense(group: FactorGroup, index: int, note: str) -> list[FactoredLayer]:
     return [
         FactoredLayer(
             name=site.name,
@@ -251,7 +287,7 @@ def _left_dense(group: FactorGroup, index: int) -> list[FactoredLayer]:
             output_error=None,
             num_tokens=0,
             seconds=0.0,
-            note="stays dense: no rank below the break-even is worth its parameters",
+            note=note,
         )
         for site in group.sites
     ]

@@ -107,15 +107,36 @@ def factor_group(
         note = _input_note(moments)
         return [Factored(found.factors, found.sparse, found.keep_mask, note)]
     weights = weights_of(group.sites, group.weights(), root, importance, stage.damping)
-    target = weight = weights.stack(group.weights())
-    seen = moments.statistics.num_tokens > 0
-    if stage.dense_targets and moments.cross is not None and seen:
-        cross = weight.double() @ moments.cross.value(num_samples).double()
-        hessian = moments.statistics.hessian(num_samples)
-        target = regression_weight(weight, hessian, cross, stage.damping)
+    target = _target(weights.stack(group.weights()), moments, num_samples, stage.damping)
     found_svd = whitened_svd(target, root, _decompose(stage, rank))
     note = _input_note(moments) or _damping_note(root.damping, stage)
     return _split(found_svd.factors(rank), group, weights, note)
+
+
+def fit_dense(
+    group: FactorGroup, stage: FactorStage, moments: SiteMoments, num_samples: int
+) -> bool:
+    """Change matrices that stay dense to what gives the dense outputs on the inputs as they are.
+
+    Returns:
+        False where no other inputs were watched: then nothing is changed.
+
+    Raises:
+        SecateurError: as `factor_group`.
+    """
+    if moments.cross is None or moments.statistics.num_tokens == 0:
+        return False
+    for site, weight in zip(group.sites, group.weights(), strict=True):
+        site.weight.copy_(_target(weight, moments, num_samples, stage.damping))
+    return True
+
+
+def _target(weight: Tensor, moments: SiteMoments, num_samples: int, damping: float) -> Tensor:
+    """What is factored in place of a weight [N, K] where dense inputs were watched, too."""
+    if moments.cross is None or moments.statistics.num_tokens == 0:
+        return weight
+    cross = weight.double() @ moments.cross.value(num_samples).double()
+    return regression_weight(weight, moments.statistics.hessian(num_samples), cross, damping)
 
 
 def input_root(

@@ -15,9 +15,8 @@ from secateur.lowrank import loss_importance
 from secateur.models.device import input_embedding
 from secateur.models.host_memory import available_host_bytes
 from secateur.models.sites import WeightSite
+from secateur.recipe import FactorStage
 
-# Enough for a ranking of layers; each is a whole backward pass.
-MAX_SAMPLES = 16
 # Of sums of gradients on a GPU at a time: those of 4 blocks of Llama-3-8B.
 _MOST_BYTES_ON_GPU = 8 << 30
 
@@ -46,6 +45,7 @@ def measure_importance(
     sites: Sequence[WeightSite],
     tokens: CalibrationTokens,
     with_directions: bool = False,
+    most_samples: int = FactorStage.importance_samples,
 ) -> dict[str, Importance] | None:
     """First-order importance of every matrix's output, by one backward pass.
 
@@ -57,8 +57,9 @@ def measure_importance(
     Args:
         model: in evaluation mode; not changed.
         sites: whose outputs are weighed.
-        tokens: of which the first 16 samples are used.
+        tokens: to measure it on.
         with_directions: also sum up the gradients' mean squares.
+        most_samples: of the tokens; those after them are not used.
 
     Returns:
         by site name; None where it cannot be measured for all of them (slices of fused experts,
@@ -71,7 +72,7 @@ def measure_importance(
         return None
     if with_directions:
         _require_room(sites)
-    samples = tokens.samples[:MAX_SAMPLES]
+    samples = tokens.samples[:most_samples]
     found: dict[str, Importance] = {}
     try:
         for part in _parts(sites) if with_directions else [sites]:

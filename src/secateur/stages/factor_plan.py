@@ -23,8 +23,8 @@ class FactorPlan:
     """Sites by block, and the rank of each where the recipe says it."""
 
     sites: tuple[tuple[WeightSite, ...], ...]
-    ranks: Mapping[str, int]
-    """By site name; empty where a budget decides."""
+    ranks: Mapping[str, int | None]
+    """By site name, None to stay dense; empty where a budget decides."""
     warnings: tuple[str, ...] = field(default=())
 
 
@@ -55,7 +55,8 @@ def _selected(stage: FactorStage, inventory: Inventory) -> FactorPlan:
         # Which matrices a stack joins is known once the model has run: see `check_stacks`.
         if not stage.joint:
             for site in selected:
-                _check_rank(ranks[site.name], [(site.name, site.shape)])
+                if (rank := ranks[site.name]) is not None:
+                    _check_rank(rank, [(site.name, site.shape)])
         return FactorPlan(by_block, ranks)
     assert stage.budget is not None
     shapes = {site.name: site.shape for site in selected}
@@ -66,9 +67,9 @@ def _selected(stage: FactorStage, inventory: Inventory) -> FactorPlan:
     return FactorPlan(by_block, {})
 
 
-def _ranks(stage: FactorStage, rank: int, selected: Sequence[WeightSite]) -> dict[str, int]:
+def _ranks(stage: FactorStage, rank: int, selected: Sequence[WeightSite]) -> dict[str, int | None]:
     """By site name: the last override that matches, or the stage's own rank."""
-    ranks = {site.name: rank for site in selected}
+    ranks: dict[str, int | None] = {site.name: rank for site in selected}
     for override in stage.overrides:
         for pattern in override.targets:
             require_match(selected, pattern, "override target")
@@ -190,7 +191,7 @@ def _check_form(stage: FactorStage, sites: Sequence[WeightSite]) -> None:
 
 
 def _storage(
-    stage: FactorStage, sites: Sequence[WeightSite], ranks: Mapping[str, int]
+    stage: FactorStage, sites: Sequence[WeightSite], ranks: Mapping[str, int | None]
 ) -> list[str]:
     """Complaints about factors that store more than the matrix they stand for."""
     if not stage.writes_factors or stage.joint:

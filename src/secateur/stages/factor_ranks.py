@@ -110,6 +110,6 @@ def _spectrum(
     return Spectrum(group.name, group.shape, values, worth)
 
 
-def ranks_by_group(plan_ranks: Mapping[str, int], groups: Groups) -> dict[str, int | None]:
+def ranks_by_group(plan_ranks: Mapping[str, int | None], groups: Groups) -> dict[str, int | None]:
     """The recipe's own ranks, by group: that of the first matrix stands for the stack."""
     return {group.name: plan_ranks[group.name] for block in groups for group in block}

@@ -1,7 +1,7 @@
 """Statistics for factoring: one run of a dense block on two streams of the same tokens."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -69,6 +69,57 @@ def collect_moments(
         else:
             _run_both(block, index, inputs, dense_inputs[0], leaders, seen)
     return moments
+
+
+def collect_fed_moments(
+    block: nn.Module,
+    dense_block: nn.Module,
+    index: int,
+    sites: Sequence[WeightSite],
+    streams: tuple[BlockInputs],
+    block_name: str,
+    device: torch.device,
+) -> dict[str, SiteMoments]:
+    """Run a block that is compressed in part, and the dense one, on the same inputs.
+
+    The outputs that are kept are the dense block's.
+
+    Args:
+        block: on `device`; what feeds `sites` is compressed, they are dense.
+        dense_block: its copy from before.
+        index: of the block.
+        sites: matrices of `block`, each with an input of its own, and no experts.
+        streams: inputs in the compressed model.
+        block_name: dotted.
+        device: where sums are kept.
+
+    Returns:
+        moments by site name: of inputs in `block`, crossed with those in the dense block.
+
+    Raises:
+        torch.OutOfMemoryError: a batch does not fit; see `in_smaller_batches`.
+    """
+    [inputs] = streams
+    moments = {site.name: _start(site, inputs, with_cross=True, device=device) for site in sites}
+    dense_sites = [
+        replace(site, module=dense_block.get_submodule(site.name.removeprefix(f"{block_name}.")))
+        for site in sites
+    ]
+    for batch in range(len(inputs)):
+        seen = _inputs_of(sites, block, inputs, index, batch)
+        of_dense = _inputs_of(dense_sites, dense_block, inputs, index, batch)
+        for name, batches in seen.items():
+            _take_in(moments[name], of_dense[name], batches)
+    return moments
+
+
+def _inputs_of(
+    sites: Sequence[WeightSite], block: nn.Module, inputs: BlockInputs, index: int, batch: int
+) -> dict[str, list[Tensor]]:
+    seen: dict[str, list[Tensor]] = {site.name: [] for site in sites}
+    with observed(sites, {name: batches.append for name, batches in seen.items()}):
+        inputs.run_batch(block, index, batch)
+    return seen
 
 
 def _start(
