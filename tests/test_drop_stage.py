@@ -10,7 +10,7 @@ import pytest
 import torch
 from families import FAMILIES, VOCAB_SIZE, tiny_model
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import GPTNeoConfig, GPTNeoForCausalLM, PreTrainedModel
 
 from secateur.compress import compress_with_report
 from secateur.errors import SecateurError
@@ -379,6 +379,23 @@ def test_blocks_dropped_later_keep_the_cache_in_step() -> None:
     (stand_in,) = removed_sublayers(model).values()
     assert stand_in.layer_idx == 1
     assert greedy(model, True) == greedy(model, False)
+
+
+def test_a_stand_in_moves_where_attention_kept_its_place_under_another_name() -> None:
+    """GPT-Neo's is `layer_id`, which a model rebuilt from the configuration has: not its own."""
+    config = GPTNeoConfig(
+        vocab_size=VOCAB_SIZE,
+        hidden_size=32,
+        num_layers=NUM_BLOCKS,
+        num_heads=4,
+        attention_types=[[["global"], NUM_BLOCKS]],
+        max_position_embeddings=64,
+    )
+    model = GPTNeoForCausalLM(config).eval()
+    dropped_from(model, None, blocks=[3], granularity="attention")
+    dropped_from(model, None, blocks=[0, 1])
+    (stand_in,) = removed_sublayers(model).values()
+    assert stand_in.layer_idx == 1
 
 
 # Refusals: the model is as it was.

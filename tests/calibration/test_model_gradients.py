@@ -108,6 +108,20 @@ def test_nothing_but_the_sums_is_left_behind() -> None:
     assert not any(p._post_accumulate_grad_hooks for p in model.parameters())
 
 
+def test_gradients_of_a_training_take_no_part_and_stay() -> None:
+    model, tokens = tiny_model("llama", 1), some_tokens()
+    sites = sites_of(model)
+    clean = model_gradients(model, sites, tokens, CPU, Parallel())
+    left = {name: torch.full_like(p, 3.0) for name, p in model.named_parameters()}
+    for name, parameter in model.named_parameters():
+        parameter.grad = left[name]
+    found = model_gradients(model, sites, tokens, CPU, Parallel())
+    assert all(torch.equal(found[name], gradient) for name, gradient in clean.items())
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is left[name]
+        assert bool((parameter.grad == 3.0).all())
+
+
 def test_no_sample_reaches_an_expert_that_is_not_chosen() -> None:
     model, tokens = tiny_model("mixtral", 1), some_tokens((3,))
     sites = sites_of(model)

@@ -82,7 +82,10 @@ def _zeros_like(parameter: Tensor) -> Tensor:
 def _squared(
     model: nn.Module, parameters: dict[int, nn.Parameter], squares: dict[int, Tensor]
 ) -> Iterator[None]:
-    """Only these parameters ask for gradients, which end as squares in the sums."""
+    """Only these parameters ask for gradients, which end as squares in the sums.
+
+    Gradients that a training has left take no part, and are there again afterwards.
+    """
 
     def take(parameter: Tensor) -> None:
         assert parameter.grad is not None
@@ -91,18 +94,18 @@ def _squared(
         total.addcmul_(wide, wide)
         parameter.grad = None
 
-    saved = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    saved = [(p, p.requires_grad, p.grad) for p in model.parameters()]
     hooks = []
     try:
-        for parameter, _ in saved:
+        for parameter, *_ in saved:
             parameter.requires_grad_(id(parameter) in parameters)
+            parameter.grad = None
             if id(parameter) in parameters:
                 hooks.append(parameter.register_post_accumulate_grad_hook(take))
         yield
     finally:
         for hook in hooks:
             hook.remove()
-        for parameter, required in saved:
+        for parameter, required, gradient in saved:
             parameter.requires_grad_(required)
-            if id(parameter) in parameters:
-                parameter.grad = None
+            parameter.grad = gradient
