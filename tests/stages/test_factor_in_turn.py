@@ -94,6 +94,17 @@ def test_the_record_says_what_became_of_each() -> None:
     assert torch.equal(model.get_submodule(f"{MLP}up_proj").weight, before)
 
 
+def test_where_nothing_that_feeds_is_factored_all_stay_as_they_are() -> None:
+    model, plain = tiny_model("llama", num_blocks=1), tiny_model("llama", num_blocks=1)
+    dense = {"targets": [f"{MLP}down_proj"], "rank": None}
+    output = "model.layers.0.self_attn.o_proj"
+    stage = {"rank": 8, "targets": [output, f"{MLP}down_proj"], "overrides": [dense]}
+    run(model, stage)
+    run(plain, {**stage, "in_turn": False})
+    for name, value in plain.state_dict().items():
+        assert torch.equal(model.state_dict()[name], value), name
+
+
 @pytest.mark.parametrize("family", ["gpt2", "opt", "mixtral"])
 def test_every_family_has_matrices_that_are_fed(family: str) -> None:
     """Those of experts are factored at once: two models route other tokens to them."""

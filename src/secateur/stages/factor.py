@@ -179,32 +179,48 @@ class BlockFactorer:
         trace: Trace | None,
     ) -> tuple[list[FactoredLayer], BlockRecord]:
         started = perf_counter()
-        moments: dict[str, SiteMoments] = {}
+        moments: Mapping[str, SiteMoments] = {}
         before = self._streams[0] if self._streams else None
+        fed = self._fed(groups, ranks)
+        others = [group for group in groups if group not in fed]
         if self._streams and trace is not None:
             collect = partial(
-                collect_moments, block, index, _sites(groups), trace=trace, device=self._device
+                collect_moments, block, index, _sites(others), trace=trace, device=self._device
             )
             moments, self._streams = in_smaller_batches(collect, self._streams)
-        fed = [group for group in groups if self._stage.in_turn and is_fed(group.name)]
         dense_block = copy.deepcopy(block) if fed else None
-        layers = self._factor_groups([g for g in groups if g not in fed], ranks, index, moments)
+        layers = self._factor_groups(others, ranks, index, moments)
         if dense_block is not None:
-            collect = partial(
-                collect_fed_moments,
-                block,
-                dense_block,
-                index,
-                _sites(fed),
-                block_name=self._blocks.block_name(index),
-                device=self._device,
-            )
-            moments, self._streams = in_smaller_batches(collect, self._streams)
+            moments = self._watch_fed(block, dense_block, index, _sites(fed))
             layers += self._factor_groups(fed, ranks, index, moments)
         note = shortage_note(index, before, self._streams[0]) if before is not None else ""
         error = self._propagate(block, index) if self._streams else None
         seconds = perf_counter() - started
         return layers, BlockRecord(block=index, output_error=error, seconds=seconds, note=note)
+
+    def _fed(
+        self, groups: Sequence[FactorGroup], ranks: Mapping[str, int | None]
+    ) -> list[FactorGroup]:
+        """Those that are fitted to what the others of a block give; none if these stay dense."""
+        found = [group for group in groups if self._stage.in_turn and is_fed(group.name)]
+        changed = any(ranks[group.name] is not None for group in groups if group not in found)
+        return found if changed else []
+
+    def _watch_fed(
+        self, block: nn.Module, dense_block: nn.Module, index: int, sites: list[WeightSite]
+    ) -> Mapping[str, SiteMoments]:
+        name = self._blocks.block_name(index)
+        collect = partial(
+            collect_fed_moments,
+            block,
+            dense_block,
+            index,
+            sites,
+            block_name=name,
+            device=self._device,
+        )
+        moments, self._streams = in_smaller_batches(collect, self._streams)
+        return moments
 
     def _factor_groups(
         self,
