@@ -131,6 +131,8 @@ def test_the_command_measures_folders_and_writes_lines_and_page(tmp_path: Path) 
     assert record.baseline == "b/model"
     assert record.notes == ("Beside other work.",)
     assert "Beside other work." in shown
+    for heading in ("Model", "Batch", "Prompt", "TTFT p50/p99", "TPOT p50/p99", "Decode"):
+        assert heading in shown
     assert f"wrote {lines}\nwrote {page}\n" in shown
     assert "Throughput beside b/model" in page.read_text(encoding="utf-8")
 

@@ -484,6 +484,24 @@ def test_divergence_goes_back_to_the_last_good_checkpoint(
     assert [point.step for point in result.run.points] == [0, 2, 4]
 
 
+@pytest.mark.parametrize("keep_best", [True, False])
+def test_divergence_after_overfitting_goes_back_to_what_would_be_kept(
+    tmp_path: Path, keep_best: bool
+) -> None:
+    model = tiny_model("llama")
+    texts = TrainingTexts(training_data(2, 0), training_data(8, 1))
+    progress = BreaksAfter(model.model.norm.weight, 15)
+    told = {"texts": texts, "progress": progress, "learning_rate": 2e-2}
+    training = options(16, keep_best=keep_best)
+    result = train(model, everything(model), tmp_path, training, **told)
+    measured = {point.step: point.held_out_loss for point in result.run.points[1:]}
+    best = min(measured, key=measured.__getitem__)
+    assert result.run.ending == "diverged"
+    assert best < max(measured) == 14, "the loss has to rise for this test"
+    assert result.run.kept_step == (best if keep_best else 14)
+    assert kept_is_saved(model, tmp_path, result.run.kept_step)
+
+
 @pytest.mark.parametrize("step", [4, 6])
 def test_a_model_that_broke_is_not_saved(tmp_path: Path, step: int) -> None:
     model = tiny_model("llama")
