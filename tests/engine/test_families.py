@@ -4,7 +4,7 @@ import pytest
 import torch
 from families import FAMILIES, model_from, tiny_model
 from thoroughness import most_telling
-from transformers import Gemma2Config, PreTrainedModel
+from transformers import FalconConfig, Gemma2Config, PreTrainedModel
 
 from secateur import accelerate
 from secateur.engine import Engine, GenerationOptions
@@ -58,11 +58,30 @@ def gemma2() -> PreTrainedModel:
     )
 
 
-@pytest.mark.parametrize("family", [*sorted(FAMILIES), "gemma2"])
+def falcon() -> PreTrainedModel:
+    """Can do SDPA, but by itself: it never asks for attention by name."""
+    return model_from(
+        FalconConfig(
+            vocab_size=128,
+            hidden_size=32,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            max_position_embeddings=128,
+            pad_token_id=0,
+            bos_token_id=1,
+            eos_token_id=2,
+        )
+    )
+
+
+OTHERS = {"falcon": falcon, "gemma2": gemma2}
+
+
+@pytest.mark.parametrize("family", [*sorted(FAMILIES), *OTHERS])
 def test_batches_of_different_lengths_are_what_transformers_generates(family: str) -> None:
     # The sixth block of gemma3 is the first to see everything.
     num_blocks = 7 if family == "gemma3" else 3
-    model = gemma2() if family == "gemma2" else tiny_model(family, num_blocks)
+    model = OTHERS[family]() if family in OTHERS else tiny_model(family, num_blocks)
     engine = Engine(model, max_batch_size=3, max_length=64, prefill_chunk=8)
     expected = [generated(model, prompt, 14) for prompt in prompts()]
     results = engine.generate(prompts(), GenerationOptions(max_new_tokens=14))

@@ -4,7 +4,14 @@ import pytest
 import torch
 from families import model_from, tiny_model
 from torch import nn
-from transformers import BloomConfig, LlamaConfig, Phi3Config, PreTrainedModel, Qwen3Config
+from transformers import (
+    BloomConfig,
+    FalconConfig,
+    LlamaConfig,
+    Phi3Config,
+    PreTrainedModel,
+    Qwen3Config,
+)
 
 from secateur import Engine, SecateurError
 from secateur.modules.removed_sublayer import RemovedSublayer
@@ -68,6 +75,14 @@ def deaf_to_positions() -> PreTrainedModel:
     return model
 
 
+def deaf_to_masks() -> PreTrainedModel:
+    """Would let every token of a prompt see all of them: its attention is not asked by name."""
+    size = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    model = model_from(FalconConfig(**size))
+    model._supports_attention_backend = True
+    return model
+
+
 def failing() -> PreTrainedModel:
     model = tiny_model("llama")
 
@@ -93,6 +108,7 @@ def without_entry() -> PreTrainedModel:
         (chunked, "it attends to chunks of the text"),
         (other_layers, "it has layers of the kind linear_attention"),
         (deaf_to_positions, r"with a cache its logits are not those without \(cosine"),
+        (deaf_to_masks, "its first token sees those behind it, which change its keys by"),
         (failing, "LlamaForCausalLM cannot be served by the engine: ValueError: no such key"),
         (without_entry, "layer 1 writes nothing to the cache"),
     ],

@@ -1,6 +1,7 @@
 """Whether a model can work with rows of different lengths, and what it wants for that."""
 
 import inspect
+import sys
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -93,7 +94,7 @@ def row_model(model: nn.Module) -> RowModel:
     own = getattr(model, "config", config)
     return RowModel(
         model=model,
-        plan=MaskPlan(_windows(model, config), not getattr(model, "_supports_sdpa", False)),
+        plan=MaskPlan(_windows(model, config), not _takes_attention(model)),
         configs=(own,) if own is config else (own, config),
         cache=cache,
         keeps_logits="logits_to_keep" in parameters,
@@ -104,6 +105,16 @@ def row_model(model: nn.Module) -> RowModel:
             if isinstance(module, RemovedSublayer) and module.layer_idx is not None
         ),
     )
+
+
+def _takes_attention(model: nn.Module) -> bool:
+    """Whether its attention asks transformers by which function it is computed."""
+    if getattr(model, "_supports_attention_backend", False):
+        return True
+    # Not every family that asks says so, and some that can do SDPA do it themselves (Falcon).
+    homes = {type(module).__module__ for module in model.modules()}
+    asks = any(hasattr(sys.modules.get(home), "ALL_ATTENTION_FUNCTIONS") for home in homes)
+    return asks and getattr(model, "_supports_sdpa", False)
 
 
 def _windows(model: nn.Module, config: Any) -> dict[str, int | None]:
@@ -156,6 +167,7 @@ def check_agrees(rows: RowModel, store: KeyValueStore) -> Tensor:
         for first, last in ((0, 3), (3, 5), (5, 6)):
             logits = _chunk(rows, store, tokens, first, last)
         expected = rows.model(input_ids=tokens, use_cache=False).logits[:, -1]
+        change = _change_of_first(rows, store, tokens)
     except SecateurError:
         raise
     except Exception as error:
@@ -168,14 +180,38 @@ def check_agrees(rows: RowModel, store: KeyValueStore) -> Tensor:
     ]
     if unused:
         raise _refusal(rows.model, f"layer {unused[0]} writes nothing to the cache")
+    # Nothing but rounding, as experts are given other tokens beside it.
+    if not change <= min(0.2, 4 * torch.finfo(logits.dtype).eps ** 0.5):
+        reason = f"its first token sees those behind it, which change its keys by {change:.2g}"
+        raise _refusal(rows.model, reason)
     agreement = torch.cosine_similarity(logits.double(), expected.double()).item()
-    # 16-bit values and other kernels leave it above 0.99; a wrong position or mask does not.
+    # 16-bit values and other kernels leave it above 0.99; a wrong position does not.
     if not agreement > 0.98:
         raise _refusal(
             rows.model,
             f"with a cache its logits are not those without (cosine {agreement:.3f})",
         )
     return logits
+
+
+def _change_of_first(rows: RowModel, store: KeyValueStore, tokens: Tensor) -> float:
+    """By what part of them the last keys of the first token change with the tokens behind it.
+
+    Logits do not tell a mask that nobody heeds: the last token sees all tokens in any case.
+    """
+    first, second = (
+        _keys_of_first(rows, store, torch.cat([tokens[:, :1], rest], dim=1))
+        for rest in (tokens[:, 1:3], tokens[:, 3:5])
+    )
+    change: float = ((first - second).norm() / first.norm().clamp_min(1e-30)).item()
+    return change
+
+
+def _keys_of_first(rows: RowModel, store: KeyValueStore, tokens: Tensor) -> Tensor:
+    _chunk(rows, store, tokens, 0, tokens.shape[1])
+    kept = [keys for keys in store.keys if keys is not None]
+    # Without any attention no token knows of another.
+    return kept[-1][0, 0].double().flatten() if kept else torch.ones(1)
 
 
 def _chunk(rows: RowModel, store: KeyValueStore, tokens: Tensor, first: int, last: int) -> Tensor:
