@@ -17,6 +17,7 @@ from integrations.compact_models import (
     edit_config,
     in_dtype,
     make_low_rank,
+    mamba,
     pruned,
     spoil,
 )
@@ -320,3 +321,10 @@ def test_packed_weights_are_unpacked_one_at_a_time(
     require_same_model(model, tmp_path)
     # That of the model, that of the checkpoint, and the last ones where they are replaced.
     assert max(most) <= 4
+
+
+def test_a_model_that_needs_a_layers_weight_itself_is_told_so() -> None:
+    model = mamba()
+    make_compact(model)
+    with pytest.raises(SecateurError, match=r"could not run MambaForCausalLM .*dt_proj of Mamba"):
+        fingerprint(model)

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from families import VOCAB_SIZE, tiny_model
+from families import VOCAB_SIZE, model_from, tiny_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, MambaConfig, PreTrainedModel
 
 from secateur.integrations.transformers_quantizer import mark_compressed
 from secateur.models.inventory import take_inventory
@@ -45,6 +45,16 @@ def pruned(family: str, dtype: torch.dtype = torch.bfloat16) -> PreTrainedModel:
     with torch.no_grad():
         for site in take_inventory(model).all_sites:
             site.weight.masked_fill_(~random_mask(site.shape, generator), 0.0)
+    return model
+
+
+def mamba() -> PreTrainedModel:
+    """Multiplies by the weight of dt_proj, which is 2:4, without calling the layer."""
+    config = MambaConfig(
+        vocab_size=VOCAB_SIZE, hidden_size=32, num_hidden_layers=1, time_step_rank=8
+    )
+    model = in_dtype(model_from(config), torch.bfloat16)
+    model.get_submodule(DT_PROJ).weight.data.view(-1, 4)[:, :2] = 0.0
     return model
 
 

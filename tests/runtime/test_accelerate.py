@@ -16,6 +16,7 @@ from integrations.compact_models import (
     in_dtype,
     loaded,
     logits_of,
+    mamba,
     pruned,
     saved,
     stored_config,
@@ -439,7 +440,7 @@ def test_once_is_enough() -> None:
 
 
 def test_a_failure_changes_the_model_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(model: nn.Module) -> None:
+    def fail(model: nn.Module, hint: str) -> None:
         assert fused_modules(model)
         raise SecateurError("no")
 
@@ -458,6 +459,14 @@ def test_a_model_that_cannot_be_run_on_tokens() -> None:
     with pytest.raises(SecateurError, match=r"could not run .* tokens \(images\); fuse=False"):
         secateur.accelerate(model, force=True)
     secateur.accelerate(model, force=True, fuse=False)
+
+
+def test_a_layer_that_is_needed_for_its_weight_changes_the_model_back() -> None:
+    model = mamba()
+    before, logits = state_of(model), logits_of(model)
+    with pytest.raises(SecateurError, match=r"could not run Mamba.*; its layers were replaced"):
+        secateur.accelerate(model, force=True)
+    assert_as_before(model, before, logits)
 
 
 def test_layers_with_hooks_are_left_alone() -> None:

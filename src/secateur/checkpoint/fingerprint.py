@@ -5,6 +5,7 @@ import hashlib
 import torch
 from torch import Tensor, nn
 
+from secateur.errors import SecateurError
 from secateur.models.blocks import context_length
 from secateur.models.device import input_embedding
 from secateur.report.record import VerificationRecord
@@ -22,9 +23,20 @@ def probe_tokens(model: nn.Module) -> Tensor:
 
 
 def fingerprint(model: nn.Module) -> VerificationRecord:
-    """Run the model on the probe tokens and record what comes out."""
+    """Run the model on the probe tokens and record what comes out.
+
+    Raises:
+        SecateurError: it cannot be run, now that layers were replaced.
+    """
     input_ids = probe_tokens(model)
-    logits = probe_logits(model, input_ids)
+    try:
+        logits = probe_logits(model, input_ids)
+    except (TypeError, AttributeError) as error:
+        raise SecateurError(
+            f"could not run {type(model).__name__} on a few tokens ({error}); where a compressed "
+            "layer is needed for its weight and not called (dt_proj of Mamba), leave it out by "
+            "`ignore`, or write the dense format"
+        ) from error
     values, tokens = logits[-1].topk(min(_KEPT_LOGITS, logits.shape[-1]))
     return VerificationRecord(
         input_ids=tuple(input_ids[0].tolist()),

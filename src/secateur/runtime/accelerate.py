@@ -32,6 +32,7 @@ from secateur_kernels.dispatch.decide import measured_times
 from secateur_kernels.dispatch.problem import device_facts
 
 _DENSE_KERNEL = "dense: torch's product"
+_ONLY_CALLED = "its layers were replaced, and one may be needed for its weight, not called (Mamba)"
 _CANONICAL_KERNEL = "reference: expanded at each call, as for training"
 
 
@@ -151,8 +152,8 @@ def _apply(
         if unit.verdict.dense_copy:
             for product in _products(changes.model, unit.names):
                 changes.keep_dense_copy(product)
-    if fused:
-        run_probe(changes.model)
+    if calls:
+        run_probe(changes.model, _ONLY_CALLED)
     return fused
 
 

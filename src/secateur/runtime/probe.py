@@ -42,8 +42,11 @@ def probe_ids(model: nn.Module) -> Tensor:
     return ids.view(1, -1)
 
 
-def run_probe(model: nn.Module) -> None:
+def run_probe(model: nn.Module, hint: str = "fuse=False accelerates it without") -> None:
     """Run a model on a few tokens.
+
+    Args:
+        hint: what to say beside the reason where that fails.
 
     Raises:
         SecateurError: the model cannot be run on token ids alone.
@@ -54,8 +57,7 @@ def run_probe(model: nn.Module) -> None:
             model(input_ids=ids, use_cache=False)
     except (RuntimeError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise SecateurError(
-            f"could not run {type(model).__name__} on a few tokens ({error}); fuse=False "
-            "accelerates it without"
+            f"could not run {type(model).__name__} on a few tokens ({error}); {hint}"
         ) from error
 
 
