@@ -50,11 +50,9 @@ def pruned(family: str, dtype: torch.dtype = torch.bfloat16) -> PreTrainedModel:
 
 def mamba() -> PreTrainedModel:
     """Multiplies by the weight of dt_proj, which is 2:4, without calling the layer."""
-    config = MambaConfig(
-        vocab_size=VOCAB_SIZE, hidden_size=32, num_hidden_layers=1, time_step_rank=8
-    )
-    model = in_dtype(model_from(config), torch.bfloat16)
-    model.get_submodule(DT_PROJ).weight.data.view(-1, 4)[:, :2] = 0.0
+    size = {"vocab_size": VOCAB_SIZE, "hidden_size": 32, "num_hidden_layers": 1}
+    model = in_dtype(model_from(MambaConfig(**size, time_step_rank=8)), torch.bfloat16)
+    model.get_submodule("backbone.layers.0.mixer.dt_proj").weight.data.view(-1, 4)[:, :2] = 0.0
     return model
 
 
