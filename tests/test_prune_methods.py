@@ -55,6 +55,21 @@ def compressed(
     return result, record, report
 
 
+@pytest.mark.parametrize(
+    ("options", "group"),
+    [
+        ({}, None),
+        ({"sparsity": 0.5}, "matrix"),
+        ({"sparsity": 0.5, "comparison_group": "row"}, "row"),
+    ],
+)
+def test_weights_are_compared_in_groups_without_a_pattern_only(
+    options: dict[str, Any], group: str | None
+) -> None:
+    _, record, _ = compressed("magnitude", **options)
+    assert record.comparison_group == group
+
+
 def sites_of(model: nn.Module) -> dict[str, WeightSite]:
     return {site.name: site for site in take_inventory(model).all_sites}
 
