@@ -35,6 +35,7 @@ from bench.kernel_records import (
 from bench.linear_operands import LOW_RANK, SPARSE, Operands, make_operands
 from bench.linear_timing import MODES, SERIAL, Measured, measure
 from bench.linear_tries import Tries
+from bench.named_device import named_device
 from bench.shapes import SHAPES_BY_NAME, TOKENS, WeightShape, drawn, shape_of
 from secateur_kernels.testing.attempts import Attempts, BrokenContextError, check_usable
 
@@ -250,9 +251,7 @@ def _shapes(text: str) -> tuple[WeightShape, ...]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = options_of(arguments)
-    device = torch.device(options.device)
-    if device.type == "cuda":
-        device = torch.device("cuda", torch.cuda.current_device())
+    device = named_device(options.device)
     jobs = part_of(jobs_of(options), options.part, options.parts)
     if options.drawn is not None:
         print(f"shapes and tokens drawn with seed {options.drawn}")

@@ -17,13 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from bench import gpu_programs
 from bench.exit_status import AGAIN
 from bench.kernel_records import RESULTS, append_record
 from bench.kernel_summary import DEVICE
 from bench.microbench_predictions import Prediction, prediction_of
+from bench.named_device import named_device
 from secateur_kernels.dispatch.problem import device_facts
 
 NAME = "microbenchmarks"
@@ -105,7 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     unknown = sorted(set(programs) - set(PROGRAMS))
     if unknown:
         parser.error(f"expected programs of {', '.join(PROGRAMS)}, got {', '.join(unknown)}")
-    device = torch.device("cuda", torch.cuda.current_device())
+    device = named_device()
     here = device_facts(device).name
     if here != DEVICE:
         print(f"this is {here}: what is predicted is an {DEVICE}'s")

@@ -20,6 +20,7 @@ from torch import Tensor
 from bench.ceilings import Ceilings, measure_ceilings
 from bench.exit_status import AGAIN
 from bench.kernel_records import RESULTS, append_record, made_here, read_records
+from bench.named_device import named_device
 from bench.published import wanda_half_of_each_row, wanda_two_of_four
 from secateur_kernels.pack24.op import Form, pack24
 from secateur_kernels.testing.attempts import check_usable
@@ -170,9 +171,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the records")
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     options = parser.parse_args(arguments)
-    device = torch.device(options.device)
-    if device.type == "cuda":
-        device = torch.device("cuda", torch.cuda.current_device())
+    device = named_device(options.device)
     shapes: Sequence[tuple[int, int]] = SHAPES
     if options.shapes:
         sizes = (size.split("x") for size in options.shapes.split(","))

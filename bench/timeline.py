@@ -21,6 +21,7 @@ from torch import Tensor
 
 from bench import gpu_programs
 from bench.kernel_records import RESULTS, append_record
+from bench.named_device import named_device
 
 NAME = "timeline"
 # What each says, in the order of the kernel's enum.
@@ -247,7 +248,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--budget", type=float, default=30.0, help="seconds")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the records")
     options = parser.parse_args(arguments)
-    device = torch.device("cuda", torch.cuda.current_device())
+    device = named_device()
     found, failure = measure(options.tokens, options.budget)
     for timeline in found:
         append_record(NAME, timeline.as_record(), device, options.results)

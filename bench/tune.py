@@ -19,6 +19,7 @@ import torch
 
 from bench.exit_status import AGAIN, BROKEN
 from bench.kernel_records import library_fingerprint
+from bench.named_device import named_device
 from bench.shapes import SHAPES_BY_NAME, WeightShape
 from secateur_kernels.dispatch.problem import Op, device_facts
 from secateur_kernels.dispatch.table import Entry, Table, load_table, table_path
@@ -169,7 +170,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--patience", type=float, help="seconds after which one measurement hangs")
     options = parser.parse_args(arguments)
-    device = torch.device(options.device)
+    device = named_device(options.device)
     part, parts = (int(number) for number in options.part.split("/"))
     tokens = [int(number) for number in options.tokens.split(",")]
     folder = options.output or cache_folder()

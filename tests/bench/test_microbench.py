@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from bench import gpu_programs, microbench
 from bench.gpu_programs import BUILT, SOURCES, build, program_names, run, sources_of
 from bench.kernel_records import read_records
@@ -87,7 +88,7 @@ def test_one_failure_does_not_spoil_the_others(
     monkeypatch.setattr(gpu_programs, "build_all", lambda names: [])
     monkeypatch.setattr(gpu_programs, "build", Path)
     monkeypatch.setattr(gpu_programs, "run", printed)
-    monkeypatch.setattr("torch.cuda.current_device", lambda: 0)
+    monkeypatch.setattr(microbench, "named_device", lambda: torch.device("cuda", 0))
     h100 = DeviceFacts("NVIDIA H100 80GB HBM3", (9, 0))
     monkeypatch.setattr(microbench, "device_facts", lambda device: h100)
     monkeypatch.setattr(microbench, "append_record", _append_without_a_gpu)

@@ -114,7 +114,7 @@ def test_what_the_program_wrote_is_read_and_kept(
 
     monkeypatch.setattr("bench.gpu_programs.build", Path)
     monkeypatch.setattr("bench.gpu_programs.run", program)
-    monkeypatch.setattr("torch.cuda.current_device", lambda: 0)
+    monkeypatch.setattr(timeline, "named_device", lambda: torch.device("cuda", 0))
     monkeypatch.setattr("bench.kernel_records.machine_facts", lambda device: {})
     assert timeline.main(["--tokens", "8", "--results", str(tmp_path)]) == 1
     shown = capsys.readouterr().out
