@@ -55,7 +55,7 @@ def test_state_dict_round_trip(kind: str, bias: bool) -> None:
     expected = layer(X)
     if kind != "low rank":
         # The canonical form rounds each part to bfloat16 before they are added.
-        assert torch.allclose(other(X), expected, atol=4 * 2**-8 * float(expected.abs().max()))
+        assert torch.allclose(other(X), expected, atol=4 * 2**-8 * expected.abs().max().item())
         other.pack()
     assert torch.equal(other(X), expected)
     packed = make(kind, bias)
@@ -76,7 +76,7 @@ def test_the_best_factors_of_a_linear_layer() -> None:
     assert factored.rank == 32, "padded to 16"
     error = torch.linalg.matrix_norm(factored.to_linear().weight - layer.weight)
     tail = torch.linalg.svdvals(layer.weight)[20:].square().sum().sqrt()
-    assert float(error) == pytest.approx(float(tail), rel=1e-9)
+    assert error.item() == pytest.approx(tail.item(), rel=1e-9)
 
 
 def test_what_is_dropped_goes_to_the_factors() -> None:
