@@ -435,6 +435,9 @@ def test_errors(tmp_path: Path, text: Path) -> None:
     assert beside(output) == []
     with pytest.raises(SecateurError, match="resume goes by checkpoints beside the output"):
         run(model, recover(text), resume=True)
+    prune = {"stage": "prune", "method": "magnitude", "pattern": "2:4"}
+    with pytest.raises(SecateurError, match="resume goes on with training stages, and the recipe"):
+        run(model, prune, output=output, resume=True)
 
 
 # Interrupted.

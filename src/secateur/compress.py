@@ -37,7 +37,12 @@ from secateur.prepare import (
     run_device,
     size_record,
 )
-from secateur.prepare_training import ancestry_of, prepare_trainings, training_place
+from secateur.prepare_training import (
+    ancestry_of,
+    check_resume,
+    prepare_trainings,
+    training_place,
+)
 from secateur.progress import Progress, default_progress
 from secateur.recipe import Recipe, RecoverStage, load_recipe, recipe_from_dict
 from secateur.report.facts import machine_facts, package_versions, peak_memory_bytes
@@ -159,6 +164,8 @@ def compress_with_report(
     if output is not None:
         check_output(Path(output), overwrite)
     check_calibration(calibration, recipe)
+    if resume:
+        check_resume(recipe)
     clock = StepClock(progress or default_progress())
     with ExitStack() as in_use:
         in_use.callback(clock.progress.close)

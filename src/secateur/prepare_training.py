@@ -27,6 +27,7 @@ from secateur.recipe import (
     RecoverStage,
     Stage,
     Training,
+    TrainingStage,
 )
 from secateur.report.facts import package_versions
 from secateur.report.record import REPORT_FILE, DropRecord, Report, load_report
@@ -60,6 +61,19 @@ class TrainingPlace:
     resume: bool = False
     on_cpu: bool = False
     """Leave a GPU unused."""
+
+
+def check_resume(recipe: Recipe) -> None:
+    """Refuse to resume where no stage leaves anything behind when it is interrupted.
+
+    Raises:
+        SecateurError: no stage trains.
+    """
+    if not any(isinstance(stage, TrainingStage) for stage in recipe.stages):
+        raise SecateurError(
+            "resume goes on with training stages, and the recipe has none: leave it out, or "
+            "compress by streaming (--stream), which keeps every finished block"
+        )
 
 
 @contextmanager
