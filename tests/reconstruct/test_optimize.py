@@ -199,8 +199,9 @@ def test_masks_come_back_with_the_weights_of_the_best_round() -> None:
 
 
 def test_held_out_samples_are_never_trained_on() -> None:
-    teacher, samples = make_block(), make_samples()
+    teacher, samples = make_block(dtype=torch.float64), make_samples(dtype=torch.float64)
     student, masks = halved(teacher)
+    untuned = masked(student, masks)
     grads_seen: set[int] = set()
     looked_at: set[int] = set()
     computed = teacher_targets(teacher, samples)
@@ -218,6 +219,12 @@ def test_held_out_samples_are_never_trained_on() -> None:
     assert errors[history.best_round] == min(e for e in errors if e is not None)
     assert history.rounds[0].held_out_error is not None
     assert isnan(history.rounds[0].train_error)
+    # In float64 throughout: some thousand sums of terms that are right to 1e-16.
+    with torch.no_grad():
+        outputs = [[samples.run(block, [i]) for i in looked_at] for block in (untuned, teacher)]
+    ours, theirs = (torch.cat([output.flatten() for output in found]) for found in outputs)
+    before = float((ours - theirs).norm() / theirs.norm())
+    assert history.rounds[0].held_out_error == pytest.approx(before, rel=1e-12)
 
 
 def test_nan_stops_with_the_best_so_far() -> None:
