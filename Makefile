@@ -73,7 +73,7 @@ bench: $(READY)
 	$(BIN)/python -m bench.quality
 	$(BIN)/python -m pytest bench/bench_masks.py --benchmark-only
 
-.PHONY: library wheel test-wheel test-wheel-torch211
+.PHONY: library wheel test-wheel test-wheel-torch210 test-wheel-torch211
 
 # make library  compile the kernels and put them into this checkout (minutes; needs nvcc)
 library: $(READY)
@@ -93,10 +93,11 @@ wheel: $(READY)
 		--exclude libtorch_cpu.so --wheel-dir dist build/wheel/*.whl
 
 # make test-wheel  install dist's wheel in a bare environment with the newest torch, and check it
-# make test-wheel-torch211  the same beside torch 2.11 (downloads several GB)
+# make test-wheel-torch211  the same beside torch 2.11 (downloads several GB), or -torch210
 test-wheel: WITH := torch==2.13.0 -c constraints.txt
+test-wheel-torch210: WITH := torch==2.10.0 numpy==2.3.5 safetensors setuptools<82
 test-wheel-torch211: WITH := torch==2.11.0 triton==3.6.0 numpy==2.3.5 safetensors setuptools<82
-test-wheel test-wheel-torch211: wheel
+test-wheel test-wheel-torch210 test-wheel-torch211: wheel
 	rm -rf build/$@
 	$(PYTHON) -m venv build/$@
 	build/$@/bin/python -m pip install --quiet --no-cache-dir \
