@@ -86,7 +86,7 @@ def test_what_is_dropped_goes_to_the_factors() -> None:
     dropped = layer.weight.double() - sparse
     tail = torch.linalg.svdvals(dropped)[16:].square().sum().sqrt()
     error = torch.linalg.matrix_norm(both - layer.weight.double())
-    assert float(error) == pytest.approx(float(tail), rel=0.02)
+    assert error.item() == pytest.approx(tail.item(), rel=0.02)
 
 
 def test_gate_and_up_in_one_layer() -> None:
