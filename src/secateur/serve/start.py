@@ -13,7 +13,7 @@ from secateur.errors import SecateurError, VerificationError
 from secateur.report.record import REPORT_FILE
 from secateur.runtime.accelerate import accelerate
 from secateur.serve.service import Service
-from secateur.serve.vllm import has_vllm
+from secateur.serve.vllm import NO_VLLM, has_vllm
 from secateur.serve.worker import EngineWorker
 
 Backend = Literal["vllm", "engine"]
@@ -53,7 +53,7 @@ def choose_backend(wanted: str) -> Backend:
     if wanted not in BACKENDS:
         raise SecateurError(f"expected --backend {', '.join(BACKENDS)}, got {wanted!r}")
     if wanted == "vllm" and not has_vllm():
-        raise SecateurError("expected vLLM for --backend vllm, but it is not installed here")
+        raise SecateurError(NO_VLLM)
     if wanted == "auto":
         return "vllm" if has_vllm() else "engine"
     return "vllm" if wanted == "vllm" else "engine"

