@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from secateur.errors import SecateurError
 from secateur.recipe import (
     DropBlocksStage,
+    FactorStage,
     LayerOverride,
     PruneStage,
     Recipe,
@@ -340,9 +341,9 @@ def test_pattern_needs_no_quotes(pattern: str) -> None:
             "stages.0.overrides.0.x: unknown key; known are targets, pattern, sparsity",
         ),
         (drop(n=1), "stages.0.n: unknown key; known are stage, criterion, count, blocks"),
-        ({**with_stage(), "version": 2}, "version: expected one of 1, got 2"),
-        ({**with_stage(), "version": True}, "version: expected one of 1, got True"),
-        ({**with_stage(), "version": "1"}, "version: expected one of 1, got '1'"),
+        ({**with_stage(), "version": 3}, "version: expected one of 1, 2, got 3"),
+        ({**with_stage(), "version": True}, "version: expected one of 1, 2, got True"),
+        ({**with_stage(), "version": "1"}, "version: expected one of 1, 2, got '1'"),
         ({"version": 1}, "stages: is missing"),
         ({"stages": []}, "a recipe needs at least one stage"),
         ({"stages": None}, "stages: expected a list, got None"),
@@ -495,6 +496,25 @@ def test_fault_is_named_with_its_place(values: Any, fault: str) -> None:
         with pytest.raises(SecateurError) as caught:
             reader()
         assert str(caught.value).startswith(f"mine.yaml is not a valid recipe: {fault}")
+
+
+def test_recipes_of_version_1_mean_what_they_meant() -> None:
+    def in_turn_of(stage: dict[str, Any], **recipe: Any) -> bool | None:
+        [found] = recipe_from_dict({**recipe, "stages": [stage]}).stages
+        assert isinstance(found, FactorStage)
+        return found.in_turn
+
+    stage = {"stage": "factor", "rank": 8}
+    assert in_turn_of(stage, version=1) is False
+    assert in_turn_of({**stage, "in_turn": True}, version=1) is True
+    assert in_turn_of(stage, version=2) is None
+    assert in_turn_of(stage) is None
+    old = recipe_from_dict({"version": 1, "stages": [stage, with_stage()["stages"][0]]})
+    assert recipe_from_text(old.to_yaml()) == old
+    assert old.stages[1] == recipe_from_dict(with_stage()).stages[0]
+    fault = "recipe is not a valid recipe: stages.0: expected keys and values, got 3"
+    with pytest.raises(SecateurError, match=re.escape(fault)):
+        recipe_from_dict({"version": 1, "stages": [3]})
 
 
 def test_source_is_called_recipe_unless_said() -> None:

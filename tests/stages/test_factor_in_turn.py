@@ -12,6 +12,7 @@ from secateur import compress_with_report
 from secateur.models.inventory import take_inventory
 from secateur.modules import LowRankLinear
 from secateur.progress import SilentProgress
+from secateur.recipe import FactorStage, Intervention
 from secateur.report.record import FactoredLayer, FactorRecord
 
 TOKENS = torch.randint(3, 128, (6, 24), generator=torch.Generator().manual_seed(1))
@@ -105,35 +106,81 @@ def test_where_nothing_that_feeds_is_factored_all_stay_as_they_are() -> None:
         assert torch.equal(model.state_dict()[name], value), name
 
 
-@pytest.mark.parametrize("family", ["gpt2", "opt", "mixtral"])
+FED = {
+    "phi3": {"o_proj", "down_proj"},
+    "gpt2": {"c_proj"},
+    "opt": {"out_proj", "fc2"},
+    "gpt_neox": {"dense", "dense_4h_to_h"},
+    "gptj": {"out_proj", "fc_out"},
+    "mixtral": {"o_proj"},
+    "qwen3_moe": {"o_proj", "down_proj"},
+    "llama4": {"o_proj", "down_proj"},
+    "gpt_oss": {"o_proj"},
+}
+
+
+@pytest.mark.parametrize("family", FED)
 def test_every_family_has_matrices_that_are_fed(family: str) -> None:
     """Those of experts are factored at once: two models route other tokens to them."""
     model, plain = tiny_model(family), tiny_model(family)
     stage = {"rank": 8, "write": "dense", "targets": ["re:.*"]}
-    run(model, stage)
+    run(model, {**stage, "in_turn": None})
     run(plain, {**stage, "in_turn": False})
-    changed = []
-    for ours, theirs in zip(
-        take_inventory(model).sites[0], take_inventory(plain).sites[0], strict=True
-    ):
-        if not torch.equal(ours.weight, theirs.weight):
-            changed.append(ours.name.rpartition(".")[2])
-    assert (
-        changed
-        == {
-            "gpt2": ["c_proj", "c_proj"],
-            "opt": ["out_proj", "fc2"],
-            "mixtral": ["o_proj"],
-        }[family]
-    )
+    ours, theirs = (take_inventory(found).sites[0] for found in (model, plain))
+    changed = [
+        a.name for a, b in zip(ours, theirs, strict=True) if not torch.equal(a.weight, b.weight)
+    ]
+    assert {name.rpartition(".")[2] for name in changed} == FED[family]
+    assert not any(".experts." in name for name in changed)
 
 
-def test_a_budget_is_kept_in_turn_too() -> None:
-    dense = tiny_model("llama")
+def test_where_nothing_is_fed_no_block_is_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: nn.Module) -> nn.Module:
+        raise AssertionError("a block is copied")
+
+    stage = {"rank": 8, "targets": ["re:.*(q|up)_proj"]}
+    models = [tiny_model("llama"), tiny_model("llama")]
+    run(models[0], {**stage, "in_turn": False})
+    monkeypatch.setattr("secateur.stages.factor.copy.deepcopy", refuse)
+    run(models[1], {**stage, "in_turn": None})
+    for at_once, ours in zip(models[0].parameters(), models[1].parameters(), strict=True):
+        assert torch.equal(at_once, ours)
+
+
+def test_it_is_the_default_where_it_can_be() -> None:
+    assert FactorStage(rank=8).fits_in_turn
+    assert FactorStage(rank=8, joint=True).fits_in_turn
+    assert not FactorStage(rank=8, in_turn=False).fits_in_turn
+    assert not FactorStage(rank=8, dense_targets=True).fits_in_turn
+    assert not FactorStage(rank=8, method="svd").fits_in_turn
+    cut = Intervention(matrix="q", block=0, fraction=0.5)
+    assert not FactorStage(method="laser", interventions=(cut,)).fits_in_turn
+
+
+@pytest.mark.parametrize("sized", [{"rank": 16}, {"budget": 0.1}])
+def test_it_takes_two_more_runs_of_a_block(sized: dict[str, Any]) -> None:
+    counts = []
+    for in_turn in (None, False):
+        model = tiny_model("llama")
+        runs: list[nn.Module] = []
+        # The copy of a block has its hook, too.
+        model.get_submodule("model.layers.0").register_forward_pre_hook(
+            lambda module, _, runs=runs: runs.append(module)
+        )
+        run(model, {**sized, "in_turn": in_turn})
+        counts.append(len(runs))
+    in_turn_runs, at_once_runs = counts
+    assert in_turn_runs == at_once_runs + 2
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("joint", [False, True])
+def test_a_budget_is_kept_in_turn_too(joint: bool, dtype: torch.dtype) -> None:
+    dense = tiny_model("llama").to(dtype)
     lost = []
     for in_turn in (True, False):
         model = copy.deepcopy(dense)
-        found = run(model, {"budget": 0.1, "in_turn": in_turn})
+        found = run(model, {"budget": 0.1, "joint": joint, "in_turn": in_turn})
         stored = sum(layer.num_parameters for layer in found.values())
         whole = sum(n * k for n, k in (site.shape for site in take_inventory(dense).all_sites))
         assert stored <= 0.9 * whole

@@ -134,6 +134,16 @@ class StageOptions:
             rich_help_panel=_WHAT,
         ),
     ] = None
+    in_turn: Annotated[
+        bool | None,
+        typer.Option(
+            "--in-turn/--at-once",
+            help="svd-whitened: fit what leads out of attention and MLP after what feeds it. "
+            "Default: in turn.",
+            show_default=False,
+            rich_help_panel=_WHAT,
+        ),
+    ] = None
     strict: Annotated[
         bool,
         typer.Option(
@@ -177,8 +187,8 @@ class StageOptions:
     def of_factoring(self) -> bool:
         """Whether one was given that only a factor stage has."""
         sized = self.budget is not None or self.rank is not None
-        named = self.importance is not None or bool(self.cut)
-        return sized or self.joint or self.strict or named
+        fitted = self.importance is not None or self.in_turn is not None
+        return sized or self.joint or self.strict or fitted or bool(self.cut)
 
 
 @dataclass(frozen=True, kw_only=True)

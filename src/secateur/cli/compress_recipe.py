@@ -28,9 +28,9 @@ def recipe_of(path: Path | None, drop: DropOptions, options: StageOptions) -> Re
             raise SecateurError(
                 "give either --recipe or the options of one stage (--method, --pattern, "
                 "--sparsity, --published, --calibrate-all-experts, --budget, --rank, --cut, "
-                "--joint, --importance, --strict, --ignore) and --drop-blocks with its own "
-                "(--criterion, --granularity, --protect-first, --protect-last, --remeasure), not "
-                "both"
+                "--joint, --importance, --in-turn, --strict, --ignore) and --drop-blocks with its "
+                "own (--criterion, --granularity, --protect-first, --protect-last, --remeasure), "
+                "not both"
             )
         return load_recipe(path)
     stages: list[dict[str, Any]] = []
@@ -60,8 +60,8 @@ def _stage(options: StageOptions) -> dict[str, Any]:
     if options.method not in get_args(FactorMethod):
         if options.of_factoring:
             raise SecateurError(
-                f"--budget, --rank, --joint, --importance and --strict are for {FACTORERS}, "
-                f"not for {options.method}"
+                "--budget, --rank, --joint, --importance, --in-turn and --strict are for "
+                f"{FACTORERS}, not for {options.method}"
             )
         pattern = options.pattern or _pattern_of(options)
         if pattern == UNSTRUCTURED and options.sparsity is None:
@@ -85,6 +85,10 @@ def _stage(options: StageOptions) -> dict[str, Any]:
         )
     if options.importance is not None and options.method != "svd-whitened":
         raise SecateurError(f"--importance is for svd-whitened, not for {options.method}")
+    if options.in_turn is not None and options.method != "svd-whitened":
+        raise SecateurError(
+            f"--in-turn and --at-once are for svd-whitened, not for {options.method}"
+        )
     if options.method == "laser":
         return _laser_stage(options)
     if options.cut:
@@ -96,6 +100,7 @@ def _stage(options: StageOptions) -> dict[str, Any]:
         "rank": options.rank,
         "joint": options.joint,
         **({} if options.importance is None else {"importance": options.importance}),
+        "in_turn": options.in_turn,
         "strict": options.strict,
         "ignore": options.ignore or [],
     }

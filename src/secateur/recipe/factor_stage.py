@@ -85,10 +85,11 @@ class FactorStage:
     dense_targets: bool = False
     """`svd-whitened`: fit what the dense model's outputs are, not what the dense matrices make of
     inputs that are already off."""
-    in_turn: bool = False
+    in_turn: bool | None = None
     """`svd-whitened`: fit the matrices that lead out of attention and MLP after those that feed
     them: on the inputs that these now give, to what the dense block makes of the same tokens, also
-    where they stay dense. Takes two more runs of every block, and the memory of a block."""
+    where they stay dense; not experts. Takes two more runs of every block, and the memory of a
+    block. None: wherever it can be, with `svd-whitened` but without `dense_targets`."""
     rounds: int = 20
     """Alternations of `sparse-plus-low-rank`."""
     exact: bool = True
@@ -174,6 +175,13 @@ class FactorStage:
     def writes_factors(self) -> bool:
         """Whether matrices become low-rank layers."""
         return (self.write or ("dense" if self.method == "laser" else "factors")) == "factors"
+
+    @property
+    def fits_in_turn(self) -> bool:
+        """Whether what leads out of attention and MLP is fitted after what feeds it."""
+        if self.in_turn is None:
+            return self.method == "svd-whitened" and not self.dense_targets
+        return self.in_turn
 
     @property
     def needs_calibration(self) -> bool:

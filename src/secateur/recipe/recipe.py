@@ -23,7 +23,8 @@ Stage = PruneStage | FactorStage | DropBlocksStage | TrainingStage
 class Recipe:
     """Stages in the order in which they run."""
 
-    version: Literal[1] = 1
+    version: Literal[1, 2] = 2
+    """What a recipe leaves out is meant as this version means it."""
     stages: tuple[Stage, ...]
 
     def __post_init__(self) -> None:
@@ -55,9 +56,23 @@ def recipe_from_dict(values: object, source: str = "recipe") -> Recipe:
         SecateurError: what is wrong and where; `source` names the origin.
     """
     try:
-        return from_plain(Recipe, values)
+        return from_plain(Recipe, _with_old_defaults(values))
     except SecateurError as error:
         raise SecateurError(f"{source} is not a valid recipe: {error}") from None
+
+
+def _with_old_defaults(values: object) -> object:
+    """A recipe of version 1 factors at once where it does not say how."""
+    if not isinstance(values, dict) or values.get("version") != 1:
+        return values
+    stages = values.get("stages")
+    return values | {"stages": [*map(_at_once, stages)]} if isinstance(stages, list) else values
+
+
+def _at_once(stage: object) -> object:
+    if isinstance(stage, dict) and stage.get("stage") == "factor":
+        return {"in_turn": False} | stage
+    return stage
 
 
 def recipe_from_text(text: str, source: str = "recipe") -> Recipe:

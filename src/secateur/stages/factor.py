@@ -202,7 +202,7 @@ class BlockFactorer:
         self, groups: Sequence[FactorGroup], ranks: Mapping[str, int | None]
     ) -> list[FactorGroup]:
         """Those that are fitted to what the others of a block give; none if these stay dense."""
-        found = [group for group in groups if self._stage.in_turn and is_fed(group.name)]
+        found = [group for group in groups if self._stage.fits_in_turn and is_fed(group.name)]
         changed = any(ranks[group.name] is not None for group in groups if group not in found)
         return found if changed else []
 
