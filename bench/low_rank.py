@@ -25,17 +25,21 @@ from secateur.models.inventory import take_inventory
 from secateur.progress import SilentProgress
 
 BUDGETS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
-# All but the last two name whether what leads out of attention and MLP is fitted in turn: the
-# stage's own choice has changed since the first records.
+# Options are named where the stage's own choices have changed since the first records.
 METHODS: dict[str, dict[str, Any]] = {
     "svd": {"method": "svd"},
-    "svd-whitened": {"in_turn": False},
-    "svd-whitened, in turn": {"in_turn": True},
+    "svd-whitened": {"importance": "loss", "in_turn": False},
+    "svd-whitened, in turn": {"importance": "loss", "in_turn": True},
     "svd-whitened, directions": {"importance": "directions", "in_turn": False},
     "svd-whitened, directions, in turn": {"importance": "directions", "in_turn": True},
-    "svd-whitened, joint": {"joint": True, "in_turn": False},
-    "svd-whitened, joint, in turn": {"joint": True, "in_turn": True},
-    "svd-whitened, dense targets": {"dense_targets": True},
+    "svd-whitened, joint": {"joint": True, "importance": "loss", "in_turn": False},
+    "svd-whitened, joint, in turn": {"joint": True, "importance": "loss", "in_turn": True},
+    "svd-whitened, joint, directions, in turn": {
+        "joint": True,
+        "importance": "directions",
+        "in_turn": True,
+    },
+    "svd-whitened, dense targets": {"importance": "loss", "dense_targets": True},
     "sparse-plus-low-rank": {"method": "sparse-plus-low-rank", "rounds": 4},
 }
 

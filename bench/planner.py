@@ -43,7 +43,11 @@ BUDGETS = (0.3, 0.4, 0.5, 0.6, 0.7)
 # As a user asks for them, without a planner: by method, how each is called and what it does.
 UNPLANNED: dict[str, dict[str, dict[str, Any]]] = {
     "svd-whitened": {
-        f"svd-whitened --budget {budget}": {"stage": "factor", "budget": budget}
+        f"svd-whitened --budget {budget} --importance loss": {
+            "stage": "factor",
+            "budget": budget,
+            "importance": "loss",
+        }
         for budget in BUDGETS
     },
     "svd-whitened, directions": {

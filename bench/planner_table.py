@@ -10,7 +10,7 @@ from bench.training_tables import NOT_MEASURED, read, table
 _METHODS = {
     "low-rank": "low rank alone, planned",
     "drop": "dropping alone, planned",
-    "svd-whitened": "`svd-whitened --budget`",
+    "svd-whitened": "`svd-whitened --importance loss`",
     "svd-whitened, directions": "the same by directions",
     "drop-blocks": "`--drop-blocks`",
 }

@@ -855,7 +855,7 @@ def test_stage_that_makes_no_sense(tmp_path: Path, options: dict[str, Any], mess
 
 @pytest.mark.parametrize(
     "recipe",
-    [{}, {"stages": []}, {"stages": None}, {"stages": [{}]}, {"version": 2, **WANDA}, {"a": 1}],
+    [{}, {"stages": []}, {"stages": None}, {"stages": [{}]}, {"version": 3, **WANDA}, {"a": 1}],
 )
 def test_recipe_that_is_none(tmp_path: Path, recipe: Any) -> None:
     refused(tmp_path, tiny_model("llama"), "not a valid recipe|at least one stage", recipe)

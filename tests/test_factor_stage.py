@@ -212,7 +212,7 @@ def test_importance_needs_layers_that_can_be_watched() -> None:
 def ranks_with(importance: dict[str, float], monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     found = {name: Importance(whole) for name, whole in importance.items()}
     monkeypatch.setattr("secateur.stages.factor.measure_importance", lambda *_: found)
-    record = run(tiny_model("llama"), {"method": "svd-whitened", "budget": 0.1})
+    record = run(tiny_model("llama"), {"budget": 0.1, "importance": "loss"})
     # Staying dense is more than any rank.
     return {layer.name: layer.rank or 1000 for layer in record.layers}
 
@@ -241,6 +241,22 @@ def test_given_ranks_do_without_a_backward_pass(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr("secateur.stages.factor.measure_importance", refuse)
     run(tiny_model("llama"), {"method": "svd-whitened", "rank": 16})
+
+
+@pytest.mark.parametrize(
+    ("more", "weighed"),
+    [
+        ({}, "directions"),
+        ({"joint": True}, "directions"),
+        ({"importance": "output"}, "output"),
+        ({"in_turn": False}, "loss"),
+        ({"dense_targets": True}, "loss"),
+        ({"method": "svd"}, None),
+    ],
+)
+def test_what_errors_count_of_a_budget(more: dict[str, Any], weighed: str | None) -> None:
+    """Directions are for small errors: at once they lost more than `loss` where much was cut."""
+    assert run(tiny_model("llama"), {"budget": 0.1, **more}).importance == weighed
 
 
 DIRECTIONS = {"method": "svd-whitened", "importance": "directions"}

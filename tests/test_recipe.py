@@ -499,16 +499,16 @@ def test_fault_is_named_with_its_place(values: Any, fault: str) -> None:
 
 
 def test_recipes_of_version_1_mean_what_they_meant() -> None:
-    def in_turn_of(stage: dict[str, Any], **recipe: Any) -> bool | None:
+    def resolved(stage: dict[str, Any], **recipe: Any) -> tuple[bool, str]:
         [found] = recipe_from_dict({**recipe, "stages": [stage]}).stages
         assert isinstance(found, FactorStage)
-        return found.in_turn
+        return found.fits_in_turn, found.weighs_by
 
-    stage = {"stage": "factor", "rank": 8}
-    assert in_turn_of(stage, version=1) is False
-    assert in_turn_of({**stage, "in_turn": True}, version=1) is True
-    assert in_turn_of(stage, version=2) is None
-    assert in_turn_of(stage) is None
+    stage = {"stage": "factor", "budget": 0.3}
+    assert resolved(stage, version=1) == (False, "loss")
+    assert resolved({**stage, "in_turn": True}, version=1) == (True, "loss")
+    assert resolved({**stage, "importance": "output"}, version=1) == (False, "output")
+    assert resolved(stage, version=2) == resolved(stage) == (True, "directions")
     old = recipe_from_dict({"version": 1, "stages": [stage, with_stage()["stages"][0]]})
     assert recipe_from_text(old.to_yaml()) == old
     assert old.stages[1] == recipe_from_dict(with_stage()).stages[0]

@@ -156,7 +156,7 @@ def test_recipe_reads_back(made: tuple[Path, PreTrainedModel, Report]) -> None:
     recipe = recipe_from_dict(RECIPE)
     assert load_recipe(folder / RECIPE_FILE) == recipe
     assert recipe_from_dict(report.recipe) == recipe
-    assert yaml.safe_load((folder / RECIPE_FILE).read_text())["version"] == 1
+    assert yaml.safe_load((folder / RECIPE_FILE).read_text())["version"] == 2
 
 
 def test_written_recipe_makes_the_same_model_again(

@@ -7,7 +7,7 @@ from typing import Annotated, Any, get_args
 import typer
 
 from secateur.prepare import DEFAULT_SAMPLES
-from secateur.recipe import Criterion, FactorMethod, FactorStage, ImportanceName, Method
+from secateur.recipe import Criterion, FactorMethod, ImportanceName, Method
 
 PRUNERS = ", ".join(get_args(Method))
 FACTORERS = ", ".join(get_args(FactorMethod))
@@ -129,7 +129,7 @@ class StageOptions:
         typer.Option(
             help="svd-whitened: an error counts by what the loss makes of its directions, of its "
             f"whole output (loss), or like any other: {', '.join(get_args(ImportanceName))}. "
-            f"Default: {FactorStage.importance}.",
+            "Default: directions for a budget, loss with --at-once.",
             show_default=False,
             rich_help_panel=_WHAT,
         ),

@@ -73,12 +73,13 @@ class FactorStage:
     nothing). None: `dense` for `laser`, as published, else `factors`."""
     joint: bool = False
     """Factor matrices of one input (q/k/v, gate/up) together, with one shared `down`."""
-    importance: ImportanceName = "loss"
+    importance: ImportanceName | None = None
     """`svd-whitened`, what an error of an output counts. `directions`: in every direction what the
     model's loss makes of it, to first order; that shapes the factors and shares out ranks. `loss`:
     a share of the output what the whole output is worth for the loss; ranks only. `output`: each
     output the same. All but the last take a backward pass of the whole model over a few samples,
-    and `directions` an fp32 [N, N] of every matrix. Mixtures with fused experts use `output`."""
+    and `directions` an fp32 [N, N] of every matrix. Mixtures with fused experts use `output`. None:
+    `directions` for a `budget` with `in_turn`, else `loss`, which for a `rank` needs no pass."""
     importance_samples: int = 16
     """Calibration samples that it takes: enough to rank matrices by. `directions` gain from more;
     each is a whole backward pass."""
@@ -109,7 +110,7 @@ class FactorStage:
             f"expected method one of {', '.join(methods)}, got {self.method!r}",
         )
         require(
-            self.importance in get_args(ImportanceName),
+            self.importance is None or self.importance in get_args(ImportanceName),
             f"expected importance one of {', '.join(get_args(ImportanceName))}, "
             f"got {self.importance!r}",
         )
@@ -182,6 +183,12 @@ class FactorStage:
         if self.in_turn is None:
             return self.method == "svd-whitened" and not self.dense_targets
         return self.in_turn
+
+    @property
+    def weighs_by(self) -> ImportanceName:
+        """What an error of an output counts."""
+        budgeted_in_turn = self.budget is not None and self.fits_in_turn
+        return self.importance or ("directions" if budgeted_in_turn else "loss")
 
     @property
     def needs_calibration(self) -> bool:

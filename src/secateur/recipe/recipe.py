@@ -62,16 +62,18 @@ def recipe_from_dict(values: object, source: str = "recipe") -> Recipe:
 
 
 def _with_old_defaults(values: object) -> object:
-    """A recipe of version 1 factors at once where it does not say how."""
+    """What a recipe of version 1 leaves out of its factor stages, as it was meant then."""
     if not isinstance(values, dict) or values.get("version") != 1:
         return values
     stages = values.get("stages")
-    return values | {"stages": [*map(_at_once, stages)]} if isinstance(stages, list) else values
+    if not isinstance(stages, list):
+        return values
+    return values | {"stages": [_first_version(stage) for stage in stages]}
 
 
-def _at_once(stage: object) -> object:
+def _first_version(stage: object) -> object:
     if isinstance(stage, dict) and stage.get("stage") == "factor":
-        return {"in_turn": False} | stage
+        return {"in_turn": False, "importance": "loss"} | stage
     return stage
 
 

@@ -87,7 +87,7 @@ class BlockFactorer:
         groups = [groups_of(sites, shared, self._stage.joint) for sites in self._plan.sites]
         stacks = [(group.name, group.shape) for block in groups for group in block]
         self._warnings += check_stacks(self._stage, stacks) if self._stage.joint else ()
-        self._importance = self._measure_importance(self._stage.importance)
+        self._importance = self._measure_importance(self._stage.weighs_by)
         ranks = self._ranks(groups, inputs, trace)
         if inputs is not None and self._ranks_by_outputs():
             # They went through all blocks. The old buffers go first: both pairs may not fit.
