@@ -144,7 +144,8 @@ class FactoredLayer:
     num_parameters: int
     """Values stored now; a `down` that several layers share counts for the first of them."""
     output_error: float | None
-    """On a fixed sample of calibration tokens; None without calibration."""
+    """Against the dense matrix on the same calibration tokens' inputs; None without calibration.
+    What is fitted to other outputs (`in_turn`, `dense_targets`) departs from these on purpose."""
     num_tokens: int
     seconds: float
     note: str = ""
