@@ -1,5 +1,8 @@
 """The whole benchmark on tiny models, by function and by command: what runs, not how fast."""
 
+import os
+import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,9 +18,9 @@ from secateur.errors import SecateurError
 from secateur.progress import SilentProgress
 from secateur.report.throughput_record import ThroughputRecord, throughput_from_text
 from secateur.throughput.candidates import Candidate, random_candidates
-from secateur.throughput.runners import EngineRunner, TransformersRunner
+from secateur.throughput.runners import EngineRunner, Prompts, TransformersRunner
 from secateur.throughput.suite import ThroughputOptions, random_prompts, run_throughput
-from secateur.throughput.turn import Workload
+from secateur.throughput.turn import Turn, Workload
 
 APP = typer.Typer()
 APP.command(name="bench")(bench_command)
@@ -30,7 +33,8 @@ WORKLOADS = (Workload(1, 5, 4), Workload(2, 7, 4))
 def measured() -> ThroughputRecord:
     candidates = random_candidates("tiny", FORMS, "auto", CPU)
     options = ThroughputOptions(workloads=WORKLOADS, rounds=2, against_transformers=True)
-    return run_throughput(candidates, options, SilentProgress())
+    *_, record = run_throughput(candidates, options, SilentProgress())
+    return record
 
 
 def test_every_model_runs_every_workload_and_transformers_the_baselines(
@@ -100,9 +104,9 @@ def test_wrong_plans_are_refused() -> None:
         ThroughputOptions(workloads=())
     options = ThroughputOptions(workloads=WORKLOADS, baseline="x")
     with pytest.raises(SecateurError, match="expected --baseline one of a, got 'x'"):
-        run_throughput([Candidate("a", "a", tiny_model("llama"))], options, SilentProgress())
+        next(run_throughput([Candidate("a", "a", tiny_model("llama"))], options, SilentProgress()))
     with pytest.raises(SecateurError, match="expected a model to measure, got none"):
-        run_throughput([], options, SilentProgress())
+        next(run_throughput([], options, SilentProgress()))
     with pytest.raises(SecateurError, match="expected different forms, at least one, got depth"):
         random_candidates("tiny", ["depth", "depth"], "auto", CPU)
 
@@ -135,6 +139,50 @@ def test_the_command_measures_folders_and_writes_lines_and_page(tmp_path: Path) 
         assert heading in shown
     assert f"wrote {lines}\nwrote {page}\n" in shown
     assert "Throughput beside b/model" in page.read_text(encoding="utf-8")
+
+
+def _sent(number: int) -> BaseException | None:
+    os.kill(os.getpid(), number)
+    return None
+
+
+@pytest.mark.parametrize(
+    ("end", "code"),
+    [
+        (lambda: SecateurError("out of luck"), 1),
+        (lambda: _sent(signal.SIGINT), 130),
+        (lambda: _sent(signal.SIGTERM), 143),
+    ],
+)
+def test_workloads_that_finished_are_kept_however_the_command_ends(
+    end: Callable[[], BaseException | None],
+    code: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run = EngineRunner.run
+    lines, page = tmp_path / "out.jsonl", tmp_path / "out.html"
+    kept: list[str] = []
+
+    def ends_in_the_second_workload(self: EngineRunner, prompts: Prompts, new: int) -> Turn:
+        if len(prompts[0]) == 6:
+            kept.extend(path.read_text(encoding="utf-8") for path in (lines, page))
+            if (error := end()) is not None:
+                raise error
+        return run(self, prompts, new)
+
+    monkeypatch.setattr(EngineRunner, "run", ends_in_the_second_workload)
+    before = signal.getsignal(signal.SIGTERM)
+    places = ("--json", lines, "--page", page)
+    arguments = list(map(str, ("--shape", "tiny", "--forms", "dense", *SMALL, *places)))
+    result = CliRunner().invoke(APP, arguments)
+    assert result.exit_code == code
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert kept == [path.read_text(encoding="utf-8") for path in (lines, page)]
+    (record,) = throughput_from_text(kept[0])
+    assert [one.prompt_length for one in record.measurements] == [4]
+    said = f"stopped after 1 of 2 workloads\nwrote {lines}\nwrote {page}\n"
+    assert said in result.stdout
 
 
 def test_the_command_makes_models_of_a_shape() -> None:

@@ -1,6 +1,11 @@
 """`secateur bench`: how fast are models, side by side?"""
 
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import FrameType
 from typing import Annotated
 
 import typer
@@ -11,6 +16,7 @@ from rich.text import Text
 
 from secateur.checkpoint.load import DTYPES, usable_device
 from secateur.cli.options import Device, Dtype, TrustRemoteCode, counts
+from secateur.cli.report import write_page
 from secateur.cli.waiting import shown_progress, waiting_for
 from secateur.cli.written import say_wrote
 from secateur.errors import SecateurError
@@ -101,20 +107,64 @@ def bench_command(
             candidates = random_candidates(
                 shape, wanted, dtype, where, rank_fraction=rank_fraction, depth_kept=depth_kept
             )
-    record = _measured(candidates, options)
-    if json_lines is not None:
-        append_throughput(record, json_lines)
-    if page is not None:
-        page.write_text(render_throughput(record), encoding="utf-8")
-    console = Console(emoji=False)
-    _print(console, record)
-    for path in filter(None, (json_lines, page)):
-        say_wrote(console, path)
+    results = _Results(json_lines, page)
+    try:
+        _measure(candidates, options, results)
+    finally:
+        results.tell(len(options.workloads))
 
 
-def _measured(candidates: list[Candidate], options: ThroughputOptions) -> ThroughputRecord:
-    with shown_progress() as progress:
-        return run_throughput(candidates, options, progress)
+@dataclass
+class _Results:
+    """What was measured so far, kept in files as it comes and told however the run ends."""
+
+    json_lines: Path | None
+    page: Path | None
+    record: ThroughputRecord | None = None
+    workloads: int = 0
+    """That are finished."""
+
+    def keep(self, record: ThroughputRecord) -> None:
+        """Write what a workload adds to the record before."""
+        before = len(self.record.measurements) if self.record else 0
+        if self.json_lines is not None:
+            new = replace(record, measurements=record.measurements[before:])
+            append_throughput(new, self.json_lines)
+        if self.page is not None:
+            write_page(self.page, render_throughput(record))
+        self.record = record
+        self.workloads += 1
+
+    def tell(self, planned: int) -> None:
+        """The figures, how many of the planned workloads they are, and where they are kept."""
+        if self.record is None:
+            return
+        console = Console(emoji=False)
+        _print(console, self.record)
+        if self.workloads < planned:
+            console.print(f"stopped after {self.workloads} of {planned} workloads", style="yellow")
+        for path in filter(None, (self.json_lines, self.page)):
+            say_wrote(console, path)
+
+
+def _measure(candidates: list[Candidate], options: ThroughputOptions, results: _Results) -> None:
+    with _ended_by_sigterm(), shown_progress() as progress:
+        for record in run_throughput(candidates, options, progress):
+            results.keep(record)
+
+
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """SIGTERM unwinds the stack while this is open, as SIGINT does, instead of killing at once."""
+
+    def end(number: int, _: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _require_writable(path: Path) -> None:

@@ -6,6 +6,7 @@ Times are in seconds. The lines of one run share `created` and are read back as 
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from io import DEFAULT_BUFFER_SIZE
 from pathlib import Path
 from typing import Literal
 
@@ -178,13 +179,15 @@ def _joined(lines: Sequence[_Line]) -> ThroughputRecord:
 
 
 def append_throughput(record: ThroughputRecord, path: Path) -> None:
-    """Add the lines of a run to a file, which need not exist.
+    """Add the lines of a run to a file, which need not exist, in one write.
 
     Raises:
         SecateurError: the file cannot be written.
     """
+    lines = record.to_lines().encode()
     try:
-        with path.open("a", encoding="utf-8") as file:
-            file.write(record.to_lines())
+        # Room for all lines: they go out together, and no reader sees one in part.
+        with path.open("ab", buffering=max(len(lines), DEFAULT_BUFFER_SIZE)) as file:
+            file.write(lines)
     except OSError as error:
         raise SecateurError(f"cannot write {path}: {error.strerror}") from error

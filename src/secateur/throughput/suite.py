@@ -1,7 +1,7 @@
 """The throughput benchmark: models, workloads and runners in turns, to one record."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 
 import torch
@@ -50,7 +50,7 @@ class ThroughputOptions:
 
 def run_throughput(
     candidates: Sequence[Candidate], options: ThroughputOptions, progress: Progress
-) -> ThroughputRecord:
+) -> Iterator[ThroughputRecord]:
     """Measure models side by side.
 
     Every model, accelerated as `secateur.accelerate` sees fit, gets an engine with room for the
@@ -60,6 +60,9 @@ def run_throughput(
         candidates: on one device; changed in place where layers are accelerated.
         options: what is measured.
         progress: is told of every turn.
+
+    Yields:
+        the record so far, after each workload.
 
     Raises:
         SecateurError: a model cannot run the workload, or the baseline is not among them.
@@ -71,27 +74,27 @@ def run_throughput(
         accelerate(candidate.model, batch_sizes=batch_sizes)
     runners = _runners(candidates, baseline, options)
     device = next(candidates[0].model.parameters()).device
-    bandwidth = copy_bandwidth(device)
-    measurements = []
-    for workload in options.workloads:
-        prompts = random_prompts([candidate.model for candidate in candidates], workload)
-        turns = _take_turns(runners, workload, prompts, options.rounds, progress)
-        measurements += [
-            summarise(name, runner.name, workload, taken)
-            for (name, runner), taken in zip(runners, turns, strict=True)
-        ]
     deepest = max(len(find_blocks(candidate.model)) for candidate in candidates)
-    return ThroughputRecord(
+    record = ThroughputRecord(
         created=datetime.now(timezone.utc).isoformat(timespec="microseconds"),
         machine=machine_facts(device),
         versions=package_versions(),
         dtype=_dtype_name(candidates[0].model),
-        copy_bandwidth=bandwidth,
+        copy_bandwidth=copy_bandwidth(device),
         baseline=baseline,
         models=tuple(described(candidate, deepest) for candidate in candidates),
-        measurements=tuple(measurements),
+        measurements=(),
         notes=options.notes if options.attention == "sdpa" else (*options.notes, _FLEX),
     )
+    for workload in options.workloads:
+        prompts = random_prompts([candidate.model for candidate in candidates], workload)
+        turns = _take_turns(runners, workload, prompts, options.rounds, progress)
+        measured = tuple(
+            summarise(name, runner.name, workload, taken)
+            for (name, runner), taken in zip(runners, turns, strict=True)
+        )
+        record = replace(record, measurements=(*record.measurements, *measured))
+        yield record
 
 
 def _baseline(names: Sequence[str], wanted: str | None) -> str:
