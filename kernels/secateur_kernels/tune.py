@@ -11,10 +11,11 @@ from torch import Tensor
 from secateur_kernels.backends import HAS_TRITON
 from secateur_kernels.dispatch.candidates import candidates_to_tune, variants_to_tune
 from secateur_kernels.dispatch.choice import Choice
-from secateur_kernels.dispatch.problem import Op, Problem, device_facts
+from secateur_kernels.dispatch.problem import DeviceFacts, Op, Problem, device_facts
 from secateur_kernels.dispatch.table import Entry, Measurement, Table
 from secateur_kernels.errors import SecateurError
 from secateur_kernels.layouts import Fragment24, LowRank
+from secateur_kernels.library import library_status
 from secateur_kernels.low_rank_linear.launch import launch as launch_low_rank
 from secateur_kernels.sparse24_linear.launch import launch as launch_sparse24
 from secateur_kernels.sparse24_linear.packed import Packed24
@@ -95,6 +96,22 @@ def tune_shape(
         more, failed_too = _time_variants(problem, times, x, operands, device, rounds)
         measured = [_measurement(choice, time) for choice, time in [*times, *more]]
         yield Entry.of(problem, measured, left_out), [*failed, *failed_too]
+
+
+def kernels_not_there(device: DeviceFacts) -> dict[str, str]:
+    """The backends of our own kernels that `tune_shape` finds no candidates of, each with why."""
+    if not device.is_gpu:
+        return dict.fromkeys(("cuda", "triton"), "it needs an NVIDIA GPU")
+    capability = ".".join(map(str, device.capability))
+    found = {}
+    if not device.has_library:
+        library = library_status()
+        built = f"it is built for {', '.join(library.architectures)}, not for {capability}"
+        found["cuda"] = built if library.loaded else library.reason
+    if not device.has_triton:
+        old = f"it needs compute capability 8.0, this device has {capability}"
+        found["triton"] = old if HAS_TRITON else "the package triton is not installed"
+    return found
 
 
 def _check_shape(shape: TuneShape) -> None:

@@ -24,6 +24,8 @@ def test_keeps_what_it_measured(tmp_path: Path) -> None:
     output = ["--output", str(tmp_path)]
     text = run("--shape", "32x64", *output)
     assert "2 entries kept in" in text.replace("\n", "")
+    for name in ("cuda", "triton"):
+        assert f"left out: {name}: it needs an NVIDIA GPU\n" in text
     run("--shape", "32x64", "--op", "low-rank", "--dtype", "float32", *output)
     table = load_table(table_path(tmp_path, CPU))
     assert [(e.op, e.m, e.n, e.k, e.rank, e.dtype) for e in table.entries] == [

@@ -1,16 +1,18 @@
 """Timing in turns and tuning, on the CPU: the path, not the figures."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import pytest
 import torch
 
 from secateur_kernels import SecateurError, tune
 from secateur_kernels.dispatch.choice import Choice
-from secateur_kernels.dispatch.problem import Problem
+from secateur_kernels.dispatch.problem import DeviceFacts, Problem
+from secateur_kernels.library import LibraryStatus
 from secateur_kernels.sparse24_linear.cuda_skinny_config import SkinnyConfig
 from secateur_kernels.timing import Timing, copies_to_rotate, time_in_turns
-from secateur_kernels.tune import TuneShape, empty_table, tune_shape
+from secateur_kernels.tune import TuneShape, empty_table, kernels_not_there, tune_shape
 
 CPU = torch.device("cpu")
 
@@ -123,3 +125,24 @@ def test_dense_that_fails_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_shapes_that_do_not_fit(shape: TuneShape, message: str) -> None:
     with pytest.raises(SecateurError, match=message):
         next(tune_shape(shape, (1,), device="cpu"))
+
+
+def test_kernels_that_are_not_there_are_named_with_the_reason(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    there = DeviceFacts("gpu", (9, 0), 1, has_triton=True, has_library=True)
+    assert kernels_not_there(there) == {}
+    neither = replace(there, has_triton=False, has_library=False)
+    monkeypatch.setattr(tune, "HAS_TRITON", False)
+    monkeypatch.setattr(tune, "library_status", lambda: LibraryStatus(False, reason="not built"))
+    assert kernels_not_there(neither) == {
+        "cuda": "not built",
+        "triton": "the package triton is not installed",
+    }
+    loaded = LibraryStatus(True, architectures=("sm_80", "sm_90a"))
+    monkeypatch.setattr(tune, "HAS_TRITON", True)
+    monkeypatch.setattr(tune, "library_status", lambda: loaded)
+    assert kernels_not_there(replace(neither, capability=(7, 5))) == {
+        "cuda": "it is built for sm_80, sm_90a, not for 7.5",
+        "triton": "it needs compute capability 8.0, this device has 7.5",
+    }

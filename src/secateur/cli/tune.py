@@ -19,7 +19,13 @@ from secateur_kernels.dispatch.decide import forget
 from secateur_kernels.dispatch.problem import Op, device_facts
 from secateur_kernels.dispatch.table import Entry, table_of_this_version, table_path
 from secateur_kernels.settings import cache_folder
-from secateur_kernels.tune import DEFAULT_TOKENS, TuneShape, empty_table, tune_shape
+from secateur_kernels.tune import (
+    DEFAULT_TOKENS,
+    TuneShape,
+    empty_table,
+    kernels_not_there,
+    tune_shape,
+)
 
 _OPS: dict[str, Op] = {
     "2:4": "sparse24_linear",
@@ -73,6 +79,8 @@ def tune_command(
         gone = f"replaced what {path} held: this version could not use it"
         console.print(gone, markup=False, highlight=False)
     console.print(_rich_table(entries))
+    for name, why in kernels_not_there(device_facts(where)).items():
+        console.print(f"left out: {name}: {why}", markup=False, highlight=False)
     for failure in dict.fromkeys(failures):
         console.print(f"could not run: {failure}", markup=False, highlight=False)
     console.print(f"{len(entries)} entries kept in {path}", markup=False, highlight=False)
