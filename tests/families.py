@@ -1,11 +1,13 @@
 """Tiny random models of the families that the tests run on."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from transformers import (
     AutoModelForCausalLM,
+    FalconConfig,
     Gemma3TextConfig,
     GPT2Config,
     GPTJConfig,
@@ -90,6 +92,12 @@ def _opt(num_blocks: int) -> PreTrainedConfig:
     )
 
 
+def _falcon(num_blocks: int, **more: Any) -> PreTrainedConfig:
+    return FalconConfig(
+        num_hidden_layers=num_blocks, hidden_size=32, num_attention_heads=4, **_TOKENS, **more
+    )
+
+
 FAMILIES: dict[str, Callable[[int], PreTrainedConfig]] = {
     "llama": _llama_like(LlamaConfig),
     "mistral": _llama_like(MistralConfig, sliding_window=SLIDING_WINDOW),
@@ -132,9 +140,16 @@ TURNED_EXPERTS: dict[str, Callable[[int], PreTrainedConfig]] = {
 up column by column in turn."""
 
 
+OWN_LINEARS: dict[str, Callable[[int], PreTrainedConfig]] = {
+    "falcon": partial(_falcon, bias=True),
+    "falcon_new": partial(_falcon, new_decoder_architecture=True, num_kv_heads=2),
+}
+"""Linear layers of a class of their own; in `falcon` attention and MLP have one input."""
+
+
 def tiny_model(name: str, num_blocks: int = 2, seed: int = 0) -> PreTrainedModel:
     """A model of one of the families: random weights by `seed` alone, fp32, eval mode."""
-    return model_from((FAMILIES | TURNED_EXPERTS)[name](num_blocks), seed)
+    return model_from((FAMILIES | TURNED_EXPERTS | OWN_LINEARS)[name](num_blocks), seed)
 
 
 def model_from(config: PreTrainedConfig, seed: int = 0) -> PreTrainedModel:

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from families import FAMILIES, tiny_model
+from families import FAMILIES, OWN_LINEARS, tiny_model
 from integrations.compact_models import (
     RANK,
     compressed,
@@ -36,7 +36,7 @@ UP = "model.layers.0.mlp.up_proj"
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "falcon"])
 def test_conversion_and_back_is_exact(family: str, dtype: torch.dtype) -> None:
     model = pruned(family, dtype)
     before = copy.deepcopy(model)
@@ -57,7 +57,7 @@ def test_conversion_and_back_is_exact(family: str, dtype: torch.dtype) -> None:
     assert torch.equal(logits_of(before), logits_of(model))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, *OWN_LINEARS])
 def test_layers_multiply_as_the_dense_ones_did(family: str) -> None:
     """Sums differ by their order alone: some hundred roundings deep, of logits around one."""
     model = pruned(family, torch.float32)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from families import FAMILIES, model_from, tiny_model
+from families import FAMILIES, OWN_LINEARS, model_from, tiny_model
 from integrations.compact_models import (
     IDS,
     RANK,
@@ -67,7 +67,7 @@ def assert_near(found: Tensor, expected: Tensor) -> None:
 
 
 @pytest.mark.parametrize("kind", ["dense", "pruned", "low_rank", "sparse24_low_rank", "mixed"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, *OWN_LINEARS])
 def test_forced_and_undone(family: str, kind: str) -> None:
     model = made(family, kind)
     before, logits = state_of(model), logits_of(model)
@@ -76,6 +76,7 @@ def test_forced_and_undone(family: str, kind: str) -> None:
     done = secateur.accelerate(model, force=True)
     assert_near(logits_of(model), logits)
     covered = [name for row in done.rows for name in row.names]
+    assert covered
     assert len(covered) == len(set(covered))
     if kind == "pruned":
         assert {row.form for row in done.rows} == {"2:4"}

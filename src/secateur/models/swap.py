@@ -20,6 +20,9 @@ CompressedLinear = LowRankLinear | Sparse24Linear | SparseLowRankLinear
 
 PACKABLE_DTYPES = (torch.bfloat16, torch.float16)
 
+# Subclasses of `nn.Linear` that compute what it does: Falcon's rounds once more before its bias.
+_ALSO_LINEAR = ("FalconLinear",)
+
 
 def compressed_modules(model: nn.Module) -> dict[str, CompressedLinear]:
     """The compressed layers of a model by dotted name, in the order of its modules."""
@@ -82,7 +85,8 @@ def find_sparse24(model: nn.Module) -> list[str]:
     """Names of the dense linear layers in a model's blocks that are exactly 2:4.
 
     Exactly 2:4 means that no four consecutive weights of a row hold more than two that are not
-    zero. Tied matrices, experts in one fused parameter and subclasses of `nn.Linear` do not count.
+    zero. Tied matrices, experts in one fused parameter and subclasses of `nn.Linear` other than
+    Falcon's do not count.
 
     Raises:
         SecateurError: the model has no blocks.
@@ -93,7 +97,8 @@ def find_sparse24(model: nn.Module) -> list[str]:
 def dense_sites(model: nn.Module) -> dict[str, WeightSite]:
     """The dense linear layers of a model's blocks that may be replaced, by name.
 
-    Tied matrices, experts in one fused parameter and subclasses of `nn.Linear` do not count.
+    Tied matrices, experts in one fused parameter and subclasses of `nn.Linear` other than Falcon's
+    do not count.
 
     Raises:
         SecateurError: the model has no blocks.
@@ -101,8 +106,12 @@ def dense_sites(model: nn.Module) -> dict[str, WeightSite]:
     return {
         site.name: site
         for site in take_inventory(model).all_sites
-        if site.expert is None and (type(site.module) is nn.Linear or site.stored_transposed)
+        if site.expert is None and (_is_linear(type(site.module)) or site.stored_transposed)
     }
+
+
+def _is_linear(kind: type[nn.Module]) -> bool:
+    return kind is nn.Linear or (issubclass(kind, nn.Linear) and kind.__name__ in _ALSO_LINEAR)
 
 
 def is_sparse24(weight: Tensor) -> bool:
@@ -256,6 +265,9 @@ def to_dense(model: nn.Module, names: Iterable[str] | None = None) -> list[str]:
         replace_module(model, name, linear)
         if not issubclass(replaced, nn.Linear):
             replace_module(model, name, _transposed(linear, replaced))
+        elif _is_linear(replaced):
+            # The class adds no state, and its order of roundings comes back with it.
+            linear.__class__ = replaced
     return list(layers)
 
 
