@@ -9,16 +9,11 @@ from contextlib import contextmanager
 
 from torch import Tensor, nn
 
-from secateur.models.rounding import Rounding, narrow
+from secateur.models.rounding import narrow
 
 
 @contextmanager
-def master_weights(
-    block: nn.Module,
-    masks: Mapping[str, Tensor],
-    rounding: Rounding = "nearest",
-    seed: int = 0,
-) -> Iterator[None]:
+def master_weights(block: nn.Module, masks: Mapping[str, Tensor]) -> Iterator[None]:
     """While this is open the block's 16-bit floating parameters are fp32; then they are narrowed.
 
     Args:
@@ -26,8 +21,6 @@ def master_weights(
             in its own dtype, whatever happens; wider ones stay as they are.
         masks: by parameter name, True = keep, read at the end: so the caller may replace entries
             while the block is tuned. Masked weights come back as exact zeros.
-        rounding: see `narrow`.
-        seed: of stochastic rounding.
     """
     narrowed = {
         name: parameter.dtype
@@ -40,10 +33,10 @@ def master_weights(
     try:
         yield
     finally:
-        for number, (name, parameter) in enumerate(parameters.items()):
+        for name, parameter in parameters.items():
             parameter.grad = None
             value, keep = parameter.data, masks.get(name)
             if name in narrowed:
-                parameter.data = narrow(value, narrowed[name], keep, rounding, seed + number)
+                parameter.data = narrow(value, narrowed[name], keep)
             elif keep is not None:
                 value.masked_fill_(~keep.to(value.device), 0.0)
