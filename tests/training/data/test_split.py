@@ -85,27 +85,11 @@ def test_every_window_may_be_held_out() -> None:
         assert drawn == set(range(12))
 
 
-@pytest.mark.parametrize(("share", "expected"), [(0.1, 20), (0.001, 1), (0.995, 199), (0.5, 100)])
-def test_share(data: TrainingData, share: float, expected: int) -> None:
-    assert hold_out(data, share=share)[1].num_windows == expected
-
-
 @pytest.mark.parametrize("num_windows", [0, -1, 200, 300])
 def test_nothing_left_on_one_side_is_refused(data: TrainingData, num_windows: int) -> None:
     message = f"at least 1 and fewer than all of 200 windows, got {num_windows}"
     with pytest.raises(SecateurError, match=message):
         hold_out(data, num_windows=num_windows)
-
-
-def test_share_outside_its_range_is_refused(data: TrainingData) -> None:
-    for share in (0.0, 1.0, -0.1, float("nan")):
-        with pytest.raises(SecateurError, match=f"above 0 and below 1, got {share}"):
-            hold_out(data, share=share)
-    with pytest.raises(SecateurError, match="fewer than all of 200 windows, got 200"):
-        hold_out(data, share=0.9999)
-    for both in ({}, {"share": 0.1, "num_windows": 3}):
-        with pytest.raises(SecateurError, match="either num_windows or share"):
-            hold_out(data, **both)  # type: ignore[arg-type]
 
 
 def test_conversations_are_held_out_singly(tokenizer: CountingTokenizer, tmp_path: Path) -> None:

@@ -14,11 +14,7 @@ _STRETCHES = 8
 
 
 def hold_out(
-    data: TrainingData,
-    *,
-    num_windows: int | None = None,
-    share: float | None = None,
-    seed: int = 0,
+    data: TrainingData, *, num_windows: int, seed: int = 0
 ) -> tuple[TrainingData, TrainingData]:
     """Part windows into those to train on and those to measure on.
 
@@ -29,19 +25,22 @@ def hold_out(
     Args:
         data: at least two windows, not streamed.
         num_windows: to hold out; at least 1, and fewer than there are.
-        share: instead, the share of the windows, above 0 and below 1; at least one is held out.
         seed: of the draw.
 
     Returns:
         the windows to train on and the windows held out, both in their old order.
 
     Raises:
-        SecateurError: the arguments leave nothing on one side, or the data is streamed.
+        SecateurError: nothing would be left on one side, or the data is streamed.
     """
     dataset = _stored(data)
-    count = _count(data.num_windows, num_windows, share)
-    stretches = count if dataset.stored.has_examples else min(_STRETCHES, count)
-    held_out = _draw(data.num_windows, count, stretches, seed)
+    if not 1 <= num_windows < data.num_windows:
+        raise SecateurError(
+            f"expected to hold out at least 1 and fewer than all of {data.num_windows} windows, "
+            f"got {num_windows}"
+        )
+    stretches = num_windows if dataset.stored.has_examples else min(_STRETCHES, num_windows)
+    held_out = _draw(data.num_windows, num_windows, stretches, seed)
     chosen = set(held_out)
     trained = [row for row in range(data.num_windows) if row not in chosen]
     return _part(data, dataset, trained), _part(data, dataset, held_out)
@@ -69,20 +68,6 @@ def _stored(data: TrainingData) -> WindowDataset:
             "own to measure on"
         )
     return data.dataset
-
-
-def _count(available: int, num_windows: int | None, share: float | None) -> int:
-    if (num_windows is None) == (share is None):
-        raise SecateurError("expected either num_windows or share to hold out, not both or none")
-    if share is not None and not 0.0 < share < 1.0:
-        raise SecateurError(f"expected a share to hold out above 0 and below 1, got {share}")
-    count = num_windows if share is None else max(1, round(available * share))
-    if count is None or not 1 <= count < available:
-        raise SecateurError(
-            f"expected to hold out at least 1 and fewer than all of {available} windows, "
-            f"got {count}"
-        )
-    return count
 
 
 def _draw(available: int, count: int, stretches: int, seed: int) -> list[int]:
