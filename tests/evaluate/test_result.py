@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from secateur.evaluate.result import TaskResult, exp_estimate, mean_estimate
+from secateur.evaluate.result import exp_estimate, mean_estimate
 
 LOSSES = st.lists(st.floats(0, 20), min_size=2, max_size=30)
 
@@ -48,9 +48,3 @@ def test_error_that_cannot_be_known_is_nan(values: list[float]) -> None:
 
 def test_exp_of_a_large_loss_is_infinite() -> None:
     assert exp_estimate([800.0, 801.0]).value == math.inf
-
-
-def test_correct_is_the_accuracy_by_item() -> None:
-    result = TaskResult("t", {}, 3, {"acc": (1.0, 0.0, 1.0)})
-    assert result.correct == (True, False, True)
-    assert TaskResult("t", {}, 3).correct == ()

@@ -34,11 +34,6 @@ class TaskResult:
     lower_is_better: frozenset[str] = LOWER_IS_BETTER
     """Metrics of which less is better; their values are positive, and are compared by ratio."""
 
-    @property
-    def correct(self) -> tuple[bool, ...]:
-        """By item, whether the model was right; empty where this was not recorded."""
-        return tuple(value == 1.0 for value in self.per_item.get("acc", ()))
-
 
 def mean_estimate(values: Sequence[float]) -> Estimate:
     """Mean of independent values, with the standard error of the mean (n - 1 in the variance).

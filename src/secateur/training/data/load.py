@@ -81,7 +81,6 @@ def _training_data(
         num_loss_tokens=stored.num_loss_tokens,
         num_cut=stored.num_cut,
         num_dropped=stored.num_dropped,
-        largest_token=stored.largest_token,
         sha256=stored.sha256,
         notes=_notes(not stored.has_examples, tokenizer),
     )

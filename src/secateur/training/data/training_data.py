@@ -32,8 +32,6 @@ class TrainingData:
     """Examples that were longer than a window and lost their end."""
     num_dropped: int = 0
     """Examples without a response, or without one that begins within a window."""
-    largest_token: int = 0
-    """Of all that was read."""
     sha256: str = ""
     """Of the token ids of all windows and of where loss is taken and examples begin."""
     notes: tuple[str, ...] = ()
@@ -43,14 +41,6 @@ class TrainingData:
     def is_streamed(self) -> bool:
         """Whether nothing is known before training."""
         return not self.sha256
-
-    def check_fits(self, vocab_size: int) -> None:
-        """Refuse token ids that a model has no row for.
-
-        Raises:
-            SecateurError: there is one of at least `vocab_size`.
-        """
-        check_token(self.largest_token, vocab_size, self.source)
 
     def describe(self) -> str:
         """One sentence or more for people."""
