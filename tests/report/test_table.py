@@ -140,7 +140,7 @@ def test_comparison_needs_a_dense_model_first() -> None:
     with pytest.raises(SecateurError, match="begins with the dense model, got W"):
         table.comparison_table(lone)
     with pytest.raises(SecateurError, match="got no variant"):
-        table.markdown_table(replace(lone, variants=()))
+        table.comparison_table(replace(lone, variants=()))
 
 
 def test_names_are_not_markup_for_a_terminal() -> None:
@@ -148,20 +148,6 @@ def test_names_are_not_markup_for_a_terminal() -> None:
     text = shown(table.comparison_table(comparison(one)), 120)
     assert "[red]W[/red] [2J" in text
     assert "\x1b" not in text
-
-
-def test_markdown_is_a_table_with_every_number() -> None:
-    lines = table.markdown_table(comparison()).splitlines()
-    assert len(lines) == 2 + 8
-    assert {line.count("|") for line in lines} == {11}
-    for line, row in zip(lines[2:], table.comparison_rows(comparison()), strict=True):
-        assert [cell.strip() for cell in line.strip("|").split("|")] == list(row)
-
-
-def test_markdown_escapes_names() -> None:
-    one = variant("a|b <script>\n*c*", "wanda", "2:4")
-    line = table.markdown_table(comparison(one)).splitlines()[3]
-    assert r"a\|b &lt;script> \*c\*" in line
 
 
 @pytest.mark.parametrize("width", [80, 100])

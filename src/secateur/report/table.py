@@ -1,4 +1,4 @@
-"""The tables for a terminal and for Markdown."""
+"""The tables for a terminal."""
 
 import math
 import re
@@ -64,7 +64,6 @@ __all__ = [
     "layer_kind",
     "layers_by_kind",
     "listed",
-    "markdown_table",
     "prefill_ratio",
     "printable",
     "report_notes",
@@ -168,17 +167,6 @@ def comparison_table(comparison: Comparison) -> Table:
         cells = [text for name, text in row._asdict().items() if name != "non_zeros"]
         table.add_row(*map(Text, cells), end_section=setting not in (None, variant.setting))
     return table
-
-
-def markdown_table(comparison: Comparison) -> str:
-    """The comparison as a GitHub table, numbers to the right."""
-    rules = ("---", *["---:"] * (len(HEADER) - 1))
-    rows = [HEADER, rules, *comparison_rows(comparison)]
-    return "".join(f"| {' | '.join(map(_markdown_cell, row))} |\n" for row in rows)
-
-
-def _markdown_cell(text: str) -> str:
-    return re.sub(r"([\\`*_\[\]|])", r"\\\1", text).replace("<", "&lt;")
 
 
 def layer_kind(name: str) -> str:
