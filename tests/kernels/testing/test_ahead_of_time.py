@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import triton
@@ -126,6 +127,21 @@ def test_a_tool_that_prints_something_else_is_refused(monkeypatch: pytest.Monkey
     monkeypatch.setattr(ahead_of_time.subprocess, "run", lambda *_, **__: done)
     with pytest.raises(SecateurError, match="cannot read what cuobjdump printed: 'Usage: REG:24"):
         ahead_of_time._resources(b"")
+
+
+@pytest.mark.parametrize(("instruction", "local_bytes"), [("STL [R1], R4", 8), ("LDC R1, c[0]", 0)])
+def test_a_stack_that_no_instruction_touches_is_no_spill(
+    instruction: str, local_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Triton 3.8 and 3.9 leave the kernel of `keep_largest_per_row`."""
+    printed = {"-res-usage": "REG:56 STACK:8 SHARED:1024 LOCAL:0", "-sass": instruction}
+    compiled = SimpleNamespace(asm={"cubin": b""}, metadata=SimpleNamespace(shared=0))
+    monkeypatch.setattr(triton.knobs.runtime, "interpret", False)
+    monkeypatch.setattr(ahead_of_time, "_source", lambda case: None)
+    monkeypatch.setattr(ahead_of_time.triton, "compile", lambda *_, **__: compiled)
+    monkeypatch.setattr(ahead_of_time, "_cuobjdump", lambda cubin, option: printed[option])
+    report = ahead_of_time.compile_case(CompileCase("any", None, {}, {}), 90)
+    assert (report.local_bytes, report.spills) == (local_bytes, local_bytes > 0)
 
 
 def test_modules_must_have_cases_of_different_names(modules: Path) -> None:
