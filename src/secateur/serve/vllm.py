@@ -2,7 +2,6 @@
 
 import os
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution, entry_points
 
@@ -45,12 +44,11 @@ class VllmOptions:
     trust_remote_code: bool
 
 
-def vllm_arguments(options: VllmOptions, extra: Sequence[str] = ()) -> list[str]:
+def vllm_arguments(options: VllmOptions) -> list[str]:
     """The command line that starts vLLM's server in this Python.
 
     Args:
         options: as given to `secateur serve`; those that are None are left to vLLM.
-        extra: arguments of vLLM's own, appended as they are.
     """
     given = {
         "--served-model-name": options.served_name,
@@ -64,10 +62,10 @@ def vllm_arguments(options: VllmOptions, extra: Sequence[str] = ()) -> list[str]
     pairs = [(name, str(value)) for name, value in given.items() if value is not None]
     flags = ["--trust-remote-code"] if options.trust_remote_code else []
     command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", options.model]
-    return [*command, *(part for pair in pairs for part in pair), *flags, *extra]
+    return [*command, *(part for pair in pairs for part in pair), *flags]
 
 
-def run_vllm(options: VllmOptions, extra: Sequence[str] = ()) -> None:
+def run_vllm(options: VllmOptions) -> None:
     """Become vLLM's server: this process is replaced and signals reach vLLM itself.
 
     Raises:
@@ -80,6 +78,6 @@ def run_vllm(options: VllmOptions, extra: Sequence[str] = ()) -> None:
             f"expected the entry point {PLUGIN_NAME} in {PLUGIN_GROUP}, without which vLLM cannot "
             "read compact checkpoints: install secateur anew beside vLLM"
         )
-    command = vllm_arguments(options, extra)
+    command = vllm_arguments(options)
     sys.stdout.flush()
     os.execv(command[0], command)
