@@ -35,11 +35,11 @@ def of_mlp(rank: int | None) -> dict[str, Any]:
     return {"rank": 8, "targets": [*names, f"{MLP}down_proj"], "overrides": [override]}
 
 
-def input_of_down(model: nn.Module) -> Tensor:
+def input_of(model: nn.Module, name: str = f"{MLP}down_proj") -> Tensor:
     """[tokens, K]."""
     seen: list[Tensor] = []
-    down = model.get_submodule(f"{MLP}down_proj")
-    hook = down.register_forward_pre_hook(lambda _, args: seen.append(args[0].flatten(0, 1)))
+    layer = model.get_submodule(name)
+    hook = layer.register_forward_pre_hook(lambda _, args: seen.append(args[0].flatten(0, 1)))
     with torch.no_grad():
         model(input_ids=TOKENS, use_cache=False)
     hook.remove()
@@ -52,7 +52,7 @@ def test_what_is_fed_gives_the_dense_outputs_as_nearly_as_it_can(rank: int | Non
     model = copy.deepcopy(dense)
     found = run(model, {**of_mlp(rank), "damping": 0.0})
     assert [layer.rank for layer in found.values()] == [8, 8, rank]
-    before, after = input_of_down(dense), input_of_down(model)
+    before, after = input_of(dense), input_of(model)
     assert not torch.allclose(before, after, rtol=0.1)
     wanted = before @ dense.get_submodule(f"{MLP}down_proj").weight.T
     solution = torch.linalg.lstsq(after, wanted).solution.T
@@ -62,6 +62,27 @@ def test_what_is_fed_gives_the_dense_outputs_as_nearly_as_it_can(rank: int | Non
     assert isinstance(layer, LowRankLinear) == (rank is not None)
     # The moments are summed in fp32.
     torch.testing.assert_close(weight.detach(), solution, rtol=1e-3, atol=1e-3)
+
+
+Q_1 = "model.layers.1.self_attn.q_proj"
+
+
+@pytest.mark.parametrize(
+    ("name", "fitted"),
+    [(f"{MLP}down_proj", {"in_turn": True}), (Q_1, {"in_turn": False, "dense_targets": True})],
+)
+def test_errors_are_against_the_outputs_that_were_fitted(name: str, fitted: dict[str, Any]) -> None:
+    dense = tiny_model("llama").double()
+    model = copy.deepcopy(dense)
+    targets = [*(f"{MLP}{feeds}" for feeds in FEEDS), name]
+    error = run(model, {"rank": 8, "targets": targets, **fitted})[name].output_error
+    # All tokens are in the sample on which it is measured.
+    with torch.no_grad():
+        wanted = dense.get_submodule(name)(input_of(dense, name))
+        found = model.get_submodule(name)(input_of(model, name))
+        expected = float((found - wanted).norm() / wanted.norm())
+    # The outputs are fp32 sums of up to 64 products.
+    assert error == pytest.approx(expected, rel=64 * torch.finfo(torch.float32).eps)
 
 
 def test_what_feeds_is_factored_as_ever() -> None:

@@ -139,17 +139,22 @@ class InputStatistics:
         assert self._sample is not None
         return self._sample[: self._sampled]
 
-    def output_error(self, dense: Tensor, new: Tensor) -> float | None:
+    def output_error(
+        self, dense: Tensor, new: Tensor, of_dense: "InputStatistics | None" = None
+    ) -> float | None:
         """How far a matrix's outputs on the sampled tokens move; None where no token came.
 
         Args:
             dense: [N, K].
             new: [N, K], what it became.
+            of_dense: of the same tokens, taken in by the same batches, as they enter `dense`; None
+                where both matrices have the same inputs.
         """
         if self.num_tokens == 0:
             return None
         inputs, error = self.sample().float(), RelativeError()
-        error.add(inputs @ new.float().T, inputs @ dense.float().T)
+        dense_inputs = inputs if of_dense is None else of_dense.sample().float()
+        error.add(inputs @ new.float().T, dense_inputs @ dense.float().T)
         return error.value
 
 

@@ -144,8 +144,9 @@ class FactoredLayer:
     num_parameters: int
     """Values stored now; a `down` that several layers share counts for the first of them."""
     output_error: float | None
-    """Against the dense matrix on the same calibration tokens' inputs; None without calibration.
-    What is fitted to other outputs (`in_turn`, `dense_targets`) departs from these on purpose."""
+    """On calibration tokens, against the outputs that it was fitted to: the dense matrix's on the
+    same inputs, or on those of the dense block (`in_turn`) or model (`dense_targets`). None
+    without calibration."""
     num_tokens: int
     seconds: float
     note: str = ""

@@ -252,7 +252,7 @@ class BlockFactorer:
             return _left_dense(group, index, _FITTED if fitted else why)
         factored = factor_group(group, rank, self._stage, shared, samples, self._importance)
         errors = [
-            shared.statistics.output_error(site.weight, _rounded(part, site)) if shared else None
+            shared.output_error(site.weight, _rounded(part, site)) if shared else None
             for site, part in zip(group.sites, factored, strict=True)
         ]
         stored = write_factored(self._model, group, factored, self._stage)

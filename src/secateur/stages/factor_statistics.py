@@ -21,6 +21,16 @@ class SiteMoments:
     cross: CrossMoment | None
     """With the dense model's input; None without a dense stream, and for experts, to which the
     two models may route other tokens."""
+    of_dense: InputStatistics | None = None
+    """Of that input alone, where `cross` is there."""
+
+    def output_error(self, dense: Tensor, new: Tensor) -> float | None:
+        """How far a matrix's outputs move from those that it was fitted to.
+
+        These are the dense matrix's, on the dense model's inputs where they were watched. As
+        `InputStatistics.output_error`.
+        """
+        return self.statistics.output_error(dense, new, self.of_dense)
 
 
 def collect_moments(
@@ -127,8 +137,10 @@ def _start(
 ) -> SiteMoments:
     columns = site.shape[1]
     statistics = InputStatistics(columns, with_hessian=True, num_batches=len(inputs), device=device)
-    cross = CrossMoment(columns, device) if with_cross and not site.is_expert else None
-    return SiteMoments(statistics, cross)
+    if not with_cross or site.is_expert:
+        return SiteMoments(statistics, None)
+    of_dense = InputStatistics(columns, with_hessian=False, num_batches=len(inputs), device=device)
+    return SiteMoments(statistics, CrossMoment(columns, device), of_dense)
 
 
 def _run_both(
@@ -153,7 +165,8 @@ def _run_both(
 def _take_in(moments: SiteMoments, of_dense: Sequence[Tensor], batches: Sequence[Tensor]) -> None:
     for batch in batches:
         moments.statistics.add(batch)
-    if moments.cross is None:
+    if moments.cross is None or moments.of_dense is None:
         return
     for dense, batch in zip(of_dense, batches, strict=True):
         moments.cross.add(dense, batch)
+        moments.of_dense.add(dense)
