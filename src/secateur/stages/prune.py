@@ -274,7 +274,9 @@ class BlockPruner:
 
         with self._timed("tuning"):
             before = self._block_error(block, index, inputs)
-            untuned = [parameter.detach().clone() for parameter in block.parameters()]
+            # With samples held out, tuning itself goes back to the best round, at worst none.
+            weights = () if tuning.held_out else block.parameters()
+            untuned = [parameter.detach().clone() for parameter in weights]
             tuned = tune_block(
                 block,
                 index,
