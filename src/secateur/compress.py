@@ -231,7 +231,7 @@ def compress_with_report(
                 trust_remote_code=trust_remote_code,
             )
         for training in trainings.values():
-            training.place.remove()
+            training.checkpoints.remove()
         return loaded.model, report
 
 

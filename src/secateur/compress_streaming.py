@@ -223,18 +223,18 @@ def prepare_streaming(
     inventory = take_inventory(skeleton.model)
     loaded = _as_loaded(skeleton)
     return StreamingJob(
-        skeleton,
-        inventory,
-        recipe,
-        stage,
-        plan_stage(stage, inventory),
-        draw_tokens(choice, recipe, loaded),
-        choice.seed,
-        place,
-        usable_device(device),
-        dtype,
-        activations,
-        overwrite,
+        skeleton=skeleton,
+        inventory=inventory,
+        recipe=recipe,
+        stage=stage,
+        plan=plan_stage(stage, inventory),
+        tokens=draw_tokens(choice, recipe, loaded),
+        seed=choice.seed,
+        output=place,
+        device=usable_device(device),
+        dtype=dtype,
+        activations=activations,
+        overwrite=overwrite,
     )
 
 
@@ -255,7 +255,7 @@ def _run(job: StreamingJob, folder: Path, clock: StepClock) -> Report:
     skeleton = job.skeleton
     shards = ShardPlan(skeleton.model, skeleton.blocks)
     before = model_record(_as_loaded(skeleton), job.inventory)
-    size = _size_before(job)
+    num_parameters, size_bytes = _size_before(job)
     # On a CPU writers would take the cores, and hold blocks more in memory.
     on_cpu = job.device.type == "cpu"
     writers = 0 if on_cpu else WRITERS
@@ -285,8 +285,8 @@ def _run(job: StreamingJob, folder: Path, clock: StepClock) -> Report:
         calibration=calibration_record(job.tokens, job.seed) if job.tokens else None,
         stages=(record,),
         size=SizeRecord(
-            num_parameters=size[0],
-            num_bytes=size[1],
+            num_parameters=num_parameters,
+            num_bytes=size_bytes,
             num_zeros=zeros,
             num_blocks=len(skeleton.blocks),
         ),
@@ -314,7 +314,9 @@ def _prune(
     clock: StepClock,
 ) -> PruneRecord:
     with clock.measured(f"stage 1: {job.stage.method}"), full_precision_products():
-        inputs, trace = _enter(job, folder, source, walk, journal.is_finished(0))
+        inputs, trace = _inputs_of_first_block(
+            job, folder, source, walk, is_finished=journal.is_finished(0)
+        )
         return BlockPruner(
             job.skeleton.blocks,
             job.stage,
@@ -326,19 +328,19 @@ def _prune(
         ).run(inputs, trace)
 
 
-def _enter(
-    job: StreamingJob, folder: Path, source: BlockSource, walk: BlockWalk, goes_on: bool
+def _inputs_of_first_block(
+    job: StreamingJob, folder: Path, source: BlockSource, walk: BlockWalk, *, is_finished: bool
 ) -> tuple[BlockInputs | None, Trace | None]:
     """The inputs of block 0, made with only what is before it in memory.
 
-    `goes_on`: block 0 is finished, and is not read from the model a second time.
+    `is_finished`: block 0 was pruned by an earlier run, so that it need not be read a second time.
     """
     model, blocks, tokens = job.skeleton.model, job.skeleton.blocks, job.tokens
     if tokens is None:
         return None, None
     source.load_rest()
     # In the dtype and on the device of the model's own run: the CPU, where the embedding is.
-    source.load_block(0, then=None if goes_on else 0)
+    source.load_block(0, then=None if is_finished else 0)
     trace = trace_without_weights(model, blocks, tokens.samples[0].unsqueeze(0))
     release(blocks.modules[0].modules())
     inputs = capture_inputs(

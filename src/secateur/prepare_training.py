@@ -111,7 +111,7 @@ class PreparedTraining:
 
     texts: TrainingTexts
     dense: DenseModel
-    place: CheckpointFolder
+    checkpoints: CheckpointFolder
     on_cpu: bool
 
 
@@ -197,7 +197,7 @@ def prepare_trainings(
     # Only now that nothing can be wrong with any of them is something written.
     for number, training in prepared.items():
         identity = _identity(loaded, recipe, number, training.texts)
-        training.place.claim({**identity, "the calibration": calibration_sha256})
+        training.checkpoints.claim({**identity, "the calibration": calibration_sha256})
     return prepared
 
 

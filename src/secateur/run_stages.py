@@ -104,11 +104,11 @@ def _train(
     ancestry: Ancestry,
     progress: Progress,
 ) -> RecoverRecord | InheritRecord:
-    texts, place, on_cpu = training.texts, training.place, training.on_cpu
+    texts, checkpoints, on_cpu = training.texts, training.checkpoints, training.on_cpu
     if isinstance(stage, InheritStage):
-        return run_inherit(model, stage, texts, place, progress, on_cpu)
-    dense = training.dense
-    return run_recover(model, stage, texts, dense, ancestry.kept, place, progress, on_cpu)
+        return run_inherit(model, stage, texts, checkpoints, progress, on_cpu)
+    dense, kept = training.dense, ancestry.kept
+    return run_recover(model, stage, texts, dense, kept, checkpoints, progress, on_cpu)
 
 
 def _run_stage(

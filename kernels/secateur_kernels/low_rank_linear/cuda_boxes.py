@@ -309,30 +309,30 @@ def _up_shared(shape: LowRankShape, up: _Up, stages: int) -> int:
 def _config(
     shape: LowRankShape, down: _Down, up: _Up, num_sms: int, shared_bytes: int
 ) -> LowRankCudaConfig:
-    stage = box_stage_bytes(down.row_tiles, shape.m) + _STAGE_BARRIERS
-    down_stages = _stages(_DOWN_RING_BYTES, stage, _down_stages(shape, down))
+    down_stage = box_stage_bytes(down.row_tiles, shape.m) + _STAGE_BARRIERS
+    down_stages = _stages(_DOWN_RING_BYTES, down_stage, _down_stages(shape, down))
     tiles = down.row_tiles * token_tiles(shape.m)
-    down_shared = box_shared_bytes(down_stages, stage, 0, tiles, down.cluster)
+    down_shared = box_shared_bytes(down_stages, down_stage, 0, tiles, down.cluster)
     # Thread blocks of both kernels side by side, if that leaves enough stages.
-    stage = box_stage_bytes(up.row_tiles, 0) + _STAGE_BARRIERS
+    up_stage = box_stage_bytes(up.row_tiles, 0) + _STAGE_BARRIERS
     useful = _up_stages(shape, up, num_sms)
     alone = shared_bytes - _up_shared(shape, up, 0)
     beside = alone - down_shared - _RESERVED_BYTES
     ring = min(_UP_RING_BYTES_ALONE, alone)
-    if beside >= min(_STAGES_BESIDE, max(2, useful)) * stage:
+    if beside >= min(_STAGES_BESIDE, max(2, useful)) * up_stage:
         ring = min(_UP_RING_BYTES, beside)
     row_blocks = _ceil(shape.n, _ROWS * up.row_tiles)
     return LowRankCudaConfig(
-        BOX_WARPS,
-        down.row_tiles,
-        down_stages,
-        down.splits,
-        BOX_WARPS,
-        up.row_tiles,
-        _stages(ring, stage, useful),
-        _ceil(row_blocks, _turns(shape, up, num_sms)) * up.cluster,
-        down.cluster,
-        up.cluster,
+        down_warps=BOX_WARPS,
+        down_row_tiles=down.row_tiles,
+        down_stages=down_stages,
+        splits=down.splits,
+        up_warps=BOX_WARPS,
+        up_row_tiles=up.row_tiles,
+        up_stages=_stages(ring, up_stage, useful),
+        up_blocks=_ceil(row_blocks, _turns(shape, up, num_sms)) * up.cluster,
+        down_boxes=down.cluster,
+        up_boxes=up.cluster,
     )
 
 

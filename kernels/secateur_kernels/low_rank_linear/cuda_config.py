@@ -273,14 +273,14 @@ def _config(
     ):
         down_stages -= 1
     return LowRankCudaConfig(
-        down_warps,
-        down_row_tiles,
-        down_stages,
-        splits,
-        up_warps,
-        up_row_tiles,
-        up_stages,
-        blocks,
+        down_warps=down_warps,
+        down_row_tiles=down_row_tiles,
+        down_stages=down_stages,
+        splits=splits,
+        up_warps=up_warps,
+        up_row_tiles=up_row_tiles,
+        up_stages=up_stages,
+        up_blocks=blocks,
     )
 
 

@@ -28,7 +28,8 @@ from secateur.models.device import input_embedding
 Prompt = str | SequenceOf[int]
 """Text, which the tokenizer turns into tokens, or token ids as they are."""
 
-# Blocks of flex attention, and what kernels with masks like.
+# The cache's length is a multiple of this: of a block of flex attention, which suits kernels with
+# masks as well.
 _GRANULE = 128
 _USUAL_LENGTH = 4096
 _GREEDY = GenerationOptions()
@@ -113,7 +114,9 @@ class Engine:
         self._eos = _eos(model, tokenizer)
         self._ids = itertools.count()
         self._boxes: dict[int, deque[Piece]] = {}
+        """By request of `generate` and `stream`: pieces not read yet; gone with the last."""
         self._unread: list[Piece] = []
+        """Pieces of all other requests, for `step` to hand out."""
 
     @property
     def _on_gpu(self) -> bool:
@@ -282,7 +285,7 @@ class Engine:
                 self._pump()
         finally:
             for sequence in sequences:
-                self._leave(sequence)
+                self._stop_reading(sequence)
 
     def _pieces(self, sequence: Sequence, box: deque[Piece]) -> Iterator[Piece]:
         try:
@@ -292,14 +295,15 @@ class Engine:
                 while box:
                     yield box.popleft()
         finally:
-            self._leave(sequence)
+            self._stop_reading(sequence)
 
-    def _leave(self, sequence: Sequence) -> None:
-        """Nobody reads a request's pieces any more."""
+    def _stop_reading(self, sequence: Sequence) -> None:
+        """Cancel a request that has not ended: nobody reads its pieces any more."""
         if sequence.result is None:
             self.cancel(sequence.request_id)
 
     def _pump(self) -> None:
+        """One step of the scheduler; its pieces go to whoever reads them."""
         with self._on_device():
             pieces = self._scheduler.step()
         for piece in pieces:

@@ -126,11 +126,11 @@ class BlockPruner:
         layers: list[LayerRecord] = []
         block_records: list[BlockRecord] = []
         for index, block in enumerate(self._blocks.modules):
-            before = self._finished.read(index) if self._finished else None
-            if before is None:
+            done_before = self._finished.read(index) if self._finished else None
+            if done_before is None:
                 new_layers, block_record = self._prune_open(block, index, trace)
             else:
-                new_layers, block_record, together = before
+                new_layers, block_record, together = done_before
                 self._pass_through(block, index, together)
             layers += new_layers
             block_records.append(block_record)
@@ -334,6 +334,7 @@ class BlockPruner:
     def _propagate(self, block: nn.Module, index: int, inputs: BlockInputs) -> float:
         """Make the pruned block's outputs the next block's inputs; how far they moved."""
         error = RelativeError()
+        # `stream` lowers these where memory is short; a journal keeps what it came to.
         self._together = inputs.batch_sizes()
         with self._timed("propagating"):
             for batch, output in enumerate(inputs.stream(block, index, self._together)):
