@@ -177,7 +177,7 @@ def test_every_command_has_help(cli: Cli, command: str) -> None:
 @pytest.mark.parametrize("command", ["compress", "recover", "inherit"])
 def test_help_of_the_output_names_the_way_to_replace_it(cli: Cli, command: str) -> None:
     text = " ".join(good(cli(command, "--help")).replace("│", "").split())
-    assert "new or empty, or one to replace by --overwrite." in text
+    assert "new or empty, or one to replace with --overwrite." in text
 
 
 @pytest.mark.parametrize(

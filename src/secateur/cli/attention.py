@@ -31,7 +31,7 @@ def attention_command(
     ],
     max_seq_length: Annotated[int, typer.Option(help="Tokens in a window.")] = 256,
     num_samples: Annotated[int, typer.Option(help="Windows drawn from the text.")] = 32,
-    seed: Annotated[int, typer.Option(help="Of the draw.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the draw.")] = 0,
     threshold: Annotated[
         float,
         typer.Option(help="A block is lazy where the mean ranks of all its heads are below this."),

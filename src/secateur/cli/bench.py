@@ -34,44 +34,53 @@ _DEFAULT_FORMS = "dense,2:4,low-rank,depth"
 def bench_command(
     models: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[MODEL]...", help="Folders or Hub ids. Or give --shape."),
+        typer.Argument(metavar="[MODEL]...", help="Folders or Hub ids, unless --shape is given."),
     ] = None,
     shape: Annotated[
-        str | None, typer.Option(help=f"Random weights of a shape: {', '.join(SHAPES)}.")
+        str | None,
+        typer.Option(help=f"Build a model of this shape with random weights: {', '.join(SHAPES)}."),
     ] = None,
     forms: Annotated[
         str | None,
         typer.Option(
-            help="With --shape: what is made of it, separated by commas; 2:4, low-rank and depth "
-            f"may be joined by +. Default: {_DEFAULT_FORMS}."
+            help="With --shape: forms to measure, separated by commas; 2:4, low-rank and depth may "
+            f"be joined by +. Default: {_DEFAULT_FORMS}."
         ),
     ] = None,
     rank_fraction: Annotated[
-        float, typer.Option(help="Of low-rank forms: rank of MLP factors, of the smaller side.")
+        float,
+        typer.Option(
+            help="Low-rank forms: rank of MLP factors, as a fraction of the smaller side."
+        ),
     ] = 0.25,
     depth_kept: Annotated[
-        float, typer.Option(help="Of depth forms: part of the blocks that stay.")
+        float, typer.Option(help="Depth forms: fraction of the blocks to keep.")
     ] = 0.75,
-    batch_sizes: Annotated[str, typer.Option(help="Sequences at once, by commas.")] = "1,16",
-    prompt_lengths: Annotated[str, typer.Option(help="Tokens, by commas.")] = "128,1024",
-    new_tokens: Annotated[int, typer.Option(help="Of every sequence.")] = 64,
-    rounds: Annotated[int, typer.Option(help="Timed turns of every model.")] = 5,
+    batch_sizes: Annotated[str, typer.Option(help="Batch sizes, separated by commas.")] = "1,16",
+    prompt_lengths: Annotated[
+        str, typer.Option(help="Tokens in a prompt, separated by commas.")
+    ] = "128,1024",
+    new_tokens: Annotated[int, typer.Option(help="Tokens to generate per sequence.")] = 64,
+    rounds: Annotated[int, typer.Option(help="Timed turns for each model.")] = 5,
     baseline: Annotated[
-        str | None, typer.Option(help="What others are compared with. Default: the first.")
+        str | None,
+        typer.Option(help="Model that the others are compared with. Default: the first."),
     ] = None,
     against: Annotated[
         str | None,
-        typer.Option(help="transformers: also the baseline's own generate, eager and static."),
+        typer.Option(
+            help="transformers: also measure the baseline in its own generate, eager and static."
+        ),
     ] = None,
     attention: Annotated[
-        str, typer.Option(help="Of the engine's decode steps, on a GPU: sdpa or flex.")
+        str, typer.Option(help="Attention of the engine's decode steps on a GPU: sdpa or flex.")
     ] = "sdpa",
     json_lines: Annotated[
         Path | None, typer.Option("--json", help="Append a JSON line for each measurement.")
     ] = None,
     page: Annotated[Path | None, typer.Option(help="Write an HTML page with pictures.")] = None,
     note: Annotated[
-        list[str] | None, typer.Option(help="Keep this sentence with the figures. Repeatable.")
+        list[str] | None, typer.Option(help="Sentence to keep with the figures. Repeatable.")
     ] = None,
     device: Device = None,
     dtype: Dtype = "auto",

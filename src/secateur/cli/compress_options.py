@@ -7,7 +7,7 @@ from typing import Annotated, Any, get_args
 import typer
 
 from secateur.prepare import DEFAULT_SAMPLES
-from secateur.recipe import Criterion, FactorMethod, ImportanceName, Method
+from secateur.recipe import Criterion, FactorMethod, Method
 
 PRUNERS = ", ".join(get_args(Method))
 FACTORERS = ", ".join(get_args(FactorMethod))
@@ -23,14 +23,17 @@ EvaluationText = Annotated[
     Path | None,
     typer.Option(
         "--text",
-        help="Measure perplexity on this text, before and after.",
+        help="Measure perplexity on this text before and after.",
         show_default=False,
         rich_help_panel=_DATA,
     ),
 ]
 FormatName = Annotated[
     str,
-    typer.Option("--format", help="dense, compact (2:4 and factors as such), or auto: as made."),
+    typer.Option(
+        "--format",
+        help="dense; compact (2:4 and factors stored as such); or auto: as the method makes them.",
+    ),
 ]
 Stream = Annotated[
     bool,
@@ -45,7 +48,7 @@ Resume = Annotated[
     bool,
     typer.Option(
         "--resume",
-        help="Go on with an interrupted run: after its last block (--stream), or in its training.",
+        help="Continue an interrupted run: after its last block (--stream), or in its training.",
         rich_help_panel=_LONG,
     ),
 ]
@@ -90,7 +93,7 @@ class StageOptions:
     sparsity: Annotated[
         float | None,
         typer.Option(
-            help="Zeros: their fraction, for unstructured.",
+            help="Zeros: their fraction, with --pattern unstructured.",
             show_default=False,
             rich_help_panel=_WHAT,
         ),
@@ -106,7 +109,7 @@ class StageOptions:
     rank: Annotated[
         int | None,
         typer.Option(
-            help="Factors: the same rank everywhere.", show_default=False, rich_help_panel=_WHAT
+            help="Factors: one rank for all matrices.", show_default=False, rich_help_panel=_WHAT
         ),
     ] = None
     cut: Annotated[
@@ -127,8 +130,8 @@ class StageOptions:
     importance: Annotated[
         str | None,
         typer.Option(
-            help="svd-whitened: an error counts by what the loss makes of its directions, of its "
-            f"whole output (loss), or like any other: {', '.join(get_args(ImportanceName))}. "
+            help="svd-whitened: errors are weighed by the loss's gradients for each direction of "
+            "an output (directions), for each whole output (loss), or not at all (output). "
             "Default: directions for a budget, loss with --at-once.",
             show_default=False,
             rich_help_panel=_WHAT,
@@ -138,8 +141,8 @@ class StageOptions:
         bool | None,
         typer.Option(
             "--in-turn/--at-once",
-            help="svd-whitened: fit what leads out of attention and MLP after what feeds it. "
-            "Default: in turn.",
+            help="svd-whitened: fit matrices that lead out of attention and MLP after those "
+            "that feed them. Default: in turn.",
             show_default=False,
             rich_help_panel=_WHAT,
         ),
@@ -156,7 +159,7 @@ class StageOptions:
         bool,
         typer.Option(
             "--published",
-            help="Regional optimizer: the paper's own, gentler setting.",
+            help="Regional optimizer: use the paper's own, gentler setting.",
             rich_help_panel=_WHAT,
         ),
     ] = False
@@ -164,8 +167,8 @@ class StageOptions:
         bool,
         typer.Option(
             "--calibrate-all-experts",
-            help="Zeros: statistics of every expert are those of all tokens; the router still "
-            "decides what the model gives.",
+            help="Zeros: collect statistics of every expert over all tokens; the model's outputs "
+            "still follow its router.",
             rich_help_panel=_WHAT,
         ),
     ] = False
@@ -198,7 +201,7 @@ class DropOptions:
     drop_blocks: Annotated[
         int | None,
         typer.Option(
-            help="Drop this many blocks of least influence.",
+            help="Drop this many blocks: those of least influence.",
             show_default=False,
             rich_help_panel=_BLOCKS,
         ),
@@ -206,7 +209,8 @@ class DropOptions:
     criterion: Annotated[
         str | None,
         typer.Option(
-            help=f"Of influence: {', '.join(get_args(Criterion))}. Default: block_influence.",
+            help=f"How influence is measured: {', '.join(get_args(Criterion))}. Default: "
+            "block_influence.",
             show_default=False,
             rich_help_panel=_BLOCKS,
         ),
@@ -214,16 +218,16 @@ class DropOptions:
     granularity: Annotated[
         str | None,
         typer.Option(
-            help="block, or only its attention or mlp. Default: block.",
+            help="What to drop: block, or only its attention or mlp. Default: block.",
             show_default=False,
             rich_help_panel=_BLOCKS,
         ),
     ] = None
     protect_first: Annotated[
-        int, typer.Option(help="Never drop the first so many.", rich_help_panel=_BLOCKS)
+        int, typer.Option(help="Never drop this many first blocks.", rich_help_panel=_BLOCKS)
     ] = 0
     protect_last: Annotated[
-        int, typer.Option(help="Never drop the last so many.", rich_help_panel=_BLOCKS)
+        int, typer.Option(help="Never drop this many last blocks.", rich_help_panel=_BLOCKS)
     ] = 0
     remeasure: Annotated[
         bool,
@@ -268,4 +272,6 @@ class CalibrationOptions:
             help="Tokens in a window. Default: 2048, or the model's context.", rich_help_panel=_DATA
         ),
     ] = None
-    seed: Annotated[int, typer.Option(help="Of the windows' places.", rich_help_panel=_DATA)] = 0
+    seed: Annotated[
+        int, typer.Option(help="Seed of the windows' places in the text.", rich_help_panel=_DATA)
+    ] = 0

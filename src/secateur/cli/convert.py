@@ -17,7 +17,7 @@ def convert_command(
     ],
     output: Annotated[Path, typer.Argument(help=OUTPUT_HELP)],
     overwrite: Overwrite = False,
-    max_shard_size: Annotated[str, typer.Option(help="Of the weight files.")] = "5GB",
+    max_shard_size: Annotated[str, typer.Option(help="Largest size of a weight file.")] = "5GB",
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Make a compact checkpoint of a 2:4 model that other software can no longer load."""

@@ -44,7 +44,7 @@ def evaluate_command(
     ] = None,
     baseline: Annotated[
         str | None,
-        typer.Option(help="A second model, measured in the same way beside it."),
+        typer.Option(help="A second model, measured beside it in the same way."),
     ] = None,
     fail_if_drop: Annotated[
         float | None,
@@ -53,9 +53,11 @@ def evaluate_command(
             "perplexity, absolute for accuracy."
         ),
     ] = None,
-    batch_size: Annotated[int, typer.Option(help="Windows or items at once.")] = 8,
-    limit: Annotated[int | None, typer.Option(help="Only the first items of each task.")] = None,
-    seed: Annotated[int, typer.Option(help="Of everything that is random in a task.")] = 0,
+    batch_size: Annotated[int, typer.Option(help="Windows or items per batch.")] = 8,
+    limit: Annotated[
+        int | None, typer.Option(help="Use only this many items of each task, from the first.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of everything random in a task.")] = 0,
     loading: Loading,
     as_json: JsonOutput = False,
 ) -> None:

@@ -16,10 +16,12 @@ def generate_command(
     model: ModelArgument,
     *,
     prompt: Annotated[str, typer.Option(help="Text to continue.")],
-    max_new_tokens: Annotated[int, typer.Option(help="At most this many tokens.")] = 64,
+    max_new_tokens: Annotated[int, typer.Option(help="Most tokens to generate.")] = 64,
     temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.")] = 0.0,
-    top_p: Annotated[float, typer.Option(help="Sample among the likeliest of this mass.")] = 1.0,
-    seed: Annotated[int, typer.Option(help="Of the sampling.")] = 0,
+    top_p: Annotated[
+        float, typer.Option(help="Sample among the likeliest tokens that make up this probability.")
+    ] = 1.0,
+    seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 0,
     loading: Loading,
 ) -> None:
     """Print the prompt with its continuation."""

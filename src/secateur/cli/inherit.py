@@ -18,14 +18,18 @@ def inherit_command(
     model: ModelArgument,
     *,
     output: Output,
-    blocks: Annotated[int, typer.Option(help="First blocks that the smaller model begins with.")],
+    blocks: Annotated[
+        int, typer.Option(help="How many first blocks the smaller model begins with.")
+    ],
     grow_by: Annotated[int, typer.Option(help="Blocks that each further round adds.")] = 2,
     max_blocks: Annotated[
         int | None,
-        typer.Option(help="Stop growing at. Default: one less than MODEL.", show_default=False),
+        typer.Option(
+            help="Stop growing at this many. Default: one less than MODEL.", show_default=False
+        ),
     ] = None,
     tolerance: Annotated[
-        float, typer.Option(help="Done when the loss is within this of MODEL's, in nats.")
+        float, typer.Option(help="Stop when the loss is within this of MODEL's, in nats.")
     ] = 0.0,
     start: Annotated[
         str, typer.Option(help=f"{', '.join(get_args(Start))}: the others are baselines.")

@@ -10,7 +10,7 @@ from secateur.errors import SecateurError
 ModelArgument = Annotated[
     str, typer.Argument(metavar="MODEL", help="A model folder, or a Hub id such as owner/name.")
 ]
-OUTPUT_HELP = "Folder to write: new or empty, or one to replace by --overwrite."
+OUTPUT_HELP = "Folder to write: new or empty, or one to replace with --overwrite."
 Output = Annotated[Path, typer.Option(help=OUTPUT_HELP)]
 Overwrite = Annotated[
     bool,
@@ -36,7 +36,7 @@ TrustRemoteCode = Annotated[
     ),
 ]
 JsonOutput = Annotated[
-    bool, typer.Option("--json", help="Print JSON alone on standard output, for programs.")
+    bool, typer.Option("--json", help="Print only JSON on standard output, for programs.")
 ]
 
 

@@ -34,25 +34,25 @@ def plan_command(
     ],
     target_speedup: Annotated[
         float | None,
-        typer.Option(help="Times as fast as dense, such as 1.5.", show_default=False),
+        typer.Option(help="How many times as fast as dense, such as 1.5.", show_default=False),
     ] = None,
     latency: Annotated[
-        float | None, typer.Option(help="Milliseconds at most.", show_default=False)
+        float | None, typer.Option(help="Longest time in milliseconds.", show_default=False)
     ] = None,
     memory: Annotated[
         str | None,
-        typer.Option(help="Bytes of weights at most, such as 10GB.", show_default=False),
+        typer.Option(help="Most bytes of weights, such as 10GB.", show_default=False),
     ] = None,
-    batch: Annotated[int, typer.Option(help="Sequences at once.")] = 1,
+    batch: Annotated[int, typer.Option(help="Batch size.")] = 1,
     prefill_length: Annotated[
         int | None,
         typer.Option(
-            help="Time a prefill of so many tokens a sequence. Default: one step of decoding.",
+            help="Time a prefill of this many tokens per sequence. Default: one step of decoding.",
             show_default=False,
         ),
     ] = None,
     context: Annotated[
-        int, typer.Option(help="Decoding: tokens in the key-value cache.")
+        int, typer.Option(help="For decoding: tokens in the key-value cache.")
     ] = DEFAULT_CONTEXT,
     methods: Annotated[
         str | None,
@@ -69,7 +69,7 @@ def plan_command(
     output: Annotated[
         Path | None,
         typer.Option(
-            help="Recipe file to write, YAML: new, or one to replace by --overwrite.",
+            help="Recipe file to write, YAML: new, or one to replace with --overwrite.",
             show_default=False,
         ),
     ] = None,

@@ -31,10 +31,12 @@ def recover_command(
     ] = None,
     near_cut: Annotated[
         int | None,
-        typer.Option(help="Only blocks at most this far from dropped ones.", show_default=False),
+        typer.Option(
+            help="Train only blocks at most this far from dropped ones.", show_default=False
+        ),
     ] = None,
-    last_blocks: Annotated[int, typer.Option(help="For head_and_last_blocks.")] = 3,
-    lora_rank: Annotated[int, typer.Option(help="For lora.")] = 8,
+    last_blocks: Annotated[int, typer.Option(help="Blocks that head_and_last_blocks trains.")] = 3,
+    lora_rank: Annotated[int, typer.Option(help="Rank of the adapters of lora.")] = 8,
     training: TrainingOptions,
     loss: LossOption = "cross_entropy",
     resume: Resume = False,

@@ -55,13 +55,13 @@ def search_command(
         str | None, typer.Option(help="Blocks from 0, such as 0,5-7. Default: all.")
     ] = None,
     fractions: Annotated[
-        str, typer.Option(help="Kept parts of the full rank; the published grid.")
+        str, typer.Option(help="Fractions of the full rank to keep. Default: the published grid.")
     ] = _PUBLISHED,
     keep_best: Annotated[
         int | None,
         typer.Option(
             "--filter",
-            help="Search only so many matrices: the best by the gradient of the validation loss.",
+            help="Search only this many matrices: the best by the gradient of the validation loss.",
             show_default=False,
         ),
     ] = None,
@@ -73,30 +73,33 @@ def search_command(
         ),
     ] = "improving",
     validation_fraction: Annotated[
-        float, typer.Option(help="Of the items, to choose by; the rest is reported on.")
+        float,
+        typer.Option(help="Fraction of the items to choose by; results are reported on the rest."),
     ] = 0.5,
-    limit: Annotated[int | None, typer.Option(help="Only the first items of the task.")] = None,
-    seed: Annotated[int, typer.Option(help="Of the split.")] = 0,
+    limit: Annotated[
+        int | None, typer.Option(help="Use only this many items of the task, from the first.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the split.")] = 0,
     analyse: Annotated[
         int,
-        typer.Option(help="Answer so many test items with the discarded components."),
+        typer.Option(help="Answer this many test items with the discarded components."),
     ] = 0,
     prompt: Annotated[
         list[str] | None,
         typer.Option(help="Continue this with the discarded components. Repeatable."),
     ] = None,
-    max_new_tokens: Annotated[int, typer.Option(help="Of an answer.")] = 10,
+    max_new_tokens: Annotated[int, typer.Option(help="Longest answer.")] = 10,
     batch_size: Annotated[int, typer.Option(help="Sequences at once.")] = 16,
     output: Annotated[
         Path | None,
         typer.Option(
-            help="Folder for search.json, recipe.yaml, search.html and the journal: without a "
-            "search in it, or with --resume or --overwrite.",
+            help="Folder for search.json, recipe.yaml, search.html and the journal. If it holds a "
+            "search, --resume or --overwrite is needed.",
             show_default=False,
         ),
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the search in the output folder.")
+        bool, typer.Option("--resume", help="Continue the search in the output folder.")
     ] = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the search in the output folder.")

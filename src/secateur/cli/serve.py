@@ -21,19 +21,19 @@ from secateur.serve.vllm import VllmOptions, run_vllm
 def serve_command(
     model: ModelArgument,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="0: any that is free.")] = 8000,
+    port: Annotated[int, typer.Option(help="Port to listen on; 0 takes any free one.")] = 8000,
     max_batch_size: Annotated[
         int | None,
         typer.Option(
-            help="Sequences that are generated at the same time. Default: 16 in the engine; "
+            help="Sequences generated at the same time. Default: 16 in the engine; "
             "vLLM has its own."
         ),
     ] = None,
     max_length: Annotated[
         int | None,
         typer.Option(
-            help="Tokens of a prompt and its answer. Default: the model's context, "
-            "of the engine at most 4096."
+            help="Most tokens of a prompt and its answer. Default: the model's context; in the "
+            "engine at most 4096."
         ),
     ] = None,
     max_waiting: Annotated[
@@ -46,7 +46,8 @@ def serve_command(
         str | None, typer.Option(help="What clients call the model. Default: MODEL.")
     ] = None,
     drain_seconds: Annotated[
-        float, typer.Option(help="For requests under way when the server is told to stop.")
+        float,
+        typer.Option(help="Seconds that requests under way get when the server is told to stop."),
     ] = 30.0,
     device: Device = None,
     dtype: Dtype = "auto",

@@ -19,7 +19,7 @@ LossOption = Annotated[
 ]
 Resume = Annotated[
     bool,
-    typer.Option("--resume", help="Go on from the last checkpoint of an interrupted run."),
+    typer.Option("--resume", help="Continue from the last checkpoint of an interrupted run."),
 ]
 
 
@@ -44,7 +44,7 @@ class TrainingOptions:
         ),
     ] = None
     held_out: Annotated[
-        int, typer.Option(help="Windows that the loss is measured on.", rich_help_panel=_DATA)
+        int, typer.Option(help="Windows to measure the loss on.", rich_help_panel=_DATA)
     ] = 64
     format: Annotated[
         str,
@@ -64,28 +64,30 @@ class TrainingOptions:
     num_tokens: Annotated[
         int | None,
         typer.Option(
-            help="To train on. Default: the data, --epochs times.",
+            help="Tokens to train on. Default: the data, --epochs times.",
             show_default=False,
             rich_help_panel=_LENGTH,
         ),
     ] = None
-    epochs: Annotated[float, typer.Option(help="Times the data.", rich_help_panel=_LENGTH)] = 1.0
+    epochs: Annotated[
+        float, typer.Option(help="Passes over the data.", rich_help_panel=_LENGTH)
+    ] = 1.0
     batch_size: Annotated[
-        int, typer.Option(help="Windows a step on one device.", rich_help_panel=_LENGTH)
+        int, typer.Option(help="Windows per step on one device.", rich_help_panel=_LENGTH)
     ] = 8
     gradient_accumulation: Annotated[
-        int, typer.Option(help="Batches that share a step.", rich_help_panel=_LENGTH)
+        int, typer.Option(help="Batches per optimizer step.", rich_help_panel=_LENGTH)
     ] = 1
     eval_steps: Annotated[
         int,
         typer.Option(
-            help="Steps between evaluations, with a checkpoint each.", rich_help_panel=_LENGTH
+            help="Steps between evaluations; each writes a checkpoint.", rich_help_panel=_LENGTH
         ),
     ] = 100
     patience: Annotated[
         int | None,
         typer.Option(
-            help="Stop after so many evaluations without a better loss.",
+            help="Stop after this many evaluations without a better loss.",
             show_default=False,
             rich_help_panel=_LENGTH,
         ),
@@ -93,11 +95,17 @@ class TrainingOptions:
     learning_rate: Annotated[
         float | None,
         typer.Option(
-            help="Peak. Default: by method.", show_default=False, rich_help_panel=_OPTIMIZER
+            help="Peak learning rate. Default: by method.",
+            show_default=False,
+            rich_help_panel=_OPTIMIZER,
         ),
     ] = None
     schedule: Annotated[
-        str, typer.Option(help=", ".join(get_args(Schedule)), rich_help_panel=_OPTIMIZER)
+        str,
+        typer.Option(
+            help=f"Of the learning rate: {', '.join(get_args(Schedule))}.",
+            rich_help_panel=_OPTIMIZER,
+        ),
     ] = "cosine"
     precision: Annotated[
         str,
@@ -106,4 +114,4 @@ class TrainingOptions:
             rich_help_panel=_OPTIMIZER,
         ),
     ] = "auto"
-    seed: Annotated[int, typer.Option(help="Of everything that is random.")] = 0
+    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0

@@ -38,22 +38,24 @@ _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torc
 def tune_command(
     model: Annotated[
         str | None,
-        typer.Argument(help="Measure this model's weight shapes. Or give --shape."),
+        typer.Argument(help="Model whose weight shapes are measured, unless --shape is given."),
     ] = None,
     shape: Annotated[
         list[str] | None,
-        typer.Option(help="N x K of a weight, such as 14336x4096. May be repeated."),
+        typer.Option(help="Shape N x K of a weight, such as 14336x4096. Repeatable."),
     ] = None,
     op: Annotated[str, typer.Option(help=f"What to measure: {', '.join(_OPS)}.")] = "2:4",
     rank: Annotated[
         int | None, typer.Option(help="Rank of factors. Default: a quarter of the smaller side.")
     ] = None,
-    tokens: Annotated[str, typer.Option(help="Numbers of tokens, separated by commas.")] = ",".join(
+    tokens: Annotated[str, typer.Option(help="Token counts, separated by commas.")] = ",".join(
         map(str, DEFAULT_TOKENS)
     ),
-    dtype: Annotated[str, typer.Option(help=f"{', '.join(_DTYPES)}.")] = "bfloat16",
+    dtype: Annotated[
+        str, typer.Option(help=f"Of weights and inputs: {', '.join(_DTYPES)}.")
+    ] = "bfloat16",
     device: Annotated[str, typer.Option(help="Where to measure.")] = "cuda",
-    rounds: Annotated[int, typer.Option(help="Timed rounds of each candidate.")] = 15,
+    rounds: Annotated[int, typer.Option(help="Timed rounds for each candidate.")] = 15,
     output: Annotated[
         Path | None,
         typer.Option(help="Folder for the table. Default: the cache that dispatch reads."),
