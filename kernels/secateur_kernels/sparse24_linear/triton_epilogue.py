@@ -92,9 +92,11 @@ def sum_slots(
     """
     total = tl.zeros(first.shape, tl.float32)
     for slot in range(0, slots, 4):
+        # A tensor: the interpreter of Triton 3.9 takes no mask that was joined with one number.
+        here = slot + tl.zeros(inside.shape, tl.int32)
         p0 = tl.load(first + slot * stride, mask=inside, other=0.0)
-        p1 = tl.load(first + (slot + 1) * stride, mask=inside & (slot + 1 < slots), other=0.0)
-        p2 = tl.load(first + (slot + 2) * stride, mask=inside & (slot + 2 < slots), other=0.0)
-        p3 = tl.load(first + (slot + 3) * stride, mask=inside & (slot + 3 < slots), other=0.0)
+        p1 = tl.load(first + (slot + 1) * stride, mask=inside & (here + 1 < slots), other=0.0)
+        p2 = tl.load(first + (slot + 2) * stride, mask=inside & (here + 2 < slots), other=0.0)
+        p3 = tl.load(first + (slot + 3) * stride, mask=inside & (here + 3 < slots), other=0.0)
         total = (((total + p0) + p1) + p2) + p3
     return total
