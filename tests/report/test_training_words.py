@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -155,6 +156,18 @@ def test_divergence_is_told() -> None:
     assert words.training_notes(diverged()) == [NOTE]
     assert words.training_notes(recover()) == []
     assert any(NOTE in note for note in report_notes(report(diverged())))
+
+
+def test_what_was_wrong_with_the_texts_is_told_once() -> None:
+    remark = "examples cut at the end of a window: 1 of 3 in chats.jsonl"
+    data = replace(run().data, remarks=(remark,))
+    turn = InheritRound(num_blocks=4, run=run(data=data))
+    for record in (recover(run_changes={"data": data}), inherit(turn, turn)):
+        assert words.training_notes(record) == [remark]
+        written = report(record)
+        assert report_notes(written) == [remark]
+        assert remark in render_report(written)
+        assert report_notes(report_from_text(written.to_json())) == [remark]
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf, 1e4])

@@ -88,7 +88,7 @@ def search_command(
         list[str] | None,
         typer.Option(help="Continue this with the discarded components. Repeatable."),
     ] = None,
-    max_new_tokens: Annotated[int, typer.Option(help="Longest answer.")] = 10,
+    max_new_tokens: Annotated[int, typer.Option(help="Most tokens of an answer.")] = 10,
     batch_size: Annotated[int, typer.Option(help="Sequences at once.")] = 16,
     output: Annotated[
         Path | None,

@@ -30,6 +30,8 @@ class DataRecord:
     tokens_sha256: str
     held_out_source: str
     num_held_out_windows: int
+    remarks: tuple[str, ...] = ()
+    """Of what was trained on: examples cut or left out, documents that run into each other."""
 
 
 @dataclass(frozen=True, kw_only=True)

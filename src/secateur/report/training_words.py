@@ -81,8 +81,9 @@ def _perplexity(loss: float) -> float:
 
 
 def training_notes(stage: TrainingRecord) -> list[str]:
-    """What did not go as it should."""
-    return list(stage.warnings)
+    """What did not go as it should, with the texts or with the training."""
+    run = stage.run if isinstance(stage, RecoverRecord) else stage.rounds[0].run
+    return [*run.data.remarks, *stage.warnings]
 
 
 def training_table(number: int, stage: TrainingRecord) -> RenderableType:

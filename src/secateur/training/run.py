@@ -51,6 +51,7 @@ class TrainingTexts:
             tokens_sha256=self.train.sha256,
             held_out_source=self.held_out.source,
             num_held_out_windows=self.held_out.num_windows,
+            remarks=self.train.remarks,
         )
 
 

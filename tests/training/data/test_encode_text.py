@@ -1,6 +1,7 @@
 import gzip
 import json
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -111,20 +112,12 @@ def test_tokenizer_without_end_of_sequence_is_mentioned(tmp_path: Path) -> None:
     text = TrainingText([["one", "two"]], 2)
     with_eos = load_training_data(text, byte_tokenizer(), tmp_path)
     without = load_training_data(text, byte_tokenizer(has_eos=False), tmp_path)
-    assert "no token between" not in with_eos.describe()
-    assert "no token between: the tokenizer has no eos_token" in without.describe()
-    streamed = TrainingText([["one", "two"]], 2, streaming=True)
-    assert (
-        "no token between"
-        in load_training_data(streamed, byte_tokenizer(has_eos=False), tmp_path).describe()
+    streamed = load_training_data(
+        replace(text, streaming=True), byte_tokenizer(has_eos=False), tmp_path
     )
-
-
-def test_description(tokenizer: CountingTokenizer, tmp_path: Path) -> None:
-    text = TrainingText([["a" * 1200]], 600)
-    assert load_training_data(text, tokenizer, tmp_path).describe() == (
-        "1 texts: 2 windows of 600 tokens (1,200 tokens, 1,200 with loss) from 1 document"
-    )
+    note = "documents follow one another with no token between: the tokenizer has no eos_token"
+    assert with_eos.remarks == ()
+    assert without.remarks == streamed.remarks == (note,)
 
 
 @pytest.mark.parametrize("is_cached", [False, True])

@@ -15,6 +15,7 @@ from secateur.training.data import TrainingText, keeps_examples_apart, load_trai
 from secateur.training.data.blocks import Tally
 from secateur.training.data.packing import EncodedExample, packed_windows
 from secateur.training.data.windows import training_item
+from secateur.training.run import TrainingTexts
 
 LENGTH = 10
 
@@ -105,7 +106,11 @@ def test_cut_and_dropped_are_counted_and_told(tokenizer: CountingTokenizer, tmp_
     data = load_training_data(TrainingText([rows], 8), tokenizer, tmp_path)
     assert (data.num_documents, data.num_cut, data.num_dropped) == (3, 1, 1)
     assert (data.num_windows, data.num_tokens, data.num_loss_tokens) == (2, 11, 7)
-    assert "; 1 cut at the end of a window; 1 dropped for want of a response" in data.describe()
+    assert data.remarks == (
+        "examples cut at the end of a window: 1 of 3 in 3 texts",
+        "examples left out for want of a response: 1 of 3 in 3 texts",
+    )
+    assert TrainingTexts(data, data).to_record().remarks == data.remarks
     assert data.dataset[0]["input_ids"].tolist() == ids_of("abcdefgh")
     assert data.dataset[1]["input_ids"].tolist() == [*ids_of("ab"), EOS, *[PAD] * 5]
 

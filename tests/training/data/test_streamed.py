@@ -169,4 +169,3 @@ def test_faults_of_a_stream() -> None:
         list(data.dataset)  # type: ignore[call-overload]
     with pytest.raises(SecateurError, match="no windows can be held out of 1 texts: it is stream"):
         hold_out(data, num_windows=1)
-    assert data.describe() == "1 texts: windows of 2 tokens, streamed"

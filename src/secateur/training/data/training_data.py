@@ -35,27 +35,21 @@ class TrainingData:
     sha256: str = ""
     """Of the token ids of all windows and of where loss is taken and examples begin."""
     notes: tuple[str, ...] = ()
-    """What a reader of a report should know."""
+    """Of the tokenizer, for a reader of a report."""
 
     @property
     def is_streamed(self) -> bool:
         """Whether nothing is known before training."""
         return not self.sha256
 
-    def describe(self) -> str:
-        """One sentence or more for people."""
-        if self.is_streamed:
-            words = f"{self.source}: windows of {self.max_seq_length} tokens, streamed"
-            return "; ".join([words, *self.notes])
-        words = (
-            f"{self.source}: {self.num_windows:,} windows of {self.max_seq_length} tokens "
-            f"({self.num_tokens:,} tokens, {self.num_loss_tokens:,} with loss) "
-            f"from {self.num_documents:,} document{'s' * (self.num_documents != 1)}"
-        )
-        cut = f"{self.num_cut:,} cut at the end of a window"
-        dropped = f"{self.num_dropped:,} dropped for want of a response"
-        more = [cut] * bool(self.num_cut) + [dropped] * bool(self.num_dropped)
-        return "; ".join([words, *more, *self.notes])
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What a reader of a report should know of how the windows were made."""
+        cut = "examples cut at the end of a window", self.num_cut
+        dropped = "examples left out for want of a response", self.num_dropped
+        of = f"of {self.num_documents:,} in {self.source}"
+        counted = (f"{what}: {number:,} {of}" for what, number in (cut, dropped) if number)
+        return (*counted, *self.notes)
 
 
 def check_token(token: int, vocab_size: int, source: str) -> None:
