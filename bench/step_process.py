@@ -132,13 +132,15 @@ def _follow(
     with selectors.DefaultSelector() as selector:
         selector.register(pipe, selectors.EVENT_READ)
         while True:
-            ready = selector.select(_TICK)
+            # First: all that it wrote is in the pipe by then.
+            has_ended = process.poll() is not None
+            ready = selector.select(0 if has_ended else _TICK)
             data = os.read(pipe, 1 << 16) if ready else b""
             now = time.monotonic()
             if data:
                 heard = now
                 output.write(data)
-            elif process.poll() is not None:
+            elif has_ended:
                 return ""  # what it started may keep the pipe open
             elif ready:
                 time.sleep(_TICK)  # it has closed its output

@@ -30,6 +30,34 @@ def test_output_is_passed_on_as_it_comes(capsys: pytest.CaptureFixture[str]) -> 
     assert capsys.readouterr().out == log
 
 
+def test_what_is_printed_at_the_very_end_is_not_lost() -> None:
+    reader, writer = os.pipe()
+
+    class EndsWhenAsked(subprocess.Popen[bytes]):
+        """Prints its last line, and is gone, just when it is asked whether it is."""
+
+        returncode = None
+
+        def __init__(self) -> None: ...
+
+        def __del__(self) -> None: ...
+
+        def poll(self) -> int:
+            if self.returncode is None:
+                os.write(writer, b"done")
+                self.returncode = 0
+            return 0
+
+    log = io.StringIO()
+    output = step_process._Output(log, shown=False)
+    try:
+        assert step_process._follow(EndsWhenAsked(), reader, output, 60.0, None) == ""
+    finally:
+        os.close(reader)
+        os.close(writer)
+    assert log.getvalue() == "done"
+
+
 def test_bytes_that_are_no_text_do_no_harm() -> None:
     code = "import sys; sys.stdout.buffer.write(b'good \\xff\\n'); raise SystemExit(3)"
     ended, log, _ = run(code)
