@@ -72,7 +72,7 @@ def test_minimal_pair_takes_the_likelier_sentence(
     result = evaluate_items(model, tokenizer, PAIRS, "pairs", batch_size=4)
     pairs = [item for item in PAIRS if isinstance(item, MinimalPair)]
     expected = tuple(reference("", pair.good)[0] > reference("", pair.bad)[0] for pair in pairs)
-    assert result.correct == expected
+    assert result.per_item["acc"] == expected
     assert 0 < sum(expected) < len(expected)
     assert result.metrics["acc"].value == pytest.approx(sum(expected) / 15)
     assert list(result.metrics) == ["acc"]
@@ -89,8 +89,8 @@ def test_cloze_is_exact_and_has_a_perplexity(
     assert result.per_item["perplexity"] == pytest.approx(losses, rel=1e-5)
     mean = sum(losses) / len(losses)
     assert result.metrics["perplexity"].value == pytest.approx(math.exp(mean), rel=1e-4)
-    assert result.correct[-1]
-    assert not all(result.correct)
+    assert result.per_item["acc"][-1] == 1.0
+    assert not all(result.per_item["acc"])
 
 
 def greedy_word(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, context: str) -> str:
