@@ -2,7 +2,7 @@
 
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -141,11 +141,20 @@ def test_the_command_measures_folders_and_writes_lines_and_page(tmp_path: Path) 
     assert "Throughput beside b/model" in page.read_text(encoding="utf-8")
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """SIGINT raises `KeyboardInterrupt`, also where the suite runs in the background of a shell."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def _sent(number: int) -> BaseException | None:
     os.kill(os.getpid(), number)
     return None
 
 
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize(
     ("end", "code"),
     [
