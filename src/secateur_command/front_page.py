@@ -10,8 +10,7 @@ from secateur_command.flags import Command, Group
 SUMMARIES = {
     "inspect": "Show a model's blocks, its weight matrices, and what is not touched.",
     "compress": "Compress MODEL and write a Hugging Face folder with a report.",
-    "recover": "Train part of MODEL on text, and write the result. Zeros stay zero, factors "
-    "factors.",
+    "recover": "Train part of MODEL on text and write the result; zeros and factors stay such.",
     "inherit": "Build a smaller model from MODEL's first blocks, train it, and grow it until it "
     "is as good.",
     "evaluate": "Measure how good MODEL is, with standard errors.",

@@ -151,7 +151,7 @@ class StageOptions:
         bool,
         typer.Option(
             "--strict",
-            help="Factors: refuse ranks that store more than the matrix.",
+            help="Factors: refuse ranks whose factors take more space than the matrix.",
             rich_help_panel=_WHAT,
         ),
     ] = False
@@ -224,10 +224,14 @@ class DropOptions:
         ),
     ] = None
     protect_first: Annotated[
-        int, typer.Option(help="Never drop this many first blocks.", rich_help_panel=_BLOCKS)
+        int,
+        typer.Option(
+            help="Number of first blocks that are never dropped.", rich_help_panel=_BLOCKS
+        ),
     ] = 0
     protect_last: Annotated[
-        int, typer.Option(help="Never drop this many last blocks.", rich_help_panel=_BLOCKS)
+        int,
+        typer.Option(help="Number of last blocks that are never dropped.", rich_help_panel=_BLOCKS),
     ] = 0
     remeasure: Annotated[
         bool,

@@ -18,14 +18,12 @@ def inherit_command(
     model: ModelArgument,
     *,
     output: Output,
-    blocks: Annotated[
-        int, typer.Option(help="How many first blocks the smaller model begins with.")
-    ],
+    blocks: Annotated[int, typer.Option(help="Number of MODEL's first blocks to begin with.")],
     grow_by: Annotated[int, typer.Option(help="Blocks that each further round adds.")] = 2,
     max_blocks: Annotated[
         int | None,
         typer.Option(
-            help="Stop growing at this many. Default: one less than MODEL.", show_default=False
+            help="Stop growing at this many. Default: one fewer than MODEL has.", show_default=False
         ),
     ] = None,
     tolerance: Annotated[

@@ -88,14 +88,15 @@ def plan_command(
         int, typer.Option(help="Calibration windows; losses are measured on half of them.")
     ] = DEFAULT_SAMPLES,
     max_seq_length: Annotated[
-        int | None, typer.Option(help="Tokens in a window.", show_default=False)
+        int | None,
+        typer.Option(help="Tokens in a window. Default: 2048, or the model's context."),
     ] = None,
     rounds: Annotated[int, typer.Option(help="Timed turns.")] = 15,
     trials: Annotated[
         int,
         typer.Option(help="With --build: models to build in search of a better one, at most."),
     ] = PlanOptions.trials,
-    seed: Annotated[int, typer.Option(help="Of the calibration draw.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the calibration draw.")] = 0,
     loading: Loading,
     as_json: JsonOutput = False,
 ) -> None:

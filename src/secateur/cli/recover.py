@@ -43,7 +43,7 @@ def recover_command(
     overwrite: Overwrite = False,
     loading: Loading,
 ) -> None:
-    """Train part of MODEL on text, and write the result. Zeros stay zero, factors factors.
+    """Train part of MODEL on text and write the result; zeros and factors stay such.
 
     On several GPUs: accelerate launch -m secateur recover ...
     """

@@ -55,7 +55,8 @@ def search_command(
         str | None, typer.Option(help="Blocks from 0, such as 0,5-7. Default: all.")
     ] = None,
     fractions: Annotated[
-        str, typer.Option(help="Fractions of the full rank to keep. Default: the published grid.")
+        str,
+        typer.Option(help="Fractions of the full rank to keep; the default is the published grid."),
     ] = _PUBLISHED,
     keep_best: Annotated[
         int | None,

@@ -103,14 +103,14 @@ class TrainingOptions:
     schedule: Annotated[
         str,
         typer.Option(
-            help=f"Of the learning rate: {', '.join(get_args(Schedule))}.",
+            help=f"Schedule of the learning rate: {', '.join(get_args(Schedule))}.",
             rich_help_panel=_OPTIMIZER,
         ),
     ] = "cosine"
     precision: Annotated[
         str,
         typer.Option(
-            help=f"Of products: {', '.join(get_args(Precision))}.",
+            help=f"Precision of products: {', '.join(get_args(Precision))}.",
             rich_help_panel=_OPTIMIZER,
         ),
     ] = "auto"

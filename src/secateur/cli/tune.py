@@ -52,7 +52,7 @@ def tune_command(
         map(str, DEFAULT_TOKENS)
     ),
     dtype: Annotated[
-        str, typer.Option(help=f"Of weights and inputs: {', '.join(_DTYPES)}.")
+        str, typer.Option(help=f"Dtype of weights and inputs: {', '.join(_DTYPES)}.")
     ] = "bfloat16",
     device: Annotated[str, typer.Option(help="Where to measure.")] = "cuda",
     rounds: Annotated[int, typer.Option(help="Timed rounds for each candidate.")] = 15,
