@@ -19,11 +19,17 @@ NUM_BLOCKS = 6
 """Of the model that is killed again and again."""
 CHAIN = import_module("secateur.compress_streaming")
 """The module: as an attribute of the package, its name is that of the function."""
+STAGE = import_module("secateur.run_streamed")
 
 
 def recipe_of(**options: Any) -> dict[str, Any]:
     """One prune stage, 2:4 unless said otherwise."""
     return {"stages": [{"stage": "prune", "pattern": "2:4", **options}]}
+
+
+def factors(**options: Any) -> dict[str, Any]:
+    """One factor stage."""
+    return {"stages": [{"stage": "factor", **options}]}
 
 
 def samples(count: int = 5, length: int = 13, seed: int = 3) -> Tensor:

@@ -93,10 +93,15 @@ MAY_IMPORT = {
     "compress": FOUNDATION
     | {"calibration", "checkpoint", "evaluate", "models", "prepare", "prepare_training", "report"}
     | {"run_stages"},
-    "streaming": {"calibration", "checkpoint", "errors", "models", "plain", "recipe", "report"},
+    "streaming": {"calibration", "checkpoint", "errors", "models", "plain", "recipe", "report"}
+    | {"integrations"},
+    "prepare_streaming": {"calibration", "checkpoint", "compress", "errors", "models", "prepare"}
+    | {"recipe", "settings", "stages", "streaming"},
+    "run_streamed": {"calibration", "clock", "models", "prepare_streaming", "recipe", "report"}
+    | {"stages", "streaming"},
     "compress_streaming": FOUNDATION
-    | {"calibration", "checkpoint", "compress", "models", "prepare", "report", "stages"}
-    | {"streaming"},
+    | {"calibration", "checkpoint", "compress", "integrations", "models", "prepare"}
+    | {"prepare_streaming", "report", "run_streamed", "streaming"},
     "engine": {"errors", "models", "modules"},
     "demo": FOUNDATION | {"checkpoint", "compress", "evaluate", "prepare", "report"},
     "plan": ALGORITHMS
@@ -116,6 +121,7 @@ MAY_IMPORT = {
         "models",
         "plan",
         "prepare",
+        "prepare_streaming",
     }
     | {"plan", "report", "search", "streaming", "serve", "throughput"},
     "__init__": {"compress", "compress_streaming", "engine", "errors", "recipe", "runtime"},

@@ -1,25 +1,22 @@
-"""The chain for models that do not fit in memory: a block is read, pruned, written, forgotten.
+"""The chain for models that do not fit in memory: a block is read, changed, written, forgotten.
 
-It runs the prune stage that `compress.py` runs, on the same inputs in the same order: the weights
-that it writes are the same, bit for bit.
+It runs the stage that `compress.py` runs, on the same inputs in the same order: the weights that it
+writes are the same, bit for bit.
 """
 
 import os
 import shutil
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 
 import torch
 
 from secateur.calibration.data import CalibrationSource
-from secateur.calibration.inputs import BlockInputs, capture_inputs, tokens_per_batch
-from secateur.calibration.tokens import CalibrationTokens
 from secateur.checkpoint.card import model_card
 from secateur.checkpoint.fingerprint import fingerprint
-from secateur.checkpoint.load import LoadedModel, usable_device
 from secateur.checkpoint.manifest import write_manifest
 from secateur.checkpoint.write import (
     RECIPE_FILE,
@@ -30,38 +27,35 @@ from secateur.checkpoint.write import (
     space_errors,
 )
 from secateur.clock import StepClock
-from secateur.compress import RecipeLike, as_recipe
-from secateur.errors import SecateurError
-from secateur.models.device import full_precision_products
-from secateur.models.inventory import Inventory, take_inventory
-from secateur.models.measure import num_bytes
-from secateur.models.trace import Trace, trace_without_weights
+from secateur.compress import CheckpointFormat, RecipeLike
+from secateur.integrations.transformers_quantizer import mark_compressed
+from secateur.models.measure import num_bytes, num_logical_parameters
 from secateur.prepare import (
     DEFAULT_SAMPLES,
     CalibrationChoice,
     calibration_record,
-    check_calibration,
-    draw_tokens,
     model_record,
 )
+from secateur.prepare_streaming import (
+    StreamingJob,
+    as_loaded,
+    estimate_streaming,
+    prepare_streaming,
+)
 from secateur.progress import Progress, default_progress
-from secateur.recipe import PruneStage, Recipe
 from secateur.report.facts import machine_facts, package_versions, peak_memory_bytes
 from secateur.report.record import (
     REPORT_FILE,
-    PruneRecord,
     Report,
     SizeRecord,
     VerificationRecord,
     load_report,
 )
-from secateur.settings import read_settings
-from secateur.stages.prune import BlockPruner
-from secateur.stages.prune_plan import PlannedSite, plan_stage
-from secateur.streaming.activations import Home, buffer_maker
-from secateur.streaming.estimate import Estimate, check_room, estimate_job
+from secateur.run_streamed import run_streamed
+from secateur.streaming.activations import Home
+from secateur.streaming.estimate import check_room
 from secateur.streaming.facts import job_facts
-from secateur.streaming.finished import WRITERS, BlockJournal
+from secateur.streaming.finished import WRITERS
 from secateur.streaming.job import (
     WEIGHTS_FOLDER,
     bytes_in_job,
@@ -73,27 +67,9 @@ from secateur.streaming.job import (
 from secateur.streaming.memory import return_large_tensors
 from secateur.streaming.rest import write_rest
 from secateur.streaming.shards import ShardPlan
-from secateur.streaming.skeleton import Skeleton, build_skeleton, modules_outside, release
+from secateur.streaming.skeleton import Skeleton
 from secateur.streaming.source import BlockSource, Held
-from secateur.streaming.walk import BlockWalk, blocks_on_demand
-
-
-@dataclass(frozen=True)
-class StreamingJob:
-    """Everything that is settled before a block is read."""
-
-    skeleton: Skeleton
-    inventory: Inventory
-    recipe: Recipe
-    stage: PruneStage
-    plan: list[list[PlannedSite]]
-    tokens: CalibrationTokens | None
-    seed: int
-    output: Path
-    device: torch.device
-    dtype: str
-    activations: Home
-    overwrite: bool
+from secateur.streaming.walk import blocks_on_demand
 
 
 def compress_streaming(
@@ -109,11 +85,12 @@ def compress_streaming(
     dtype: str = "auto",
     revision: str | None = None,
     overwrite: bool = False,
+    checkpoint_format: CheckpointFormat = "auto",
     activations: Home = "auto",
     resume: bool = False,
     progress: Progress | None = None,
 ) -> Report:
-    """Prune a model on disk block by block, without ever holding it whole.
+    """Prune or factor a model on disk block by block, without ever holding it whole.
 
     In memory at a time: one block and the next one that is being read, what the method sums up,
     and the hidden states of the calibration tokens twice. After each block its weights and a
@@ -123,9 +100,10 @@ def compress_streaming(
 
     Args:
         model: a folder or a Hub id.
-        recipe: one prune stage; see `compress_with_report`.
+        recipe: one prune or factor stage that needs no gradients of the whole model; see
+            `compress_with_report`.
         calibration: as of `compress_with_report`.
-        output: folder to write, in the dense format.
+        output: folder to write.
         num_calibration_samples: windows to draw from text.
         max_seq_length: tokens in a window.
         seed: of the draw.
@@ -133,6 +111,8 @@ def compress_streaming(
         dtype: to read the weights in.
         revision: of a Hub repository.
         overwrite: replace an output folder that is not empty, once the new one is complete.
+        checkpoint_format: as of `compress_with_report`, but that factors are never multiplied
+            back.
         activations: where hidden states are kept: on the `device`, in `host` memory, or in a
             `file` in the job's folder. `auto` takes the first that has room.
         resume: go on with an interrupted run.
@@ -164,6 +144,7 @@ def compress_streaming(
                 dtype=dtype,
                 revision=revision,
                 overwrite=overwrite or ended,
+                checkpoint_format=checkpoint_format,
                 activations=activations,
             )
             needed = estimate_streaming(job)
@@ -172,7 +153,9 @@ def compress_streaming(
             # Settled once: the room that was checked is that of this place.
             job = replace(job, activations=needed.activations)
         with clock.step("fingerprint the model"):
-            facts = job_facts(job.skeleton.folder, job.recipe, job.tokens, job.device, dtype)
+            facts = job_facts(
+                job.skeleton.folder, job.recipe, job.tokens, job.device, dtype, job.compact
+            )
         folder = in_use.enter_context(open_job(job.output, facts))
         if ended:
             close_job(folder)
@@ -180,99 +163,28 @@ def compress_streaming(
         return _run(job, folder, clock)
 
 
-def prepare_streaming(
-    model: str | Path,
-    recipe: RecipeLike,
-    choice: CalibrationChoice,
-    *,
-    output: str | Path,
-    device: str | torch.device | None = None,
-    dtype: str = "auto",
-    revision: str | None = None,
-    overwrite: bool = False,
-    activations: Home = "auto",
-) -> StreamingJob:
-    """Settle everything that needs no weights; arguments as of `compress_streaming`.
-
-    Raises:
-        SecateurError: bad input.
-    """
-    recipe = as_recipe(recipe)
-    stage = recipe.stages[0]
-    if len(recipe.stages) != 1 or not isinstance(stage, PruneStage):
-        raise SecateurError(
-            "only a recipe of one prune stage can be streamed: other stages need the whole model; "
-            "compress without streaming"
-        )
-    if stage.needs_model_gradient:
-        raise SecateurError(
-            f"{stage.method} needs the gradient of the whole model, which is never whole while it "
-            "is streamed; compress without streaming"
-        )
-    if read_settings().world_size > 1:
-        raise SecateurError(
-            "streaming is done by one process; several share the calibration of a model that is "
-            "in memory: leave out streaming, or torchrun"
-        )
-    if activations not in ("auto", "device", "host", "file"):
-        raise SecateurError(f"expected activations auto, device, host or file, got {activations!r}")
-    place = check_output(Path(output), overwrite)
-    check_calibration(choice.source, recipe)
-    skeleton = build_skeleton(model, revision, dtype)
-    check_output(Path(output), overwrite, skeleton.folder)
-    inventory = take_inventory(skeleton.model)
-    loaded = _as_loaded(skeleton)
-    return StreamingJob(
-        skeleton=skeleton,
-        inventory=inventory,
-        recipe=recipe,
-        stage=stage,
-        plan=plan_stage(stage, inventory),
-        tokens=draw_tokens(choice, recipe, loaded),
-        seed=choice.seed,
-        output=place,
-        device=usable_device(device),
-        dtype=dtype,
-        activations=activations,
-        overwrite=overwrite,
-    )
-
-
-def estimate_streaming(job: StreamingJob) -> Estimate:
-    """What a job will need, before anything is read."""
-    return estimate_job(
-        job.skeleton, job.inventory, job.stage, job.tokens, job.device, job.activations
-    )
-
-
-def _as_loaded(skeleton: Skeleton) -> LoadedModel:
-    return LoadedModel(
-        skeleton.model, skeleton.tokenizer, skeleton.folder, skeleton.source, skeleton.revision
-    )
-
-
 def _run(job: StreamingJob, folder: Path, clock: StepClock) -> Report:
     skeleton = job.skeleton
     shards = ShardPlan(skeleton.model, skeleton.blocks)
-    before = model_record(_as_loaded(skeleton), job.inventory)
-    num_parameters, size_bytes = _size_before(job)
+    before = model_record(as_loaded(skeleton), job.inventory)
     # On a CPU writers would take the cores, and hold blocks more in memory.
     on_cpu = job.device.type == "cpu"
     writers = 0 if on_cpu else WRITERS
-    journal = BlockJournal(folder, skeleton.model, skeleton.blocks, shards, writers)
     # What is copied to a device may be overwritten.
     held: Held = "copied" if on_cpu else "reused"
     source = BlockSource(skeleton.folder, skeleton.model, skeleton.blocks, held)
     try:
-        with journal:
-            walk = BlockWalk(skeleton, job.inventory, source, journal, job.device)
-            record = _prune(job, folder, source, walk, journal, clock)
+        record, journal = run_streamed(job, folder, source, shards, writers, clock)
         with clock.step("write what is outside the blocks"):
             zeros = journal.num_zeros() + write_rest(
                 folder / WEIGHTS_FOLDER, skeleton.model, skeleton.blocks, source, shards, writers
             )
     finally:
         source.close()
+    if job.compact:
+        # Where all blocks were finished before, none was opened.
+        journal.build_layers()
+        mark_compressed(skeleton.model)
     weights = folder / WEIGHTS_FOLDER
     with clock.step("run what was written"):
         probe = _fingerprint(skeleton, weights)
@@ -285,8 +197,8 @@ def _run(job: StreamingJob, folder: Path, clock: StepClock) -> Report:
         calibration=calibration_record(job.tokens, job.seed) if job.tokens else None,
         stages=(record,),
         size=SizeRecord(
-            num_parameters=num_parameters,
-            num_bytes=size_bytes,
+            num_parameters=num_logical_parameters(skeleton.model),
+            num_bytes=num_bytes(skeleton.model),
             num_zeros=zeros,
             num_blocks=len(skeleton.blocks),
         ),
@@ -297,64 +209,6 @@ def _run(job: StreamingJob, folder: Path, clock: StepClock) -> Report:
     _complete(job, weights, report, journal.digests())
     close_job(folder)
     return report
-
-
-def _size_before(job: StreamingJob) -> tuple[int, int]:
-    """Parameters and bytes, which pruning does not change."""
-    model = job.skeleton.model
-    return sum(parameter.numel() for parameter in model.parameters()), num_bytes(model)
-
-
-def _prune(
-    job: StreamingJob,
-    folder: Path,
-    source: BlockSource,
-    walk: BlockWalk,
-    journal: BlockJournal,
-    clock: StepClock,
-) -> PruneRecord:
-    with clock.measured(f"stage 1: {job.stage.method}"), full_precision_products():
-        inputs, trace = _inputs_of_first_block(
-            job, folder, source, walk, is_finished=journal.is_finished(0)
-        )
-        return BlockPruner(
-            job.skeleton.blocks,
-            job.stage,
-            job.plan,
-            job.device,
-            clock.progress,
-            opened=walk.opened,
-            finished=journal,
-        ).run(inputs, trace)
-
-
-def _inputs_of_first_block(
-    job: StreamingJob, folder: Path, source: BlockSource, walk: BlockWalk, *, is_finished: bool
-) -> tuple[BlockInputs | None, Trace | None]:
-    """The inputs of block 0, made with only what is before it in memory.
-
-    `is_finished`: block 0 was pruned by an earlier run, so that it need not be read a second time.
-    """
-    model, blocks, tokens = job.skeleton.model, job.skeleton.blocks, job.tokens
-    if tokens is None:
-        return None, None
-    source.load_rest()
-    # In the dtype and on the device of the model's own run: the CPU, where the embedding is.
-    source.load_block(0, then=None if is_finished else 0)
-    trace = trace_without_weights(model, blocks, tokens.samples[0].unsqueeze(0))
-    release(blocks.modules[0].modules())
-    inputs = capture_inputs(
-        model,
-        blocks,
-        trace,
-        tokens,
-        tokens_per_batch(job.device),
-        job.device,
-        buffer_maker(job.activations, job.device, folder),
-    )
-    release(modules_outside(model, blocks))
-    walk.watch(inputs, trace)
-    return inputs, trace
 
 
 def _fingerprint(skeleton: Skeleton, weights: Path) -> VerificationRecord:
@@ -380,7 +234,7 @@ def _complete(job: StreamingJob, weights: Path, report: Report, digests: Mapping
             shutil.copyfile(generation, weights / generation.name)
         (weights / RECIPE_FILE).write_text(job.recipe.to_yaml(), encoding="utf-8")
         (weights / REPORT_FILE).write_text(report.to_json(), encoding="utf-8")
-        card = model_card(job.recipe, report, is_compact=False)
+        card = model_card(job.recipe, report, job.compact)
         (weights / "README.md").write_text(card, encoding="utf-8")
         # Of files that a killed run did not finish; safetensors writes under a name of its own.
         for left in (*weights.glob("*.partial"), *weights.glob(".tmp*")):

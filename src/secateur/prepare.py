@@ -22,14 +22,13 @@ from secateur.models.device import input_embedding, on_device, require_one_devic
 from secateur.models.inventory import Inventory, take_inventory
 from secateur.models.measure import (
     num_bytes,
-    num_zeros,
+    num_logical_parameters,
+    num_logical_zeros,
     require_finite_outputs,
     require_finite_weights,
 )
 from secateur.models.sites import renamed
 from secateur.models.sublayers import removed_sublayers
-from secateur.models.swap import compressed_modules
-from secateur.modules.weight24 import Weight24Module
 from secateur.parallel import own_device
 from secateur.recipe import DropBlocksStage, FactorStage, InheritStage, PruneStage, Recipe
 from secateur.report.record import CalibrationRecord, ModelRecord, QualityRecord, SizeRecord
@@ -272,15 +271,10 @@ def size_record(model: nn.Module) -> SizeRecord:
 
     A 2:4 layer counts as its logical weight [N, K], removed weights as zeros, whatever its form.
     """
-    sparse = [m for m in compressed_modules(model).values() if isinstance(m, Weight24Module)]
-    held = {id(m.weight) for m in sparse}
-    plain = [p for p in model.parameters() if id(p) not in held]
-    logical = sum(m.out_features * m.in_features for m in sparse)
-    kept = sum(int(m.canonical_values().count_nonzero()) for m in sparse)
     return SizeRecord(
-        num_parameters=sum(parameter.numel() for parameter in plain) + logical,
+        num_parameters=num_logical_parameters(model),
         num_bytes=num_bytes(model),
-        num_zeros=num_zeros(plain) + logical - kept,
+        num_zeros=num_logical_zeros(model),
         num_blocks=len(find_blocks(model)),
     )
 

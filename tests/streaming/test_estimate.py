@@ -12,10 +12,10 @@ from families import tiny_model
 from safetensors.torch import load_file
 from streaming_jobs import recipe_of, samples, save, stream
 
-from secateur.compress_streaming import estimate_streaming, prepare_streaming
 from secateur.errors import OutOfSpaceError, SecateurError
 from secateur.models.host_memory import available_host_bytes
 from secateur.prepare import CalibrationChoice
+from secateur.prepare_streaming import estimate_streaming, prepare_streaming
 from secateur.streaming.activations import (
     buffer_maker,
     buffers_on_host,

@@ -11,23 +11,27 @@ import pytest
 import torch
 from families import tiny_model
 from safetensors.torch import save_file
-from streaming_jobs import CHAIN, recipe_of, samples, save, stream, weight_bytes
+from streaming_jobs import CHAIN, STAGE, factors, recipe_of, samples, save, stream, weight_bytes
 from transformers.models.llama.modeling_llama import LlamaMLP
 
 from secateur.compress import compress
 from secateur.errors import OutOfSpaceError, SecateurError
 from secateur.plain import to_plain
-from secateur.report.record import PruneRecord, Report
+from secateur.report.record import FactorRecord, PruneRecord, Report
 from secateur.streaming import rest, shards
 from secateur.streaming.finished import BlockJournal
 from secateur.streaming.job import WEIGHTS_FOLDER, job_folder
 from secateur.streaming.source import BlockSource
 
 METHODS: dict[str, dict[str, Any]] = {
-    "magnitude": {"method": "magnitude"},
-    "sparsegpt": {"method": "sparsegpt"},
-    "wanda++": {"method": "wanda++", "reconstruct": {"rounds": 1, "samples_per_round": 3}},
-    "best-2:4": {"method": "best-2:4", "reconstruct": {"rounds": 1}},
+    "magnitude": recipe_of(method="magnitude"),
+    "sparsegpt": recipe_of(method="sparsegpt"),
+    "wanda++": recipe_of(method="wanda++", reconstruct={"rounds": 1, "samples_per_round": 3}),
+    "best-2:4": recipe_of(method="best-2:4", reconstruct={"rounds": 1}),
+    "factors": factors(method="svd-whitened", rank=16),
+    "a budget": factors(method="svd-whitened", budget=0.1, importance="output"),
+    "factors by weights": factors(method="svd", budget=0.1),
+    "beside 2:4": factors(method="sparse-plus-low-rank", rank=16, rounds=2),
 }
 FULL = OSError(errno.ENOSPC, "No space left on device")
 
@@ -58,7 +62,7 @@ def at_call(number: int, call: Callable[..., Any], error: BaseException) -> Call
 def records(report: Report) -> list[dict[str, Any]]:
     """What was done to blocks and matrices, without times."""
     (stage,) = report.stages
-    assert isinstance(stage, PruneRecord)
+    assert isinstance(stage, PruneRecord | FactorRecord)
     plain: list[dict[str, Any]] = [*to_plain(stage)["blocks"], *to_plain(stage)["layers"]]
     return [{k: v for k, v in entry.items() if not k.startswith("seconds")} for entry in plain]
 
@@ -82,14 +86,16 @@ def test_files_that_a_killed_run_did_not_finish_are_not_kept(
     assert {path.name for path in (tmp_path / "out").iterdir()} == names
 
 
+@pytest.mark.parametrize("checkpoint_format", ["auto", "compact"])
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_is_resumed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, checkpoint_format: str
 ) -> None:
     """Interrupted before block 1, and again before block 3."""
-    folder = save(tiny_model("llama", 4), tmp_path / "in")
-    options = {"recipe": recipe_of(**METHODS[name]), "calibration": samples()}
-    if name == "magnitude":
+    folder = save(tiny_model("llama", 4).bfloat16(), tmp_path / "in")
+    options = {"recipe": METHODS[name], "calibration": samples()}
+    options["checkpoint_format"] = checkpoint_format
+    if name in ("magnitude", "factors by weights"):
         options["calibration"] = None
     expected = stream(folder, tmp_path / "expected", **options)
     for turn, block in enumerate((1, 3)):
@@ -265,7 +271,7 @@ def write_beside(monkeypatch: pytest.MonkeyPatch, writers: int = 1) -> None:
 
     monkeypatch.setattr(CHAIN, "BlockSource", reading)
     monkeypatch.setattr(CHAIN, "write_rest", lambda *of: rest.write_rest(*of[:5], writers))
-    monkeypatch.setattr(CHAIN, "BlockJournal", lambda *of: BlockJournal(*of[:4], writers))
+    monkeypatch.setattr(STAGE, "BlockJournal", lambda *of: BlockJournal(*of[:4], writers, *of[5:]))
 
 
 @pytest.mark.parametrize("writers", [1, 2, 5])

@@ -9,14 +9,8 @@ import torch
 from families import FAMILIES, TURNED_EXPERTS, model_from, tiny_model
 from safetensors.torch import load_file, save_file
 from streaming_jobs import edit_weights, recipe_of, samples, save
+from streaming_same import require_same
 from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig
-
-from secateur.checkpoint.verify import verify_checkpoint
-from secateur.compress import compress_with_report
-from secateur.compress_streaming import compress_streaming
-from secateur.plain import to_plain
-from secateur.progress import SilentProgress
-from secateur.report.record import load_report
 
 QUICK = {"rounds": 1, "samples_per_round": 3}
 METHODS: dict[str, dict[str, Any]] = {
@@ -27,62 +21,6 @@ METHODS: dict[str, dict[str, Any]] = {
     "published": {"method": "wanda++", "reconstruct": {"preset": "published", "rounds": 2}},
     "best-2:4": {"method": "best-2:4", "reconstruct": {"rounds": 1}},
 }
-
-
-def timeless(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: timeless(v) for k, v in value.items() if not k.startswith("seconds")}
-    return [timeless(item) for item in value] if isinstance(value, list) else value
-
-
-def require_same(
-    folder: Path,
-    recipe: dict[str, Any],
-    tmp_path: Path,
-    calibration: torch.Tensor | None = None,
-    dtype: str = "auto",
-    **options: Any,
-) -> None:
-    """Prune both ways; the folder, the report and what transformers makes of it are equal."""
-    model, expected = compress_with_report(
-        folder,
-        recipe,
-        calibration=calibration,
-        output=tmp_path / "whole",
-        dtype=dtype,
-        checkpoint_format="dense",
-        progress=SilentProgress(),
-    )
-    report = compress_streaming(
-        folder,
-        recipe,
-        calibration=calibration,
-        output=tmp_path / "out",
-        dtype=dtype,
-        progress=SilentProgress(),
-        **options,
-    )
-    loaded, info = AutoModelForCausalLM.from_pretrained(
-        tmp_path / "out", dtype="auto", output_loading_info=True
-    )
-    assert not info["missing_keys"] | info["unexpected_keys"] | info["mismatched_keys"]
-    weights, streamed = model.state_dict(), loaded.state_dict()
-    assert weights.keys() == streamed.keys()
-    for name, value in weights.items():
-        assert value.dtype == streamed[name].dtype, name
-        assert torch.equal(value, streamed[name]), name
-    assert len(list(model.parameters())) == len(list(loaded.parameters()))
-    assert load_report(tmp_path / "out") == report
-    assert report.verification == expected.verification
-    assert report.size == expected.size
-    assert report.model == expected.model
-    assert report.calibration == expected.calibration
-    assert timeless(to_plain(report.stages)) == timeless(to_plain(expected.stages))
-    assert [check.detail for check in verify_checkpoint(tmp_path / "out") if not check.passed] == []
-    assert not list(tmp_path.glob(".*")), "the job's folder is left"
-    others = {path.name for path in (tmp_path / "whole").iterdir() if path.suffix != ".safetensors"}
-    ours = {path.name for path in (tmp_path / "out").iterdir() if path.suffix != ".safetensors"}
-    assert ours == others | {"model.safetensors.index.json"}
 
 
 @pytest.mark.parametrize("name", [*FAMILIES, *TURNED_EXPERTS])

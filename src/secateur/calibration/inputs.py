@@ -126,10 +126,23 @@ class BlockInputs:
         _require_alike(index, output, hidden)
         self.outputs[batch].copy_(output)
 
+    def pass_through(self, block: nn.Module, index: int, together: list[int]) -> None:
+        """Make the outputs of block `index` the next block's inputs; arguments as of `stream`."""
+        for batch, output in enumerate(self.stream(block, index, together)):
+            self.hidden[batch].copy_(output)
+
     def keep_outputs(self) -> None:
         """Make what `run_block` kept the next block's inputs."""
         for hidden, output in zip(self.hidden, self.outputs, strict=True):
             hidden.copy_(output)
+
+    def in_batches(self, number: int) -> "BlockInputs":
+        """The same samples in the same memory, in batches halved until there are so many.
+
+        Raises:
+            SecateurError: there are fewer samples.
+        """
+        return self if len(self) >= number else self.halved().in_batches(number)
 
     def halved(self) -> "BlockInputs":
         """The same samples in the same memory, in batches of half the size.

@@ -54,7 +54,7 @@ def compress_command(
     """Compress MODEL and write a Hugging Face folder with a report."""
     chosen = recipe_of(recipe, drop, stage)
     if stream or dry_run:
-        require_streamable(text, checkpoint_format, loading.trust_remote_code, resume and dry_run)
+        require_streamable(text, loading.trust_remote_code, resume and dry_run)
         streamed = StreamedRun(
             model,
             chosen,
@@ -64,6 +64,7 @@ def compress_command(
             loading.dtype,
             loading.revision,
             overwrite,
+            cast(CheckpointFormat, checkpoint_format),
             cast(Home, activations),
         )
         if dry_run:

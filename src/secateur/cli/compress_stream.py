@@ -5,13 +5,11 @@ from pathlib import Path
 
 from rich.table import Table
 
-from secateur.compress_streaming import (
-    compress_streaming,
-    estimate_streaming,
-    prepare_streaming,
-)
+from secateur.compress import CheckpointFormat
+from secateur.compress_streaming import compress_streaming
 from secateur.errors import SecateurError
 from secateur.prepare import CalibrationChoice
+from secateur.prepare_streaming import estimate_streaming, prepare_streaming
 from secateur.recipe import Recipe
 from secateur.report.numbers import format_bytes, format_seconds
 from secateur.report.record import Report
@@ -31,10 +29,11 @@ class StreamedRun:
     dtype: str
     revision: str | None
     overwrite: bool
+    checkpoint_format: CheckpointFormat
     activations: Home
 
     def run(self, resume: bool) -> Report:
-        """Prune, and write the output."""
+        """Compress, and write the output."""
         return compress_streaming(
             self.model,
             self.recipe,
@@ -47,6 +46,7 @@ class StreamedRun:
             dtype=self.dtype,
             revision=self.revision,
             overwrite=self.overwrite,
+            checkpoint_format=self.checkpoint_format,
             activations=self.activations,
             resume=resume,
         )
@@ -63,14 +63,13 @@ class StreamedRun:
                 dtype=self.dtype,
                 revision=self.revision,
                 overwrite=self.overwrite,
+                checkpoint_format=self.checkpoint_format,
                 activations=self.activations,
             )
         )
 
 
-def require_streamable(
-    text: Path | None, checkpoint_format: str, trust_remote_code: bool, resumes_nothing: bool
-) -> None:
+def require_streamable(text: Path | None, trust_remote_code: bool, resumes_nothing: bool) -> None:
     """Refuse options that go with a model that is whole in memory.
 
     Raises:
@@ -80,10 +79,6 @@ def require_streamable(
         raise SecateurError(
             "--text measures the whole model; leave it out with --stream, and run `secateur "
             "evaluate` on the output"
-        )
-    if checkpoint_format not in ("auto", "dense"):
-        raise SecateurError(
-            f"--stream writes the dense format, not {checkpoint_format}: leave out one of the two"
         )
     if trust_remote_code:
         raise SecateurError(

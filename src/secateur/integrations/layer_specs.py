@@ -31,6 +31,7 @@ from secateur.models.swap import (
     replace_module,
 )
 from secateur.modules import LowRankLinear, Sparse24Linear, SparseLowRankLinear
+from secateur.modules.weight24 import Weight24Module
 from secateur.plain import from_plain, to_plain
 
 QUANT_METHOD = "secateur"
@@ -171,6 +172,14 @@ class CompactLayers:
             RemovedParts.of(model),
         )
 
+    def within(self, part: str) -> "CompactLayers":
+        """Those of a part of the model, such as a block, by its dotted name."""
+        start = f"{part}."
+        return CompactLayers(
+            {name: spec for name, spec in self.specs.items() if name.startswith(start)},
+            {name: held for name, held in self.shared_down.items() if name.startswith(start)},
+        )
+
     @classmethod
     def from_plain(
         cls, layers: object, shared_down: object = None, removed: object = None
@@ -278,6 +287,9 @@ def _read_shared_down(value: object) -> dict[str, str]:
 
 
 def _dtype_of(module: nn.Module) -> torch.dtype:
+    if isinstance(module, Weight24Module):
+        # Packed it may have no parameter.
+        return module.value_dtype
     return next(parameter.dtype for parameter in module.parameters())
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import SecateurError
+from secateur.modules.weight24 import Weight24Module
 
 _ELEMENTS_AT_ONCE = 1 << 22
 
@@ -80,6 +81,30 @@ def require_finite(name: str, parameter: Tensor) -> None:
 def num_zeros(parameters: Iterable[Tensor]) -> int:
     """Weights that are zero; a comparison and its sum would take nine bytes for each of them."""
     return sum(item.numel() - int(torch.count_nonzero(item)) for item in parameters)
+
+
+def num_logical_parameters(model: nn.Module) -> int:
+    """Parameters of a model or a part of it, a 2:4 weight as all of its [N, K], whatever its form.
+
+    Tied weights count once. Shapes are enough: tensors may be on the meta device.
+    """
+    plain, sparse = _plain_and_sparse(model)
+    return sum(p.numel() for p in plain) + sum(m.out_features * m.in_features for m in sparse)
+
+
+def num_logical_zeros(model: nn.Module) -> int:
+    """How many of `num_logical_parameters` are zero; what 2:4 removed is."""
+    plain, sparse = _plain_and_sparse(model)
+    logical = sum(module.out_features * module.in_features for module in sparse)
+    kept = sum(int(module.canonical_values().count_nonzero()) for module in sparse)
+    return num_zeros(plain) + logical - kept
+
+
+def _plain_and_sparse(model: nn.Module) -> tuple[list[nn.Parameter], list[Weight24Module]]:
+    """Parameters but for 2:4 weights, and the modules that hold these."""
+    sparse = [module for module in model.modules() if isinstance(module, Weight24Module)]
+    held = {id(module.weight) for module in sparse}
+    return [p for p in model.parameters() if id(p) not in held], sparse
 
 
 def require_finite_outputs(model: nn.Module, input_ids: Tensor) -> None:

@@ -123,7 +123,9 @@ def is_sparse24(weight: Tensor) -> bool:
     return bool((kept <= 2).all())
 
 
-def convert_sparse24(model: nn.Module, names: Iterable[str] | None = None) -> list[str]:
+def convert_sparse24(
+    model: nn.Module, names: Iterable[str] | None = None, within: str = ""
+) -> list[str]:
     """Make 2:4 layers, in canonical form, of dense linear layers that are exactly 2:4.
 
     Every weight that is not zero is kept bit for bit, in its dtype; -0.0 becomes 0.0.
@@ -131,6 +133,8 @@ def convert_sparse24(model: nn.Module, names: Iterable[str] | None = None) -> li
     Args:
         model: changed in place, one layer at a time.
         names: dotted names of the layers; by default all that `find_sparse24` finds.
+        within: dotted name of the part of the model that is looked at where there are no `names`:
+            others may lack their weights.
 
     Returns:
         names of the layers that were converted.
@@ -140,11 +144,13 @@ def convert_sparse24(model: nn.Module, names: Iterable[str] | None = None) -> li
             was changed.
     """
     sites = dense_sites(model)
-    chosen = (
-        list(names) if names is not None else [n for n in sites if is_sparse24(sites[n].weight)]
-    )
-    for name in chosen:
-        _require_sparse24(sites.get(name), name)
+    start = f"{within}." if within else ""
+    if names is None:
+        chosen = [n for n in sites if n.startswith(start) and is_sparse24(sites[n].weight)]
+    else:
+        chosen = list(names)
+        for name in chosen:
+            _require_sparse24(sites.get(name), name)
     for name in chosen:
         _convert(model, sites[name])
     return chosen

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from time import perf_counter
 
@@ -31,6 +32,7 @@ from secateur.stages.factor_ranks import (
 )
 from secateur.stages.factor_statistics import SiteMoments, collect_fed_moments, collect_moments
 from secateur.stages.factor_write import write_factored
+from secateur.stages.finished import FinishedFactoring
 
 _NO_IMPORTANCE = (
     "importance {} could not be measured for all matrices (slices of fused experts, or no gradient "
@@ -59,7 +61,26 @@ class BlockFactorer:
         tokens: CalibrationTokens | None,
         device: torch.device,
         progress: Progress,
+        opened: Callable[[int], AbstractContextManager[None]] | None = None,
+        finished: FinishedFactoring | None = None,
     ) -> None:
+        """Get ready.
+
+        Args:
+            model: whose blocks they are; its layers are replaced.
+            blocks: of the model.
+            stage: what to do.
+            plan: of the stage, see `plan_factoring`.
+            tokens: to calibrate on; None where the stage needs none.
+            device: where blocks run.
+            progress: told of every matrix.
+            opened: makes a block's weights be on `device` while it is open; by default it is
+                moved there and back.
+            finished: blocks of an interrupted stage, which are only run through. What it needs of
+                the model as a whole cannot be asked for then: see `whole_model_needs`.
+        """
+        self._opened = opened or (lambda index: on_device(blocks.modules[index], device))
+        self._finished = finished
         self._model = model
         self._blocks = blocks
         self._stage = stage
@@ -73,6 +94,10 @@ class BlockFactorer:
         self._streams: tuple[BlockInputs, ...] = ()
         """What enters the block at hand: in the compressed model, and with dense targets also in
         the dense one. Empty without calibration."""
+        self._whole: BlockInputs | None = None
+        """The first of them in batches as they were given."""
+        self._together: list[int] = []
+        """Samples of every batch that there was memory for at once, in the block at hand."""
 
     def run(self, enter_blocks: EnterBlocks) -> FactorRecord:
         """Factor every block.
@@ -88,19 +113,27 @@ class BlockFactorer:
         stacks = [(group.name, group.shape) for block in groups for group in block]
         self._warnings += check_stacks(self._stage, stacks) if self._stage.joint else ()
         self._importance = self._measure_importance(self._stage.weighs_by)
-        ranks = self._ranks(groups, inputs, trace)
-        if inputs is not None and self._ranks_by_outputs():
+        settled = self._finished.read_ranks() if self._finished else None
+        ranks = self._ranks(groups, inputs, trace) if settled is None else settled
+        if self._finished and settled is None:
+            self._finished.save_ranks(ranks)
+        if inputs is not None and self._ranks_by_outputs() and settled is None:
             # They went through all blocks. The old buffers go first: both pairs may not fit.
             del inputs
             inputs, _ = enter_blocks()
         dense_inputs = enter_blocks()[0] if self._wants_dense_stream() else None
         self._streams = tuple(s for s in (inputs, dense_inputs) if s is not None)
+        self._whole = inputs
         self._progress.begin(f"factor ({self._stage.method})", sum(map(len, groups)))
         layers: list[FactoredLayer] = []
         records: list[BlockRecord] = []
         for index, block in enumerate(self._blocks.modules):
-            with on_device(block, self._device):
-                new, record = self._factor_block(block, index, groups[index], ranks, trace)
+            done_before = self._finished.read(index) if self._finished else None
+            if done_before is None:
+                new, record = self._factor_open(block, index, groups[index], ranks, trace)
+            else:
+                new, record, together = done_before
+                self._pass_through(block, index, groups[index], together)
             layers += new
             records.append(record)
         return FactorRecord(
@@ -114,6 +147,34 @@ class BlockFactorer:
             stored_dense=not self._stage.writes_factors,
         )
 
+    def _factor_open(
+        self,
+        block: nn.Module,
+        index: int,
+        groups: list[FactorGroup],
+        ranks: Mapping[str, int | None],
+        trace: Trace | None,
+    ) -> tuple[list[FactoredLayer], BlockRecord]:
+        with self._opened(index):
+            layers, record = self._factor_block(block, index, groups, ranks, trace)
+            if self._finished:
+                self._finished.save(index, layers, record, self._together)
+        return layers, record
+
+    def _pass_through(
+        self, block: nn.Module, index: int, groups: list[FactorGroup], together: list[int]
+    ) -> None:
+        """Move hidden states through a block that is factored already, as they were moved then."""
+        if self._streams and self._whole is not None:
+            # A block that was missing before it may have been made anew in smaller batches.
+            [now] = self._streams
+            inputs = now if len(now) <= len(together) else self._whole
+            self._streams = (inputs.in_batches(len(together)),)
+            with self._opened(index):
+                self._streams[0].pass_through(block, index, together)
+        for _ in groups:
+            self._progress.advance(f"block {index} was finished before")
+
     def _wants_dense_stream(self) -> bool:
         return self._stage.method == "svd-whitened" and self._stage.dense_targets
 
@@ -123,9 +184,7 @@ class BlockFactorer:
     def _measure_importance(self, kind: ImportanceName) -> dict[str, Importance] | None:
         stage = self._stage
         directions = kind == "directions"
-        # All but directions share out ranks, and weigh the matrices of a stack, and no more.
-        counts = directions or stage.budget is not None or stage.joint
-        self._weighed_by = kind if stage.method == "svd-whitened" and counts else None
+        self._weighed_by = kind if _importance_counts(stage, kind) else None
         if self._weighed_by is None or kind == "output" or self._tokens is None:
             return None
         self._progress.begin("importance for the loss", 1)
@@ -155,7 +214,7 @@ class BlockFactorer:
         if stage.budget is None or stage.method == "sparse-plus-low-rank":
             return ranks_by_group(self._plan.ranks, groups)
         if not self._ranks_by_outputs():
-            return ranks_for_budget(stage, groups, weight_spectra(groups))
+            return ranks_for_budget(stage, groups, weight_spectra(groups, self._opened))
         assert inputs is not None
         assert trace is not None
         spectra = output_spectra(
@@ -167,6 +226,7 @@ class BlockFactorer:
             self._importance,
             self._device,
             self._progress,
+            self._opened,
         )
         return ranks_for_budget(stage, groups, spectra)
 
@@ -276,12 +336,38 @@ class BlockFactorer:
         """All streams move on to the next block; how far this block's outputs moved."""
         error = RelativeError()
         inputs, *dense = self._streams
-        for batch, output in enumerate(inputs.stream(block, index)):
+        # `stream` lowers these where memory is short; a journal keeps what it came to.
+        self._together = inputs.batch_sizes()
+        for batch, output in enumerate(inputs.stream(block, index, self._together)):
             error.add(output, inputs.outputs[batch])
             inputs.hidden[batch].copy_(output)
         for stream in dense:
             stream.keep_outputs()
         return error.value
+
+
+def whole_model_needs(stage: FactorStage) -> str:
+    """What a stage needs the whole model or its dense run for, with the way out; empty if nothing.
+
+    A stage without such a need can work on one block at a time, and be interrupted between them.
+    """
+    if stage.joint:
+        return "joint must know which matrices share inputs before the first block: leave it out"
+    if stage.dense_targets:
+        return "dense_targets runs the dense blocks beside the compressed ones: leave it out"
+    if stage.weighs_by != "output" and _importance_counts(stage, stage.weighs_by):
+        return (
+            f"importance {stage.weighs_by} takes gradients of the whole model: give importance "
+            "output, or a rank in place of the budget"
+        )
+    return ""
+
+
+def _importance_counts(stage: FactorStage, kind: ImportanceName) -> bool:
+    """Whether anything depends on what an error of an output counts."""
+    # All but directions share out ranks, and weigh the matrices of a stack, and no more.
+    counts = kind == "directions" or stage.budget is not None or stage.joint
+    return stage.method == "svd-whitened" and counts
 
 
 def _sites(groups: Sequence[FactorGroup]) -> list[WeightSite]:

@@ -1,6 +1,7 @@
 """The rank of every matrix out of one budget of parameters."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 
 import torch
@@ -15,7 +16,6 @@ from secateur.lowrank import (
     whitened_svd,
 )
 from secateur.models.blocks import BlockList
-from secateur.models.device import on_device
 from secateur.models.trace import Trace
 from secateur.progress import Progress
 from secateur.recipe import FactorStage
@@ -26,6 +26,7 @@ from secateur.stages.factor_weights import weights_of
 from secateur_kernels.layouts.low_rank import RANK_STEP
 
 Groups = Sequence[Sequence[FactorGroup]]
+OpenBlock = Callable[[int], AbstractContextManager[None]]
 
 
 def ranks_for_budget(
@@ -48,13 +49,16 @@ def ranks_for_budget(
     return dict(allocate_ranks(spectra, budget, RANK_STEP).ranks)
 
 
-def weight_spectra(groups: Groups) -> list[Spectrum]:
-    """Singular values of the weights themselves."""
-    return [
-        Spectrum(group.name, group.shape, exact_svd(stack_rows(group.weights())).values)
-        for block in groups
-        for group in block
-    ]
+def weight_spectra(groups: Groups, opened: OpenBlock) -> list[Spectrum]:
+    """Singular values of the weights themselves, by block; `opened` as of `BlockFactorer`."""
+    spectra: list[Spectrum] = []
+    for index, block in enumerate(groups):
+        with opened(index):
+            spectra += [
+                Spectrum(group.name, group.shape, exact_svd(stack_rows(group.weights())).values)
+                for group in block
+            ]
+    return spectra
 
 
 def output_spectra(
@@ -66,6 +70,7 @@ def output_spectra(
     importance: Mapping[str, Importance] | None,
     device: torch.device,
     progress: Progress,
+    opened: OpenBlock,
 ) -> list[Spectrum]:
     """Singular values in the metric of the outputs, from one pass over the dense model.
 
@@ -78,12 +83,13 @@ def output_spectra(
         importance: of each matrix's output for the loss; None: all count the same.
         device: where blocks run.
         progress: told after each block.
+        opened: makes a block's weights be on the device while it is open.
     """
     progress.begin("singular values of outputs", len(blocks))
     spectra: list[Spectrum] = []
     streams: tuple[BlockInputs, ...] = (inputs,)
     for index, block in enumerate(blocks.modules):
-        with on_device(block, device):
+        with opened(index):
             sites = [site for group in groups[index] for site in group.sites]
             collect = partial(collect_moments, block, index, sites, trace=trace, device=device)
             moments, streams = in_smaller_batches(collect, streams)

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from time import perf_counter
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +20,7 @@ from secateur.parallel import Parallel
 from secateur.progress import Progress
 from secateur.recipe import PruneStage
 from secateur.report.record import BlockRecord, LayerRecord, PruneRecord
+from secateur.stages.finished import FinishedBlocks
 from secateur.stages.prune_calibrate import BlockFacts, calibrate_block
 from secateur.stages.prune_parameters import parameter_masks
 from secateur.stages.prune_plan import PlannedSite
@@ -37,26 +37,6 @@ from secateur.stages.prune_spread import prune_together, settle_weights
 from secateur.stages.prune_update import SharedHessians
 
 
-class FinishedBlocks(Protocol):
-    """Blocks that were pruned, so that an interrupted stage goes on after them."""
-
-    def read(self, index: int) -> tuple[list[LayerRecord], BlockRecord, list[int]] | None:
-        """What was done to a block, and `together`; None if it is not pruned yet."""
-
-    def save(
-        self,
-        index: int,
-        layers: Sequence[LayerRecord],
-        block: BlockRecord,
-        together: Sequence[int],
-    ) -> None:
-        """Keep a block, which is open and pruned, and what was done to it.
-
-        `together`: by batch, how many samples were run together, as there was memory for. Only in
-        the same batches does the rest come out the same, bit for bit.
-        """
-
-
 class BlockPruner:
     """Runs one prune stage over a model's blocks."""
 
@@ -68,7 +48,7 @@ class BlockPruner:
         device: torch.device,
         progress: Progress,
         opened: Callable[[int], AbstractContextManager[None]] | None = None,
-        finished: FinishedBlocks | None = None,
+        finished: FinishedBlocks[LayerRecord] | None = None,
         parallel: Parallel | None = None,
         model_gradients: Mapping[str, Tensor] | None = None,
     ) -> None:
@@ -150,12 +130,9 @@ class BlockPruner:
         if self._inputs is not None and self._whole is not None:
             # A block that was missing before it may have been made anew in smaller batches.
             inputs = self._inputs if len(self._inputs) <= len(together) else self._whole
-            while len(inputs) < len(together):
-                inputs = inputs.halved()
-            self._inputs = inputs
+            self._inputs = inputs.in_batches(len(together))
             with self._opened(index), self._timed("propagating"):
-                for batch, output in enumerate(inputs.stream(block, index, together)):
-                    inputs.hidden[batch].copy_(output)
+                self._inputs.pass_through(block, index, together)
         for _ in range(self._num_steps(index)):
             self._progress.advance(f"block {index} was finished before")
 

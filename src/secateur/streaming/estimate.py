@@ -7,15 +7,13 @@ from time import perf_counter
 import torch
 from torch import nn
 
-from secateur.calibration.inputs import tokens_per_batch
 from secateur.calibration.tokens import CalibrationTokens
 from secateur.checkpoint.write import check_space
 from secateur.errors import SecateurError
 from secateur.models.host_memory import available_host_bytes
 from secateur.models.inventory import Inventory
 from secateur.models.measure import num_bytes
-from secateur.recipe import PruneStage
-from secateur.recipe.reconstruction import Reconstruction
+from secateur.recipe import FactorStage, PruneStage
 from secateur.streaming.activations import (
     Home,
     buffers_on_host,
@@ -25,15 +23,8 @@ from secateur.streaming.activations import (
 from secateur.streaming.finished import WRITERS
 from secateur.streaming.skeleton import Skeleton, outside_blocks
 from secateur.streaming.source import parameter_bytes
+from secateur.streaming.work import tunes_halves, work_bytes, work_flops
 
-# Tensors as wide as the block's input, or its widest matrix, that live at once in a forward pass.
-_LIVE_TENSORS = 8
-# Of a Hessian: itself, damped, factored, inverted.
-_HESSIAN_COPIES = 4
-# fp32 weights, their gradient, two moments, and the best weights so far.
-_MASTER_COPIES = 5
-# A backward pass costs two forward passes.
-_PASSES_TO_TRAIN = 3
 _PROBE_WIDTH = 2048
 _EXPECTED_SHARE_OF_PEAK = 0.5
 
@@ -61,12 +52,12 @@ class Estimate:
 def estimate_job(
     skeleton: Skeleton,
     inventory: Inventory,
-    stage: PruneStage,
+    stage: PruneStage | FactorStage,
     tokens: CalibrationTokens | None,
     device: torch.device,
     activations: Home,
 ) -> Estimate:
-    """Reckon the needs of one prune stage.
+    """Reckon the needs of one stage.
 
     Args:
         skeleton: of the model.
@@ -80,11 +71,15 @@ def estimate_job(
     block_bytes = max(parameter_bytes(block.parameters()) for block in blocks.modules)
     rest_bytes = parameter_bytes(outside_blocks(skeleton.model, blocks).values())
     model_bytes = num_bytes(skeleton.model)
+    dtype = next(skeleton.model.parameters()).dtype
     hidden = _activation_bytes(skeleton, tokens)
     # By tuning halves, what the first gave while dense, and what it gives once it is tuned.
-    between = hidden // 2 + hidden // 2 * 4 // _dtype_bytes(skeleton) if _halves(stage) else 0
+    halves = isinstance(stage, PruneStage) and tunes_halves(stage)
+    between = hidden // 2 + hidden // 2 * 4 // _dtype_bytes(skeleton) if halves else 0
     home = choose_home(activations, hidden + between, device)
-    work = _work_bytes(inventory, stage, _dtype_bytes(skeleton), device) if tokens else block_bytes
+    work = block_bytes
+    if tokens or isinstance(stage, FactorStage):
+        work = work_bytes(inventory, stage, tokens, _dtype_bytes(skeleton), device)
     on_gpu = device.type == "cuda"
     # Pages of a mapped file count while there is room for them.
     in_host = hidden + between if home != "device" or not on_gpu else 0
@@ -100,7 +95,7 @@ def estimate_job(
         # While the rest is written, two blocks that were read may still lie beside it.
         host_bytes=max(reading, rest_bytes + 2 * copies) + pinned + (0 if on_gpu else work),
         disk_bytes=model_bytes + (hidden if home == "file" else 0),
-        seconds=_seconds(inventory, stage, tokens, device, skeleton) if tokens else 0.0,
+        seconds=_seconds(work_flops(inventory, stage, tokens), device, dtype),
     )
 
 
@@ -133,11 +128,6 @@ def check_room(estimate: Estimate, output: Path, already: int = 0) -> None:
         )
 
 
-def _halves(stage: PruneStage) -> bool:
-    tuning = stage.resolved_reconstruct()
-    return tuning is not None and tuning.granularity == "halves"
-
-
 def _dtype_bytes(skeleton: Skeleton) -> int:
     size: int = next(skeleton.model.parameters()).element_size()
     return size
@@ -150,58 +140,10 @@ def _activation_bytes(skeleton: Skeleton, tokens: CalibrationTokens | None) -> i
     return 2 * tokens.num_tokens * int(width) * _dtype_bytes(skeleton)
 
 
-def _work_bytes(
-    inventory: Inventory, stage: PruneStage, dtype_bytes: int, device: torch.device
-) -> int:
-    """What a block's statistics, scores, masters and temporary tensors take, in the worst block."""
-    tuned = stage.resolved_reconstruct() is not None
-    most = 0
-    for sites in inventory.sites:
-        shapes = [site.shape for site in sites]
-        if not shapes:
-            continue
-        elements = sum(rows * columns for rows, columns in shapes)
-        widest = max(max(shape) for shape in shapes)
-        largest = max(rows * columns for rows, columns in shapes)
-        hessians = 0
-        if stage.needs_hessian:
-            # Summed in float64, used in fp32. Which matrices share an input is known later, and
-            # no two experts do.
-            hessians = sum(columns**2 for _, columns in shapes) * 8
-            hessians += _HESSIAN_COPIES * max(columns for _, columns in shapes) ** 2 * 4
-        gradients = elements * (8 + 4) if stage.score == "rgs" else 0
-        # With the masks, and the weights as they were before.
-        masters = elements * (4 * _MASTER_COPIES + 1 + dtype_bytes) if tuned else 0
-        # In fp32: the weight, its score, what is sorted of it, and the mask.
-        scoring = largest * 16
-        forward = tokens_per_batch(device) * widest * _LIVE_TENSORS * max(4, dtype_bytes)
-        most = max(most, hessians + gradients + masters + scoring + forward)
-    return most
-
-
-def _seconds(
-    inventory: Inventory,
-    stage: PruneStage,
-    tokens: CalibrationTokens,
-    device: torch.device,
-    skeleton: Skeleton,
-) -> float:
-    elements = sum(site.weight.numel() for site in inventory.all_sites)
-    passes = 2.0 + (_PASSES_TO_TRAIN if stage.score == "rgs" else 0.0)
-    tuning = stage.resolved_reconstruct()
-    if tuning is not None:
-        passes += _PASSES_TO_TRAIN * _rounds_over_all(tuning, len(tokens.samples))
-    dtype = next(skeleton.model.parameters()).dtype
-    flops = 2.0 * elements * tokens.num_tokens * passes
+def _seconds(flops: float, device: torch.device, dtype: torch.dtype) -> float:
+    if not flops:
+        return 0.0
     return flops / (_flops_per_second(device, dtype) * _EXPECTED_SHARE_OF_PEAK)
-
-
-def _rounds_over_all(tuning: Reconstruction, num_samples: int) -> float:
-    """How often tuning goes through as many samples as there are."""
-    rounds, per_round = tuning.rounds or 0, tuning.samples_per_round
-    if not isinstance(per_round, int):
-        return float(rounds)
-    return rounds * min(per_round, num_samples) / num_samples
 
 
 def _flops_per_second(device: torch.device, dtype: torch.dtype) -> float:

@@ -18,6 +18,7 @@ def job_facts(
     tokens: CalibrationTokens | None,
     device: torch.device,
     dtype: str,
+    compact: bool,
 ) -> Facts:
     """Digests and names, by kind.
 
@@ -30,6 +31,7 @@ def job_facts(
         tokens: to calibrate on.
         device: where blocks run.
         dtype: that the weights are read in.
+        compact: whether layers are written compressed.
     """
     files = sorted([folder / "config.json", *folder.glob("*.safetensors")])
     machine = machine_facts(device)
@@ -39,6 +41,7 @@ def job_facts(
         "loading": {"dtype": dtype},
         "calibration": calibration,
         "recipe": recipe.to_dict(),
+        "writing": {"format": "compact" if compact else "dense"},
         "version": package_versions(),
         "machine": {name: machine[name] for name in ("device", "processor", "threads")},
     }

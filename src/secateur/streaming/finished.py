@@ -1,20 +1,22 @@
 """Finished blocks of a streaming job on disk: weights first, then the entry that counts."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from torch import Tensor
 
 from secateur.checkpoint.files import read_json
 from secateur.checkpoint.manifest import file_sha256
+from secateur.integrations.layer_specs import CompactLayers
 from secateur.models.blocks import BlockList
-from secateur.models.measure import num_zeros
+from secateur.models.measure import num_logical_zeros
 from secateur.plain import from_plain, to_plain
-from secateur.report.record import BlockRecord, LayerRecord
+from secateur.report.record import BlockRecord
+from secateur.streaming.form import compress_block, layers_of_block
 from secateur.streaming.host_copies import HostCopies
 from secateur.streaming.job import WEIGHTS_FOLDER, write_aside
 from secateur.streaming.shards import ShardPlan, read_shard, saved_form, write_shard
@@ -22,29 +24,49 @@ from secateur.streaming.shards import ShardPlan, read_shard, saved_form, write_s
 WRITERS = 2
 """Beside the work on a GPU: while one flushes, or reads what it wrote, the other can write."""
 
+_RANKS_FILE = "ranks.json"
+
+Layer = TypeVar("Layer")
+"""The record of a matrix: each kind of stage has its own."""
+
+
+@dataclass(frozen=True)
+class _Ranks:
+    ranks: dict[str, int | None]
+
 
 @dataclass(frozen=True)
 class FinishedBlock:
-    """What is known of a block that was pruned."""
+    """What is known of a block that the stage is done with."""
 
-    layers: tuple[LayerRecord, ...]
+    layers: tuple[Any, ...]
+    """What was done to each matrix, as plain values."""
     block: BlockRecord
+    compressed: dict[str, Any]
+    """Its compressed layers, as a compact checkpoint lists them; empty where all are dense."""
     num_zeros: int
-    """Among all of its parameters."""
+    """Among all of its parameters, what 2:4 removed included."""
     together: tuple[int, ...]
     """By batch, how many calibration samples were run together."""
     sha256: str
     """Of the weight file."""
 
 
-class BlockJournal:
-    """Writes and reads the finished blocks of a job; see `stages.prune.FinishedBlocks`.
+class BlockJournal(Generic[Layer]):
+    """Writes and reads the finished blocks of a job; see `stages.finished.FinishedBlocks`.
 
     A context manager: at its end everything is written.
     """
 
     def __init__(
-        self, job: Path, model: Any, blocks: BlockList, shards: ShardPlan, writers: int = 0
+        self,
+        job: Path,
+        model: Any,
+        blocks: BlockList,
+        shards: ShardPlan,
+        writers: int,
+        layer: type[Layer],
+        compact: bool,
     ) -> None:
         """Get ready.
 
@@ -54,7 +76,11 @@ class BlockJournal:
             blocks: of the model.
             shards: which file holds what.
             writers: so many blocks are written beside the work, each from a copy on the host.
+            layer: what `read` gives for each matrix.
+            compact: linear layers that are 2:4 become compressed ones before they are written.
         """
+        self._layer = layer
+        self._compact = compact
         self._job = job
         self._model = model
         self._blocks = blocks
@@ -66,7 +92,7 @@ class BlockJournal:
         self._pending: dict[int, tuple[Future[None], HostCopies]] = {}
         """By block, oldest first."""
 
-    def __enter__(self) -> "BlockJournal":
+    def __enter__(self) -> "BlockJournal[Layer]":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -89,12 +115,24 @@ class BlockJournal:
             return False
         return self._read(index).sha256 == file_sha256(shard)
 
-    def read(self, index: int) -> tuple[list[LayerRecord], BlockRecord, list[int]] | None:
-        """What was done to a block, in which batches; None if it is not pruned yet."""
+    def read(self, index: int) -> tuple[list[Layer], BlockRecord, list[int]] | None:
+        """What was done to a block, in which batches; None if it is not finished."""
         if not self.is_finished(index):
             return None
         entry = self._read(index)
-        return list(entry.layers), entry.block, list(entry.together)
+        layers = [from_plain(self._layer, layer) for layer in entry.layers]
+        return layers, entry.block, list(entry.together)
+
+    def layers(self, index: int) -> CompactLayers:
+        """The compressed layers of a finished block."""
+        compressed = self._read(index).compressed
+        return CompactLayers.from_plain(**compressed) if compressed else CompactLayers({})
+
+    def build_layers(self) -> None:
+        """Have the model hold the compressed layers of all blocks, which are finished, without
+        their weights."""
+        for index in range(len(self._blocks)):
+            self.layers(index).build_in(self._model)
 
     def tensors(self, index: int) -> dict[str, Tensor]:
         """Weights of a finished block, named as in a checkpoint."""
@@ -103,19 +141,23 @@ class BlockJournal:
     def save(
         self,
         index: int,
-        layers: Sequence[LayerRecord],
+        layers: Sequence[Layer],
         block: BlockRecord,
         together: Sequence[int],
     ) -> None:
-        """Write the block as it is in the model now."""
+        """Write the block as it is in the model now, its layers compressed where they are to be."""
+        if self._compact:
+            compress_block(self._model, self._blocks, index)
+        compressed = layers_of_block(self._model, self._blocks, index).to_plain()
         module = self._blocks.modules[index]
         name = self._blocks.block_name(index)
         tensors = {f"{name}.{own}": tensor for own, tensor in module.state_dict().items()}
-        zeros = num_zeros(module.parameters())
+        zeros = num_logical_zeros(module)
 
         def write(saved: dict[str, Tensor]) -> None:
             digest = write_shard(self._job / WEIGHTS_FOLDER, self._shards.block_file(index), saved)
-            entry = FinishedBlock(tuple(layers), block, zeros, tuple(together), digest)
+            done = tuple(to_plain(layer) for layer in layers)
+            entry = FinishedBlock(done, block, compressed, zeros, tuple(together), digest)
             write_aside(self._entry(index), json.dumps(to_plain(entry)))
             self._sound[index] = True
 
@@ -141,6 +183,15 @@ class BlockJournal:
         writing, copies = self._pending.pop(next(iter(self._pending)))
         self._copies.append(copies)
         writing.result()
+
+    def read_ranks(self) -> dict[str, int | None] | None:
+        """As of `stages.finished.FinishedFactoring`."""
+        path = self._job / _RANKS_FILE
+        return from_plain(_Ranks, read_json(path)).ranks if path.is_file() else None
+
+    def save_ranks(self, ranks: Mapping[str, int | None]) -> None:
+        """As of `stages.finished.FinishedFactoring`."""
+        write_aside(self._job / _RANKS_FILE, json.dumps({"ranks": dict(ranks)}))
 
     def digests(self) -> dict[str, str]:
         """Hex SHA-256 by file name of all blocks, which are finished."""

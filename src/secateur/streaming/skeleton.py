@@ -1,6 +1,7 @@
 """A model without its weights: every parameter on the meta device, every buffer real."""
 
 from collections.abc import Iterable
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,9 +50,7 @@ def build_skeleton(
     check_model_folder(folder, accept_compact=False)
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
-        # Buffers such as rotary frequencies are computed, not loaded: they are made for real.
-        with init_empty_weights(include_buffers=False):
-            model = AutoModelForCausalLM.from_config(config, dtype=_dtype(config, dtype))
+        model = _without_weights(config, _dtype(config, dtype))
     except SecateurError:
         raise
     except Exception as error:
@@ -62,6 +61,21 @@ def build_skeleton(
     return Skeleton(
         model, find_blocks(model), load_tokenizer(folder), folder, str(source), revision
     )
+
+
+def _without_weights(config: Any, dtype: torch.dtype) -> Any:
+    # Buffers such as rotary frequencies are computed, not loaded: they are made for real.
+    with init_empty_weights(include_buffers=False):
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        if dtype == torch.float32:
+            return model
+        # On loading, transformers computes them in fp32, whatever the dtype of the weights; GPT-J
+        # here does not. A configuration takes over the dtype that it is given.
+        exact = AutoModelForCausalLM.from_config(deepcopy(config), dtype=torch.float32)
+    values = dict(exact.named_buffers())
+    for name, buffer in model.named_buffers():
+        buffer.copy_(values[name])
+    return model
 
 
 def _dtype(config: Any, dtype: str) -> torch.dtype:
@@ -92,7 +106,8 @@ def release(parts: Iterable[nn.Module]) -> None:
                 empty[id(parameter)] = nn.Parameter(values, parameter.requires_grad)
             setattr(part, name, empty[id(parameter)])
         for name, buffer in list(part.named_buffers(recurse=False)):
-            setattr(part, name, buffer.cpu())
+            if not buffer.is_meta:
+                setattr(part, name, buffer.cpu())
 
 
 def release_parameters(model: nn.Module, parameters: Iterable[nn.Parameter]) -> None:

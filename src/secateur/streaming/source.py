@@ -172,12 +172,12 @@ def _by_block(files: Iterable[str], blocks: BlockList) -> dict[int | None, list[
 
 
 def _require_filled(block: nn.Module, name: str) -> None:
-    for own, parameter in block.named_parameters():
-        _require_one(f"{name}.{own}", parameter)
+    for own, tensor in (*block.named_parameters(), *block.named_buffers()):
+        _require_one(f"{name}.{own}", tensor)
 
 
-def _require_one(name: str, parameter: Tensor) -> None:
-    if parameter.is_meta:
+def _require_one(name: str, tensor: Tensor) -> None:
+    if tensor.is_meta:
         raise SecateurError(
             f"{name} cannot be read from the checkpoint block by block; if the model loads as a "
             "whole, compress it without streaming"

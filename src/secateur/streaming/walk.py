@@ -8,12 +8,15 @@ import torch
 from torch import nn
 
 from secateur.calibration.inputs import BlockInputs
+from secateur.integrations.layer_specs import CompactLayers
 from secateur.models.inventory import Inventory
 from secateur.models.measure import require_finite_weights
+from secateur.models.swap import pack_layers
 from secateur.models.trace import Trace, shared_inputs_of
 from secateur.streaming.finished import BlockJournal
+from secateur.streaming.form import as_worked_on, forget_block
 from secateur.streaming.memory import return_free_memory
-from secateur.streaming.skeleton import Skeleton, release
+from secateur.streaming.skeleton import Skeleton
 from secateur.streaming.source import BlockSource
 
 
@@ -25,7 +28,7 @@ class BlockWalk:
         skeleton: Skeleton,
         inventory: Inventory,
         source: BlockSource,
-        journal: BlockJournal,
+        journal: BlockJournal[Any],
         device: torch.device,
     ) -> None:
         """`inventory` is that of the skeleton."""
@@ -37,8 +40,11 @@ class BlockWalk:
         self._inputs: BlockInputs | None = None
         self._trace: Trace | None = None
 
-    def watch(self, inputs: BlockInputs, trace: Trace) -> None:
-        """From now on, note in the trace which linears of an opened block share inputs."""
+    def watch(self, inputs: BlockInputs | None, trace: Trace) -> None:
+        """From now on, note in the trace which linears of an opened block share inputs.
+
+        `inputs`: to see it by; None to let go of those that were given before.
+        """
         self._inputs, self._trace = inputs, trace
 
     @contextmanager
@@ -48,20 +54,25 @@ class BlockWalk:
         Raises:
             SecateurError: the checkpoint does not fill the block, or not with finite weights.
         """
-        block = self._skeleton.blocks.modules[index]
+        model, blocks = self._skeleton.model, self._skeleton.blocks
+        block = blocks.modules[index]
+        written: CompactLayers | None = None
         try:
             if self._journal.is_finished(index):
+                written = self._journal.layers(index)
+                written.build_in(model)
                 self._source.fill_block(index, self._journal.tensors(index))
                 block.to(self._device)
+                as_worked_on(model, blocks, index, written)
             else:
                 self._source.load_block(index, self._next_unfinished(index))
                 block.to(self._device)
                 # There it is fast.
-                require_finite_weights(block, self._skeleton.blocks.block_name(index))
+                require_finite_weights(block, blocks.block_name(index))
                 self._note_shared_inputs(index)
             yield
         finally:
-            release(block.modules())
+            forget_block(model, blocks, index, written)
             return_free_memory()
 
     def _next_unfinished(self, index: int) -> int | None:
@@ -84,25 +95,31 @@ class BlockWalk:
 def blocks_on_demand(skeleton: Skeleton, source: BlockSource) -> Iterator[None]:
     """While this is open the model can be run on the CPU: each block is read when it is called.
 
-    What belongs to no block must have its weights.
+    2:4 layers are packed for it, as in a model that is loaded. What belongs to no block must have
+    its weights.
     """
-    count = len(skeleton.blocks)
+    model, blocks = skeleton.model, skeleton.blocks
+    count = len(blocks)
 
     def entering(index: int) -> Callable[..., None]:
-        def hook(*_: Any) -> None:
+        def hook(block: nn.Module, *_: Any) -> None:
             source.load_block(index, index + 1 if index + 1 < count else None)
+            pack_layers(block)
 
         return hook
 
-    def leaving(block: nn.Module, *_: Any) -> None:
-        release(block.modules())
+    def leaving(index: int) -> Callable[..., None]:
+        def hook(*_: Any) -> None:
+            forget_block(model, blocks, index)
+
+        return hook
 
     hooks = [
         hook
-        for index, block in enumerate(skeleton.blocks.modules)
+        for index, block in enumerate(blocks.modules)
         for hook in (
             block.register_forward_pre_hook(entering(index)),
-            block.register_forward_hook(leaving),
+            block.register_forward_hook(leaving(index)),
         )
     ]
     try:

@@ -1,0 +1,61 @@
+"""2:4 layers and factors, written as such while a model is streamed."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from families import FAMILIES, TURNED_EXPERTS, tiny_model
+from streaming_jobs import factors, recipe_of, samples, save
+from streaming_same import require_same
+
+FACTORED: dict[str, dict[str, Any]] = {
+    "rank": {"method": "svd-whitened", "rank": 16},
+    "rank, not in turn": {"method": "svd-whitened", "rank": 16, "in_turn": False},
+    "budget": {"method": "svd-whitened", "budget": 0.1, "importance": "output"},
+    "by weights": {"method": "svd", "budget": 0.1},
+    "with a sketch": {"method": "svd", "rank": 16, "exact": False},
+    "multiplied back": {"method": "svd-whitened", "rank": 16, "write": "dense"},
+    "laser": {
+        "method": "laser",
+        "interventions": [{"matrix": "mlp_in", "block": 1, "fraction": 0.2}],
+    },
+    "some": {"method": "svd-whitened", "rank": 16, "targets": ["re:.*(up|down)_proj"]},
+}
+NEEDS_NO_TOKENS = ("by weights", "with a sketch", "laser")
+
+
+@pytest.mark.parametrize("name", [*FAMILIES, *TURNED_EXPERTS])
+def test_every_family_as_24(tmp_path: Path, name: str) -> None:
+    folder = save(tiny_model(name, 3).bfloat16(), tmp_path / "in", "20KB")
+    recipe = recipe_of(method="wanda")
+    require_same(folder, recipe, tmp_path, samples(), checkpoint_format="compact")
+
+
+@pytest.mark.parametrize("name", FACTORED)
+def test_every_kind_of_factors(tmp_path: Path, name: str) -> None:
+    folder = save(tiny_model("llama", 3), tmp_path / "in")
+    tokens = None if name in NEEDS_NO_TOKENS else samples()
+    require_same(folder, factors(**FACTORED[name]), tmp_path, tokens, checkpoint_format="auto")
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_family_as_factors(tmp_path: Path, name: str) -> None:
+    folder = save(tiny_model(name, 3), tmp_path / "in", "20KB")
+    # Fused experts cannot become layers.
+    recipe = factors(method="svd-whitened", rank=16, targets=["re:.*(attn|attention).*"])
+    require_same(folder, recipe, tmp_path, samples(), checkpoint_format="auto")
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "mixtral"])
+def test_sparse_plus_low_rank(tmp_path: Path, name: str) -> None:
+    folder = save(tiny_model(name, 3).bfloat16(), tmp_path / "in")
+    ignore = ["re:.*experts.*"] if name == "mixtral" else []
+    recipe = factors(method="sparse-plus-low-rank", rank=16, rounds=2, ignore=ignore)
+    require_same(folder, recipe, tmp_path, samples(), checkpoint_format="auto")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_24_in_another_dtype(tmp_path: Path, dtype: str) -> None:
+    folder = save(tiny_model("llama").bfloat16(), tmp_path / "in")
+    recipe = recipe_of(method="sparsegpt", ignore=["re:.*q_proj"])
+    require_same(folder, recipe, tmp_path, samples(), dtype, checkpoint_format="compact")
