@@ -3,10 +3,11 @@
     python -m bench.streaming [--threads 1]
 
 A Llama of 24 blocks x hidden 1024 with random weights in bfloat16, made block by block in a folder
-that goes afterwards, is pruned by Wanda 2:4 on 16 x 512 random tokens. Either way runs in a process
-of its own. What counts is how far its resident size grew after imports: the largest that the system
-saw (VmHWM, set back after imports) minus what it was then. Goal for streaming: below 40% of the
-model's bytes. Seconds are of the whole run with reading and writing.
+that goes afterwards, is pruned by Wanda 2:4 on 16 x 512 random tokens; streamed, it is also written
+compact, and made into factors of rank 256. Each way runs in a process of its own. What counts is
+how far its resident size grew after imports: the largest that the system saw (VmHWM, set back after
+imports) minus what it was then. Goal for streaming: below 40% of the model's bytes. Seconds are of
+the whole run with reading and writing.
 """
 
 import hashlib
@@ -37,7 +38,8 @@ NUM_BLOCKS, WIDTH, INNER, VOCABULARY = 24, 1024, 2816, 32000
 NUM_SAMPLES, LENGTH = 16, 512
 GOAL = 0.4
 WANDA = {"stages": [{"stage": "prune", "method": "wanda", "pattern": "2:4"}]}
-WAYS = ("streaming", "in_memory")
+FACTORS = {"stages": [{"stage": "factor", "method": "svd-whitened", "rank": 256}]}
+WAYS = ("streaming", "in_memory", "streaming_compact", "streaming_factors")
 
 _KINDS = ("RssAnon", "RssFile", "RssShmem")
 _SECONDS_BETWEEN_LOOKS = 0.005
@@ -98,10 +100,15 @@ def token_ids() -> torch.Tensor:
 
 
 def prune(way: str, folder: Path, output: Path) -> None:
-    """Do the work, in one of the two ways."""
-    if way == "streaming":
+    """Do the work in one of the ways."""
+    if way != "in_memory":
         compress_streaming(
-            folder, WANDA, calibration=token_ids(), output=output, progress=SilentProgress()
+            folder,
+            FACTORS if way == "streaming_factors" else WANDA,
+            calibration=token_ids(),
+            output=output,
+            checkpoint_format="compact" if way == "streaming_compact" else "auto",
+            progress=SilentProgress(),
         )
         return
     compress_with_report(

@@ -2,8 +2,9 @@
 
     python streaming_worker.py FOLDER RESULTS KIND NUM_KILLS [KIND NUM_KILLS]
 
-KIND is `moments` (random times) or `steps`, at which the child kills itself right before or after
-it renames or removes a file; what became of its jobs is in a folder of that name.
+KIND is `moments` (random times), `factors` (the same of a job that factors), or `steps`, at which
+the child kills itself right before or after it renames or removes a file; what became of its jobs
+is in a folder of that name, and what was never killed in one of that name with `-expected`.
 
 It imports everything once and forks a child a run, for which it must never start a thread or
 compute anything itself.
@@ -21,13 +22,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from streaming_jobs import NUM_BLOCKS, stream
+from streaming_jobs import NUM_BLOCKS, factors, stream
 
 from secateur.streaming.job import job_folder
 
 _STEPS = ("replace", "rename", "unlink", "rmdir")
 _MOST_STEPS = 30
 _HOMES = ("host", "file")
+_FACTORS = factors(method="svd-whitened", budget=0.1, importance="output")
 
 
 def _kill_self_at(step: int, before: bool) -> None:
@@ -51,7 +53,9 @@ def _kill_self_at(step: int, before: bool) -> None:
         setattr(os, name, dying(getattr(os, name)))
 
 
-def _start(folder: Path, output: Path, resume: bool, home: str, dies_at: int | None) -> int:
+def _start(
+    folder: Path, output: Path, kind: str, resume: bool, home: str, dies_at: int | None
+) -> int:
     """A child that runs the job; its id."""
     child = os.fork()
     if child:
@@ -61,7 +65,8 @@ def _start(folder: Path, output: Path, resume: bool, home: str, dies_at: int | N
         torch.set_num_threads(1)
         if dies_at is not None:
             _kill_self_at(dies_at, before=dies_at % 2 == 0)
-        stream(folder, output, resume=resume, activations=home)
+        options = {"recipe": _FACTORS} if kind == "factors" else {}
+        stream(folder, output, resume=resume, activations=home, **options)
         status = 0
     except BaseException:
         traceback.print_exc()
@@ -104,8 +109,12 @@ def _wait_for_blocks(child: int, output: Path, blocks: int) -> int | None:
     return None
 
 
-def _kill(folder: Path, results: Path, kind: str, num_kills: int, seconds: float) -> dict[str, Any]:
+def _kill(folder: Path, results: Path, kind: str, num_kills: int) -> dict[str, Any]:
     """What happened: how many jobs there were, and how many blocks each killed run had finished."""
+    started = time.perf_counter()
+    expected = results.with_name(f"{kind}-expected")
+    assert _ended(_start(folder, expected, kind, False, "host", None), expected, None)
+    seconds = time.perf_counter() - started
     chance = random.Random(f"kill {kind}")
     finished: list[int] = []
     jobs = 0
@@ -117,9 +126,13 @@ def _kill(folder: Path, results: Path, kind: str, num_kills: int, seconds: float
             kills = len(finished) < num_kills
             at_step = chance.randint(1, _MOST_STEPS) if kills and kind == "steps" else None
             after = None
-            if kills and kind == "moments":
-                after = (chance.randint(0, NUM_BLOCKS), chance.uniform(0, seconds / NUM_BLOCKS))
-            child = _start(folder, output, resume, chance.choice(_HOMES), at_step)
+            before = _num_finished(output)
+            # Few blocks on, and not again and again at the end: kills are to fall everywhere.
+            ends = before == NUM_BLOCKS and chance.random() < 0.5
+            if kills and kind != "steps" and not ends:
+                blocks = min(NUM_BLOCKS, before + chance.randint(0, 2))
+                after = (blocks, chance.uniform(0, seconds / NUM_BLOCKS))
+            child = _start(folder, output, kind, resume, chance.choice(_HOMES), at_step)
             if _ended(child, output, after):
                 break
             finished.append(_num_finished(output))
@@ -131,14 +144,10 @@ def _kill(folder: Path, results: Path, kind: str, num_kills: int, seconds: float
 
 def main(folder: Path, results: Path, *kinds_and_kills: str) -> None:
     """Print what happened by kind, as JSON."""
-    started = time.perf_counter()
-    expected = results / "expected"
-    assert _ended(_start(folder, expected, False, "host", None), expected, None)
-    seconds = time.perf_counter() - started
     told = {}
     for kind, kills in zip(kinds_and_kills[::2], kinds_and_kills[1::2], strict=True):
         (results / kind).mkdir()
-        told[kind] = _kill(folder, results / kind, kind, int(kills), seconds)
+        told[kind] = _kill(folder, results / kind, kind, int(kills))
     print(json.dumps(told))
 
 

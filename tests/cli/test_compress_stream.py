@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from secateur.checkpoint.load import load_model
 from secateur.cli.app import app
+from secateur.models.swap import compressed_modules
 from secateur.report.record import load_report
 
 
@@ -54,15 +55,12 @@ def test_dry_run_says_what_is_needed_and_writes_nothing(tiny: Path, tmp_path: Pa
     ("arguments", "message"),
     [
         (["--stream", "--text", "some.txt"], "--text measures the whole model; leave it out"),
-        (
-            ["--stream", "--format", "compact"],
-            "writes the dense format, not compact: leave out one",
-        ),
+        (["--stream", "--format", "gguf"], "expected format auto, dense or compact, got 'gguf'"),
         (["--stream", "--trust-remote-code"], "own code: leave out --trust-remote-code, or"),
         (["--dry-run", "--resume"], "--dry-run does nothing that --resume could go on with"),
         (["--activations", "host"], "hidden states: add --stream or leave it out"),
         (["--stream", "--activations", "cloud"], "expected activations auto, device, host or file"),
-        (["--stream", "--drop-blocks", "1"], "only a recipe of one prune stage can be streamed"),
+        (["--stream", "--drop-blocks", "1"], "only a recipe of one prune or factor stage"),
         (["--stream", "--resume"], "there is nothing to resume"),
     ],
 )
@@ -75,6 +73,18 @@ def test_bad_input(arguments: list[str], message: str, tiny: Path, tmp_path: Pat
 def test_a_score_of_the_whole_model_is_not_streamed(tiny: Path, tmp_path: Path) -> None:
     words = ["--output", tmp_path / "out", "--method", "gblm", "--pattern", "2:4", "--stream"]
     assert "gblm needs the gradient of the whole model" in run(tiny, *words)
+
+
+def test_24_layers_are_streamed_into_a_compact_checkpoint(tiny: Path, tmp_path: Path) -> None:
+    assert "wrote" in magnitude(tiny, tmp_path / "out", "--stream", "--format", "compact")
+    assert len(compressed_modules(load_model(tmp_path / "out").model)) == 2 * 7
+
+
+def test_factors_are_streamed(tiny: Path, tmp_path: Path) -> None:
+    words = ["--output", tmp_path / "out", "--method", "svd", "--rank", 16, "--stream"]
+    assert "needs" in run(tiny, *words[:-1], "--dry-run")
+    assert "wrote" in run(tiny, *words)
+    assert len(compressed_modules(load_model(tmp_path / "out").model)) == 2 * 7
 
 
 def test_one_process_streams(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from families import tiny_model
 from safetensors.torch import load_file
-from streaming_jobs import recipe_of, samples, save, stream
+from streaming_jobs import factors, recipe_of, samples, save, stream
 
 from secateur.errors import OutOfSpaceError, SecateurError
 from secateur.models.host_memory import available_host_bytes
@@ -73,6 +73,25 @@ def test_methods_add_what_they_sum_up(folder: Path, tmp_path: Path) -> None:
     # Of [5 x 13, 32] in fp32, two buffers between the halves.
     halves = {"method": "wanda++", "reconstruct": {"granularity": "halves"}}
     assert host(**halves) - host(method="wanda++") == 2 * 5 * 13 * 32 * 4
+
+
+def test_factors_add_what_they_are_made_of(folder: Path, tmp_path: Path) -> None:
+    def needs(tokens: Any, **stage: Any) -> Estimate:
+        recipe = factors(rank=16, **stage)
+        choice = CalibrationChoice(tokens, 128, None, 0)
+        return estimate_streaming(prepare_streaming(folder, recipe, choice, output=tmp_path / "o"))
+
+    by_weights, at_once = needs(None, method="svd"), needs(samples(), in_turn=False)
+    in_turn = needs(samples())
+    hidden = 2 * 5 * 13 * 32 * 4
+    # A forward pass of 1024 tokens; the Hessian of each matrix, and four copies of the widest.
+    forward, hessians = 1024 * 64 * 8 * 4, (6 * 32**2 + 64**2) * 8 + 4 * 64**2 * 8
+    assert at_once.host_bytes - by_weights.host_bytes == hidden + forward + hessians
+    # Those of o and down once more, and a copy of the block.
+    elements = 2 * 32 * 32 + 2 * 16 * 32 + 3 * 32 * 64
+    assert in_turn.host_bytes - at_once.host_bytes == (32**2 + 64**2) * 8 + elements * 4
+    assert 0 < by_weights.seconds < math.inf
+    assert by_weights.disk_bytes == by_weights.model_bytes
 
 
 def test_every_expert_has_a_hessian_of_its_own(tmp_path: Path) -> None:

@@ -172,14 +172,21 @@ def short_of_memory_at(number: int) -> Callable[..., Any]:
     return limited
 
 
-# Five samples go through every block twice: to be watched, and once it is pruned.
-@pytest.mark.parametrize("number", [3, 4], ids=["watched", "pruned"])
+# Five samples go through every block twice: to be watched, and once it is changed.
+TWICE = {
+    "pruned": recipe_of(method="sparsegpt"),
+    "factored": factors(method="svd-whitened", rank=16, in_turn=False),
+}
+
+
+@pytest.mark.parametrize("number", [3, 4], ids=["watched", "changed"])
+@pytest.mark.parametrize("name", TWICE)
 def test_batches_that_became_smaller_stay_so(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, number: int
 ) -> None:
     """Memory was short in block 1, the job is killed after block 2 and resumed with memory."""
     folder = save(tiny_model("llama", 4), tmp_path / "in")
-    options = {"recipe": recipe_of(method="sparsegpt")}
+    options = {"recipe": TWICE[name]}
     monkeypatch.setattr(LlamaMLP, "forward", short_of_memory_at(0))
     stream(folder, tmp_path / "roomy", **options)
     monkeypatch.setattr(LlamaMLP, "forward", short_of_memory_at(number))
@@ -196,12 +203,13 @@ def test_batches_that_became_smaller_stay_so(
     assert records(report) == records(expected)
 
 
+@pytest.mark.parametrize("name", TWICE)
 def test_finished_blocks_after_one_that_memory_is_short_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     """Block 1 is missing and made anew in smaller batches than block 2 was made in."""
     folder = save(tiny_model("llama", 4), tmp_path / "in")
-    options = {"recipe": recipe_of(method="sparsegpt")}
+    options = {"recipe": TWICE[name]}
     monkeypatch.setattr(BlockJournal, "save", at_call(4, BlockJournal.save, Stop()))
     with pytest.raises(Stop):
         stream(folder, tmp_path / "out", **options)
@@ -211,6 +219,30 @@ def test_finished_blocks_after_one_that_memory_is_short_for(
     monkeypatch.setattr(LlamaMLP, "forward", short_of_memory_at(2))
     report = stream(folder, tmp_path / "out", resume=True, **options)
     assert [bool(entry["note"]) for entry in records(report)[:4]] == [False, True, False, False]
+
+
+def test_ranks_are_not_shared_out_a_second_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = save(tiny_model("llama", 3), tmp_path / "in")
+    options = {"recipe": METHODS["a budget"]}
+    monkeypatch.setattr(BlockJournal, "save", at_call(2, BlockJournal.save, Stop()))
+    with pytest.raises(Stop):
+        stream(folder, tmp_path / "out", **options)
+    monkeypatch.undo()
+    monkeypatch.setattr("secateur.stages.factor.output_spectra", at_call(1, min, Stop()))
+    stream(folder, tmp_path / "out", resume=True, **options)
+
+
+@pytest.mark.parametrize("name", ["a budget", "factors by weights"])
+def test_ranks_of_a_run_that_finished_no_block_are_not_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    folder = save(tiny_model("llama", 3), tmp_path / "in")
+    monkeypatch.setattr(BlockJournal, "save", at_call(1, BlockJournal.save, Stop()))
+    with pytest.raises(Stop):
+        stream(folder, tmp_path / "out", recipe=METHODS[name])
+    assert not job_folder(tmp_path / "out").exists()
 
 
 Fault = tuple[Any, str, Callable[..., Any]]

@@ -8,11 +8,22 @@ from typing import Any
 import pytest
 import torch
 from families import tiny_model
-from streaming_jobs import CHAIN, edit_weights, recipe_of, samples, save, stream, weight_bytes
+from streaming_jobs import (
+    CHAIN,
+    edit_weights,
+    factors,
+    recipe_of,
+    samples,
+    save,
+    stream,
+    weight_bytes,
+)
 
 from secateur.calibration.data import CalibrationSource
+from secateur.checkpoint.load import load_model
 from secateur.compress import compress
 from secateur.errors import SecateurError
+from secateur.models.swap import compressed_modules
 from secateur.progress import SilentProgress
 from secateur.report.facts import machine_facts, package_versions
 from secateur.streaming.finished import BlockJournal
@@ -82,6 +93,10 @@ CHANGES: dict[str, tuple[Callable[[Path], dict[str, Any]], str]] = {
     "recipe": (
         lambda _: {"recipe": recipe_of(method="wanda", ignore=["re:.*q_proj"])},
         r"recipe: stages\.0\.ignore was \[\], is \['re:\.\*q_proj'\]\. Undo",
+    ),
+    "format": (
+        lambda _: {"checkpoint_format": "compact"},
+        "writing: format was dense, is compact",
     ),
     "dtype": (lambda _: {"dtype": "bfloat16"}, "loading: dtype was auto, is bfloat16"),
 }
@@ -344,8 +359,77 @@ def test_a_text_is_there_whole_or_not_at_all(
     ],
 )
 def test_other_recipes_are_refused(folder: Path, tmp_path: Path, recipe: dict[str, Any]) -> None:
-    with pytest.raises(SecateurError, match="only a recipe of one prune stage can be streamed"):
+    with pytest.raises(SecateurError, match="only a recipe of one prune or factor stage"):
         stream(folder, tmp_path / "out", recipe=recipe)
+
+
+REFUSED_FACTORS = {
+    "gradients for directions": (
+        {"budget": 0.1},
+        "never whole, but importance directions takes gradients of the whole model: give "
+        "importance output, or a rank in place of the budget, or compress without streaming",
+    ),
+    "gradients for ranks": (
+        {"budget": 0.1, "importance": "loss", "in_turn": False},
+        "importance loss takes gradients of the whole model",
+    ),
+    "directions at a rank": ({"rank": 16, "importance": "directions"}, "importance directions"),
+    "shared inputs": (
+        {"rank": 16, "joint": True, "importance": "output"},
+        "joint must know which matrices share inputs before the first block: leave it out",
+    ),
+    "dense inputs": (
+        {"rank": 16, "dense_targets": True},
+        "dense_targets runs the dense blocks beside the compressed ones: leave it out",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED_FACTORS)
+def test_factors_that_need_the_whole_model_are_refused(
+    folder: Path, tmp_path: Path, name: str
+) -> None:
+    options, message = REFUSED_FACTORS[name]
+    with pytest.raises(SecateurError, match=message):
+        stream(folder, tmp_path / "out", recipe=factors(**options))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in"]
+
+
+REFUSED_FORMATS = {
+    "factors as dense": (factors(rank=16), "dense", "written as the next ones find it"),
+    "nothing to compress": (
+        recipe_of(method="wanda", pattern="4:8"),
+        "compact",
+        "makes 2:4 or low-rank layers to write compactly, but wanda as asked for makes none",
+    ),
+    "no pattern": (
+        recipe_of(method="wanda", pattern="unstructured", sparsity=0.5),
+        "compact",
+        "makes none: leave out the format, or give dense",
+    ),
+    "factors multiplied back": (
+        factors(rank=16, write="dense"),
+        "compact",
+        "but svd-whitened as asked for makes none",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED_FORMATS)
+def test_formats_that_do_not_fit_are_refused(folder: Path, tmp_path: Path, name: str) -> None:
+    recipe, checkpoint_format, message = REFUSED_FORMATS[name]
+    with pytest.raises(SecateurError, match=message):
+        stream(folder, tmp_path / "out", recipe=recipe, checkpoint_format=checkpoint_format)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in"]
+
+
+@pytest.mark.parametrize("pattern", ["1:4", "1:2", "2:8"])
+def test_what_is_sparser_than_24_is_written_as_24(
+    folder: Path, tmp_path: Path, pattern: str
+) -> None:
+    recipe = recipe_of(method="magnitude", pattern=pattern)
+    stream(folder, tmp_path / "out", recipe=recipe, checkpoint_format="compact")
+    assert compressed_modules(load_model(tmp_path / "out").model)
 
 
 @pytest.mark.parametrize(

@@ -39,8 +39,8 @@ Stream = Annotated[
     bool,
     typer.Option(
         "--stream",
-        help="Prune from disk to disk, a block at a time, with a journal: for models that do not "
-        "fit in memory, and for long runs.",
+        help="Prune or factor from disk to disk, a block at a time, with a journal: for models "
+        "that do not fit in memory, and for long runs.",
         rich_help_panel=_LONG,
     ),
 ]
