@@ -181,10 +181,10 @@ def _run(job: StreamingJob, folder: Path, clock: StepClock) -> Report:
             )
     finally:
         source.close()
-    if job.compact:
-        # Where all blocks were finished before, none was opened.
-        journal.build_layers()
-        mark_compressed(skeleton.model)
+    # Where all blocks were finished before, none was opened.
+    journal.build_layers()
+    # No rank may be worth its parameters: then it is a plain model.
+    is_compact = job.compact and bool(mark_compressed(skeleton.model))
     weights = folder / WEIGHTS_FOLDER
     with clock.step("run what was written"):
         probe = _fingerprint(skeleton, weights)
@@ -206,7 +206,7 @@ def _run(job: StreamingJob, folder: Path, clock: StepClock) -> Report:
         peak_memory_bytes=peak_memory_bytes(),
         verification=probe,
     )
-    _complete(job, weights, report, journal.digests())
+    _complete(job, weights, report, journal.digests(), is_compact)
     close_job(folder)
     return report
 
@@ -222,7 +222,13 @@ def _fingerprint(skeleton: Skeleton, weights: Path) -> VerificationRecord:
         source.close()
 
 
-def _complete(job: StreamingJob, weights: Path, report: Report, digests: Mapping[str, str]) -> None:
+def _complete(
+    job: StreamingJob,
+    weights: Path,
+    report: Report,
+    digests: Mapping[str, str],
+    is_compact: bool,
+) -> None:
     """Add what else belongs to a checkpoint, and give the folder its name."""
     skeleton = job.skeleton
     with space_errors(job.output):
@@ -234,7 +240,7 @@ def _complete(job: StreamingJob, weights: Path, report: Report, digests: Mapping
             shutil.copyfile(generation, weights / generation.name)
         (weights / RECIPE_FILE).write_text(job.recipe.to_yaml(), encoding="utf-8")
         (weights / REPORT_FILE).write_text(report.to_json(), encoding="utf-8")
-        card = model_card(job.recipe, report, job.compact)
+        card = model_card(job.recipe, report, is_compact)
         (weights / "README.md").write_text(card, encoding="utf-8")
         # Of files that a killed run did not finish; safetensors writes under a name of its own.
         for left in (*weights.glob("*.partial"), *weights.glob(".tmp*")):

@@ -38,6 +38,14 @@ def test_every_kind_of_factors(tmp_path: Path, name: str) -> None:
     require_same(folder, factors(**FACTORED[name]), tmp_path, tokens, checkpoint_format="auto")
 
 
+def test_no_matrix_gets_factors(tmp_path: Path) -> None:
+    folder = save(tiny_model("llama", 3), tmp_path / "in")
+    override = {"targets": ["re:.*"], "rank": None}
+    recipe = factors(method="svd-whitened", rank=16, overrides=[override])
+    require_same(folder, recipe, tmp_path, samples(), checkpoint_format="auto")
+    assert "import secateur" not in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_family_as_factors(tmp_path: Path, name: str) -> None:
     folder = save(tiny_model(name, 3), tmp_path / "in", "20KB")
