@@ -4,7 +4,7 @@ from typing import Any
 
 from secateur.integrations.layer_specs import CompactLayers
 from secateur.models.blocks import BlockList
-from secateur.models.swap import convert_sparse24, pack_layers, to_dense
+from secateur.models.swap import compressed_modules, convert_sparse24, pack_layers, to_dense
 from secateur.streaming.skeleton import release
 
 
@@ -15,6 +15,9 @@ def compress_block(model: Any, blocks: BlockList, index: int) -> None:
 
 def layers_of_block(model: Any, blocks: BlockList, index: int) -> CompactLayers:
     """The compressed layers that a block holds, with or without their weights."""
+    if not compressed_modules(blocks.modules[index]):
+        # Told without a look at the whole model, which has a thousand modules.
+        return CompactLayers({})
     return CompactLayers.of(model).within(blocks.block_name(index))
 
 
