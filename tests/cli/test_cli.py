@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 
 import secateur_command
 from secateur.cli import main
+from secateur.evaluate.result import Estimate, TaskResult
 from secateur.report.record import DropRecord, PruneRecord, Report, load_report
 from secateur_kernels.dispatch import Table as Times
 from secateur_kernels.library import LibraryStatus
@@ -612,10 +613,30 @@ def test_evaluate_tasks(cli: Cli) -> None:
     assert task["num_items"] == 3
 
 
+def test_evaluate_tells_lm_eval_how_to_run_its_tasks(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked: list[Any] = []
+
+    def run(_: Any, __: Any, *how: Any) -> tuple[TaskResult, ...]:
+        asked.append(how)
+        return (TaskResult("own", {"acc": Estimate(0.5, 0.1)}, 4),)
+
+    monkeypatch.setattr("secateur.evaluate.suite.run_lm_eval", run)
+    options = ["--num-fewshot", 2, "--include-path", tmp_path, "--limit", 4, "--seed", 5]
+    good(cli("evaluate", BOOKS, "--tasks", "own", *options, "--json"))
+    good(cli("evaluate", BOOKS, "--tasks", "own"))
+    assert asked == [(["own"], 8, 4, 2, tmp_path, 5), (["own"], 8, None, None, None, 0)]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ([], "say what to measure: --text FILE or --tasks FILE"),
+        (["--tasks", "./a.jsonl", "--num-fewshot", 2], "name of an lm-eval task, got ./a.jsonl"),
+        (["--text", BOOKS / "prompts.txt", "--include-path", "."], "lm-eval task, got no tasks"),
+        (["--tasks", "own", "--num-fewshot", -1], "expected --num-fewshot of 0 or more, got -1"),
+        (["--tasks", "own", "--include-path", "no-such"], "of a folder, got no-such"),
         (["--text", "no-such.txt"], "expected a UTF-8 text file, but no-such.txt"),
         (["--text", BOOKS / "prompts.txt", "--fail-if-drop", 1], "--baseline MODEL, which is"),
         (["--text", BOOKS / "prompts.txt", "--max-seq-length", 1025], "at most 1024 tokens"),

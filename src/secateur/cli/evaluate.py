@@ -57,6 +57,19 @@ def evaluate_command(
     limit: Annotated[
         int | None, typer.Option(help="Use only this many items of each task, from the first.")
     ] = None,
+    num_fewshot: Annotated[
+        int | None,
+        typer.Option(
+            help="Examples before each item of an lm-eval task. Default: as each task says."
+        ),
+    ] = None,
+    include_path: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder with further tasks in lm-eval's YAML, for --tasks to name.",
+            show_default=False,
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of everything random in a task.")] = 0,
     loading: Loading,
     as_json: JsonOutput = False,
@@ -66,7 +79,17 @@ def evaluate_command(
         raise SecateurError("say what to measure: --text FILE or --tasks FILE (or both)")
     if fail_if_drop is not None and baseline is None:
         raise SecateurError("--fail-if-drop compares with --baseline MODEL, which is missing")
-    choice = EvaluationChoice(text, max_seq_length, tuple(tasks or ()), batch_size, limit, seed)
+    choice = EvaluationChoice(
+        text,
+        max_seq_length,
+        tuple(tasks or ()),
+        batch_size,
+        limit,
+        seed,
+        num_fewshot,
+        include_path,
+    )
+    _check_lm_eval_options(choice)
 
     def measure(source: str, options: Loading) -> Evaluation:
         loaded = options.load(source)
@@ -87,6 +110,21 @@ def evaluate_command(
             console.print(PROTOCOL, style="dim")
     if fail_if_drop is not None:
         check_drop(drops, fail_if_drop)
+
+
+def _check_lm_eval_options(choice: EvaluationChoice) -> None:
+    """Find out before a model is loaded that they are wrong, or that no task would heed them."""
+    asked = {"--num-fewshot": choice.num_fewshot, "--include-path": choice.include_path}
+    given = [option for option, value in asked.items() if value is not None]
+    if given and not choice.lm_eval_tasks:
+        raise SecateurError(
+            f"{', '.join(given)}: expected --tasks with the name of an lm-eval task, got "
+            f"{', '.join(choice.tasks) or 'no tasks'}"
+        )
+    if choice.num_fewshot is not None and choice.num_fewshot < 0:
+        raise SecateurError(f"expected --num-fewshot of 0 or more, got {choice.num_fewshot}")
+    if choice.include_path is not None and not choice.include_path.is_dir():
+        raise SecateurError(f"expected --include-path of a folder, got {choice.include_path}")
 
 
 def _as_json(result: Evaluation, reference: Evaluation | None, drops: list[Any]) -> dict[str, Any]:

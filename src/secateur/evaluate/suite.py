@@ -35,6 +35,20 @@ class EvaluationChoice:
     batch_size: int = 8
     limit: int | None = None
     seed: int = 0
+    num_fewshot: int | None = None
+    """Examples before each item of lm-eval tasks; None: as each task says."""
+    include_path: Path | None = None
+    """Folder with further tasks for lm-eval."""
+
+    @property
+    def task_files(self) -> list[str]:
+        """Those of the tasks that are JSON-lines files."""
+        return [task for task in self.tasks if is_task_file(task)]
+
+    @property
+    def lm_eval_tasks(self) -> list[str]:
+        """Those that lm-eval knows by name."""
+        return [task for task in self.tasks if not is_task_file(task)]
 
 
 @dataclass(frozen=True)
@@ -96,15 +110,20 @@ def run_evaluation(
         token_ids = encode_text(tokenizer, read_text(choice.text))
         length = window_length(model, choice.max_seq_length)
         measured = perplexity(model, token_ids, length, choice.batch_size, progress)
-    files = [task for task in choice.tasks if is_task_file(task)]
-    names = [task for task in choice.tasks if not is_task_file(task)]
     results = [
         run_task(model, tokenizer, file, None, choice.batch_size, choice.limit, progress)
-        for file in files
+        for file in choice.task_files
     ]
-    if names:
+    if choice.lm_eval_tasks:
         results += run_lm_eval(
-            model, tokenizer, names, choice.batch_size, choice.limit, seed=choice.seed
+            model,
+            tokenizer,
+            choice.lm_eval_tasks,
+            choice.batch_size,
+            choice.limit,
+            choice.num_fewshot,
+            choice.include_path,
+            choice.seed,
         )
     return Evaluation(measured, tuple(results))
 
