@@ -154,8 +154,7 @@ def _sent(number: int) -> BaseException | None:
     return None
 
 
-@pytest.mark.usefixtures("interruptible")
-@pytest.mark.parametrize(
+however_it_ends = pytest.mark.parametrize(
     ("end", "code"),
     [
         (lambda: SecateurError("out of luck"), 1),
@@ -163,6 +162,10 @@ def _sent(number: int) -> BaseException | None:
         (lambda: _sent(signal.SIGTERM), 143),
     ],
 )
+
+
+@pytest.mark.usefixtures("interruptible")
+@however_it_ends
 def test_workloads_that_finished_are_kept_however_the_command_ends(
     end: Callable[[], BaseException | None],
     code: int,
@@ -192,6 +195,43 @@ def test_workloads_that_finished_are_kept_however_the_command_ends(
     assert [one.prompt_length for one in record.measurements] == [4]
     said = f"stopped after 1 of 2 workloads\nwrote {lines}\nwrote {page}\n"
     assert said in result.stdout
+
+
+@pytest.mark.usefixtures("interruptible")
+@however_it_ends
+def test_a_command_that_ends_in_its_first_workload_says_that_nothing_is_kept(
+    end: Callable[[], BaseException | None],
+    code: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run = EngineRunner.run
+
+    def ends(self: EngineRunner, prompts: Prompts, new: int) -> Turn:
+        if (error := end()) is not None:
+            raise error
+        return run(self, prompts, new)
+
+    monkeypatch.setattr(EngineRunner, "run", ends)
+    places = ("--json", tmp_path / "out.jsonl", "--page", tmp_path / "out.html")
+    arguments = list(map(str, ("--shape", "tiny", "--forms", "dense", *SMALL, *places)))
+    result = CliRunner().invoke(APP, arguments)
+    assert result.exit_code == code
+    assert result.stdout == "stopped before a workload had ended: nothing was written\n"
+    assert not list(tmp_path.iterdir())
+
+
+def test_figures_are_told_where_the_page_cannot_be_written(tmp_path: Path) -> None:
+    lines, page = tmp_path / "out.jsonl", tmp_path / "out.html"
+    page.with_name("out.html.partial").mkdir()
+    places = ("--json", lines, "--page", page)
+    arguments = list(map(str, ("--shape", "tiny", "--forms", "dense", *SMALL, *places)))
+    result = CliRunner().invoke(APP, arguments)
+    assert f"{page} cannot be written" in str(result.exception)
+    assert "TTFT p50/p99" in result.stdout
+    assert f"stopped after 1 of 2 workloads\nwrote {lines}\n" in result.stdout
+    assert f"wrote {page}" not in result.stdout
+    assert "nothing was written" not in result.stdout
 
 
 def test_the_command_makes_models_of_a_shape() -> None:

@@ -3,7 +3,7 @@
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 from typing import Annotated
@@ -132,28 +132,36 @@ class _Results:
     record: ThroughputRecord | None = None
     workloads: int = 0
     """That are finished."""
+    written: set[Path] = field(default_factory=set)
 
     def keep(self, record: ThroughputRecord) -> None:
         """Write what a workload adds to the record before."""
         before = len(self.record.measurements) if self.record else 0
+        # Figures that cannot be written can still be told.
+        self.record = record
+        self.workloads += 1
         if self.json_lines is not None:
             new = replace(record, measurements=record.measurements[before:])
             append_throughput(new, self.json_lines)
+            self.written.add(self.json_lines)
         if self.page is not None:
             write_page(self.page, render_throughput(record))
-        self.record = record
-        self.workloads += 1
+            self.written.add(self.page)
 
     def tell(self, planned: int) -> None:
         """The figures, how many of the planned workloads they are, and where they are kept."""
-        if self.record is None:
-            return
         console = Console(emoji=False)
+        if self.record is None:
+            console.print(
+                "stopped before a workload had ended: nothing was written", style="yellow"
+            )
+            return
         _print(console, self.record)
         if self.workloads < planned:
             console.print(f"stopped after {self.workloads} of {planned} workloads", style="yellow")
         for path in filter(None, (self.json_lines, self.page)):
-            say_wrote(console, path)
+            if path in self.written:
+                say_wrote(console, path)
 
 
 def _measure(candidates: list[Candidate], options: ThroughputOptions, results: _Results) -> None:
