@@ -13,6 +13,7 @@ from small_trainings import Interrupted, StopAt, same_values, values_of
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
+from told import Told
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from typer.testing import CliRunner
@@ -187,6 +188,21 @@ def _printed(report: Report) -> str:
     with console.capture() as capture:
         console.print(report_table(report))
     return capture.get()
+
+
+def test_what_was_cut_is_told_before_training(tmp_path: Path) -> None:
+    path, told = tmp_path / "chat.jsonl", Told()
+    sizes = [4] * 20 + [40] * 3
+    rows = [{"prompt": "w3", "response": " ".join(["w4"] * size)} for size in sizes]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    _, _, record = run(dense_folder(tmp_path / "dense"), recover(path), progress=told)
+    (remark,) = record.run.data.remarks
+    assert remark.startswith("examples cut at the end of a window: 3 of 23 in ")
+    tasks = [task for task, _, _ in told.tasks]
+    place = tasks.index("read training texts")
+    assert place < tasks.index("recover by gates")
+    assert told.tasks[place] == ("read training texts", 1, [remark])
+    assert not told.unfinished()
 
 
 # Dropped blocks.

@@ -176,7 +176,7 @@ def prepare_trainings(
         loaded: the model as it came in.
         recipe: its stages.
         place: where tokens and checkpoints go; checkpoint folders are claimed.
-        clock: told of each stage's texts.
+        clock: told of each stage's texts, with what was cut or left out of them.
         calibration_sha256: of the tokens that stages before a training go by; empty if none do.
 
     Returns:
@@ -192,8 +192,11 @@ def prepare_trainings(
         raise SecateurError("training on text needs the model's tokenizer; give `tokenizer`")
     prepared = {}
     for number, stage in stages.items():
-        with clock.step("read training texts"):
+        clock.progress.begin("read training texts", 1)
+        with clock.measured("read training texts"):
             prepared[number] = _prepare(loaded, number, stage, place)
+        # The report says so too, but only once hours were spent on training.
+        clock.progress.advance("; ".join(prepared[number].texts.train.remarks))
     # Only now that nothing can be wrong with any of them is something written.
     for number, training in prepared.items():
         identity = _identity(loaded, recipe, number, training.texts)
