@@ -17,13 +17,14 @@ SUMMARIES = {
     "generate": "Print the prompt with its continuation.",
     "report": "Show what a compression did; with --html, write the self-contained page.",
     "verify": "Check files, strict reload, zero pattern and logits of a compressed model.",
-    "convert": "Make a compact checkpoint of a 2:4 model that other software can no longer load.",
+    "convert": "Turn a 2:4 checkpoint of compressed-tensors (sparse-24-bitmask) into a compact "
+    "one.",
     "search": "Find matrices of MODEL that are better cut to a low rank (LASER).",
     "plan": "Measure every layer in every form, choose the best forms for a limit, and check them.",
     "attention": "Find the blocks of MODEL whose attention is lazy: near rank 1 in every head "
     "(Inheritune).",
     "tune": "Time every backend and config of given shapes in turns, and keep the table.",
-    "bench": "Prefill and decode of several models, which take turns in one process.",
+    "bench": "Measure how fast models read prompts and generate, several side by side in turns.",
     "serve": "Serve MODEL under /v1/completions and /v1/chat/completions, after verifying it.",
     "doctor": "Say what this machine has and what is missing.",
     "demo": "Compress the bundled model in every way and compare: quality, size, speed, text.",

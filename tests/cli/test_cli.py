@@ -22,6 +22,7 @@ import secateur_command
 from secateur.cli import main
 from secateur.evaluate.result import Estimate, TaskResult
 from secateur.report.record import DropRecord, PruneRecord, Report, load_report
+from secateur_command.front_page import SUMMARIES
 from secateur_kernels.dispatch import Table as Times
 from secateur_kernels.library import LibraryStatus
 from secateur_kernels.version import __version__
@@ -173,6 +174,14 @@ def test_every_command_has_help(cli: Cli, command: str) -> None:
     assert f"secateur {command}" in text
     assert "--help" in text
     assert "<bool>" not in text, "flags take no value"
+
+
+@pytest.mark.parametrize("command", SUMMARIES)
+def test_usage_names_arguments_in_capitals(cli: Cli, command: str) -> None:
+    (usage,) = [line for line in good(cli(command, "--help")).splitlines() if "Usage: " in line]
+    _, arguments = usage.split("[OPTIONS]")
+    assert arguments == arguments.upper()
+    assert "[[" not in arguments
 
 
 @pytest.mark.parametrize("command", ["compress", "recover", "inherit"])

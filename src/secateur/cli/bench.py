@@ -34,7 +34,7 @@ _DEFAULT_FORMS = "dense,2:4,low-rank,depth"
 def bench_command(
     models: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[MODEL]...", help="Folders or Hub ids, unless --shape is given."),
+        typer.Argument(metavar="MODEL", help="Folders or Hub ids, unless --shape is given."),
     ] = None,
     shape: Annotated[
         str | None,
@@ -69,7 +69,8 @@ def bench_command(
     against: Annotated[
         str | None,
         typer.Option(
-            help="transformers: also measure the baseline in its own generate, eager and static."
+            help="transformers: also measure the baseline in transformers' own generate, once with "
+            "a key-value cache that grows (eager) and once with one of fixed size (static)."
         ),
     ] = None,
     attention: Annotated[
@@ -86,7 +87,7 @@ def bench_command(
     dtype: Dtype = "auto",
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
-    """Prefill and decode of several models, which take turns in one process."""
+    """Measure how fast models read prompts and generate, several side by side in turns."""
     if dtype not in DTYPES:
         raise SecateurError(f"expected dtype {', '.join(DTYPES)}, got {dtype!r}")
     if against not in (None, "transformers"):

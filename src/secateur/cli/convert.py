@@ -13,14 +13,17 @@ from secateur.report.table import report_table
 
 def convert_command(
     source: Annotated[
-        Path, typer.Argument(help="A folder in compressed-tensors' format sparse-24-bitmask.")
+        Path,
+        typer.Argument(
+            metavar="SOURCE", help="A folder in compressed-tensors' format sparse-24-bitmask."
+        ),
     ],
-    output: Annotated[Path, typer.Argument(help=OUTPUT_HELP)],
+    output: Annotated[Path, typer.Argument(metavar="OUTPUT", help=OUTPUT_HELP)],
     overwrite: Overwrite = False,
     max_shard_size: Annotated[str, typer.Option(help="Largest size of a weight file.")] = "5GB",
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
-    """Make a compact checkpoint of a 2:4 model that other software can no longer load."""
+    """Turn a 2:4 checkpoint of compressed-tensors (sparse-24-bitmask) into a compact one."""
     report = convert(
         source,
         output,

@@ -17,7 +17,10 @@ from secateur.report.table import report_table
 
 def report_command(
     folder: Annotated[
-        Path, typer.Argument(help="A compressed model's folder, or its secateur_report.json.")
+        Path,
+        typer.Argument(
+            metavar="FOLDER", help="A compressed model's folder, or its secateur_report.json."
+        ),
     ],
     html: Annotated[
         Path | None,

@@ -38,7 +38,9 @@ _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torc
 def tune_command(
     model: Annotated[
         str | None,
-        typer.Argument(help="Model whose weight shapes are measured, unless --shape is given."),
+        typer.Argument(
+            metavar="MODEL", help="Model whose weight shapes are measured, unless --shape is given."
+        ),
     ] = None,
     shape: Annotated[
         list[str] | None,

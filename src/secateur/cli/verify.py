@@ -14,7 +14,9 @@ from secateur.errors import VerificationError
 
 
 def verify_command(
-    folder: Annotated[Path, typer.Argument(help="A folder that `secateur compress` wrote.")],
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="A folder that `secateur compress` wrote.")
+    ],
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Check files, strict reload, zero pattern and logits of a compressed model."""
