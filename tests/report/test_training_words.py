@@ -1,3 +1,4 @@
+import json
 import math
 from dataclasses import replace
 from itertools import pairwise
@@ -8,11 +9,12 @@ from builders import report
 from rich.console import Console, RenderableType
 from training_builders import inherit, recover, run
 
+from secateur.plain import to_plain
 from secateur.report import training_words as words
 from secateur.report.page import render_report
 from secateur.report.record import report_from_text
 from secateur.report.table import report_notes
-from secateur.report.training_record import InheritRound
+from secateur.report.training_record import InheritRecord, InheritRound, RecoverRecord
 
 
 def shown(renderable: RenderableType, width: int = 100) -> str:
@@ -241,3 +243,14 @@ def test_reports_come_back_and_are_pages(record: Any) -> None:
     for fact in words.training_facts(record)[1:3]:
         assert fact in page
     assert "<svg" in page
+
+
+@pytest.mark.parametrize("record", [recover(), inherit()])
+def test_reports_from_before_have_no_remarks(record: RecoverRecord | InheritRecord) -> None:
+    old = to_plain(report(record))
+    (stage,) = old["stages"]
+    for trained in stage.get("rounds", [stage]):
+        del trained["run"]["data"]["remarks"]
+    read = report_from_text(json.dumps(old))
+    assert read.stages == (record,)
+    assert report_notes(read) == []
