@@ -1,11 +1,13 @@
 """2:4 layers and factors, written as such while a model is streamed."""
 
+import gc
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from families import FAMILIES, TURNED_EXPERTS, tiny_model
-from streaming_jobs import factors, recipe_of, samples, save
+from streaming_jobs import factors, recipe_of, samples, save, stream
 from streaming_same import require_same
 
 FACTORED: dict[str, dict[str, Any]] = {
@@ -36,6 +38,34 @@ def test_every_kind_of_factors(tmp_path: Path, name: str) -> None:
     folder = save(tiny_model("llama", 3), tmp_path / "in")
     tokens = None if name in NEEDS_NO_TOKENS else samples()
     require_same(folder, factors(**FACTORED[name]), tmp_path, tokens, checkpoint_format="auto")
+
+
+def bytes_of_parameters() -> int:
+    gc.collect()
+    found = [item for item in gc.get_objects() if type(item) is torch.nn.Parameter]
+    return sum(parameter.nbytes for parameter in found if not parameter.is_meta)
+
+
+HELD = {
+    "2:4": recipe_of(method="wanda"),
+    "factors": factors(method="svd-whitened", rank=16),
+    "both": factors(method="sparse-plus-low-rank", rank=16, rounds=2),
+}
+
+
+@pytest.mark.parametrize("name", HELD)
+def test_no_weight_is_kept_behind_a_block(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Layers that compressed ones took the place of are still known by name."""
+    folder = save(tiny_model("llama", 3).bfloat16(), tmp_path / "in")
+    held: list[int] = []
+    monkeypatch.setattr(
+        "secateur.streaming.walk.return_free_memory", lambda: held.append(bytes_of_parameters())
+    )
+    before = bytes_of_parameters()
+    stream(folder, tmp_path / "out", recipe=HELD[name], checkpoint_format="compact")
+    assert held == [before] * 3
 
 
 def test_no_matrix_gets_factors(tmp_path: Path) -> None:

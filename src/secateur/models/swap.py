@@ -152,7 +152,8 @@ def convert_sparse24(
         for name in chosen:
             _require_sparse24(sites.get(name), name)
     for name in chosen:
-        _convert(model, sites[name])
+        # What is left of the dense layer goes before the next one is converted.
+        _convert(model, sites.pop(name))
     return chosen
 
 

@@ -16,7 +16,7 @@ from secateur.models.trace import Trace, shared_inputs_of
 from secateur.streaming.finished import BlockJournal
 from secateur.streaming.form import as_worked_on, forget_block
 from secateur.streaming.memory import return_free_memory
-from secateur.streaming.skeleton import Skeleton
+from secateur.streaming.skeleton import Skeleton, release
 from secateur.streaming.source import BlockSource
 
 
@@ -73,6 +73,8 @@ class BlockWalk:
             yield
         finally:
             forget_block(model, blocks, index, written)
+            # Sites know the layers that compressed ones took the place of, and these their weights.
+            release(site.module for site in self._inventory.sites[index])
             return_free_memory()
 
     def _next_unfinished(self, index: int) -> int | None:
