@@ -84,6 +84,11 @@ def test_weights_that_fit_by_chance_or_are_all_zero_convert() -> None:
     assert torch.equal(back.nan_to_num(9.0), dense.nan_to_num(9.0))
 
 
+def test_a_layer_that_is_named_twice_is_converted_once() -> None:
+    model = pruned("llama")
+    assert convert_sparse24(model, [UP, UP]) == [UP]
+
+
 def test_three_of_four_is_not_24() -> None:
     model = pruned("llama")
     layer = model.get_submodule(UP)

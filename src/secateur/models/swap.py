@@ -148,7 +148,7 @@ def convert_sparse24(
     if names is None:
         chosen = [n for n in sites if n.startswith(start) and is_sparse24(sites[n].weight)]
     else:
-        chosen = list(names)
+        chosen = list(dict.fromkeys(names))
         for name in chosen:
             _require_sparse24(sites.get(name), name)
     for name in chosen:
