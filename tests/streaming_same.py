@@ -67,6 +67,9 @@ def require_same(
     assert timeless(to_plain(report.stages)) == timeless(to_plain(expected.stages))
     assert [check.detail for check in verify_checkpoint(tmp_path / "out") if not check.passed] == []
     assert not list(tmp_path.glob(".*")), "the job's folder is left"
+    for name in ("README.md", "config.json"):
+        written = [(tmp_path / way / name).read_text(encoding="utf-8") for way in ("whole", "out")]
+        assert written[0] == written[1], name
     others = {path.name for path in (tmp_path / "whole").iterdir() if path.suffix != ".safetensors"}
     ours = {path.name for path in (tmp_path / "out").iterdir() if path.suffix != ".safetensors"}
     assert ours == others | {"model.safetensors.index.json"}

@@ -11,11 +11,12 @@ from secateur.checkpoint.write import check_output
 from secateur.compress import CheckpointFormat, RecipeLike, as_recipe
 from secateur.errors import SecateurError
 from secateur.models.inventory import Inventory, take_inventory
+from secateur.models.swap import dense_sites
 from secateur.prepare import CalibrationChoice, check_calibration, draw_tokens
 from secateur.recipe import FactorStage, PruneStage, Recipe, Sparsity
 from secateur.settings import read_settings
 from secateur.stages.factor import whole_model_needs
-from secateur.stages.factor_plan import FactorPlan, plan_factoring
+from secateur.stages.factor_plan import FactorPlan, plan_factoring, stored_beyond_dense
 from secateur.stages.prune_plan import PlannedSite, plan_stage
 from secateur.streaming.activations import Home
 from secateur.streaming.estimate import Estimate, estimate_job
@@ -89,7 +90,7 @@ def prepare_streaming(
         recipe=recipe,
         stage=stage,
         plan=plan,
-        compact=_is_compact(stage, plan, checkpoint_format),
+        compact=_is_compact(stage, plan, checkpoint_format, skeleton),
         tokens=draw_tokens(choice, recipe, as_loaded(skeleton)),
         seed=choice.seed,
         output=place,
@@ -102,8 +103,18 @@ def prepare_streaming(
 
 def estimate_streaming(job: StreamingJob) -> Estimate:
     """What a job will need, before anything is read."""
+    more = 0
+    if isinstance(job.stage, FactorStage) and isinstance(job.plan, FactorPlan):
+        more = stored_beyond_dense(job.stage, job.plan)
     return estimate_job(
-        job.skeleton, job.inventory, job.stage, job.tokens, job.device, job.activations
+        job.skeleton,
+        job.inventory,
+        job.stage,
+        job.tokens,
+        job.device,
+        job.activations,
+        job.compact,
+        more,
     )
 
 
@@ -139,13 +150,15 @@ def _only_stage(recipe: Recipe) -> StreamedStage:
     return stage
 
 
-def _is_compact(stage: StreamedStage, plan: StreamedPlan, checkpoint_format: str) -> bool:
+def _is_compact(
+    stage: StreamedStage, plan: StreamedPlan, checkpoint_format: str, skeleton: Skeleton
+) -> bool:
     """Whether layers are to be written compressed.
 
     Raises:
         SecateurError: the stage makes none, or makes some that are to be dense.
     """
-    factors = isinstance(stage, FactorStage) and stage.writes_factors
+    factors = _makes_factors(stage, plan)
     if checkpoint_format == "auto":
         return factors
     if checkpoint_format == "dense" and factors:
@@ -153,20 +166,36 @@ def _is_compact(stage: StreamedStage, plan: StreamedPlan, checkpoint_format: str
             "a streamed block is written as the next ones find it, its factors as factors: for "
             "dense matrices give the recipe's stage `write: dense`, or compress without streaming"
         )
-    if checkpoint_format == "compact" and not (factors or _makes_sparse24(plan)):
+    if checkpoint_format == "compact" and not (factors or _makes_sparse24(plan, skeleton)):
         raise SecateurError(
             "expected a stage that makes 2:4 or low-rank layers to write compactly, but "
-            f"{stage.method} as asked for makes none: leave out the format, or give dense"
+            f"{stage.method} as asked for makes none: leave out the format, or give dense; where "
+            "the model has such layers already, compress without streaming"
         )
     if checkpoint_format not in ("dense", "compact"):
         raise SecateurError(f"expected format auto, dense or compact, got {checkpoint_format!r}")
     return checkpoint_format == "compact"
 
 
-def _makes_sparse24(plan: StreamedPlan) -> bool:
+def _makes_factors(stage: StreamedStage, plan: StreamedPlan) -> bool:
+    if not (isinstance(stage, FactorStage) and isinstance(plan, FactorPlan)):
+        return False
+    # Without ranks a budget will choose them, and some matrix has to become smaller.
+    any_rank = not plan.ranks or any(rank is not None for rank in plan.ranks.values())
+    return stage.writes_factors and any_rank
+
+
+def _makes_sparse24(plan: StreamedPlan, skeleton: Skeleton) -> bool:
     if isinstance(plan, FactorPlan):
         return False
-    return any(_is_sparse24(planned.sparsity) for block in plan for planned in block)
+    layers = dense_sites(skeleton.model)
+    return any(
+        planned.site.name in layers
+        and planned.site.shape[1] % 4 == 0
+        and _is_sparse24(planned.sparsity)
+        for block in plan
+        for planned in block
+    )
 
 
 def _is_sparse24(sparsity: Sparsity) -> bool:
@@ -174,4 +203,5 @@ def _is_sparse24(sparsity: Sparsity) -> bool:
     keep, group = sparsity.keep, sparsity.group
     if keep is None or group is None:
         return False
-    return (keep, group) == (1, 2) or (keep <= 2 and group % 4 == 0)
+    # Four in a row lie in two groups at most, or in one where the groups are whole fours.
+    return keep == 1 or (keep == 2 and group % 4 == 0)

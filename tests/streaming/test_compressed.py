@@ -10,6 +10,8 @@ from families import FAMILIES, TURNED_EXPERTS, tiny_model
 from streaming_jobs import factors, recipe_of, samples, save, stream
 from streaming_same import require_same
 
+from secateur.compress import compress
+
 FACTORED: dict[str, dict[str, Any]] = {
     "rank": {"method": "svd-whitened", "rank": 16},
     "rank, not in turn": {"method": "svd-whitened", "rank": 16, "in_turn": False},
@@ -68,8 +70,13 @@ def test_no_weight_is_kept_behind_a_block(
     assert held == [before] * 3
 
 
-def test_no_matrix_gets_factors(tmp_path: Path) -> None:
-    folder = save(tiny_model("llama", 3), tmp_path / "in")
+@pytest.mark.parametrize("is_24", [False, True], ids=["dense", "2:4 in part"])
+def test_no_matrix_gets_factors(tmp_path: Path, is_24: bool) -> None:
+    folder = save(tiny_model("llama", 3), tmp_path / "dense")
+    if is_24:
+        recipe = recipe_of(method="magnitude", targets=["re:.*up_proj"])
+        compress(folder, recipe, output=tmp_path / "in")
+        folder = tmp_path / "in"
     override = {"targets": ["re:.*"], "rank": None}
     recipe = factors(method="svd-whitened", rank=16, overrides=[override])
     require_same(folder, recipe, tmp_path, samples(), checkpoint_format="auto")

@@ -90,8 +90,19 @@ def test_factors_add_what_they_are_made_of(folder: Path, tmp_path: Path) -> None
     # Those of o and down once more, and a copy of the block.
     elements = 2 * 32 * 32 + 2 * 16 * 32 + 3 * 32 * 64
     assert in_turn.host_bytes - at_once.host_bytes == (32**2 + 64**2) * 8 + elements * 4
+    # Rank 16 pays for all but k and v [16, 32], which have 512 values and not 16 x 48.
+    assert by_weights.disk_bytes == by_weights.model_bytes + 3 * 2 * (16 * 48 - 512) * 4
     assert 0 < by_weights.seconds < math.inf
-    assert by_weights.disk_bytes == by_weights.model_bytes
+
+
+def test_writing_24_layers_takes_memory(folder: Path, tmp_path: Path) -> None:
+    dense, compact = (
+        estimate(folder, tmp_path / "out", samples(), checkpoint_format=name)
+        for name in ("dense", "compact")
+    )
+    more = 24 * 32 * 64 + dense.largest_block_bytes * 9 // 16
+    assert compact.host_bytes - dense.host_bytes == more
+    assert compact.disk_bytes == dense.disk_bytes
 
 
 def test_every_expert_has_a_hessian_of_its_own(tmp_path: Path) -> None:

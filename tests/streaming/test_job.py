@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from families import tiny_model
+from families import FAMILIES, model_from, tiny_model
 from streaming_jobs import (
     CHAIN,
     edit_weights,
@@ -18,6 +18,7 @@ from streaming_jobs import (
     stream,
     weight_bytes,
 )
+from transformers import LlamaConfig
 
 from secateur.calibration.data import CalibrationSource
 from secateur.checkpoint.load import load_model
@@ -407,6 +408,11 @@ REFUSED_FORMATS = {
         "compact",
         "makes none: leave out the format, or give dense",
     ),
+    "no factors": (
+        factors(rank=16, overrides=[{"targets": ["re:.*"], "rank": None}]),
+        "compact",
+        "but svd-whitened as asked for makes none",
+    ),
     "factors multiplied back": (
         factors(rank=16, write="dense"),
         "compact",
@@ -423,10 +429,18 @@ def test_formats_that_do_not_fit_are_refused(folder: Path, tmp_path: Path, name:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in"]
 
 
-@pytest.mark.parametrize("pattern", ["1:4", "1:2", "2:8"])
-def test_what_is_sparser_than_24_is_written_as_24(
-    folder: Path, tmp_path: Path, pattern: str
-) -> None:
+def test_fused_experts_are_no_24_layers(tmp_path: Path) -> None:
+    folder = save(tiny_model("mixtral"), tmp_path / "in")
+    recipe = recipe_of(method="magnitude", targets=["re:.*experts.*"])
+    with pytest.raises(SecateurError, match="magnitude as asked for makes none"):
+        stream(folder, tmp_path / "out", recipe=recipe, checkpoint_format="compact")
+
+
+@pytest.mark.parametrize("pattern", ["1:4", "1:2", "2:8", "1:3", "1:6"])
+def test_what_is_sparser_than_24_is_written_as_24(tmp_path: Path, pattern: str) -> None:
+    sizes = {"hidden_size": 48, "intermediate_size": 96, "head_dim": 12}
+    config = LlamaConfig(**FAMILIES["llama"](2).to_dict() | sizes)
+    folder = save(model_from(config), tmp_path / "in")
     recipe = recipe_of(method="magnitude", pattern=pattern)
     stream(folder, tmp_path / "out", recipe=recipe, checkpoint_format="compact")
     assert compressed_modules(load_model(tmp_path / "out").model)

@@ -173,7 +173,7 @@ class CompactLayers:
         )
 
     def within(self, part: str) -> "CompactLayers":
-        """Those of a part of the model, such as a block, by its dotted name."""
+        """The layers of a part of the model, such as a block, by its dotted name."""
         start = f"{part}."
         return CompactLayers(
             {name: spec for name, spec in self.specs.items() if name.startswith(start)},

@@ -353,7 +353,7 @@ def whole_model_needs(stage: FactorStage) -> str:
     """
     if stage.joint:
         return "joint must know which matrices share inputs before the first block: leave it out"
-    if stage.dense_targets:
+    if stage.method == "svd-whitened" and stage.dense_targets:
         return "dense_targets runs the dense blocks beside the compressed ones: leave it out"
     if stage.weighs_by != "output" and _importance_counts(stage, stage.weighs_by):
         return (

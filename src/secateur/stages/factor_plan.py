@@ -146,6 +146,24 @@ def _stored(rank: int) -> int:
     return -(-rank // RANK_STEP) * RANK_STEP
 
 
+def stored_beyond_dense(stage: FactorStage, plan: FactorPlan) -> int:
+    """Values that factors store beyond those of the dense matrices, where ranks do not pay.
+
+    Index pairs of 2:4, an eighth of a byte a weight, count as a sixteenth of a value of 16 bits.
+    Ranks that a budget shares out always pay.
+    """
+    if not stage.writes_factors:
+        return 0
+    beside = 9 / 16 if stage.method == "sparse-plus-low-rank" else 0.0
+    more = 0
+    for site in (site for block in plan.sites for site in block):
+        rank = plan.ranks.get(site.name)
+        if rank is not None:
+            n, k = site.shape
+            more += max(0, _stored(rank) * (n + k) + int(beside * n * k) - n * k)
+    return more
+
+
 def _laser(stage: FactorStage, inventory: Inventory) -> FactorPlan:
     by_block: list[list[WeightSite]] = [[] for _ in inventory.sites]
     ranks: dict[str, int] = {}

@@ -23,7 +23,7 @@ from secateur.streaming.activations import (
 from secateur.streaming.finished import WRITERS
 from secateur.streaming.skeleton import Skeleton, outside_blocks
 from secateur.streaming.source import parameter_bytes
-from secateur.streaming.work import tunes_halves, work_bytes, work_flops
+from secateur.streaming.work import compressing_bytes, tunes_halves, work_bytes, work_flops
 
 _PROBE_WIDTH = 2048
 _EXPECTED_SHARE_OF_PEAK = 0.5
@@ -56,6 +56,8 @@ def estimate_job(
     tokens: CalibrationTokens | None,
     device: torch.device,
     activations: Home,
+    compact: bool = False,
+    more_values: int = 0,
 ) -> Estimate:
     """Reckon the needs of one stage.
 
@@ -66,6 +68,8 @@ def estimate_job(
         tokens: to calibrate on; None without calibration.
         device: where blocks run.
         activations: where the caller wants hidden states.
+        compact: whether layers are written compressed.
+        more_values: that are written beyond those of the model.
     """
     blocks = skeleton.blocks
     block_bytes = max(parameter_bytes(block.parameters()) for block in blocks.modules)
@@ -80,6 +84,9 @@ def estimate_job(
     work = block_bytes
     if tokens or isinstance(stage, FactorStage):
         work = work_bytes(inventory, stage, tokens, _dtype_bytes(skeleton), device)
+    if compact:
+        # It is done last, but statistics may still be there.
+        work += compressing_bytes(inventory, block_bytes)
     on_gpu = device.type == "cuda"
     # Pages of a mapped file count while there is room for them.
     in_host = hidden + between if home != "device" or not on_gpu else 0
@@ -94,7 +101,9 @@ def estimate_job(
         device_bytes=block_bytes + work + hidden + between - in_host if on_gpu else 0,
         # While the rest is written, two blocks that were read may still lie beside it.
         host_bytes=max(reading, rest_bytes + 2 * copies) + pinned + (0 if on_gpu else work),
-        disk_bytes=model_bytes + (hidden if home == "file" else 0),
+        disk_bytes=model_bytes
+        + more_values * _dtype_bytes(skeleton)
+        + (hidden if home == "file" else 0),
         seconds=_seconds(work_flops(inventory, stage, tokens), device, dtype),
     )
 

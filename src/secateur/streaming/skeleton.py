@@ -101,6 +101,9 @@ def release(parts: Iterable[nn.Module]) -> None:
     empty: dict[int, nn.Parameter] = {}
     for part in parts:
         for name, parameter in list(part.named_parameters(recurse=False)):
+            # A module that comes twice: by now it could have the id of one that is gone.
+            if parameter.is_meta:
+                continue
             if id(parameter) not in empty:
                 values = torch.empty_like(parameter, device="meta")
                 empty[id(parameter)] = nn.Parameter(values, parameter.requires_grad)

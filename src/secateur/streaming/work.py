@@ -20,6 +20,8 @@ _HESSIAN_COPIES = 4
 _MASTER_COPIES = 5
 # A backward pass costs two forward passes.
 _PASSES_TO_TRAIN = 3
+# To make one matrix 2:4, a weight: masks, positions and numbers of what is kept.
+_BYTES_TO_COMPRESS = 24
 # In float64: the matrix, what is decomposed, both sides of that and the room to find them, factors.
 _DECOMPOSED_COPIES = 8
 # A singular value decomposition: so many times N K min(N, K), and float64 at half the speed.
@@ -84,6 +86,12 @@ def _factor_bytes(
     # Those that are fitted in turn are summed up once more, crossed, beside a copy of the block.
     crossed = _hessian_bytes(fed) + _elements(sites) * dtype_bytes if fed else 0
     return hessians + crossed + decomposed + _HESSIAN_COPIES * columns**2 * 8
+
+
+def compressing_bytes(inventory: Inventory, block_bytes: int) -> int:
+    """What it takes beside a block to make its layers 2:4, one after another."""
+    sizes = (site.shape[0] * site.shape[1] for site in inventory.all_sites)
+    return _BYTES_TO_COMPRESS * max(sizes, default=0) + block_bytes * 9 // 16
 
 
 def _hessian_bytes(sites: Sequence[WeightSite]) -> int:
