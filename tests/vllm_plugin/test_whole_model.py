@@ -36,6 +36,12 @@ def rms(difference: Tensor) -> float:
     return difference.square().mean().sqrt().item()
 
 
+def of_most_tokens(difference: Tensor) -> float:
+    """The median over tokens, in their order: one that is near to the border of two experts may go
+    to the other by rounding, which differs between processors, and its answer with it."""
+    return difference.square().mean(dim=1).sqrt().median().item()
+
+
 def assert_as_good(served: Tensor, by_transformers: Tensor, exact: Tensor) -> None:
     """Both round to 16 bits at much the same places, so both are about as far from the truth."""
     assert rms(served - exact) < 2 * rms(by_transformers - exact)
@@ -83,9 +89,10 @@ def test_experts_stay_vllms_own_beside_compressed_layers(tmp_path: Path) -> None
             llm.collective_rpc("reload_weights")
         llm.reset_prefix_cache()
         answer_after_reload = vllm_log_probs(llm)
-    assert_as_good(answer, log_probs(model), exact)
+    by_transformers = of_most_tokens(log_probs(model) - exact)
+    assert of_most_tokens(answer - exact) < 2 * by_transformers
     # Once vLLM packs experts again, the warning can go.
-    assert rms(answer_after_reload - exact) > 10 * rms(answer - exact)
+    assert of_most_tokens(answer_after_reload - exact) > 10 * by_transformers
 
 
 def add_adapter(model: nn.Module, folder: Path) -> None:
