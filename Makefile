@@ -148,7 +148,7 @@ test-vllm: $(VLLM_HOME)/.ready
 # Each has an environment on top of .venv that holds only what that version needs otherwise.
 .PHONY: test-transformers
 TRANSFORMERS       := 5.17.0 5.20.2 5.22.2 5.24.0
-TRANSFORMERS_TESTS := $(addprefix tests/,integrations checkpoint models engine serve)
+TRANSFORMERS_TESTS := $(addprefix tests/,integrations checkpoint models engine serve streaming)
 PACKAGES            = $(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
 .venv-transformers/%/.ready: $(READY)
 	rm -rf $(@D)
