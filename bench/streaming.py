@@ -1,6 +1,6 @@
 """Memory of pruning a model from disk to disk, beside pruning it in memory.
 
-    python -m bench.streaming [--threads 1] [--factors]
+    python -m bench.streaming [--threads 1] [--samples 16] [--length 512] [--factors]
 
 A Llama of 24 blocks x hidden 1024 with random weights in bfloat16, made block by block in a folder
 that goes afterwards, is pruned by Wanda 2:4 on 16 x 512 random tokens; streamed, it is also written
@@ -36,7 +36,6 @@ from secateur.compress_streaming import compress_streaming
 from secateur.progress import SilentProgress
 
 NUM_BLOCKS, WIDTH, INNER, VOCABULARY = 24, 1024, 2816, 32000
-NUM_SAMPLES, LENGTH = 16, 512
 GOAL = 0.4
 WANDA = {"stages": [{"stage": "prune", "method": "wanda", "pattern": "2:4"}]}
 FACTORS = {"stages": [{"stage": "factor", "method": "svd-whitened", "rank": 256}]}
@@ -94,19 +93,19 @@ def _values(shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
     return (0.02 * torch.randn(shape, generator=generator)).bfloat16()
 
 
-def token_ids() -> torch.Tensor:
-    """int64 [16, 512], random with a fixed seed."""
+def token_ids(samples: int, length: int) -> torch.Tensor:
+    """int64 [samples, length], random with a fixed seed."""
     generator = torch.Generator().manual_seed(1)
-    return torch.randint(3, VOCABULARY, (NUM_SAMPLES, LENGTH), generator=generator)
+    return torch.randint(3, VOCABULARY, (samples, length), generator=generator)
 
 
-def prune(way: str, folder: Path, output: Path) -> None:
+def compress(way: str, folder: Path, output: Path, tokens: torch.Tensor) -> None:
     """Do the work in one of the ways."""
     if way != "in_memory":
         compress_streaming(
             folder,
             FACTORS if way == "streaming_factors" else WANDA,
-            calibration=token_ids(),
+            calibration=tokens,
             output=output,
             checkpoint_format="compact" if way == "streaming_compact" else "auto",
             progress=SilentProgress(),
@@ -115,21 +114,21 @@ def prune(way: str, folder: Path, output: Path) -> None:
     compress_with_report(
         folder,
         WANDA,
-        calibration=token_ids(),
+        calibration=tokens,
         output=output,
         checkpoint_format="dense",
         progress=SilentProgress(),
     )
 
 
-def measure(way: str, folder: Path, output: Path) -> dict[str, Any]:
+def measure(way: str, folder: Path, output: Path, tokens: torch.Tensor) -> dict[str, Any]:
     """What a run takes, in this process, which has done nothing else before."""
     # Sets the largest resident size back to what it is now.
     Path("/proc/self/clear_refs").write_text("5")
     before = _resident()
     started = perf_counter()
     with _watched() as largest:
-        prune(way, folder, output)
+        compress(way, folder, output, tokens)
     return {
         "growth_bytes": _resident()["VmHWM"] - before["VmRSS"],
         "seconds": perf_counter() - started,
@@ -170,10 +169,12 @@ def _watched() -> Iterator[dict[str, int]]:
         watcher.join()
 
 
-def run_apart(way: str, folder: Path, output: Path, threads: int) -> dict[str, Any]:
-    """`measure` in a new process."""
+def run_apart(way: str, folder: Path, output: Path, **numbers: int) -> dict[str, Any]:
+    """`measure` in a new process, with threads, samples and length by their options' names."""
     arguments = ["--way", way, "--folder", str(folder), "--output", str(output)]
-    command = [sys.executable, "-m", "bench.streaming", *arguments, "--threads", str(threads)]
+    for name, number in numbers.items():
+        arguments += [f"--{name}", str(number)]
+    command = [sys.executable, "-m", "bench.streaming", *arguments]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE)
     result: dict[str, Any] = json.loads(done.stdout)
     return result
@@ -181,6 +182,8 @@ def run_apart(way: str, folder: Path, output: Path, threads: int) -> dict[str, A
 
 def main(
     threads: Annotated[int, typer.Option(help="Threads of either process.")] = 1,
+    samples: Annotated[int, typer.Option(help="Of calibration.")] = 16,
+    length: Annotated[int, typer.Option(help="Tokens of a sample.")] = 512,
     factors: Annotated[bool, typer.Option(help="Also make factors of it.")] = False,
     record: Annotated[bool, typer.Option(help="Append to bench/results.")] = True,
     way: Annotated[str, typer.Option(hidden=True)] = "",
@@ -190,7 +193,8 @@ def main(
     silence_transformers()
     torch.set_num_threads(threads)
     if way:
-        typer.echo(json.dumps(measure(way, Path(folder), Path(output))))
+        tokens = token_ids(samples, length)
+        typer.echo(json.dumps(measure(way, Path(folder), Path(output), tokens)))
         return
     with tempfile.TemporaryDirectory() as scratch:
         place = Path(scratch)
@@ -198,11 +202,12 @@ def main(
         result: dict[str, Any] = {
             "model": f"random Llama, {NUM_BLOCKS} blocks x {WIDTH}",
             "model_bytes": model_bytes,
-            "shape": [NUM_SAMPLES, LENGTH],
+            "shape": [samples, length],
             "goal": GOAL,
         }
         for name in (*WAYS, "streaming_factors") if factors else WAYS:
-            found = run_apart(name, place / "model", place / name, threads)
+            numbers = {"threads": threads, "samples": samples, "length": length}
+            found = run_apart(name, place / "model", place / name, **numbers)
             result[name] = found | {"of_model": found["growth_bytes"] / model_bytes}
         result["same_weights"] = _same_weights(place / WAYS[0], place / WAYS[1])
     typer.echo(json.dumps(result, indent=2))

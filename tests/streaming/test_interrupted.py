@@ -14,8 +14,10 @@ from safetensors.torch import save_file
 from streaming_jobs import CHAIN, STAGE, factors, recipe_of, samples, save, stream, weight_bytes
 from transformers.models.llama.modeling_llama import LlamaMLP
 
+from secateur.calibration.inputs import BlockInputs
 from secateur.compress import compress
 from secateur.errors import OutOfSpaceError, SecateurError
+from secateur.models.swap import compressed_modules
 from secateur.plain import to_plain
 from secateur.report.record import FactorRecord, PruneRecord, Report
 from secateur.streaming import rest, shards
@@ -219,6 +221,27 @@ def test_finished_blocks_after_one_that_memory_is_short_for(
     monkeypatch.setattr(LlamaMLP, "forward", short_of_memory_at(2))
     report = stream(folder, tmp_path / "out", resume=True, **options)
     assert [bool(entry["note"]) for entry in records(report)[:4]] == [False, True, False, False]
+
+
+def test_finished_24_blocks_are_run_dense_as_they_were(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU 2:4 kernels would add in another order than the products of the first run."""
+    folder = save(tiny_model("llama", 3).bfloat16(), tmp_path / "in")
+    monkeypatch.setattr(BlockJournal, "save", at_call(3, BlockJournal.save, Stop()))
+    with pytest.raises(Stop):
+        stream(folder, tmp_path / "out", checkpoint_format="compact")
+    monkeypatch.undo()
+    compressed: list[int] = []
+    passing = BlockInputs.pass_through
+
+    def watched(self: BlockInputs, block: Any, *of: Any) -> None:
+        compressed.append(len(compressed_modules(block)))
+        passing(self, block, *of)
+
+    monkeypatch.setattr(BlockInputs, "pass_through", watched)
+    stream(folder, tmp_path / "out", resume=True, checkpoint_format="compact")
+    assert compressed == [0, 0]
 
 
 def test_ranks_are_not_shared_out_a_second_time(

@@ -130,7 +130,10 @@ class BlockFactorer:
         for index, block in enumerate(self._blocks.modules):
             done_before = self._finished.read(index) if self._finished else None
             if done_before is None:
-                new, record = self._factor_open(block, index, groups[index], ranks, trace)
+                with self._opened(index):
+                    new, record = self._factor_block(block, index, groups[index], ranks, trace)
+                    if self._finished:
+                        self._finished.save(index, new, record, self._together)
             else:
                 new, record, together = done_before
                 self._pass_through(block, index, groups[index], together)
@@ -146,20 +149,6 @@ class BlockFactorer:
             importance=self._weighed_by,
             stored_dense=not self._stage.writes_factors,
         )
-
-    def _factor_open(
-        self,
-        block: nn.Module,
-        index: int,
-        groups: list[FactorGroup],
-        ranks: Mapping[str, int | None],
-        trace: Trace | None,
-    ) -> tuple[list[FactoredLayer], BlockRecord]:
-        with self._opened(index):
-            layers, record = self._factor_block(block, index, groups, ranks, trace)
-            if self._finished:
-                self._finished.save(index, layers, record, self._together)
-        return layers, record
 
     def _pass_through(
         self, block: nn.Module, index: int, groups: list[FactorGroup], together: list[int]
