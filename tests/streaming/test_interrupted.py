@@ -1,6 +1,7 @@
 """Jobs that an error or a full disk ended, and what resuming makes of them."""
 
 import errno
+import json
 import os
 import resource
 from collections.abc import Callable
@@ -254,6 +255,26 @@ def test_ranks_are_not_shared_out_a_second_time(
         stream(folder, tmp_path / "out", **options)
     monkeypatch.undo()
     monkeypatch.setattr("secateur.stages.factor.output_spectra", at_call(1, min, Stop()))
+    stream(folder, tmp_path / "out", resume=True, **options)
+
+
+def test_ranks_that_were_edited_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = save(tiny_model("llama", 3), tmp_path / "in")
+    options = {"recipe": METHODS["factors by weights"]}
+    monkeypatch.setattr(BlockJournal, "save", at_call(2, BlockJournal.save, Stop()))
+    with pytest.raises(Stop):
+        stream(folder, tmp_path / "out", **options)
+    monkeypatch.undo()
+    path = job_folder(tmp_path / "out") / "ranks.json"
+    written = path.read_text(encoding="utf-8")
+    edited = json.loads(written)
+    edited["ranks"] |= {next(iter(edited["ranks"])): 1}
+    path.write_text(json.dumps(edited), encoding="utf-8")
+    with pytest.raises(SecateurError, match=r"ranks\.json has other content .*delete .*out\.job"):
+        stream(folder, tmp_path / "out", resume=True, **options)
+    path.write_text(written, encoding="utf-8")
     stream(folder, tmp_path / "out", resume=True, **options)
 
 

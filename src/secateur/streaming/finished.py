@@ -1,5 +1,6 @@
 """Finished blocks of a streaming job on disk: weights first, then the entry that counts."""
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from secateur.checkpoint.files import read_json
 from secateur.checkpoint.manifest import file_sha256
+from secateur.errors import SecateurError
 from secateur.integrations.layer_specs import CompactLayers
 from secateur.models.blocks import BlockList
 from secateur.models.measure import num_logical_zeros
@@ -33,6 +35,8 @@ Layer = TypeVar("Layer")
 @dataclass(frozen=True)
 class _Ranks:
     ranks: dict[str, int | None]
+    sha256: str
+    """Of `ranks`."""
 
 
 @dataclass(frozen=True)
@@ -185,13 +189,27 @@ class BlockJournal(Generic[Layer]):
         writing.result()
 
     def read_ranks(self) -> dict[str, int | None] | None:
-        """As of `stages.finished.FinishedFactoring`."""
+        """As of `stages.finished.FinishedFactoring`.
+
+        Raises:
+            SecateurError: they are not those that were written. They cannot be settled anew, as
+                blocks that are finished are no longer dense.
+        """
         path = self._job / _RANKS_FILE
-        return from_plain(_Ranks, read_json(path)).ranks if path.is_file() else None
+        if not path.is_file():
+            return None
+        saved = from_plain(_Ranks, read_json(path))
+        if saved.sha256 != _digest(saved.ranks):
+            raise SecateurError(
+                f"{path} has other content than when it was written; delete {self._job} to start "
+                "over"
+            )
+        return saved.ranks
 
     def save_ranks(self, ranks: Mapping[str, int | None]) -> None:
         """As of `stages.finished.FinishedFactoring`."""
-        write_aside(self._job / _RANKS_FILE, json.dumps({"ranks": dict(ranks)}))
+        saved = _Ranks(dict(ranks), _digest(ranks))
+        write_aside(self._job / _RANKS_FILE, json.dumps(to_plain(saved)))
 
     def digests(self) -> dict[str, str]:
         """Hex SHA-256 by file name of all blocks, which are finished."""
@@ -210,3 +228,7 @@ class BlockJournal(Generic[Layer]):
 
     def _read(self, index: int) -> FinishedBlock:
         return from_plain(FinishedBlock, read_json(self._entry(index)))
+
+
+def _digest(ranks: Mapping[str, int | None]) -> str:
+    return hashlib.sha256(json.dumps(to_plain(ranks)).encode()).hexdigest()
