@@ -10,7 +10,7 @@ from families import FAMILIES, TURNED_EXPERTS, model_from, tiny_model
 from safetensors.torch import load_file, save_file
 from streaming_jobs import edit_weights, recipe_of, samples, save
 from streaming_same import require_same
-from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig
+from transformers import AutoModelForCausalLM, DeepseekV3Config, GenerationConfig, LlamaConfig
 
 QUICK = {"rounds": 1, "samples_per_round": 3}
 METHODS: dict[str, dict[str, Any]] = {
@@ -62,6 +62,27 @@ def test_in_another_dtype(tmp_path: Path, dtype: str) -> None:
     folder = save(tiny_model("llama").bfloat16(), tmp_path / "in")
     require_same(folder, recipe_of(method="wanda"), tmp_path, samples(), dtype)
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "out").dtype == getattr(torch, dtype)
+
+
+@pytest.mark.parametrize("dtype", ["auto", "float16"])
+def test_a_buffer_that_is_kept_in_fp32(tmp_path: Path, dtype: str) -> None:
+    """DeepSeek's routers add a bias that its class keeps from 16 bits."""
+    config = DeepseekV3Config(
+        **FAMILIES["llama"](2).to_dict() | {"num_key_value_heads": 4},
+        first_k_dense_replace=1,
+        n_routed_experts=4,
+        n_group=2,
+        topk_group=1,
+        num_experts_per_tok=2,
+        moe_intermediate_size=32,
+        q_lora_rank=16,
+        kv_lora_rank=16,
+        qk_rope_head_dim=8,
+        qk_nope_head_dim=8,
+        v_head_dim=8,
+    )
+    folder = save(model_from(config).bfloat16(), tmp_path / "in")
+    require_same(folder, recipe_of(method="wanda"), tmp_path, samples(), dtype)
 
 
 def test_some_matrices_left_alone(tmp_path: Path) -> None:

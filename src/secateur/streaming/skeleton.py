@@ -10,6 +10,7 @@ import torch
 from accelerate import init_empty_weights
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.core_model_loading import build_glob_alternation
 
 from secateur.checkpoint.files import check_model_folder
 from secateur.checkpoint.load import DTYPES, load_tokenizer, resolve_folder
@@ -57,6 +58,7 @@ def build_skeleton(
         raise SecateurError(f"transformers cannot build {folder}: {error}") from error
     # Each parameter was made anew on the meta device, also those that are one.
     model.tie_weights()
+    _widen_as_on_loading(model)
     model.eval()
     return Skeleton(
         model, find_blocks(model), load_tokenizer(folder), folder, str(source), revision
@@ -76,6 +78,18 @@ def _without_weights(config: Any, dtype: torch.dtype) -> Any:
     for name, buffer in model.named_buffers():
         buffer.copy_(values[name])
     return model
+
+
+def _widen_as_on_loading(model: Any) -> None:
+    """Have in fp32 what a model's class keeps so, whatever the dtype of the other weights."""
+    # All that such a plan ever names is fp32.
+    kept = model._get_dtype_plan(model.dtype)
+    if not kept:
+        return
+    pattern, *_ = build_glob_alternation(list(kept))
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if pattern.search(name):
+            tensor.data = tensor.data.float()
 
 
 def _dtype(config: Any, dtype: str) -> torch.dtype:
