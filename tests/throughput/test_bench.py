@@ -221,6 +221,22 @@ def test_a_command_that_ends_in_its_first_workload_says_that_nothing_is_kept(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (("--baseline", "x"), "expected --baseline one of dense, got 'x'"),
+        (("--attention", "flex"), "flex attention needs compiled steps on a GPU"),
+    ],
+)
+def test_a_command_that_cannot_begin_says_why_and_no_more(
+    option: tuple[str, str], message: str
+) -> None:
+    arguments = list(map(str, ("--shape", "tiny", "--forms", "dense", *SMALL, *option)))
+    result = CliRunner().invoke(APP, arguments)
+    assert message in str(result.exception)
+    assert not result.stdout
+
+
 def test_figures_are_told_where_the_page_cannot_be_written(tmp_path: Path) -> None:
     lines, page = tmp_path / "out.jsonl", tmp_path / "out.html"
     page.with_name("out.html.partial").mkdir()

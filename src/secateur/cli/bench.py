@@ -2,7 +2,7 @@
 
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
@@ -117,11 +117,7 @@ def bench_command(
             candidates = random_candidates(
                 shape, wanted, dtype, where, rank_fraction=rank_fraction, depth_kept=depth_kept
             )
-    results = _Results(json_lines, page)
-    try:
-        _measure(candidates, options, results)
-    finally:
-        results.tell(len(options.workloads))
+    _measure(candidates, options, _Results(json_lines, page))
 
 
 @dataclass
@@ -166,8 +162,11 @@ class _Results:
 
 
 def _measure(candidates: list[Candidate], options: ThroughputOptions, results: _Results) -> None:
-    with _ended_by_sigterm(), shown_progress() as progress:
-        for record in run_throughput(candidates, options, progress):
+    with _ended_by_sigterm(), ExitStack() as at_the_end, shown_progress() as progress:
+        workloads = run_throughput(candidates, options, progress)
+        # Only now can anything be measured; told once the progress is off the screen.
+        at_the_end.callback(results.tell, len(options.workloads))
+        for record in workloads:
             results.keep(record)
 
 

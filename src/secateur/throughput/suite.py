@@ -61,8 +61,8 @@ def run_throughput(
         options: what is measured.
         progress: is told of every turn.
 
-    Yields:
-        the record so far, after each workload.
+    Returns:
+        the record so far, after each workload; the first is begun as it is asked for.
 
     Raises:
         SecateurError: a model cannot run the workload, or the baseline is not among them.
@@ -86,6 +86,17 @@ def run_throughput(
         measurements=(),
         notes=options.notes if options.attention == "sdpa" else (*options.notes, _FLEX),
     )
+    return _workloads(candidates, runners, record, options, progress)
+
+
+def _workloads(
+    candidates: Sequence[Candidate],
+    runners: Sequence[tuple[str, Runner]],
+    record: ThroughputRecord,
+    options: ThroughputOptions,
+    progress: Progress,
+) -> Iterator[ThroughputRecord]:
+    """`record` with the measurements so far, after each workload."""
     for workload in options.workloads:
         prompts = random_prompts([candidate.model for candidate in candidates], workload)
         turns = _take_turns(runners, workload, prompts, options.rounds, progress)
