@@ -237,5 +237,9 @@ def test_a_stream_splits_a_batch_that_does_not_fit() -> None:
     inputs, block = inputs_of([5, 1], small_only)
     for hidden, output in zip(inputs.hidden, inputs.stream(block, 0), strict=True):
         assert torch.equal(output, hidden + 1)
+    together = [3, 1]
+    parts = list(inputs.stream_in_parts(block, 0, together))
+    assert [fitting for _, fitting in parts] == [1, 1]
+    assert together == [3, 1]
     with pytest.raises(torch.OutOfMemoryError):
         inputs.run_block(block, 0)

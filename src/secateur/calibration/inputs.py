@@ -55,9 +55,14 @@ class BlockInputs:
     def __len__(self) -> int:
         return len(self.hidden)
 
-    def stream(
-        self, block: nn.Module, index: int, together: list[int] | None = None
-    ) -> Iterator[Tensor]:
+    def stream(self, block: nn.Module, index: int) -> Iterator[Tensor]:
+        """Outputs as of `stream_in_parts`, with as many samples at once as there is memory for."""
+        for output, _ in self.stream_in_parts(block, index, self.batch_sizes()):
+            yield output
+
+    def stream_in_parts(
+        self, block: nn.Module, index: int, together: Sequence[int]
+    ) -> Iterator[tuple[Tensor, int]]:
         """Run block `index` on every batch, one at a time, without gradients.
 
         Where a batch does not fit in the device's memory, its samples are run in smaller parts.
@@ -65,20 +70,20 @@ class BlockInputs:
         Args:
             block: on the device.
             index: of the block.
-            together: by batch, how many of its samples are run together; lowered where that does
-                not fit. By default all. The same numbers give the same results, bit for bit.
+            together: by batch, how many of its samples to run together at most. The same numbers
+                give the same results, bit for bit, as long as they fit.
 
         Yields:
-            its outputs [batch, length, width] on the device where it runs.
+            (its outputs [batch, length, width] on the device where it runs, how many samples were
+            run together).
 
         Raises:
             SecateurError: a sample alone does not fit, or the block changes shape or dtype.
         """
-        together = self.batch_sizes() if together is None else together
-        for batch, (hidden, calls) in enumerate(zip(self.hidden, self.calls, strict=True)):
-            output, together[batch] = self._in_parts(block, calls[index], hidden, together[batch])
+        for hidden, calls, most in zip(self.hidden, self.calls, together, strict=True):
+            output, fitting = self._in_parts(block, calls[index], hidden, most)
             _require_alike(index, output, hidden)
-            yield output
+            yield output, fitting
 
     def batch_sizes(self) -> list[int]:
         """Samples of every batch."""
@@ -126,10 +131,14 @@ class BlockInputs:
         _require_alike(index, output, hidden)
         self.outputs[batch].copy_(output)
 
-    def pass_through(self, block: nn.Module, index: int, together: list[int]) -> None:
-        """Make the outputs of block `index` the next block's inputs; arguments as of `stream`."""
-        for batch, output in enumerate(self.stream(block, index, together)):
-            self.hidden[batch].copy_(output)
+    def pass_through(self, block: nn.Module, index: int, together: Sequence[int]) -> None:
+        """Make the outputs of block `index` the next block's inputs.
+
+        Arguments as of `stream_in_parts`.
+        """
+        outputs = self.stream_in_parts(block, index, together)
+        for hidden, (output, _) in zip(self.hidden, outputs, strict=True):
+            hidden.copy_(output)
 
     def keep_outputs(self) -> None:
         """Make what `run_block` kept the next block's inputs."""

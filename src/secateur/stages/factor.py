@@ -325,11 +325,12 @@ class BlockFactorer:
         """All streams move on to the next block; how far this block's outputs moved."""
         error = RelativeError()
         inputs, *dense = self._streams
-        # `stream` lowers these where memory is short; a journal keeps what it came to.
-        self._together = inputs.batch_sizes()
-        for batch, output in enumerate(inputs.stream(block, index, self._together)):
+        self._together = []
+        outputs = inputs.stream_in_parts(block, index, inputs.batch_sizes())
+        for batch, (output, fitting) in enumerate(outputs):
             error.add(output, inputs.outputs[batch])
             inputs.hidden[batch].copy_(output)
+            self._together.append(fitting)
         for stream in dense:
             stream.keep_outputs()
         return error.value

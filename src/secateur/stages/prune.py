@@ -311,12 +311,13 @@ class BlockPruner:
     def _propagate(self, block: nn.Module, index: int, inputs: BlockInputs) -> float:
         """Make the pruned block's outputs the next block's inputs; how far they moved."""
         error = RelativeError()
-        # `stream` lowers these where memory is short; a journal keeps what it came to.
-        self._together = inputs.batch_sizes()
+        self._together = []
+        outputs = inputs.stream_in_parts(block, index, inputs.batch_sizes())
         with self._timed("propagating"):
-            for batch, output in enumerate(inputs.stream(block, index, self._together)):
+            for batch, (output, fitting) in enumerate(outputs):
                 error.add(output, inputs.outputs[batch])
                 inputs.hidden[batch].copy_(output)
+                self._together.append(fitting)
         return error.over_all(self._parallel)
 
     @contextmanager
