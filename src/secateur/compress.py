@@ -20,6 +20,7 @@ from secateur.checkpoint.write import check_output, check_saving, check_space, w
 from secateur.clock import StepClock
 from secateur.errors import SecateurError
 from secateur.evaluate.forward import evaluating
+from secateur.models.device import slow_products_note
 from secateur.models.measure import num_bytes
 from secateur.models.swap import to_dense
 from secateur.prepare import (
@@ -184,8 +185,10 @@ def compress_with_report(
                 check_saving(loaded.model, max_shard_size)
                 check_space(Path(output), num_bytes(loaded.model))
         choice = CalibrationChoice(calibration, num_calibration_samples, max_seq_length, seed)
-        with clock.step("draw calibration tokens"):
+        clock.progress.begin("draw calibration tokens", 1)
+        with clock.measured("draw calibration tokens"):
             tokens = draw_tokens(choice, recipe, loaded)
+        clock.progress.advance(slow_products_note(loaded.model, blocks_device) if tokens else "")
         place = in_use.enter_context(training_place(output, cache, resume, device))
         calibrated_on = tokens.sha256() if tokens else ""
         trainings = prepare_trainings(loaded, recipe, place, clock, calibrated_on)

@@ -29,6 +29,7 @@ from secateur.checkpoint.write import (
 from secateur.clock import StepClock
 from secateur.compress import CheckpointFormat, RecipeLike
 from secateur.integrations.transformers_quantizer import mark_compressed
+from secateur.models.device import slow_products_note
 from secateur.models.measure import num_bytes, num_logical_parameters
 from secateur.prepare import (
     DEFAULT_SAMPLES,
@@ -130,7 +131,8 @@ def compress_streaming(
     clock = StepClock(progress or default_progress())
     with ExitStack() as in_use:
         in_use.callback(clock.progress.close)
-        with clock.step("check"):
+        clock.progress.begin("check", 1)
+        with clock.measured("check"):
             place = Path(os.path.realpath(output))
             check_job(place, resume)
             # Killed after its weights became the output, a job is checked like any other.
@@ -152,6 +154,8 @@ def compress_streaming(
                 check_room(needed, job.output, bytes_in_job(job.output))
             # Settled once: the room that was checked is that of this place.
             job = replace(job, activations=needed.activations)
+        note = slow_products_note(job.skeleton.model, job.device) if job.tokens else ""
+        clock.progress.advance(note)
         with clock.step("fingerprint the model"):
             facts = job_facts(
                 job.skeleton.folder, job.recipe, job.tokens, job.device, dtype, job.compact

@@ -771,6 +771,19 @@ def test_doctor(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
+    ("is_slow", "said"),
+    [(True, "many times slower than float32"), (False, "supported")],
+)
+def test_doctor_tells_of_16_bits_on_the_cpu(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, is_slow: bool, said: str
+) -> None:
+    monkeypatch.setattr("secateur.cli.doctor.has_slow_products", lambda *_: is_slow)
+    values = json.loads(good(cli("doctor", "--json")))
+    for dtype in ("bfloat16", "float16"):
+        assert values[f"{dtype} on the CPU"].startswith(said)
+
+
+@pytest.mark.parametrize(
     ("status", "said"),
     [
         (LibraryStatus(True, architectures=("sm_80", "sm_90a")), "for sm_80, sm_90a"),

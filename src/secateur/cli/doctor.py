@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from secateur.cli.options import JsonOutput
+from secateur.models.device import has_slow_products
 from secateur.report.facts import machine_facts, package_versions
 from secateur.settings import read_settings
 from secateur_kernels.dispatch.table import table_of_this_version, tables_in
@@ -40,6 +41,8 @@ def _facts() -> list[tuple[str, str]]:
     return [
         *package_versions().items(),
         *machine_facts().items(),
+        ("bfloat16 on the CPU", _on_cpu(torch.bfloat16)),
+        ("float16 on the CPU", _on_cpu(torch.float16)),
         ("gpu", _gpu()),
         ("compiled library", _compiled_library()),
         ("measured times", _measured_times()),
@@ -47,6 +50,12 @@ def _facts() -> list[tuple[str, str]]:
         *((name, _optional(name)) for name in _OPTIONAL),
         ("offline", "yes: the Hub is not asked" if settings.offline else "no"),
     ]
+
+
+def _on_cpu(dtype: torch.dtype) -> str:
+    if has_slow_products(dtype, torch.device("cpu")):
+        return "many times slower than float32: use --dtype float32"
+    return "supported"
 
 
 def _gpu() -> str:

@@ -37,6 +37,28 @@ def require_one_device(model: nn.Module) -> None:
         )
 
 
+def has_slow_products(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether matrices of 16 bits are multiplied many times slower there than fp32 ones.
+
+    So they are on CPUs without instructions for them: torch then takes loops of its own.
+    """
+    bits16 = {torch.bfloat16: "bf16", torch.float16: "fp16"}
+    if device.type != "cpu" or dtype not in bits16 or not torch.backends.mkldnn.is_available():
+        return False
+    # What torch itself goes by; it is not public.
+    supported = getattr(torch.ops.mkldnn, f"_is_mkldnn_{bits16[dtype]}_supported", None)
+    return supported is not None and not supported()
+
+
+def slow_products_note(model: nn.Module, device: torch.device) -> str:
+    """What to tell before a model is run in a dtype with slow products; else nothing."""
+    dtype = input_embedding(model).dtype
+    if not has_slow_products(dtype, device):
+        return ""
+    name = str(dtype).removeprefix("torch.")
+    return f"this CPU is slow in {name}: --dtype float32, twice as large"
+
+
 @contextmanager
 def on_device(module: nn.Module, device: torch.device) -> Iterator[None]:
     """Move a module to a device, and back to where it was, whatever happens."""
