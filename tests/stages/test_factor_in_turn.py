@@ -69,20 +69,26 @@ Q_1 = "model.layers.1.self_attn.q_proj"
 
 @pytest.mark.parametrize(
     ("name", "fitted"),
-    [(f"{MLP}down_proj", {"in_turn": True}), (Q_1, {"in_turn": False, "dense_targets": True})],
+    [
+        (f"{MLP}down_proj", {"in_turn": True}),
+        (f"{MLP}down_proj", of_mlp(None)),
+        (Q_1, {"in_turn": False, "dense_targets": True}),
+    ],
+    ids=["in turn", "in turn, but dense", "dense targets"],
 )
 def test_errors_are_against_the_outputs_that_were_fitted(name: str, fitted: dict[str, Any]) -> None:
     dense = tiny_model("llama").double()
     model = copy.deepcopy(dense)
     targets = [*(f"{MLP}{feeds}" for feeds in FEEDS), name]
-    error = run(model, {"rank": 8, "targets": targets, **fitted})[name].output_error
+    layer = run(model, {"rank": 8, "targets": targets, **fitted})[name]
     # All tokens are in the sample on which it is measured.
     with torch.no_grad():
         wanted = dense.get_submodule(name)(input_of(dense, name))
         found = model.get_submodule(name)(input_of(model, name))
         expected = float((found - wanted).norm() / wanted.norm())
     # The outputs are fp32 sums of up to 64 products.
-    assert error == pytest.approx(expected, rel=64 * torch.finfo(torch.float32).eps)
+    assert layer.num_tokens == TOKENS.numel()
+    assert layer.output_error == pytest.approx(expected, rel=64 * torch.finfo(torch.float32).eps)
 
 
 def test_what_feeds_is_factored_as_ever() -> None:

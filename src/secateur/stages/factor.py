@@ -296,9 +296,7 @@ class BlockFactorer:
         started = perf_counter()
         shared = moments.get(group.name)
         if rank is None:
-            fitted = shared is not None and fit_dense(group, self._stage, shared, samples)
-            why = _NOT_WORTH if self._stage.rank is None else _NOT_ASKED
-            return _left_dense(group, index, _FITTED if fitted else why)
+            return self._leave_dense(group, index, shared, samples)
         factored = factor_group(group, rank, self._stage, shared, samples, self._importance)
         errors = [
             shared.output_error(site.weight, _rounded(part, site)) if shared else None
@@ -320,6 +318,20 @@ class BlockFactorer:
             )
             for site, part, error, number in zip(group.sites, factored, errors, stored, strict=True)
         ]
+
+    def _leave_dense(
+        self, group: FactorGroup, index: int, moments: SiteMoments | None, samples: int
+    ) -> list[FactoredLayer]:
+        fitted = fit_dense(group, self._stage, moments, samples) if moments else []
+        if moments is None or not fitted:
+            why = _NOT_WORTH if self._stage.rank is None else _NOT_ASKED
+            return [_left_dense(site, index, why) for site in group.sites]
+        layers = []
+        for site, weight in zip(group.sites, fitted, strict=True):
+            error = moments.output_error(site.weight, weight)
+            site.weight.copy_(weight)
+            layers.append(_left_dense(site, index, _FITTED, error, moments.statistics.num_tokens))
+        return layers
 
     def _propagate(self, block: nn.Module, index: int) -> float:
         """All streams move on to the next block; how far this block's outputs moved."""
@@ -368,18 +380,17 @@ def _rounded(part: Factored, site: WeightSite) -> Tensor:
     return part.dense().to(site.parameter.dtype)
 
 
-def _left_dense(group: FactorGroup, index: int, note: str) -> list[FactoredLayer]:
-    return [
-        FactoredLayer(
-            name=site.name,
-            block=index,
-            shape=site.shape,
-            rank=None,
-            num_parameters=site.shape[0] * site.shape[1],
-            output_error=None,
-            num_tokens=0,
-            seconds=0.0,
-            note=note,
-        )
-        for site in group.sites
-    ]
+def _left_dense(
+    site: WeightSite, index: int, note: str, error: float | None = None, num_tokens: int = 0
+) -> FactoredLayer:
+    return FactoredLayer(
+        name=site.name,
+        block=index,
+        shape=site.shape,
+        rank=None,
+        num_parameters=site.shape[0] * site.shape[1],
+        output_error=error,
+        num_tokens=num_tokens,
+        seconds=0.0,
+        note=note,
+    )

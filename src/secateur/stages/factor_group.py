@@ -115,20 +115,22 @@ def factor_group(
 
 def fit_dense(
     group: FactorGroup, stage: FactorStage, moments: SiteMoments, num_samples: int
-) -> bool:
-    """Change matrices that stay dense to what gives the dense outputs on the inputs as they are.
+) -> list[Tensor]:
+    """What matrices that stay dense become, so as to give the dense outputs on the inputs as they
+    are.
 
     Returns:
-        False where no other inputs were watched: then nothing is changed.
+        each [N, K] in its own dtype; none where no other inputs were watched.
 
     Raises:
         SecateurError: as `factor_group`.
     """
     if moments.cross is None or moments.statistics.num_tokens == 0:
-        return False
-    for site, weight in zip(group.sites, group.weights(), strict=True):
-        site.weight.copy_(_target(weight, moments, num_samples, stage.damping))
-    return True
+        return []
+    return [
+        _target(weight, moments, num_samples, stage.damping).to(site.parameter.dtype)
+        for site, weight in zip(group.sites, group.weights(), strict=True)
+    ]
 
 
 def _target(weight: Tensor, moments: SiteMoments, num_samples: int, damping: float) -> Tensor:
