@@ -15,11 +15,11 @@ import torch
 import typer
 from torch import nn
 
+from bench.one_text import OneText
 from bench.records import append_record
 from secateur.checkpoint.load import load_with_tokenizer, silence_transformers
 from secateur.compress import compress_with_report
 from secateur.errors import SecateurError
-from secateur.evaluate.perplexity import encode_text, perplexity
 from secateur.evaluate.speed import prefill_tokens_per_second
 from secateur.models.inventory import take_inventory
 from secateur.progress import SilentProgress
@@ -68,38 +68,20 @@ def quality(
     chosen = list(METHODS) if methods is None else [name.strip() for name in methods.split(";")]
     if not METHODS.keys() >= {*chosen}:
         raise typer.BadParameter(f"expected methods of {'; '.join(METHODS)}, got {methods}")
-    silence_transformers()
-    dense = load_with_tokenizer(model)
-    token_ids = encode_text(dense.tokenizer, text.read_text(encoding="utf-8"))
-    token_ids = token_ids[: windows * length] if windows else token_ids
+    one = OneText(model, calibration, text, num_samples, length, windows)
 
     def measure(network: nn.Module, values: dict[str, Any]) -> None:
-        result = perplexity(network, token_ids, length)
-        record = {
-            "model": Path(model).name,
-            "calibration": Path(calibration).name,
-            "num_samples": num_samples,
-            "text": f"{text.parent.name}/{text.name}",
-            "max_seq_length": length,
-            "num_tokens": result.num_tokens,
-            "perplexity": result.perplexity,
-            "standard_error": result.standard_error,
-        } | values
+        record = one.measure(network) | values
         append_record("low_rank_quality", record)
         kept = f"{values['kept_fraction']:.3f}"
-        typer.echo(f"{values['method']:28} {values['budget']:4} {kept} {result.perplexity:8.2f}")
+        typer.echo(f"{values['method']:28} {values['budget']:4} {kept} {record['perplexity']:8.2f}")
 
-    measure(dense.model, {"method": "dense", "budget": 0.0, "kept_fraction": 1.0})
+    measure(one.dense, {"method": "dense", "budget": 0.0, "kept_fraction": 1.0})
     for budget in BUDGETS:
         for name in chosen:
             try:
-                network, report = compress_with_report(
-                    model,
-                    {"stages": [{"stage": "factor", **METHODS[name], "budget": budget}]},
-                    calibration=calibration,
-                    num_calibration_samples=num_samples,
-                    max_seq_length=length,
-                    progress=SilentProgress(),
+                network, report = one.compress(
+                    {"stage": "factor", **METHODS[name], "budget": budget}
                 )
             except SecateurError as error:
                 typer.echo(f"{name:28} {budget:4} skipped: {error}")

@@ -9,13 +9,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from torch import nn
 
+from bench.one_text import OneText
 from bench.records import append_record
-from secateur.checkpoint.load import load_with_tokenizer, silence_transformers
-from secateur.compress import compress_with_report
 from secateur.errors import SecateurError
-from secateur.evaluate.perplexity import encode_text, perplexity
-from secateur.progress import SilentProgress
 
 PATTERNS: tuple[dict[str, Any], ...] = (
     {"pattern": "2:4"},
@@ -53,42 +51,20 @@ def main(
         bool, typer.Option("--untimed", help="Record no seconds: the machine has other work.")
     ] = False,
 ) -> None:
-    silence_transformers()
-    dense = load_with_tokenizer(model)
-    token_ids = encode_text(dense.tokenizer, text.read_text(encoding="utf-8"))
-    token_ids = token_ids[: windows * length] if windows else token_ids
+    one = OneText(model, calibration, text, num_samples, length, windows)
 
-    def measure(name: str, network: Any, values: dict[str, Any]) -> None:
-        result = perplexity(network, token_ids, length)
-        record = {
-            "model": Path(model).name,
-            "calibration": Path(calibration).name,
-            "num_samples": num_samples,
-            "text": f"{text.parent.name}/{text.name}",
-            "max_seq_length": length,
-            "num_tokens": result.num_tokens,
-            "method": name,
-            "pattern": "dense",
-            "perplexity": result.perplexity,
-            "standard_error": result.standard_error,
-        } | values
+    def measure(name: str, network: nn.Module, values: dict[str, Any]) -> None:
+        record = {**one.measure(network), "method": name, "pattern": "dense"} | values
         append_record("quality", record)
         typer.echo(
-            f"{name:17} {record['pattern']:13} {result.perplexity:8.2f} "
-            f"± {result.standard_error:.2f}"
+            f"{name:17} {record['pattern']:13} {record['perplexity']:8.2f} "
+            f"± {record['standard_error']:.2f}"
         )
 
-    measure("dense", dense.model, {})
+    measure("dense", one.dense, {})
     for name, pattern, more in _runs(methods):
         try:
-            network, report = compress_with_report(
-                model,
-                {"stages": [{"stage": "prune", "method": name, **pattern, **more}]},
-                calibration=calibration,
-                num_calibration_samples=num_samples,
-                max_seq_length=length,
-                progress=SilentProgress(),
-            )
+            network, report = one.compress({"stage": "prune", "method": name, **pattern, **more})
         except SecateurError as error:
             typer.echo(f"{name:17} {pattern['pattern']:13} skipped: {error}")
             continue

@@ -6,6 +6,6 @@ from bench import low_rank
 
 
 def test_an_unknown_method_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(low_rank, "load_with_tokenizer", lambda *_: pytest.fail("a model is read"))
+    monkeypatch.setattr(low_rank, "OneText", lambda *_: pytest.fail("a model is read"))
     with pytest.raises(typer.BadParameter, match=r"expected methods of svd; .*, got svd; svdd"):
         low_rank.quality(methods="svd; svdd")
