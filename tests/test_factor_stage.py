@@ -665,6 +665,21 @@ def test_ranks_above_the_break_even_are_told() -> None:
     assert any("the break-even rank is 16" in warning for warning in record.warnings)
 
 
+def test_weights_that_were_replaced_are_let_go_at_once() -> None:
+    model = tiny_model("llama", num_blocks=1)
+    weights = [weakref.ref(site.parameter) for site in take_inventory(model).all_sites]
+    left: list[int] = []
+
+    class Counting(SilentProgress):
+        def advance(self, detail: str = "") -> None:
+            if detail.startswith("block 0"):
+                left.append(sum(weight() is not None for weight in weights))
+
+    stage = {"stage": "factor", "method": "svd", "rank": 8}
+    compress_with_report(model, {"stages": [stage]}, progress=Counting())
+    assert left == [6, 5, 4, 3, 2, 1, 0]
+
+
 def test_fused_experts_stay_or_are_written_densely() -> None:
     with pytest.raises(SecateurError, match="is a slice of a fused parameter"):
         run(tiny_model("mixtral"), {"method": "svd", "rank": 4}, tokens=None)

@@ -62,8 +62,7 @@ def slow_products_note(model: nn.Module, device: torch.device) -> str:
 @contextmanager
 def on_device(module: nn.Module, device: torch.device) -> Iterator[None]:
     """Move a module to a device, and back to where it was, whatever happens."""
-    parameter = next(module.parameters(), None)
-    home = device if parameter is None else parameter.device
+    home = next((parameter.device for parameter in module.parameters()), device)
     module.to(device)
     try:
         yield

@@ -37,7 +37,8 @@ def write_factored(
         layer.to(site.parameter.device)
         layer.train(site.module.training)
         layer.requires_grad_(site.parameter.requires_grad)
-        replace_module(model, site.name, layer)
+        # Sites name the old layer until the run ends; its weights need not stay for as long.
+        replace_module(model, site.name, layer).to("meta")
         stored.append(_stored(layer, site, part))
         if len(group.sites) > 1 and leader is None:
             assert isinstance(layer, LowRankLinear)
