@@ -67,7 +67,8 @@ class InputStatistics:
     def _add_squares(self, rows: Tensor) -> None:
         if rows.is_cuda:
             # One kernel that reads the rows once; on a CPU it takes eight times as long as below.
-            norm = torch.linalg.vector_norm(rows, dim=0, dtype=torch.float32)
+            wide = torch.float64 if rows.dtype == torch.float64 else torch.float32
+            norm = torch.linalg.vector_norm(rows, dim=0, dtype=wide)
             self._sum_squares += norm.double().square_()
             return
         # In pieces, so that the widened copy stays in the cache and costs no memory.
