@@ -113,6 +113,22 @@ def cost_table() -> str:
     return table(["what", "measured", "goal"], rows)
 
 
+def device_memory_table() -> str:
+    rows = []
+    for record in latest("device_memory", ("shape", "method")):
+        goal = record["goal_bytes"]
+        rows.append(
+            [
+                record["shape"],
+                record["method"],
+                f"{record['peak_bytes'] / 1e9:.1f}",
+                f"{record['estimated_bytes'] / 1e9:.1f}",
+                f"{goal / 1e9:.0f}" if goal else "",
+            ]
+        )
+    return table(["shape", "method", "GB counted", "`--dry-run` says at most", "goal"], rows)
+
+
 def low_rank_table() -> str:
     keys = ("model", "text", "calibration", "method", "budget")
     groups: dict[tuple[str, str], dict[tuple[str, float], float]] = {}
@@ -218,6 +234,7 @@ SECTIONS: Figures = {
     "throughput-gpu": times_table,
     "planner": planner_table,
     "cost": cost_table,
+    "device-memory": device_memory_table,
     "kernel-goals": goals_table,
     # What kernels do on a GPU, as recorded by `make bench-gpu`.
     **{name: partial(str, text) for name, text in tables().items()},
