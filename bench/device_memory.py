@@ -1,6 +1,6 @@
 """GPU memory that pruning and factoring of large shapes takes, counted on a machine without a GPU.
 
-    python -m bench.device_memory [--methods wanda,wanda++] [--shapes llama-3-8b]
+    python -m bench.device_memory [--methods 'wanda;wanda++'] [--shapes llama-3-8b]
 
 Jobs are streamed from disk to disk with 128 x 2048 calibration tokens through a stand-in GPU
 (bench/stand_in_gpu) that takes memory for every result and computes nothing. What libraries'

@@ -43,18 +43,19 @@ def outputs(
 def assert_alike(stage: dict[str, Any], share: float, **model: Any) -> None:
     """Outputs differ by less than that share of their size."""
     on_device, on_cpu = outputs(stage, "cuda", **model), outputs(stage, "cpu", **model)
-    # A score near another may fall the other way by rounding, and what follows moves with it.
+    # Rounding alone moves them by 1e-6 to 1e-5; a score near another that falls the other way, by
+    # some hundredths.
     assert float((on_device - on_cpu).norm() / on_cpu.norm()) < share
 
 
 @pytest.mark.parametrize("stage", PRUNE.values(), ids=PRUNE)
 def test_prune(stage: dict[str, Any]) -> None:
-    assert_alike({"stage": "prune", "pattern": "2:4", **stage}, 0.1)
+    assert_alike({"stage": "prune", "pattern": "2:4", **stage}, 0.05)
 
 
 @pytest.mark.parametrize("stage", FACTOR.values(), ids=FACTOR)
 def test_factor(stage: dict[str, Any]) -> None:
-    assert_alike({"stage": "factor", **stage}, 0.02)
+    assert_alike({"stage": "factor", **stage}, 1e-3)
 
 
 @pytest.mark.parametrize("stage", [{"method": "wanda"}, {"method": "rgs"}], ids=str)
@@ -74,7 +75,7 @@ def test_other_families(family: str) -> None:
 
 
 def test_experts() -> None:
-    assert_alike({"stage": "prune", "method": "wanda", "pattern": "2:4"}, 0.1, family="mixtral")
+    assert_alike({"stage": "prune", "method": "wanda", "pattern": "2:4"}, 0.05, family="mixtral")
 
 
 def test_drop() -> None:
