@@ -117,7 +117,7 @@ def _memory(device: Device, capacity: int) -> dict[str, Any]:
 
 
 def _runtime(torch: Any, capacity: int) -> dict[str, Any]:
-    # Older than what our kernels need, so that none is chosen.
+    # Older than what kernels of linears need, so that dispatch chooses none.
     capability = (7, 0)
     properties = SimpleNamespace(
         name="stand-in GPU",

@@ -5,7 +5,6 @@
 #include <ATen/ExpandUtils.h>
 #include <torch/library.h>
 
-#include <set>
 #include <string>
 #include <vector>
 
@@ -16,13 +15,6 @@ namespace stand_in {
 
 // Without computing, results take memory and hold zeros, by which a job of any size can be run.
 inline bool computes = true;
-
-// Operators of which a GPU takes indices that lie on the host.
-inline bool takes_host_indices(const std::string& name) {
-  static const std::set<std::string> names{"aten::index", "aten::_unsafe_index", "aten::index_put",
-                                           "aten::index_put_", "aten::_index_put_impl_"};
-  return names.count(name) > 0;
-}
 
 template <typename Visit>
 void visit_tensors(const c10::IValue& value, Visit&& visit) {
@@ -37,8 +29,10 @@ void visit_tensors(const c10::IValue& value, Visit&& visit) {
   }
 }
 
-// As a GPU would: all operands are there, but for single numbers.
+// As a GPU would: all operands are there, but for single numbers and indices, which alone come as
+// a list of optional tensors.
 inline void require_on_gpu(const c10::IValue& value, const std::string& name) {
+  if (value.isOptionalTensorList()) return;
   visit_tensors(value, [&](const at::Tensor& tensor) {
     TORCH_CHECK(!tensor.defined() || is_on_gpu(tensor) || tensor.dim() == 0,
                 "Expected all tensors to be on the same device, but found at least two devices, "
@@ -128,7 +122,7 @@ inline void run(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
   const std::vector<c10::IValue> given(stack->begin() + begin, stack->end());
   std::vector<c10::IValue> operands;
   for (size_t i = 0; i < given.size(); ++i) {
-    if (!takes_host_indices(schema.name())) require_on_gpu(given[i], schema.name());
+    require_on_gpu(given[i], schema.name());
     operands.push_back(operand(given[i]));
     (*stack)[begin + i] = operands.back();
   }

@@ -61,7 +61,7 @@ inline at::Tensor seen_as(const at::Tensor& self, const at::Tensor& of_cpu) {
 }
 
 inline at::Tensor strided_view(const at::Tensor& self, c10::IntArrayRef size,
-                             c10::IntArrayRef stride, std::optional<int64_t> offset) {
+                               c10::IntArrayRef stride, std::optional<int64_t> offset) {
   return at::native::as_strided_tensorimpl(self, size, stride, offset);
 }
 
@@ -93,7 +93,7 @@ inline at::Tensor view_as_real(const at::Tensor& self) {
 }
 
 inline const at::Tensor& resize_in_place(const at::Tensor& self, c10::IntArrayRef size,
-                                std::optional<c10::MemoryFormat>) {
+                                         std::optional<c10::MemoryFormat>) {
   at::native::resize_impl_cpu_(self.unsafeGetTensorImpl(), size, std::nullopt);
   return self;
 }
