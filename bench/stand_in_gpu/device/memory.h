@@ -90,11 +90,10 @@ inline bool is_pinned(const void* data) {
 class PinnedMemory final : public c10::Allocator {
  public:
   c10::DataPtr allocate(size_t bytes) override {
-    void* data = bytes ? std::aligned_alloc(64, rounded_up(static_cast<int64_t>(bytes), 64)) : nullptr;
-    if (data) {
-      const std::lock_guard<std::mutex> guard(pinned_mutex);
-      pinned[data] = static_cast<const char*>(data) + bytes;
-    }
+    if (bytes == 0) return {nullptr, nullptr, &unpin, c10::Device(c10::DeviceType::CPU)};
+    void* data = std::aligned_alloc(64, rounded_up(static_cast<int64_t>(bytes), 64));
+    const std::lock_guard<std::mutex> guard(pinned_mutex);
+    pinned[data] = static_cast<const char*>(data) + bytes;
     return {data, data, &unpin, c10::Device(c10::DeviceType::CPU)};
   }
 

@@ -181,7 +181,8 @@ inline at::Tensor added_to_scores(const at::Tensor& mask, const at::Tensor& quer
 
 inline at::Tensor attention(const at::Tensor& query, const at::Tensor& key,
                             const at::Tensor& value, const std::optional<at::Tensor>& mask,
-                            double dropout, bool causal, std::optional<double> scale, bool grouped) {
+                            double dropout, bool causal, std::optional<double> scale,
+                            bool grouped) {
   const auto bias = mask ? std::optional(added_to_scores(*mask, query)) : std::nullopt;
   if (computes) {
     return std::get<0>(at::_scaled_dot_product_attention_math(query, key, value, bias, dropout,
