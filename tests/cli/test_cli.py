@@ -632,6 +632,7 @@ def test_evaluate_tells_lm_eval_how_to_run_its_tasks(
         return (TaskResult("own", {"acc": Estimate(0.5, 0.1)}, 4),)
 
     monkeypatch.setattr("secateur.evaluate.suite.run_lm_eval", run)
+    monkeypatch.setattr("secateur.evaluate.suite.check_lm_eval_tasks", lambda *_: None)
     options = ["--num-fewshot", 2, "--include-path", tmp_path, "--limit", 4, "--seed", 5]
     good(cli("evaluate", BOOKS, "--tasks", "own", *options, "--json"))
     good(cli("evaluate", BOOKS, "--tasks", "own"))
@@ -657,6 +658,26 @@ def test_evaluate_tells_lm_eval_how_to_run_its_tasks(
     ],
 )
 def test_evaluate_refuses(cli: Cli, options: list[object], message: str) -> None:
+    refused(cli("evaluate", BOOKS, *options), message)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--text", "no-such.txt"], "expected a UTF-8 text file, but no-such.txt"),
+        (["--tasks", "./no-such.jsonl"], "no-such.jsonl"),
+        (["--tasks", BOOKS / "prompts.txt", "--tasks", "own"], "prompts.txt"),
+        (["--tasks", "own"], "own: no such file here"),
+        (["--text", BOOKS / "prompts.txt", "--baseline", "no/such/model"], "got no/such/model"),
+        (["--text", BOOKS / "prompts.txt", "--batch-size", 0], "batch size of at least 1"),
+    ],
+)
+def test_evaluate_refuses_before_it_loads(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, options: list[object], message: str
+) -> None:
+    """What cannot be read must not cost the time to measure what can."""
+    monkeypatch.setattr("secateur.cli.loading.load_with_tokenizer", None)
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
     refused(cli("evaluate", BOOKS, *options), message)
 
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from secateur.checkpoint.load import resolve_folder
 from secateur.cli.evaluate_table import evaluation_table
 from secateur.cli.loading import Loading
 from secateur.cli.option_groups import with_option_groups
@@ -15,7 +16,13 @@ from secateur.cli.options import JsonOutput, ModelArgument
 from secateur.cli.waiting import shown_progress
 from secateur.errors import SecateurError
 from secateur.evaluate.compare import check_drop
-from secateur.evaluate.suite import Evaluation, EvaluationChoice, compare, run_evaluation
+from secateur.evaluate.suite import (
+    Evaluation,
+    EvaluationChoice,
+    check_choice,
+    compare,
+    run_evaluation,
+)
 
 PROTOCOL = (
     "Perplexity: non-overlapping windows of --max-seq-length tokens, the remainder dropped, "
@@ -90,6 +97,9 @@ def evaluate_command(
         include_path,
     )
     _check_lm_eval_options(choice)
+    check_choice(choice)
+    if baseline is not None:
+        resolve_folder(baseline, None, loading.trust_remote_code)
 
     def measure(source: str, options: Loading) -> Evaluation:
         loaded = options.load(source)

@@ -42,9 +42,8 @@ def run_lm_eval(
         SecateurError: lm-eval is not installed, or does not know a task.
     """
     check_batch_size(batch_size)
-    lm_eval, manager_class, model_class = _import_lm_eval(tasks)
-    manager = manager_class(include_path=None if include_path is None else str(include_path))
-    _check_tasks(manager, tasks)
+    manager = check_lm_eval_tasks(tasks, include_path)
+    lm_eval, model_class, _ = _import_lm_eval(tasks)
     with evaluating(model):
         output = lm_eval.simple_evaluate(
             model=model_class(pretrained=model, tokenizer=tokenizer, batch_size=batch_size),
@@ -61,6 +60,23 @@ def run_lm_eval(
     return tuple(_task_result(name, output) for name in output["samples"])
 
 
+def check_lm_eval_tasks(tasks: Sequence[str], include_path: str | Path | None = None) -> Any:
+    """lm-eval's manager of tasks, which knows all of them. It takes seconds to find them.
+
+    Raises:
+        SecateurError: lm-eval is not installed, or does not know a task.
+    """
+    _, _, manager_class = _import_lm_eval(tasks)
+    manager = manager_class(include_path=None if include_path is None else str(include_path))
+    unknown = [task for task in tasks if not manager.match_tasks([task])]
+    if unknown or not tasks:
+        raise SecateurError(
+            "expected names of lm-eval tasks, but "
+            + (f"it does not know {', '.join(unknown)}" if unknown else "got none")
+        )
+    return manager
+
+
 def _import_lm_eval(tasks: Sequence[str]) -> tuple[Any, Any, Any]:
     try:
         import lm_eval
@@ -71,16 +87,7 @@ def _import_lm_eval(tasks: Sequence[str]) -> tuple[Any, Any, Any]:
             f"{', '.join(tasks)}: no such file here; for a task of that name in lm-eval, install "
             f"the extra: pip install 'secateur[lm-eval]' ({error})"
         ) from error
-    return lm_eval, TaskManager, HFLM
-
-
-def _check_tasks(manager: Any, tasks: Sequence[str]) -> None:
-    unknown = [task for task in tasks if not manager.match_tasks([task])]
-    if unknown or not tasks:
-        raise SecateurError(
-            "expected names of lm-eval tasks, but "
-            + (f"it does not know {', '.join(unknown)}" if unknown else "got none")
-        )
+    return lm_eval, HFLM, TaskManager
 
 
 def _task_result(name: str, output: Mapping[str, Any]) -> TaskResult:

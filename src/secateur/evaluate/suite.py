@@ -10,8 +10,9 @@ from torch import nn
 
 from secateur.errors import SecateurError
 from secateur.evaluate.compare import Drop, compare_perplexity, compare_task
-from secateur.evaluate.items import is_task_file
-from secateur.evaluate.lm_eval_tasks import run_lm_eval
+from secateur.evaluate.forward import check_batch_size
+from secateur.evaluate.items import is_task_file, read_items
+from secateur.evaluate.lm_eval_tasks import check_lm_eval_tasks, run_lm_eval
 from secateur.evaluate.perplexity import PerplexityResult, encode_text, perplexity
 from secateur.evaluate.result import Estimate, TaskResult
 from secateur.evaluate.tasks import run_task
@@ -93,6 +94,23 @@ def _task_values(task: TaskResult) -> dict[str, Any]:
 
 def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
+
+
+def check_choice(choice: EvaluationChoice) -> None:
+    """Find out before a model is loaded and measured that a part of the choice cannot be.
+
+    Raises:
+        SecateurError: the text or a task cannot be read, lm-eval is missing or does not know a
+            task, or a number is out of range.
+    """
+    require_seed(choice.seed)
+    check_batch_size(choice.batch_size)
+    if choice.text is not None:
+        read_text(choice.text)
+    for file in choice.task_files:
+        read_items(file, choice.limit)
+    if choice.lm_eval_tasks:
+        check_lm_eval_tasks(choice.lm_eval_tasks, choice.include_path)
 
 
 def run_evaluation(
