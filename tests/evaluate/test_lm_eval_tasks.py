@@ -139,6 +139,21 @@ def test_unknown_task_is_refused(
         run_lm_eval(model, tokenizer, tasks)
 
 
+def test_data_that_cannot_be_had_are_said_in_a_line(
+    lm_eval: FakeLmEval,
+    monkeypatch: pytest.MonkeyPatch,
+    model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    def offline(**_: Any) -> None:
+        raise ConnectionError("Couldn't reach 'owner/data' on the Hub\nmore lines")
+
+    monkeypatch.setattr(sys.modules["lm_eval"], "simple_evaluate", offline)
+    message = "lm-eval cannot get the data of choice: Couldn't reach 'owner/data' on the Hub$"
+    with pytest.raises(SecateurError, match=message):
+        run_lm_eval(model, tokenizer, ["choice"])
+
+
 def test_missing_lm_eval_is_said_with_the_command(
     monkeypatch: pytest.MonkeyPatch, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast
 ) -> None:

@@ -3,6 +3,7 @@
 import math
 import statistics
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -39,35 +40,41 @@ def run_lm_eval(
         with the filter after a comma unless it is `none`. Standard errors are lm-eval's.
 
     Raises:
-        SecateurError: lm-eval is not installed, or does not know a task.
+        SecateurError: lm-eval is not installed, does not know a task, or cannot get its data.
     """
     check_batch_size(batch_size)
     manager = check_lm_eval_tasks(tasks, include_path)
     lm_eval, model_class, _ = _import_lm_eval(tasks)
-    with evaluating(model):
-        output = lm_eval.simple_evaluate(
-            model=model_class(pretrained=model, tokenizer=tokenizer, batch_size=batch_size),
-            tasks=list(tasks),
-            limit=limit,
-            num_fewshot=num_fewshot,
-            task_manager=manager,
-            log_samples=True,
-            random_seed=seed,
-            numpy_random_seed=seed,
-            torch_random_seed=seed,
-            fewshot_random_seed=seed,
-        )
+    try:
+        with evaluating(model):
+            output = lm_eval.simple_evaluate(
+                model=model_class(pretrained=model, tokenizer=tokenizer, batch_size=batch_size),
+                tasks=list(tasks),
+                limit=limit,
+                num_fewshot=num_fewshot,
+                task_manager=manager,
+                log_samples=True,
+                random_seed=seed,
+                numpy_random_seed=seed,
+                torch_random_seed=seed,
+                fewshot_random_seed=seed,
+            )
+    except OSError as error:
+        # A data set that the Hub does not give, or a file of a task's own that is not there.
+        raise SecateurError(
+            f"lm-eval cannot get the data of {', '.join(tasks)}: {_first_line(error)}"
+        ) from error
     return tuple(_task_result(name, output) for name in output["samples"])
 
 
 def check_lm_eval_tasks(tasks: Sequence[str], include_path: str | Path | None = None) -> Any:
-    """lm-eval's manager of tasks, which knows all of them. It takes seconds to find them.
+    """lm-eval's manager of tasks, which knows all of them.
 
     Raises:
         SecateurError: lm-eval is not installed, or does not know a task.
     """
     _, _, manager_class = _import_lm_eval(tasks)
-    manager = manager_class(include_path=None if include_path is None else str(include_path))
+    manager = _manager(manager_class, None if include_path is None else str(include_path))
     unknown = [task for task in tasks if not manager.match_tasks([task])]
     if unknown or not tasks:
         raise SecateurError(
@@ -75,6 +82,12 @@ def check_lm_eval_tasks(tasks: Sequence[str], include_path: str | Path | None = 
             + (f"it does not know {', '.join(unknown)}" if unknown else "got none")
         )
     return manager
+
+
+# Twenty seconds to read some ten thousand files, for a check and for each model.
+@lru_cache(maxsize=1)
+def _manager(manager_class: Any, include_path: str | None) -> Any:
+    return manager_class(include_path=include_path)
 
 
 def _import_lm_eval(tasks: Sequence[str]) -> tuple[Any, Any, Any]:
@@ -88,6 +101,10 @@ def _import_lm_eval(tasks: Sequence[str]) -> tuple[Any, Any, Any]:
             f"the extra: pip install 'secateur[lm-eval]' ({error})"
         ) from error
     return lm_eval, HFLM, TaskManager
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
 
 
 def _task_result(name: str, output: Mapping[str, Any]) -> TaskResult:
