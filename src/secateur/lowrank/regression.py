@@ -8,13 +8,14 @@ pair of factors of each rank (reduced-rank regression; exact at damping 0).
 
 from torch import Tensor
 
-from secateur.lowrank.cholesky import damped_cholesky, solve
+from secateur.lowrank.cholesky import Cholesky, solve
 from secateur.lowrank.matrix import check_matrix, check_square
+from secateur.lowrank.whitened import check_whitening
 from secateur_kernels.errors import SecateurError
 
 
 def regression_weight(
-    weight: Tensor, hessian: Tensor, cross: Tensor, damping: float = 1e-6
+    weight: Tensor, hessian: Tensor, cross: Tensor, whitening: Cholesky
 ) -> Tensor:
     """The least-squares weight W*, to be factored in place of `weight`.
 
@@ -24,14 +25,14 @@ def regression_weight(
         hessian: [K, K]: X.T @ X of the inputs behind compressed blocks, times any constant.
         cross: [N, K]: Y.T @ X, times the same constant. For Y = X_dense @ weight.T that is
             weight @ (X_dense.T @ X), so that layers of one input can share X_dense.T @ X.
-        damping: fraction of the mean of the Hessian's diagonal. Few calibration tokens need more.
+        whitening: of the Hessian, from `whiten`; the more damping, the nearer to `weight`. Few
+            calibration tokens need more.
 
     Returns:
         float64 [N, K].
 
     Raises:
-        SecateurError: not finite, shapes that do not fit, or a Hessian that is singular beyond
-            repair.
+        SecateurError: not finite, or shapes that do not fit.
     """
     check_matrix(weight)
     check_matrix(cross, "a cross-moment [N, K]")
@@ -40,6 +41,6 @@ def regression_weight(
         raise SecateurError(
             f"expected a cross-moment of a weight {list(weight.shape)}, got {list(cross.shape)}"
         )
-    wide, hessian = weight.double(), hessian.double()
-    root = damped_cholesky(hessian, damping)
-    return wide + solve(root, cross.double() - wide @ hessian)
+    check_whitening(weight, whitening)
+    wide = weight.double()
+    return wide + solve(whitening, cross.double() - wide @ hessian.double())

@@ -107,7 +107,7 @@ def factor_group(
         note = _input_note(moments)
         return [Factored(found.factors, found.sparse, found.keep_mask, note)]
     weights = weights_of(group.sites, group.weights(), root, importance, stage.damping)
-    target = _target(weights.stack(group.weights()), moments, num_samples, stage.damping)
+    target = _target(weights.stack(group.weights()), moments, num_samples, root)
     found_svd = whitened_svd(target, root, _decompose(stage, rank))
     note = _input_note(moments) or _damping_note(root.damping, stage)
     return _split(found_svd.factors(rank), group, weights, note)
@@ -127,18 +127,19 @@ def fit_dense(
     """
     if moments.cross is None or moments.statistics.num_tokens == 0:
         return []
+    root = input_root(group, moments, num_samples, stage.damping)
     return [
-        _target(weight, moments, num_samples, stage.damping).to(site.parameter.dtype)
+        _target(weight, moments, num_samples, root).to(site.parameter.dtype)
         for site, weight in zip(group.sites, group.weights(), strict=True)
     ]
 
 
-def _target(weight: Tensor, moments: SiteMoments, num_samples: int, damping: float) -> Tensor:
+def _target(weight: Tensor, moments: SiteMoments, num_samples: int, root: Cholesky) -> Tensor:
     """What is factored in place of a weight [N, K] where dense inputs were watched, too."""
     if moments.cross is None or moments.statistics.num_tokens == 0:
         return weight
     cross = weight.double() @ moments.cross.value(num_samples).double()
-    return regression_weight(weight, moments.statistics.hessian(num_samples), cross, damping)
+    return regression_weight(weight, moments.statistics.hessian(num_samples), cross, root)
 
 
 def input_root(
