@@ -27,17 +27,29 @@ def test_where_memory_is_short_fewer_samples_run_together(name: str) -> None:
     assert too_short["error"].startswith("cuda has no memory to run one block on one calibration")
 
 
-def counted(place: Path, method: str, blocks: int) -> dict[str, Any]:
-    """The record of `bench.device_memory` for a small shape."""
-    sizes = ("--blocks", str(blocks), "--samples", "64", "--length", "512")
-    options = ("--methods", method, "--results", str(place))
+def counted(place: Path, methods: str, blocks: int = 2, samples: int = 64) -> list[dict[str, Any]]:
+    """The records of `bench.device_memory` for a small shape."""
+    sizes = ("--blocks", str(blocks), "--samples", str(samples), "--length", "512")
+    options = ("--methods", methods, "--results", str(place))
     run("bench.device_memory", "--shapes", "llama-8m", *sizes, *options)
-    (line,) = (place / "device_memory.jsonl").read_text(encoding="utf-8").splitlines()
-    record: dict[str, Any] = json.loads(line)
-    return record
+    lines = (place / "device_memory.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
 
 
-def test_memory_is_within_the_estimate_and_does_not_grow_with_blocks(tmp_path: Path) -> None:
-    few, many = (counted(tmp_path / str(blocks), "wanda", blocks) for blocks in (2, 4))
-    assert 0.25 * few["estimated_bytes"] < few["peak_bytes"] <= few["estimated_bytes"]
-    assert many["peak_bytes"] == few["peak_bytes"]
+def test_memory_does_not_grow_with_blocks_and_is_near_the_estimate(tmp_path: Path) -> None:
+    """Batches decide here, of 8192 tokens."""
+    methods = "wanda++, published;svd-whitened, rank 64"
+    few, many = (counted(tmp_path / str(blocks), methods, blocks) for blocks in (2, 4))
+    assert [record["peak_bytes"] for record in many] == [record["peak_bytes"] for record in few]
+    _check_estimates(few)
+
+
+def test_estimates_are_near_what_is_counted_where_matrices_decide(tmp_path: Path) -> None:
+    _check_estimates(counted(tmp_path, "wanda++;best-2:4;svd-whitened, at once", samples=2))
+
+
+def _check_estimates(records: list[dict[str, Any]]) -> None:
+    """Above what is counted, as a tenth of the work is added for what no count sees."""
+    for record in records:
+        ratio = record["estimated_bytes"] / record["peak_bytes"]
+        assert 1.0 <= ratio <= (1.45 if "svd" in record["method"] else 1.25), record

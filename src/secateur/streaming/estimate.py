@@ -23,10 +23,13 @@ from secateur.streaming.activations import (
 from secateur.streaming.finished import WRITERS
 from secateur.streaming.skeleton import Skeleton, outside_blocks
 from secateur.streaming.source import parameter_bytes
-from secateur.streaming.work import compressing_bytes, tunes_halves, work_bytes, work_flops
+from secateur.streaming.work_bytes import compressing_bytes, tunes_halves, work_bytes
+from secateur.streaming.work_flops import work_flops
 
 _PROBE_WIDTH = 2048
 _EXPECTED_SHARE_OF_PEAK = 0.5
+# Where the configuration does not say under the usual name how many experts a token is sent to.
+_MANY_EXPERTS = 8
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,15 @@ def estimate_job(
     home = choose_home(activations, hidden + between, device)
     work = block_bytes
     if tokens or isinstance(stage, FactorStage):
-        work = work_bytes(inventory, stage, tokens, _dtype_bytes(skeleton), device)
+        work = work_bytes(
+            inventory,
+            stage,
+            tokens,
+            _width(skeleton),
+            _experts_per_token(skeleton),
+            _dtype_bytes(skeleton),
+            device,
+        )
     if compact:
         # It is done last, but statistics may still be there.
         work += compressing_bytes(inventory, block_bytes)
@@ -145,8 +156,16 @@ def _dtype_bytes(skeleton: Skeleton) -> int:
 def _activation_bytes(skeleton: Skeleton, tokens: CalibrationTokens | None) -> int:
     if tokens is None:
         return 0
-    width = skeleton.model.get_input_embeddings().weight.shape[1]
-    return 2 * tokens.num_tokens * int(width) * _dtype_bytes(skeleton)
+    return 2 * tokens.num_tokens * _width(skeleton) * _dtype_bytes(skeleton)
+
+
+def _width(skeleton: Skeleton) -> int:
+    return int(skeleton.model.get_input_embeddings().weight.shape[1])
+
+
+def _experts_per_token(skeleton: Skeleton) -> int:
+    config = skeleton.model.config.get_text_config()
+    return int(getattr(config, "num_experts_per_tok", None) or _MANY_EXPERTS)
 
 
 def _seconds(flops: float, device: torch.device, dtype: torch.dtype) -> float:
