@@ -44,14 +44,20 @@ def context_length(model: nn.Module) -> int | None:
 def find_blocks(model: nn.Module) -> BlockList:
     """The outermost `ModuleList` of as many blocks as the configuration says, largest first.
 
-    Lists inside another candidate (experts of a block, say) do not count.
+    Lists inside another candidate (experts of a block, say) do not count. Where blocks hold two
+    layers of keys and values each (LongCat-Flash), `num_hidden_layers` counts these, and
+    `num_layers` the blocks.
 
     Raises:
         SecateurError: no list of blocks is found.
     """
     candidates = _outermost_lists(model)
-    expected = getattr(text_config(model), "num_hidden_layers", None)
+    config = text_config(model)
+    expected = getattr(config, "num_hidden_layers", None)
     fitting = [entry for entry in candidates if expected is None or len(entry[1]) == expected]
+    if not fitting:
+        halved = getattr(config, "num_layers", None)
+        fitting = [entry for entry in candidates if len(entry[1]) == halved]
     if not fitting:
         found = ", ".join(f"{name} ({len(modules)})" for name, modules in candidates) or "none"
         raise SecateurError(
