@@ -17,9 +17,9 @@ from integrations.compact_models import (
     edit_config,
     in_dtype,
     make_low_rank,
-    mamba,
     pruned,
     spoil,
+    taking_a_weight,
 )
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -323,8 +323,9 @@ def test_packed_weights_are_unpacked_one_at_a_time(
     assert max(most) <= 4
 
 
-def test_a_model_that_needs_a_layers_weight_itself_is_told_so() -> None:
-    model = mamba()
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_a_model_that_needs_a_layers_weight_itself_is_told_so(dtype: torch.dtype) -> None:
+    model = taking_a_weight(dtype)
     make_compact(model)
-    with pytest.raises(SecateurError, match=r"could not run MambaForCausalLM .*dt_proj of Mamba"):
+    with pytest.raises(SecateurError, match=r"could not run LlamaForCausalLM .*and not called"):
         fingerprint(model)

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from families import VOCAB_SIZE, model_from, tiny_model
+from families import VOCAB_SIZE, tiny_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, MambaConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from secateur.integrations.transformers_quantizer import mark_compressed
 from secateur.models.inventory import take_inventory
@@ -48,11 +48,16 @@ def pruned(family: str, dtype: torch.dtype = torch.bfloat16) -> PreTrainedModel:
     return model
 
 
-def mamba() -> PreTrainedModel:
-    """Multiplies by the weight of dt_proj, which is 2:4, without calling the layer."""
-    size = {"vocab_size": VOCAB_SIZE, "hidden_size": 32, "num_hidden_layers": 1}
-    model = in_dtype(model_from(MambaConfig(**size, time_step_rank=8)), torch.bfloat16)
-    model.get_submodule("backbone.layers.0.mixer.dt_proj").weight.data.view(-1, 4)[:, :2] = 0.0
+def taking_a_weight(dtype: torch.dtype = torch.bfloat16) -> PreTrainedModel:
+    """Multiplies by the weight of down_proj, which is 2:4, without calling the layer."""
+    model = in_dtype(tiny_model("llama", 1), dtype)
+    mlp = model.model.layers[0].mlp
+    mlp.down_proj.weight.data.view(-1, 4)[:, :2] = 0.0
+
+    def forward(hidden: torch.Tensor) -> torch.Tensor:
+        return (mlp.act_fn(mlp.gate_proj(hidden)) * mlp.up_proj(hidden)) @ mlp.down_proj.weight.T
+
+    mlp.forward = forward
     return model
 
 

@@ -16,10 +16,10 @@ from integrations.compact_models import (
     in_dtype,
     loaded,
     logits_of,
-    mamba,
     pruned,
     saved,
     stored_config,
+    taking_a_weight,
 )
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -463,9 +463,9 @@ def test_a_model_that_cannot_be_run_on_tokens() -> None:
 
 
 def test_a_layer_that_is_needed_for_its_weight_changes_the_model_back() -> None:
-    model = mamba()
+    model = taking_a_weight()
     before, logits = state_of(model), logits_of(model)
-    with pytest.raises(SecateurError, match=r"could not run Mamba.*; its layers were replaced"):
+    with pytest.raises(SecateurError, match=r"could not run Llama.*; its layers were replaced"):
         secateur.accelerate(model, force=True)
     assert_as_before(model, before, logits)
 

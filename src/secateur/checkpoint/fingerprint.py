@@ -31,11 +31,13 @@ def fingerprint(model: nn.Module) -> VerificationRecord:
     input_ids = probe_tokens(model)
     try:
         logits = probe_logits(model, input_ids)
-    except (TypeError, AttributeError) as error:
+    except torch.OutOfMemoryError:
+        raise
+    except (TypeError, AttributeError, RuntimeError) as error:
         raise SecateurError(
             f"could not run {type(model).__name__} on a few tokens ({error}); where a compressed "
-            "layer is needed for its weight and not called (dt_proj of Mamba), leave it out by "
-            "`ignore`, or write the dense format"
+            "layer is needed for its weight and not called, leave it out by `ignore`, or write the "
+            "dense format"
         ) from error
     values, tokens = logits[-1].topk(min(_KEPT_LOGITS, logits.shape[-1]))
     return VerificationRecord(

@@ -6,7 +6,7 @@ from torch import nn
 
 from secateur.errors import SecateurError
 from secateur.models.blocks import BlockList, find_blocks
-from secateur.models.sites import WeightSite, find_sites
+from secateur.models.sites import WeightSite, find_sites, is_step_projection
 from secateur.modules import LowRankLinear, Sparse24Linear, SparseLowRankLinear
 
 _COMPRESSED = (LowRankLinear, Sparse24Linear, SparseLowRankLinear)
@@ -80,7 +80,7 @@ def _unmatched(
     for name, parameter in model.named_parameters():
         if id(parameter) not in matched:
             reason = compressed.get(id(parameter)) or _reason(
-                name, parameter, blocks, embeddings, tied
+                model, name, parameter, blocks, embeddings, tied
             )
             rest.append(Unmatched(name, tuple(parameter.shape), reason))
     return rest
@@ -112,6 +112,7 @@ def _compressed_parameters(model: nn.Module) -> dict[int, str]:
 
 
 def _reason(
+    model: nn.Module,
     name: str,
     parameter: nn.Parameter,
     blocks: BlockList,
@@ -124,6 +125,8 @@ def _reason(
         return "embedding"
     if parameter.ndim < 2:
         return "vector (norm or bias)"
+    if is_step_projection(model, name.rpartition(".")[0]):
+        return "time steps of a state space, multiplied without a call"
     if not name.startswith(f"{blocks.name}."):
         return "outside the blocks (head or projection)"
     return "router or unknown kind of weight"

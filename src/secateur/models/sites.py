@@ -77,12 +77,14 @@ def renamed(site: WeightSite, block_name: str) -> WeightSite:
 def find_sites(blocks: BlockList, index: int) -> list[WeightSite]:
     """The weight sites of one block, in the order in which its modules are defined.
 
-    Routers are left out: linears that stand directly beside a child called `experts`.
+    Routers are left out: linears that stand directly beside a child called `experts`. So are
+    linears that models multiply by without calling them: see `is_step_projection`.
     """
     block = blocks.modules[index]
     sites: list[WeightSite] = []
     for name, module in block.named_modules(prefix=blocks.block_name(index)):
-        if not _is_router(block, name.removeprefix(blocks.block_name(index)).lstrip(".")):
+        relative = name.removeprefix(blocks.block_name(index)).lstrip(".")
+        if not (_is_router(block, relative) or is_step_projection(block, relative)):
             sites.extend(_sites_of(name, module))
     return sites
 
@@ -147,6 +149,25 @@ def _is_router(block: nn.Module, relative_name: str) -> bool:
             as_many = linear.out_features == _num_experts(experts)
             return is_beside or (as_many and "gate" in parts[depth:-1])
     return False
+
+
+def is_step_projection(root: nn.Module, name: str) -> bool:
+    """Whether a module makes the time steps of a selective state space (Mamba, Jamba).
+
+    It stands beside the decay `A_log` [N, states], one row of which each of its outputs scales.
+    Such models take its weight and bias apart, so that no hook sees what reaches it and nothing can
+    stand in its place; it is the smallest matrix of its block by far.
+    """
+    parent, _, leaf = name.rpartition(".")
+    decay = getattr(root.get_submodule(parent), "A_log", None)
+    module = root.get_submodule(name)
+    return (
+        leaf == "dt_proj"
+        and isinstance(module, nn.Linear)
+        and isinstance(decay, nn.Parameter)
+        and decay.ndim == 2
+        and len(decay) == module.out_features
+    )
 
 
 def _num_experts(experts: nn.Module) -> int:

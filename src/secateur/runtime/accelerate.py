@@ -32,7 +32,7 @@ from secateur_kernels.dispatch.decide import measured_times
 from secateur_kernels.dispatch.problem import device_facts
 
 _DENSE_KERNEL = "dense: torch's product"
-_ONLY_CALLED = "its layers were replaced, and one may be needed for its weight, not called (Mamba)"
+_ONLY_CALLED = "its layers were replaced, and one may be needed for its weight, not called"
 _CANONICAL_KERNEL = "reference: expanded at each call, as for training"
 
 
