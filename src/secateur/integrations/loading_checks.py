@@ -5,7 +5,7 @@ at shapes where a model is quantised.
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -25,7 +25,10 @@ _SHOWN = 3
 
 
 def check_stored(
-    files: Iterable[str | Path], layers: CompactLayers, modules: Mapping[str, nn.Module]
+    files: Iterable[str | Path],
+    layers: CompactLayers,
+    modules: Mapping[str, nn.Module],
+    renaming: Callable[[str], str],
 ) -> None:
     """Compare the headers of weight files with the layers that the configuration lists.
 
@@ -34,13 +37,14 @@ def check_stored(
 
     Args:
         files: all weight files of a checkpoint; others than safetensors are not looked at.
-        layers: as in the configuration, by the names in the files.
+        layers: as in the configuration, by the names that they had in the model.
         modules: the empty layers, by the same names.
+        renaming: from names in the files to those.
 
     Raises:
         SecateurError: tensors are missing, too many, or of another shape or type; names them.
     """
-    stored = _headers(files)
+    stored = {renaming(name): header for name, header in _headers(files).items()}
     by_layer: dict[str, dict[str, tuple[tuple[int, ...], str]]] = {}
     for tensor, header in stored.items():
         layer, _, leaf = tensor.rpartition(".")

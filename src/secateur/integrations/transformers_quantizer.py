@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightRenaming, rename_source_key
 from transformers.quantizers.auto import (
     AUTO_QUANTIZATION_CONFIG_MAPPING,
     AUTO_QUANTIZER_MAPPING,
@@ -127,7 +129,9 @@ class SecateurQuantizer(HfQuantizer):  # type: ignore[misc]
         layers.build_in(model)
         _lend_weights(model)
         modules = [model.get_submodule(name) for name in layers.specs]
-        check_stored(files, stored, dict(zip(stored.specs, modules, strict=True)))
+        check_stored(
+            files, stored, dict(zip(stored.specs, modules, strict=True)), _renaming_of(model)
+        )
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
         _take_weights_back(model)
@@ -260,6 +264,17 @@ def guard_saving(model: Any) -> Callable[[], None]:
             del model.config.quantization_config
 
     return release
+
+
+def _renaming_of(model: Any) -> Callable[[str], str]:
+    """What transformers calls a tensor of a checkpoint once it is in a model.
+
+    Of several families (Nemotron-H, models that also see) files keep the names of old.
+    """
+    renamings = [
+        entry for entry in get_model_conversion_mapping(model) if isinstance(entry, WeightRenaming)
+    ]
+    return lambda name: str(rename_source_key(name, renamings, [])[0])
 
 
 def _lend_weights(model: nn.Module) -> None:
