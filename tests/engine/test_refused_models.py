@@ -7,6 +7,7 @@ from torch import nn
 from transformers import (
     BloomConfig,
     FalconConfig,
+    GPTNeoConfig,
     LlamaConfig,
     Phi3Config,
     PreTrainedModel,
@@ -83,6 +84,25 @@ def deaf_to_masks() -> PreTrainedModel:
     return model
 
 
+def deaf_to_positions_of_queries() -> PreTrainedModel:
+    """Takes queries for the last of all keys, by which it knows what its window holds."""
+    config = GPTNeoConfig(
+        vocab_size=64,
+        hidden_size=32,
+        num_layers=2,
+        num_heads=4,
+        attention_types=[[["global", "local"], 1]],
+        window_size=8,
+        max_position_embeddings=128,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    model = model_from(config)
+    for block in model.transformer.h:
+        block.attn.attention.out_proj.weight.data *= 4
+    return model
+
+
 def failing() -> PreTrainedModel:
     model = tiny_model("llama")
 
@@ -108,6 +128,7 @@ def without_entry() -> PreTrainedModel:
         (chunked, "it attends to chunks of the text"),
         (other_layers, "it has layers of the kind linear_attention"),
         (deaf_to_positions, r"with a cache its logits are not those without \(cosine"),
+        (deaf_to_positions_of_queries, r"with a cache its logits are not those without \(cosine"),
         (deaf_to_masks, "its first token sees those behind it, which change its keys by"),
         (failing, "LlamaForCausalLM cannot be served by the engine: ValueError: no such key"),
         (without_entry, "layer 1 writes nothing to the cache"),
