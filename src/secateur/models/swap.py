@@ -103,11 +103,13 @@ def dense_sites(model: nn.Module) -> dict[str, WeightSite]:
     Raises:
         SecateurError: the model has no blocks.
     """
-    return {
-        site.name: site
-        for site in take_inventory(model).all_sites
-        if site.expert is None and (_is_linear(type(site.module)) or site.stored_transposed)
-    }
+    return {site.name: site for site in take_inventory(model).all_sites if may_be_replaced(site)}
+
+
+def may_be_replaced(site: WeightSite) -> bool:
+    """Whether another layer may stand for a matrix: it computes what a linear layer does."""
+    kind = type(site.module)
+    return site.expert is None and (_is_linear(kind) or site.stored_transposed)
 
 
 def _is_linear(kind: type[nn.Module]) -> bool:

@@ -11,6 +11,7 @@ from secateur.models.inventory import Inventory
 from secateur.models.matrix_types import matrix_type
 from secateur.models.selection import matches, require_match, select_sites
 from secateur.models.sites import WeightSite
+from secateur.models.swap import may_be_replaced
 from secateur.recipe import FactorStage
 from secateur_kernels.layouts.low_rank import RANK_STEP
 
@@ -191,6 +192,13 @@ def _check_form(stage: FactorStage, sites: Sequence[WeightSite]) -> None:
         raise SecateurError(
             f"{slices[0].name} is a slice of a fused parameter and cannot become a low-rank layer; "
             "name it in `ignore`, or use `write: dense`"
+        )
+    others = [site for site in sites if not may_be_replaced(site)]
+    if stage.writes_factors and others:
+        raise SecateurError(
+            f"{others[0].name} is a {others[0].class_name}, which does not compute what a linear "
+            "layer does, and cannot become a low-rank layer; name it in `ignore`, or use "
+            "`write: dense`"
         )
     if stage.method != "sparse-plus-low-rank":
         return
