@@ -305,7 +305,8 @@ def _buffer(
     batches: Sequence[Tensor], example: Tensor, new_buffer: NewBuffer
 ) -> tuple[Tensor, ...]:
     """One allocation, as a view [batch, length, width] for every batch of token ids."""
-    width = example.shape[-1]
+    each = example.shape[2:]
+    width = each.numel()
     sizes = [batch.numel() * width for batch in batches]
     try:
         flat = new_buffer(sum(sizes), example.dtype)
@@ -316,4 +317,4 @@ def _buffer(
             "fewer or shorter samples, or keep activations in host memory by streaming the model"
         ) from None
     parts = torch.split(flat, sizes)
-    return tuple(part.view(*batch.shape, width) for part, batch in zip(parts, batches, strict=True))
+    return tuple(part.view(*batch.shape, *each) for part, batch in zip(parts, batches, strict=True))

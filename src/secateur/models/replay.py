@@ -5,9 +5,10 @@ passes the hidden states on: embeddings, masks, position embeddings and caches a
 model's own code, whatever its version, and no block is computed.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections import UserDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from secateur.errors import SecateurError
 from secateur.models.blocks import BlockList
+from secateur.models.carried import Carried, Written, joined_carried
 
 
 @dataclass(frozen=True)
@@ -29,13 +31,32 @@ class BlockCall:
     rows_per_sample: tuple[int, ...] = ()
     """Of every tensor among the arguments, in order: how many of its first dimension belong to one
     sample (as many as heads, for some); 0 where all of it holds for all samples."""
+    carried: Mapping[str, Carried] = field(default_factory=dict)
+    """By keyword: mappings in which blocks leave something for later ones."""
 
     def __call__(self, block: nn.Module, hidden: Tensor) -> Tensor:
-        """The block's hidden states [batch, length, width] for these inputs."""
-        if self.hidden_keyword is None:
-            output = block(hidden, *self.args, **self.kwargs)
-        else:
-            output = block(*self.args, **{self.hidden_keyword: hidden}, **self.kwargs)
+        """The block's hidden states [batch, length, width] for these inputs.
+
+        Raises:
+            SecateurError: the block refuses them.
+        """
+        with ExitStack() as stack:
+            lent: dict[str, Any] = {
+                name: stack.enter_context(carried.lent(hidden))
+                for name, carried in self.carried.items()
+            }
+            if self.hidden_keyword is not None:
+                lent[self.hidden_keyword] = hidden
+            first = () if self.hidden_keyword is not None else (hidden,)
+            try:
+                output = block(*first, *self.args, **self.kwargs, **lent)
+            except SecateurError:
+                raise
+            except ValueError as error:
+                raise SecateurError(
+                    f"{type(block).__name__} cannot be run by itself ({error}); blocks that need "
+                    "more than hidden states of those before them cannot be worked on one by one"
+                ) from error
         return hidden_of(output)
 
     def rows(self, first: int, end: int) -> "BlockCall":
@@ -46,7 +67,8 @@ class BlockCall:
             count = next(counts)
             return tensor[first * count : end * count] if count else tensor
 
-        return self.map(cut)
+        own = {name: carried.rows(first, end) for name, carried in self.carried.items()}
+        return replace(self.map(cut), carried=own)
 
     def to(self, device: torch.device) -> "BlockCall":
         """The same call with its tensors on `device`."""
@@ -71,19 +93,27 @@ class BlockCall:
 def joined(calls: Sequence[BlockCall]) -> BlockCall:
     """Calls for samples of equal length as one call for all of them, in order.
 
-    Tensors that are the same in all are given once, unless blocks count their rows by samples.
+    Tensors that are the same in all take no more memory, unless blocks count several rows of them
+    for each sample.
     """
     first = calls[0]
     parts = iter(list(zip(*(call.tensors() for call in calls), strict=True)))
     counts = iter(first.rows_per_sample)
 
     def together(tensor: Tensor) -> Tensor:
-        own = next(parts)
-        if next(counts) <= 1 and all(_is_same(other, tensor) for other in own[1:]):
-            return tensor
-        return torch.cat(own)
+        own, count = next(parts), next(counts)
+        if count > 1 or not all(_is_same(other, tensor) for other in own[1:]):
+            return torch.cat(own)
+        # Blocks may lay what has a row for each sample beside something else that has.
+        is_one_row = count == 1 and len(tensor) == 1
+        return tensor.expand(len(own), *tensor.shape[1:]) if is_one_row else tensor
 
-    return first if len(calls) == 1 else first.map(together)
+    if len(calls) == 1:
+        return first
+    carried = {
+        name: joined_carried([call.carried[name] for call in calls]) for name in first.carried
+    }
+    return replace(first.map(together), carried=carried)
 
 
 def _is_same(left: Tensor, right: Tensor) -> bool:
@@ -123,8 +153,17 @@ def capture_batch(
             first item is the hidden states; see `trace_blocks`.
         input_ids: int64 [batch, length], no padding.
         previous: arguments equal to this batch's are shared with it instead of stored again.
+
+    Raises:
+        SecateurError: what enters block 0 does not have the tokens along its first dimensions.
     """
     hidden, calls = _noted(model, blocks, output_forms, input_ids)
+    if hidden.ndim < 3 or hidden.shape[:2] != input_ids.shape:
+        raise SecateurError(
+            f"expected hidden states of {' x '.join(map(str, input_ids.shape))} tokens to enter "
+            f"{blocks.block_name(0)}, samples first, got {list(hidden.shape)}; blocks that take "
+            "more than their tokens, or streams of them in front, cannot be worked on one by one"
+        )
     if previous is not None and previous.hidden.shape[1] == hidden.shape[1]:
         counts = [call.rows_per_sample for call in previous.calls]
     else:
@@ -135,12 +174,33 @@ def capture_batch(
             for size in (1, 2)
         )
         counts = [_rows_per_sample(a, b) for a, b in zip(one, two, strict=True)]
-    calls = [replace(c, rows_per_sample=own) for c, own in zip(calls, counts, strict=True)]
+    calls = [
+        replace(call, rows_per_sample=own)
+        for call, own in zip(_carrying(calls, hidden), counts, strict=True)
+    ]
     if previous is not None:
         equal: dict[tuple[int, int], bool] = {}
         pairs = zip(calls, previous.calls, strict=True)
         calls = [_share(call, old, equal) for call, old in pairs]
     return CapturedBatch(hidden, tuple(calls))
+
+
+def _carrying(calls: Sequence[BlockCall], hidden: Tensor) -> list[BlockCall]:
+    """The calls with what blocks share kept by sample: in all of them the same.
+
+    A plain dict is none of it: models pass masks and positions of several kinds as one.
+    """
+    found: dict[int, Carried] = {}
+    changed = []
+    for call in calls:
+        shared = {name: v for name, v in call.kwargs.items() if isinstance(v, UserDict)}
+        for mapping in shared.values():
+            samples: tuple[Written, ...] = tuple({} for _ in hidden)
+            found.setdefault(id(mapping), Carried(type(mapping), hidden.dtype, samples))
+        rest = {name: value for name, value in call.kwargs.items() if name not in shared}
+        carried = {name: found[id(mapping)] for name, mapping in shared.items()}
+        changed.append(replace(call, kwargs=rest, carried=carried))
+    return changed
 
 
 def _noted(

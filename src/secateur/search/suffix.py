@@ -21,10 +21,14 @@ def output_forms(model: nn.Module, blocks: BlockList, input_ids: Tensor) -> Outp
     Args:
         input_ids: int64 [batch, length]; a few tokens of it are used.
     """
+    few = input_ids[:1, :8]
     try:
-        return trace_blocks(model, blocks, {}, input_ids[:1, :8]).output_forms
+        forms = trace_blocks(model, blocks, {}, few).output_forms
     except SecateurError:
         return None
+    # Later blocks may need what the skipped ones would have left for them.
+    carries = any(call.carried for call in capture_batch(model, blocks, forms, few).calls)
+    return None if carries else forms
 
 
 class DenseInputs:
