@@ -14,7 +14,9 @@ from torch import Tensor
 from transformers import (
     DeepseekV3Config,
     DeepseekV4Config,
+    Gemma3Config,
     Gemma3nTextConfig,
+    Gemma3TextConfig,
     Gemma4TextConfig,
     GlmMoeDsaConfig,
     Lfm2Config,
@@ -24,6 +26,8 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
     Qwen3NextConfig,
+    SiglipVisionConfig,
+    ZayaConfig,
 )
 from word_tokenizer import word_tokenizer
 
@@ -70,6 +74,24 @@ def gemma4() -> PreTrainedConfig:
         vocab_size_per_layer_input=VOCAB_SIZE,
         **SMALL,
         **HEADS,
+    )
+
+
+def gemma3_that_sees() -> PreTrainedConfig:
+    """A vision tower of as many layers, of the same name in files that all have another prefix."""
+    text = Gemma3TextConfig(
+        intermediate_size=64, num_hidden_layers=2, sliding_window=8, **SMALL, **HEADS
+    )
+    vision = SiglipVisionConfig(
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=16,
+        patch_size=8,
+    )
+    return Gemma3Config(
+        text_config=text, vision_config=vision, mm_tokens_per_image=4, image_token_index=100
     )
 
 
@@ -197,6 +219,7 @@ def kind(config: Callable[[], PreTrainedConfig], num_blocks: int, *untouched: st
 
 KINDS = {
     "gemma4": kind(gemma4, 4),
+    "gemma3_that_sees": kind(gemma3_that_sees, 2),
     "nemotron_h": kind(nemotron_h, 4, "mixer.conv1d.weight", "mixer.gate.weight"),
     "mamba": kind(mamba, 2, "mixer.A_log", "mixer.conv1d.weight", "mixer.dt_proj.weight"),
     "qwen3_next": kind(
@@ -343,11 +366,11 @@ def test_several_streams_of_hidden_states_are_refused(tmp_path: Path) -> None:
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-def test_blocks_that_need_more_of_earlier_ones_are_refused(tmp_path: Path) -> None:
-    """The second block attends to the tokens that the first one chose."""
-    config = GlmMoeDsaConfig(
+def glm_moe_dsa(*indexers: str) -> PreTrainedConfig:
+    """Blocks are given the tokens that the one before chose, and may choose themselves."""
+    return GlmMoeDsaConfig(
         num_hidden_layers=2,
-        indexer_types=["full", "shared"],
+        indexer_types=list(indexers),
         mlp_layer_types=["dense", "dense"],
         intermediate_size=64,
         index_n_heads=2,
@@ -359,9 +382,40 @@ def test_blocks_that_need_more_of_earlier_ones_are_refused(tmp_path: Path) -> No
         **SMALL,
         **LATENT,
     )
-    with pytest.raises(SecateurError, match=r"GlmMoeDsaDecoderLayer cannot be run by itself"):
-        compress(model_from(config), WANDA, calibration=some_ids(), output=tmp_path / "out")
+
+
+def zaya() -> PreTrainedConfig:
+    """Routers add what the router of the block before had in mind."""
+    return ZayaConfig(
+        num_hidden_layers=2,
+        moe_intermediate_size=32,
+        num_experts=4,
+        num_experts_per_tok=1,
+        **SMALL,
+        **HEADS,
+    )
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (glm_moe_dsa("full", "shared"), r"GlmMoeDsaDecoderLayer cannot be run by itself \(Shared"),
+        (zaya(), r"model\.layers\.1 needs more than hidden states of the block before it"),
+    ],
+)
+def test_blocks_that_need_more_of_earlier_ones_are_refused(
+    config: PreTrainedConfig, message: str, tmp_path: Path
+) -> None:
+    model = model_from(config)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(SecateurError, match=message):
+        compress(model, WANDA, calibration=some_ids(), output=tmp_path / "out")
     assert not (tmp_path / "out").exists()
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_blocks_that_make_nothing_of_what_they_are_given_are_not() -> None:
+    compress(model_from(glm_moe_dsa("full", "full")), WANDA, calibration=some_ids())
 
 
 def test_no_factors_stand_for_what_is_no_linear_layer() -> None:

@@ -13,6 +13,7 @@ from secateur.models.replay import (
     BlockCall,
     LastBlockReached,
     beside,
+    capture_batch,
     hidden_of,
     run_with_stubs,
     split_hidden,
@@ -20,6 +21,9 @@ from secateur.models.replay import (
 
 # Enough to see how blocks and linears are called.
 _TRACED_TOKENS = 8
+
+# Of what a block adds: the same inputs are multiplied by the same code.
+_TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,8 @@ def trace_blocks(
 
     Raises:
         SecateurError: blocks are not called once each in order, or the model changes hidden
-            states between two blocks, so that a block cannot be worked on alone.
+            states between two blocks, or hands on something else that a block needs, so that it
+            cannot be worked on alone.
     """
     watcher = _Watcher(blocks)
     hooks = [
@@ -66,7 +71,28 @@ def trace_blocks(
         for hook in hooks:
             hook.remove()
     watcher.check_order()
-    return Trace(tuple(watcher.forms), watcher.inputs.shared)
+    trace = Trace(tuple(watcher.forms), watcher.inputs.shared)
+    if watcher.hands_on:
+        _check_alone(model, blocks, trace, watcher, input_ids[:, :_TRACED_TOKENS])
+    return trace
+
+
+def _check_alone(
+    model: nn.Module, blocks: BlockList, trace: Trace, watcher: "_Watcher", input_ids: Tensor
+) -> None:
+    """Blocks must do without what was handed on to them: it may be of no use to them."""
+    batch = capture_batch(model, blocks, trace.output_forms, input_ids)
+    for index, (block, call) in enumerate(zip(blocks.modules, batch.calls, strict=True)):
+        entered, left = watcher.entered[index], watcher.left[index]
+        with torch.no_grad():
+            alone = call(block, entered)
+        difference, added = (alone - left).double().norm(), (left - entered).double().norm()
+        if not difference <= _TOLERANCE * added:
+            raise SecateurError(
+                f"{blocks.block_name(index)} needs more than hidden states of the block before it "
+                f"(without, what it adds changes by {float(difference / added):.2g}); blocks "
+                "cannot be worked on one by one"
+            )
 
 
 def trace_without_weights(model: nn.Module, blocks: BlockList, input_ids: Tensor) -> Trace:
@@ -154,10 +180,18 @@ class _Watcher:
         self.inputs = _InputWatcher()
         self._last_output: Tensor | None = None
         self._last_version = 0
+        self.entered: list[Tensor] = []
+        self.left: list[Tensor] = []
+        self.hands_on = False
+        """Whether a block is given what an earlier one returned beside hidden states."""
+        self._beside_output: list[Tensor] = []
 
     def entering(self, index: int) -> Callable[..., None]:
         def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            hidden, _call = split_hidden(args, kwargs)
+            hidden, call = split_hidden(args, kwargs)
+            given = {id(tensor) for tensor in call.tensors()}
+            self.hands_on |= any(id(tensor) in given for tensor in self._beside_output)
+            self.entered.append(hidden)
             if self._last_output is not None and not (
                 _same_tensor(hidden, self._last_output)
                 and self._last_output._version == self._last_version
@@ -172,6 +206,9 @@ class _Watcher:
         self.forms.append(len(output) if isinstance(output, tuple) else None)
         self._last_output = hidden_of(output)
         self._last_version = self._last_output._version
+        self.left.append(self._last_output)
+        if isinstance(output, tuple):
+            self._beside_output += [item for item in output[1:] if isinstance(item, Tensor)]
 
     def check_order(self) -> None:
         _check_order(self.blocks, self.order)
