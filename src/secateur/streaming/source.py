@@ -1,7 +1,7 @@
 """Weights of one block at a time, from safetensors slices into a model on the meta device."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
@@ -9,7 +9,11 @@ from typing import Any, Literal
 from safetensors import safe_open
 from torch import Tensor, nn
 from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import convert_and_load_state_dict_in_model
+from transformers.core_model_loading import (
+    WeightRenaming,
+    convert_and_load_state_dict_in_model,
+    rename_source_key,
+)
 from transformers.modeling_utils import LoadStateDictConfig
 
 from secateur.checkpoint.files import INDEX_FILE, SINGLE_FILE, read_json
@@ -51,7 +55,7 @@ class BlockSource:
         self._in_use = HostCopies()
         self._files = _files_of(folder)
         self._mapping = get_model_conversion_mapping(model)
-        self._names = _by_block(self._files, blocks)
+        self._names = _by_block(self._named_in_model(self._files), blocks)
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="read")
         self._ahead: dict[int, tuple[Future[Tensors], HostCopies]] = {}
 
@@ -94,6 +98,15 @@ class BlockSource:
     def close(self) -> None:
         """Stop reading ahead."""
         self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def _named_in_model(self, names: Iterable[str]) -> dict[str, str]:
+        """Names of tensors in the files -> what transformers calls them in the model."""
+        renamings = [entry for entry in self._mapping if isinstance(entry, WeightRenaming)]
+        converters = [entry for entry in self._mapping if not isinstance(entry, WeightRenaming)]
+        prefix, known = self._model.base_model_prefix, self._model.state_dict()
+        return {
+            name: rename_source_key(name, renamings, converters, prefix, known)[0] for name in names
+        }
 
     def _begin(self, index: int) -> tuple[Future[Tensors], HostCopies]:
         """Read a block in the background; also where it is copied to, if that is used again."""
@@ -152,13 +165,16 @@ def _files_of(folder: Path) -> dict[str, Path]:
     return {name: folder / file_name for name, file_name in weight_map.items()}
 
 
-def _by_block(files: Iterable[str], blocks: BlockList) -> dict[int | None, list[str]]:
-    """Names of tensors by block; None holds those of no block."""
+def _by_block(in_model: Mapping[str, str], blocks: BlockList) -> dict[int | None, list[str]]:
+    """Names of tensors by block; None holds those of no block.
+
+    What a model sees by may have a list of as many layers, under the same name in another place.
+    """
     list_name = blocks.name.rpartition(".")[2]
-    place = re.compile(rf"(?:^|\.){re.escape(list_name)}\.(\d+)\.")
+    place = re.compile(rf"{re.escape(blocks.name)}\.(\d+)\.")
     names: dict[int | None, list[str]] = {None: []} | {index: [] for index in range(len(blocks))}
-    for name in files:
-        found = place.search(name)
+    for name, renamed in in_model.items():
+        found = place.match(renamed)
         index = int(found.group(1)) if found else None
         names[index if index in names else None].append(name)
     empty = [index for index, listed in names.items() if index is not None and not listed]
