@@ -31,7 +31,7 @@ from transformers import (
 )
 from word_tokenizer import word_tokenizer
 
-from secateur import SecateurError, compress
+from secateur import SecateurError, compress, compress_streaming
 from secateur.calibration.inputs import BlockInputs, capture_inputs
 from secateur.calibration.tokens import CalibrationTokens
 from secateur.models.blocks import BlockList, find_blocks
@@ -412,10 +412,17 @@ def test_blocks_that_need_more_of_earlier_ones_are_refused(
         compress(model, WANDA, calibration=some_ids(), output=tmp_path / "out")
     assert not (tmp_path / "out").exists()
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    model.save_pretrained(tmp_path / "model")
+    with pytest.raises(SecateurError, match=r"model\.layers\.1 needs more than hidden states"):
+        compress_streaming(
+            tmp_path / "model", WANDA, calibration=some_ids(), output=tmp_path / "out"
+        )
+    assert not (tmp_path / "out").exists()
 
 
-def test_blocks_that_make_nothing_of_what_they_are_given_are_not() -> None:
-    compress(model_from(glm_moe_dsa("full", "full")), WANDA, calibration=some_ids())
+def test_blocks_that_make_nothing_of_what_they_are_given_are_not(tmp_path: Path) -> None:
+    model_from(glm_moe_dsa("full", "full")).save_pretrained(tmp_path / "model")
+    require_same(tmp_path / "model", WANDA, tmp_path, calibration=some_ids())
 
 
 def test_no_factors_stand_for_what_is_no_linear_layer() -> None:

@@ -6,7 +6,7 @@ model's own code, whatever its version, and no block is computed.
 """
 
 from collections import UserDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -69,6 +69,18 @@ class BlockCall:
 
         own = {name: carried.rows(first, end) for name, carried in self.carried.items()}
         return replace(self.map(cut), carried=own)
+
+    def places_of(self, tensors: Sequence[Tensor | None]) -> set[int | str]:
+        """Where one of these very tensors stands: among positional arguments, or by keyword."""
+        own = [*enumerate(self.args), *self.kwargs.items()]
+        wanted = {id(tensor) for tensor in tensors if tensor is not None}
+        return {place for place, value in own if id(value) in wanted}
+
+    def with_value(self, places: Collection[int | str], value: Any) -> "BlockCall":
+        """The same call with one value in several places; its tensors are not counted anew."""
+        args = [value if place in places else own for place, own in enumerate(self.args)]
+        kwargs = {name: value if name in places else own for name, own in self.kwargs.items()}
+        return replace(self, args=tuple(args), kwargs=kwargs)
 
     def to(self, device: torch.device) -> "BlockCall":
         """The same call with its tensors on `device`."""
@@ -232,10 +244,12 @@ def run_with_stubs(
     input_ids: Tensor,
     note: Callable[[int, Tensor, BlockCall], None],
     to_the_end: bool = False,
+    others: Sequence[Tensor | None] = (),
 ) -> None:
     """Run the model with blocks that note their arguments and hand the hidden states on.
 
-    Final norm and head are computed only where it goes `to_the_end`.
+    Final norm and head are computed only where it goes `to_the_end`. Beside hidden states, blocks
+    that return tuples give what stands in `others`, or nothing.
     """
 
     def stub(index: int) -> Callable[..., Any]:
@@ -245,7 +259,9 @@ def run_with_stubs(
             if index == len(blocks) - 1 and not to_the_end:
                 raise LastBlockReached
             length = output_forms[index]
-            return hidden if length is None else (hidden,) + (None,) * (length - 1)
+            if length is None:
+                return hidden
+            return (hidden, *others) if others else (hidden,) + (None,) * (length - 1)
 
         return forward
 

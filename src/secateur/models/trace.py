@@ -34,6 +34,9 @@ class Trace:
     """By block: None for a tensor, else the length of the returned tuple."""
     shared_inputs: dict[str, str]
     """Name of a linear -> name of the first linear that was given the very same tensor."""
+    handed_on: frozenset[int | str] = frozenset()
+    """Arguments in which the model gives blocks what the one before returned beside hidden states;
+    of `trace_without_weights` only, which cannot see whether they need it."""
 
 
 def trace_blocks(
@@ -110,28 +113,37 @@ def trace_without_weights(model: nn.Module, blocks: BlockList, input_ids: Tensor
         SecateurError: as `trace_blocks`.
     """
     input_ids = input_ids[:, :_TRACED_TOKENS]
-    forms = (_form_of_first(model, blocks, input_ids),) * len(blocks)
+    form, others = _form_of_first(model, blocks, input_ids)
+    forms = (form,) * len(blocks)
+    handed_on: set[int | str] = set()
     order: list[int] = []
     given: list[tuple[Tensor, int]] = []
 
-    def note(index: int, hidden: Tensor, _: BlockCall) -> None:
+    def note(index: int, hidden: Tensor, call: BlockCall) -> None:
         if given and not (_same_tensor(hidden, given[0][0]) and hidden._version == given[0][1]):
             raise SecateurError(_changed_between(blocks, index))
+        handed_on.update(call.places_of(others))
         order.append(index)
         given[:] = [(hidden, hidden._version)]
 
     # To the end: blocks that are called once more after the last one are to be seen.
-    run_with_stubs(model, blocks, forms, input_ids, note, to_the_end=True)
+    run_with_stubs(model, blocks, forms, input_ids, note, to_the_end=True, others=others)
     _check_order(blocks, order)
-    return Trace(forms, {})
+    return Trace(forms, {}, frozenset(handed_on))
 
 
-def _form_of_first(model: nn.Module, blocks: BlockList, input_ids: Tensor) -> int | None:
+def _form_of_first(
+    model: nn.Module, blocks: BlockList, input_ids: Tensor
+) -> tuple[int | None, tuple[Tensor | None, ...]]:
+    """What it returns, and the tensors beside hidden states in a tuple."""
     forms: list[int | None] = []
+    others: list[Tensor | None] = []
 
     def leaving(_: nn.Module, __: tuple[Any, ...], output: Any) -> None:
         hidden_of(output)
         forms.append(len(output) if isinstance(output, tuple) else None)
+        if isinstance(output, tuple):
+            others.extend(item if isinstance(item, Tensor) else None for item in output[1:])
         raise LastBlockReached
 
     hook = blocks.modules[0].register_forward_hook(leaving)
@@ -144,7 +156,7 @@ def _form_of_first(model: nn.Module, blocks: BlockList, input_ids: Tensor) -> in
         hook.remove()
     if not forms:
         raise SecateurError(f"expected the model to call {blocks.block_name(0)}, but it did not")
-    return forms[0]
+    return forms[0], tuple(others)
 
 
 def shared_inputs_of(

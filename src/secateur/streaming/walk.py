@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from secateur.calibration.inputs import BlockInputs
+from secateur.errors import SecateurError
 from secateur.integrations.layer_specs import CompactLayers
 from secateur.models.inventory import Inventory
 from secateur.models.measure import require_finite_weights
@@ -90,7 +91,20 @@ class BlockWalk:
         call = self._inputs.calls[0][index].rows(0, 1).to(self._device)
         hidden = self._inputs.hidden[0][:1].to(self._device)
         block = self._skeleton.blocks.modules[index]
-        self._trace.shared_inputs.update(shared_inputs_of(block, call, hidden, linears))
+        places = self._trace.handed_on if index else frozenset()
+        # Without values: a block that makes anything of it fails.
+        call = call.with_value(places, torch.empty(1, device="meta"))
+        try:
+            self._trace.shared_inputs.update(shared_inputs_of(block, call, hidden, linears))
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, IndexError, SecateurError) as error:
+            if not places:
+                raise
+            raise SecateurError(
+                f"{self._skeleton.blocks.block_name(index)} needs more than hidden states of the "
+                "block before it; blocks cannot be worked on one by one"
+            ) from error
 
 
 @contextmanager
