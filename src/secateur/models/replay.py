@@ -72,7 +72,7 @@ class BlockCall:
 
     def places_of(self, tensors: Sequence[Tensor | None]) -> set[int | str]:
         """Where one of these very tensors stands: among positional arguments, or by keyword."""
-        own = [*enumerate(self.args), *self.kwargs.items()]
+        own: list[tuple[int | str, Any]] = [*enumerate(self.args), *self.kwargs.items()]
         wanted = {id(tensor) for tensor in tensors if tensor is not None}
         return {place for place, value in own if id(value) in wanted}
 
