@@ -11,12 +11,14 @@ import torch
 
 from secateur_kernels.version import __version__
 
-_PACKAGES = ("torch", "transformers", "triton", "safetensors", "numpy")
+_PACKAGES = ("transformers", "triton", "safetensors", "numpy")
 
 
 def package_versions() -> dict[str, str]:
     """Versions of Python, Secateur and what the numbers depend on."""
     found = {"secateur": __version__, "python": platform.python_version()}
+    # As torch says it: metadata of PyPI's wheels leave out for which CUDA they were built.
+    found["torch"] = str(torch.__version__)
     for name in _PACKAGES:
         try:
             found[name] = version(name)
