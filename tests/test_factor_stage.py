@@ -187,7 +187,8 @@ def test_importance_is_that_of_plain_autograd() -> None:
         logits = model(input_ids=sample[None], use_cache=False).logits[0]
         nn.functional.cross_entropy(logits[:-1], sample[1:], reduction="sum").backward()
     hook.remove()
-    plain = torch.cat([output.detach() for output in outputs]).double() - site.module.bias.double()  # type: ignore[operator]
+    bias = site.module.get_parameter("bias").detach().double()
+    plain = torch.cat([output.detach() for output in outputs]).double() - bias
     gradients = torch.cat([output.grad for output in outputs if output.grad is not None]).double()
     count = TOKENS.numel()
     energy = gradients.square().sum() / count * (plain.square().sum() / count)

@@ -124,6 +124,8 @@ def may_depend(tmp_path_factory: pytest.TempPathFactory) -> MayDepend:
         pytest.skip("needs nvcc for the headers of CUDA")
     library = tmp_path_factory.mktemp("capture") / "libcapture.so"
     command = [compiler, "-std=c++17", "-shared", "-cudart", "none", "-Xcompiler", "-fPIC,-Wall"]
+    # Its own stand-ins for CUDA's functions, also where torch brought CUDA's into the process.
+    command += ["-Xlinker", "-Bsymbolic"]
     command += [f"-I{HERE.parents[2] / 'csrc'}", "-o", str(library)]
     command += [str(HERE / "capture" / "predecessor.cpp")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -80,7 +80,6 @@ def test_spills_are_caught_and_clean_kernels_are_not(modules: Path) -> None:
     assert spilling["name"] == "huge block"
     assert spilling["spills"]
     assert spilling["local_bytes"] > 0
-    assert spilling["registers"] == 255
     assert "odd size does not compile for sm_90" in odd_size["error"]
     assert "power of 2" in odd_size["error"]
     assert "expected a signature of ['x', 'y', 'n', 'BLOCK'] for no n" in no_n["error"]
