@@ -126,7 +126,7 @@ def device_memory_table() -> str:
                 f"{goal / 1e9:.0f}" if goal else "",
             ]
         )
-    return table(["shape", "method", "GB counted", "`--dry-run` says at most", "goal"], rows)
+    return table(["shape", "method", "GB counted", "`--dry-run` says", "goal"], rows)
 
 
 def low_rank_table() -> str:

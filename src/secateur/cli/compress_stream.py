@@ -99,7 +99,7 @@ def require_no_streaming(activations: str) -> None:
 
 def estimate_table(estimate: Estimate) -> Table:
     """One row a need."""
-    table = Table("--stream needs", "at most")
+    table = Table("--stream needs", "about")
     gpu, hidden = estimate.device_bytes, format_bytes(estimate.activation_bytes)
     rows = {
         "hidden states": f"{hidden}, kept in: {estimate.activations}",
@@ -107,7 +107,7 @@ def estimate_table(estimate: Estimate) -> Table:
         "memory of the GPU": format_bytes(gpu) if gpu else "none",
         "memory of the host": format_bytes(estimate.host_bytes),
         "disk": format_bytes(estimate.disk_bytes),
-        "time": f"about {format_seconds(estimate.seconds)}, reading and writing not counted",
+        "time": f"{format_seconds(estimate.seconds)}, reading and writing not counted",
         "(the whole model)": f"({format_bytes(estimate.model_bytes)})",
     }
     for name, value in rows.items():

@@ -34,7 +34,7 @@ _MANY_EXPERTS = 8
 
 @dataclass(frozen=True)
 class Estimate:
-    """Upper bounds in bytes, and a rough time in seconds."""
+    """Bytes, rather too many than too few, and a rough time in seconds."""
 
     activations: Home
     """Where hidden states will be kept."""
