@@ -11,7 +11,8 @@ from secateur.calibration.tokens import CalibrationTokens
 from secateur.models.inventory import take_inventory
 from secateur.recipe import FactorStage, PruneStage
 from secateur.recipe.reconstruction import Reconstruction
-from secateur.streaming.work_bytes import work_bytes
+from secateur.reconstruct import ReconstructionSettings
+from secateur.streaming.work_bytes import _TOKENS_TO_TUNE, work_bytes
 
 # A tiny Llama's block: q and o, k and v, gate and up and down.
 ELEMENTS = 2 * 32 * 32 + 2 * 16 * 32 + 3 * 32 * 64
@@ -82,6 +83,10 @@ def test_masters_and_what_tunes_them() -> None:
     published = prune(method="wanda++", reconstruct=Reconstruction(preset="published"))
     again = ELEMENTS * 4 + ELEMENTS + 4 * LARGEST * 4
     assert tuned(published) == with_gaps(narrow - ELEMENTS * 4 + again)
+
+
+def test_as_many_tokens_are_tuned_on_as_the_optimizer_takes() -> None:
+    assert ReconstructionSettings().tokens_per_micro_batch == _TOKENS_TO_TUNE
 
 
 def test_factors_fitted_in_turn_have_moments_of_their_own() -> None:

@@ -18,7 +18,6 @@ from secateur.models.sites import WeightSite
 from secateur.recipe import FactorStage, PruneStage
 from secateur.recipe.prune_stage import Update
 from secateur.recipe.reconstruction import Reconstruction
-from secateur.reconstruct import ReconstructionSettings
 
 # What libraries' kernels take beside their results, and what lies idle between tensors.
 _GAPS = 1.1
@@ -30,6 +29,8 @@ _LIVE_IN_FP32 = 4
 # For a backward pass: what enters and leaves every matrix, as it is and its gradient.
 _KEPT_TO_TRAIN = 2
 _KEPT_IN_FP32 = 6
+# In one pass of the optimizer, unless a sample alone has more.
+_TOKENS_TO_TUNE = 4096
 # Sums of products are taken in pieces of so many rows.
 _ROWS_OF_PRODUCTS = 2048
 
@@ -160,9 +161,9 @@ class BlockWork:
         kept = self._wide
         moments = (2 if tuning.optimizer == "adam" else 1) * self._wide
         always: float = masters + before + masks + kept + moments + (2 if autocast else 0)
-        at_once = ReconstructionSettings.tokens_per_micro_batch
         asked = (tuning.samples_per_step or 1) * longest
-        training = self._training(max(longest, min(at_once, asked)), 2 if autocast else self._wide)
+        tokens = max(longest, min(_TOKENS_TO_TUNE, asked))
+        training = self._training(tokens, 2 if autocast else self._wide)
         if autocast:
             # A gradient in 16 bits, before it is added up in fp32.
             always += 2 * self._largest / self._elements
