@@ -38,6 +38,10 @@ from secateur.models.blocks import BlockList, find_blocks
 from secateur.models.inventory import take_inventory
 from secateur.models.replay import hidden_of
 from secateur.models.trace import trace_blocks
+from secateur.plan.measure import measure_table
+from secateur.plan.options import PlanOptions
+from secateur.plan.workload import Workload
+from secateur.progress import SilentProgress
 from secateur.search.suffix import output_forms
 from secateur.stages.prune_reconstruct import block_samples
 
@@ -303,6 +307,20 @@ def test_blocks_alone_give_what_they_give_in_the_model(name: str, together: int)
         )
 
 
+def test_what_a_changed_block_leaves_takes_the_place_of_what_it_left_before() -> None:
+    model = model_from(gemma4())
+    blocks, ids = find_blocks(model), some_ids()
+    inputs = entered(model, blocks, ids)
+    for index, block in enumerate(blocks.modules):
+        inputs.run_block(block, index)
+        for name, parameter in block.named_parameters():
+            if name.endswith("_proj.weight"):
+                parameter.data *= -0.5
+        inputs.pass_through(block, index, inputs.batch_sizes())
+    expected = outputs_of_blocks(model, blocks, ids)[-1]
+    torch.testing.assert_close(torch.cat(list(inputs.hidden)), expected, rtol=1e-4, atol=1e-4)
+
+
 def test_batches_that_were_halved_go_on_with_what_earlier_blocks_left() -> None:
     model = model_from(gemma4())
     blocks, ids = find_blocks(model), some_ids()
@@ -325,15 +343,18 @@ def test_compact_in_memory_is_compact_streamed(name: str, tmp_path: Path) -> Non
     )
 
 
-def test_tuning_of_blocks_that_share_keys_and_values_lowers_their_errors() -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_tuning_of_blocks_that_share_keys_and_values_lowers_their_errors(
+    dtype: torch.dtype,
+) -> None:
     model = model_from(gemma4())
     dense = outputs_of_blocks(model, find_blocks(model), some_ids())[-1]
     errors = {}
     for method in ("rgs", "wanda++"):
-        pruned = model_from(gemma4())
+        pruned = model_from(gemma4()).to(dtype)
         recipe = {"stages": [{"stage": "prune", "method": method, "pattern": "2:4"}]}
         compress(pruned, recipe, calibration=some_ids())
-        output = outputs_of_blocks(pruned, find_blocks(pruned), some_ids())[-1]
+        output = outputs_of_blocks(pruned.float(), find_blocks(pruned), some_ids())[-1]
         errors[method] = float((output - dense).norm())
     assert errors["wanda++"] < errors["rgs"]
 
@@ -341,6 +362,12 @@ def test_tuning_of_blocks_that_share_keys_and_values_lowers_their_errors() -> No
 def test_what_blocks_share_keeps_a_search_from_entering_in_the_middle() -> None:
     model = model_from(gemma4())
     assert output_forms(model, find_blocks(model), some_ids()) is None
+
+
+def test_what_blocks_share_keeps_a_plan_from_being_made() -> None:
+    tokens, workload = CalibrationTokens(tuple(some_ids()), ""), Workload(prefill_length=8)
+    with pytest.raises(SecateurError, match="leave keys and values for later ones"):
+        measure_table(model_from(gemma4()), tokens, workload, PlanOptions(), SilentProgress())
 
 
 def test_several_streams_of_hidden_states_are_refused(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ def fingerprint(model: nn.Module) -> VerificationRecord:
     input_ids = probe_tokens(model)
     try:
         logits = probe_logits(model, input_ids)
-    except torch.OutOfMemoryError:
+    except (torch.OutOfMemoryError, torch.AcceleratorError):
         raise
     except (TypeError, AttributeError, RuntimeError) as error:
         raise SecateurError(

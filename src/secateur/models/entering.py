@@ -8,12 +8,34 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
+from secateur.errors import SecateurError
 from secateur.models.blocks import BlockList
+from secateur.models.replay import capture_batch
+from secateur.models.trace import trace_blocks
 
 OutputForms = tuple[int | None, ...]
 """By block: None where it returns a tensor, else the length of the tuple that it returns."""
+
+
+def enterable_forms(model: nn.Module, blocks: BlockList, input_ids: Tensor) -> OutputForms:
+    """What every block returns, in a model that can be run from any of its blocks on.
+
+    Args:
+        input_ids: int64 [batch, length]; a few tokens of it are used.
+
+    Raises:
+        SecateurError: it cannot be, with the reason.
+    """
+    few = input_ids[:1, :8]
+    forms = trace_blocks(model, blocks, {}, few).output_forms
+    if any(call.carried for call in capture_batch(model, blocks, forms, few).calls):
+        raise SecateurError(
+            f"blocks of {type(model).__name__} leave keys and values for later ones, so that it "
+            "cannot be run from the middle"
+        )
+    return forms
 
 
 @contextmanager

@@ -1,7 +1,8 @@
 """Learn how a model uses its blocks, before they are called one at a time."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from math import nan
 from typing import Any
 
 import torch
@@ -182,6 +183,32 @@ def shared_inputs_of(
         for hook in hooks:
             hook.remove()
     return watcher.shared
+
+
+def needs_more(
+    block: nn.Module, call: BlockCall, handed_on: Collection[int | str], hidden: Tensor
+) -> bool:
+    """Whether a block makes anything of what an earlier one returned beside hidden states.
+
+    Args:
+        block: with its weights.
+        call: how the model calls it, with nothing in the places of `handed_on`.
+        handed_on: see `Trace`.
+        hidden: [batch, length, width], what enters it.
+    """
+    if not handed_on:
+        return False
+    # What is computed with it is no number either, or fails, as its shape is another one.
+    no_number = torch.full((1,), nan, dtype=hidden.dtype, device=hidden.device)
+    try:
+        with torch.no_grad():
+            without = call(block, hidden)
+            given = call.with_value(handed_on, no_number)(block, hidden)
+    except (torch.OutOfMemoryError, torch.AcceleratorError):
+        raise
+    except (RuntimeError, IndexError, TypeError, AttributeError, SecateurError):
+        return True
+    return not torch.equal(without, given)
 
 
 class _Watcher:

@@ -9,11 +9,11 @@ from secateur.calibration.tokens import CalibrationTokens
 from secateur.checkpoint.fingerprint import probe_tokens
 from secateur.errors import SecateurError
 from secateur.models.device import full_precision_products
+from secateur.models.entering import enterable_forms
 from secateur.models.inventory import Inventory, take_inventory
 from secateur.models.measure import num_bytes
 from secateur.models.sites import WeightSite
 from secateur.models.sublayers import Sublayers
-from secateur.models.trace import trace_blocks
 from secateur.plan.layer_times import form_name
 from secateur.plan.losses import Asked, Losses, measure_losses, split_tokens
 from secateur.plan.options import (
@@ -73,13 +73,14 @@ def measure_table(
         progress: told how far it is.
 
     Raises:
-        SecateurError: the model has no layer to choose for, cannot do the workload, or 2:4 is
-            offered in another dtype than bf16 and fp16.
+        SecateurError: the model has no layer to choose for, cannot do the workload or be run from
+            the middle, or 2:4 is offered in another dtype than bf16 and fp16.
     """
     device = next(model.parameters()).device
     workload.check(model)
     methods = options.resolved_methods(device)
     inventory = take_inventory(model)
+    forms = enterable_forms(model, inventory.blocks, probe_tokens(model))
     sites = _units(inventory)
     check_sparse24(methods, sites[0].parameter.dtype)
     sublayers, notes = _sublayers(model, inventory, options, methods)
@@ -101,7 +102,6 @@ def measure_table(
         )
     # Directions are as large as a model; what is timed may need their room.
     del importance
-    forms = trace_blocks(model, inventory.blocks, {}, probe_tokens(model)).output_forms
     setup = Setup(
         model,
         inventory.blocks,

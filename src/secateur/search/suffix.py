@@ -10,9 +10,8 @@ from torch import Tensor, nn
 
 from secateur.errors import SecateurError
 from secateur.models.blocks import BlockList
-from secateur.models.entering import OutputForms
+from secateur.models.entering import OutputForms, enterable_forms
 from secateur.models.replay import CapturedBatch, capture_batch
-from secateur.models.trace import trace_blocks
 
 
 def output_forms(model: nn.Module, blocks: BlockList, input_ids: Tensor) -> OutputForms | None:
@@ -21,14 +20,10 @@ def output_forms(model: nn.Module, blocks: BlockList, input_ids: Tensor) -> Outp
     Args:
         input_ids: int64 [batch, length]; a few tokens of it are used.
     """
-    few = input_ids[:1, :8]
     try:
-        forms = trace_blocks(model, blocks, {}, few).output_forms
+        return enterable_forms(model, blocks, input_ids)
     except SecateurError:
         return None
-    # Later blocks may need what the skipped ones would have left for them.
-    carries = any(call.carried for call in capture_batch(model, blocks, forms, few).calls)
-    return None if carries else forms
 
 
 class DenseInputs:

@@ -101,8 +101,10 @@ class BlockSource:
 
     def _named_in_model(self, names: Iterable[str]) -> dict[str, str]:
         """Names of tensors in the files -> what transformers calls them in the model."""
-        renamings = [entry for entry in self._mapping if isinstance(entry, WeightRenaming)]
-        converters = [entry for entry in self._mapping if not isinstance(entry, WeightRenaming)]
+        # Anew: some note what they have renamed, and those kept rename once more when loading.
+        mapping = get_model_conversion_mapping(self._model)
+        renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
+        converters = [entry for entry in mapping if not isinstance(entry, WeightRenaming)]
         prefix, known = self._model.base_model_prefix, self._model.state_dict()
         return {
             name: rename_source_key(name, renamings, converters, prefix, known)[0] for name in names

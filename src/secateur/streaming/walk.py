@@ -13,7 +13,7 @@ from secateur.integrations.layer_specs import CompactLayers
 from secateur.models.inventory import Inventory
 from secateur.models.measure import require_finite_weights
 from secateur.models.swap import pack_layers
-from secateur.models.trace import Trace, shared_inputs_of
+from secateur.models.trace import Trace, needs_more, shared_inputs_of
 from secateur.streaming.finished import BlockJournal
 from secateur.streaming.form import as_worked_on, forget_block
 from secateur.streaming.memory import return_free_memory
@@ -91,20 +91,12 @@ class BlockWalk:
         call = self._inputs.calls[0][index].rows(0, 1).to(self._device)
         hidden = self._inputs.hidden[0][:1].to(self._device)
         block = self._skeleton.blocks.modules[index]
-        places = self._trace.handed_on if index else frozenset()
-        # Without values: a block that makes anything of it fails.
-        call = call.with_value(places, torch.empty(1, device="meta"))
-        try:
-            self._trace.shared_inputs.update(shared_inputs_of(block, call, hidden, linears))
-        except torch.OutOfMemoryError:
-            raise
-        except (RuntimeError, IndexError, SecateurError) as error:
-            if not places:
-                raise
+        if index and needs_more(block, call, self._trace.handed_on, hidden):
             raise SecateurError(
                 f"{self._skeleton.blocks.block_name(index)} needs more than hidden states of the "
                 "block before it; blocks cannot be worked on one by one"
-            ) from error
+            )
+        self._trace.shared_inputs.update(shared_inputs_of(block, call, hidden, linears))
 
 
 @contextmanager
