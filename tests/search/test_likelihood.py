@@ -89,7 +89,7 @@ def test_models_that_cannot_be_run_from_the_middle_run_whole(
     def refuses(*_: Any) -> None:
         raise SecateurError("hidden states change between blocks")
 
-    monkeypatch.setattr("secateur.search.suffix.trace_blocks", refuses)
+    monkeypatch.setattr("secateur.search.suffix.enterable_forms", refuses)
     measure = likelihood(model, tokenizer, items)
     assert not measure.runs_suffixes
     assert measure.values(1) == expected
