@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from families import tiny_model
+from families import VOCAB_SIZE, model_from, tiny_model
 from safetensors.torch import load_file
 from streaming_jobs import factors, recipe_of, samples, save, stream
+from transformers import HunYuanMoEV1Config
 
 from secateur.errors import OutOfSpaceError, SecateurError
 from secateur.models.host_memory import available_host_bytes
@@ -83,6 +84,26 @@ def test_writing_24_layers_takes_memory(folder: Path, tmp_path: Path) -> None:
     more = 24 * 32 * 64 + dense.largest_block_bytes * 9 // 16
     assert compact.host_bytes - dense.host_bytes == more
     assert compact.disk_bytes == dense.disk_bytes
+
+
+def test_routing_that_differs_from_block_to_block(tmp_path: Path) -> None:
+    """Hunyuan says for each block to how many experts a token is sent."""
+    config = HunYuanMoEV1Config(
+        vocab_size=VOCAB_SIZE,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        num_experts=4,
+        moe_topk=[2, 2],
+        pad_token_id=0,
+    )
+    folder = save(model_from(config), tmp_path / "in")
+    found = estimate(folder, tmp_path / "out", samples())
+    # At most all four experts of a block, each 2 x 64 wide, in fp32, beside the masks.
+    assert found.host_bytes > 1.1 * 5 * 13 * 4 * (4 * 128) * 4
 
 
 def test_without_calibration(folder: Path, tmp_path: Path) -> None:

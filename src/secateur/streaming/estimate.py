@@ -10,6 +10,7 @@ from torch import nn
 from secateur.calibration.tokens import CalibrationTokens
 from secateur.checkpoint.write import check_space
 from secateur.errors import SecateurError
+from secateur.models.blocks import text_config
 from secateur.models.host_memory import available_host_bytes
 from secateur.models.inventory import Inventory
 from secateur.models.measure import num_bytes
@@ -164,8 +165,8 @@ def _width(skeleton: Skeleton) -> int:
 
 
 def _experts_per_token(skeleton: Skeleton) -> int:
-    config = skeleton.model.config.get_text_config()
-    return int(getattr(config, "num_experts_per_tok", None) or _MANY_EXPERTS)
+    found = getattr(text_config(skeleton.model), "num_experts_per_tok", None)
+    return found if isinstance(found, int) else _MANY_EXPERTS
 
 
 def _seconds(flops: float, device: torch.device, dtype: torch.dtype) -> float:
