@@ -423,24 +423,19 @@ def zaya() -> PreTrainedConfig:
     )
 
 
-@pytest.mark.parametrize(
-    ("config", "message"),
-    [
-        (glm_moe_dsa("full", "shared"), r"GlmMoeDsaDecoderLayer cannot be run by itself \(Shared"),
-        (zaya(), r"model\.layers\.1 needs more than hidden states of the block before it"),
-    ],
-)
+@pytest.mark.parametrize("config", [glm_moe_dsa("full", "shared"), zaya()], ids=["glm", "zaya"])
 def test_blocks_that_need_more_of_earlier_ones_are_refused(
-    config: PreTrainedConfig, message: str, tmp_path: Path
+    config: PreTrainedConfig, tmp_path: Path
 ) -> None:
     model = model_from(config)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    with pytest.raises(SecateurError, match=message):
+    refusal = r"model\.layers\.1 needs more than hidden states of the block before it"
+    with pytest.raises(SecateurError, match=refusal):
         compress(model, WANDA, calibration=some_ids(), output=tmp_path / "out")
     assert not (tmp_path / "out").exists()
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     model.save_pretrained(tmp_path / "model")
-    with pytest.raises(SecateurError, match=r"model\.layers\.1 needs more than hidden states"):
+    with pytest.raises(SecateurError, match=refusal):
         compress_streaming(
             tmp_path / "model", WANDA, calibration=some_ids(), output=tmp_path / "out"
         )

@@ -7,8 +7,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from secateur.errors import SecateurError
+from secateur.models.blocks import BlockList
 from secateur.models.replay import BlockCall
-from secateur.models.trace import needs_more
+from secateur.models.trace import check_alone
 
 
 class _TakesMore(nn.Module):
@@ -26,30 +28,64 @@ def _added_in_place(hidden: Tensor, more: Tensor) -> Tensor:
     return result
 
 
+def _refusal(block: nn.Module) -> str | None:
+    """As the second of two blocks; the first one is never asked."""
+    blocks = BlockList("layers", nn.ModuleList([block, block]))
+    call, hidden = BlockCall((), {"more": None}, None), torch.ones(1, 3, 4)
+    check_alone(blocks, 0, call, {"more"}, hidden)
+    check_alone(blocks, 1, call, frozenset(), hidden)
+    try:
+        check_alone(blocks, 1, call, {"more"}, hidden)
+    except SecateurError as error:
+        return str(error)
+    return None
+
+
 @pytest.mark.parametrize(
-    ("use", "expected"),
+    "use",
     [
-        (lambda hidden, _: hidden, False),
-        (_added_in_place, True),
-        (lambda hidden, more: hidden @ more.expand(4, 4), True),
-        (lambda hidden, more: hidden[more.long()], True),
-        (lambda hidden, more: hidden + more.view(1, 3, 4), True),
-        (lambda hidden, more: more, True),
+        _added_in_place,
+        lambda hidden, more: hidden @ more.expand(4, 4),
+        lambda hidden, more: hidden[more.long()],
+        lambda hidden, more: hidden + more.view(1, 3, 4),
+        lambda hidden, more: more,
     ],
-    ids=["ignored", "added", "multiplied", "index", "another shape", "returned"],
+    ids=["added", "multiplied", "index", "another shape", "returned"],
 )
-def test_what_a_block_makes_of_what_is_handed_on(
-    use: Callable[[Tensor, Tensor], Tensor], expected: bool
+def test_a_block_that_makes_something_of_what_is_handed_on_is_refused(
+    use: Callable[[Tensor, Tensor], Tensor],
 ) -> None:
-    block, hidden = _TakesMore(use), torch.ones(1, 3, 4)
-    call = BlockCall((), {"more": None}, None)
-    assert needs_more(block, call, {"more"}, hidden) is expected
-    assert not needs_more(block, call, frozenset(), hidden)
+    assert _refusal(_TakesMore(use)) == (
+        "layers.1 needs more than hidden states of the block before it; "
+        "blocks cannot be worked on one by one"
+    )
 
 
-def test_a_block_that_fails_with_nothing_handed_on_needs_it() -> None:
+def test_a_block_that_only_hands_it_on_is_not() -> None:
+    assert _refusal(_TakesMore(lambda hidden, _: hidden)) is None
+
+
+@pytest.mark.parametrize("error", [ValueError, RuntimeError, AttributeError])
+def test_a_block_that_fails_with_nothing_handed_on_needs_it(error: type[Exception]) -> None:
     class Reads(nn.Module):
         def forward(self, hidden: Tensor, more: Any) -> Tensor:
-            return hidden * more.sum()
+            if more is None:
+                raise error("nothing was handed on")
+            return hidden
 
-    assert needs_more(Reads(), BlockCall((), {"more": None}, None), {"more"}, torch.ones(1, 3, 4))
+    assert _refusal(Reads()) is not None
+
+
+def test_what_is_handed_on_is_found_in_tuples() -> None:
+    one, two = torch.ones(1), torch.ones(2)
+    call = BlockCall((two, (one, two)), {"pair": {"first": one}, "other": None}, None)
+    assert call.places_of([one, None]) == {1, "pair"}
+
+
+def test_a_value_error_of_a_block_is_told_as_it_is() -> None:
+    class Refuses(nn.Module):
+        def forward(self, hidden: Tensor) -> Tensor:
+            raise ValueError("expected an even length")
+
+    with pytest.raises(SecateurError, match="Refuses could not be run by itself: expected an even"):
+        BlockCall((), {}, None)(Refuses(), torch.ones(1, 3, 4))

@@ -54,8 +54,7 @@ class BlockCall:
                 raise
             except ValueError as error:
                 raise SecateurError(
-                    f"{type(block).__name__} cannot be run by itself ({error}); blocks that need "
-                    "more than hidden states of those before them cannot be worked on one by one"
+                    f"{type(block).__name__} could not be run by itself: {error}"
                 ) from error
         return hidden_of(output)
 
@@ -74,7 +73,7 @@ class BlockCall:
         """Where one of these very tensors stands: among positional arguments, or by keyword."""
         own: list[tuple[int | str, Any]] = [*enumerate(self.args), *self.kwargs.items()]
         wanted = {id(tensor) for tensor in tensors if tensor is not None}
-        return {place for place, value in own if id(value) in wanted}
+        return {p for p, value in own if any(id(t) in wanted for t in _tensors_in(value))}
 
     def with_value(self, places: Collection[int | str], value: Any) -> "BlockCall":
         """The same call with one value in several places; its tensors are not counted anew."""
@@ -92,14 +91,7 @@ class BlockCall:
 
     def tensors(self) -> list[Tensor]:
         """Every tensor among the arguments, in order."""
-        found: list[Tensor] = []
-
-        def note(tensor: Tensor) -> Tensor:
-            found.append(tensor)
-            return tensor
-
-        self.map(note)
-        return found
+        return _tensors_in((self.args, self.kwargs))
 
 
 def joined(calls: Sequence[BlockCall]) -> BlockCall:
@@ -357,3 +349,14 @@ def _mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(value, dict):
         return {key: _mapped(item, change) for key, item in value.items()}
     return value
+
+
+def _tensors_in(value: Any) -> list[Tensor]:
+    found: list[Tensor] = []
+
+    def note(tensor: Tensor) -> Tensor:
+        found.append(tensor)
+        return tensor
+
+    _mapped(value, note)
+    return found

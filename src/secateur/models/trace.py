@@ -23,9 +23,6 @@ from secateur.models.replay import (
 # Enough to see how blocks and linears are called.
 _TRACED_TOKENS = 8
 
-# Of what a block adds: the same inputs are multiplied by the same code.
-_TOLERANCE = 1e-3
-
 
 @dataclass(frozen=True)
 class Trace:
@@ -36,8 +33,8 @@ class Trace:
     shared_inputs: dict[str, str]
     """Name of a linear -> name of the first linear that was given the very same tensor."""
     handed_on: frozenset[int | str] = frozenset()
-    """Arguments in which the model gives blocks what the one before returned beside hidden states;
-    of `trace_without_weights` only, which cannot see whether they need it."""
+    """Arguments in which the model gives blocks what an earlier one returned beside hidden states.
+    `trace_blocks` has seen that they make nothing of it; `trace_without_weights` cannot."""
 
 
 def trace_blocks(
@@ -75,28 +72,12 @@ def trace_blocks(
         for hook in hooks:
             hook.remove()
     watcher.check_order()
-    trace = Trace(tuple(watcher.forms), watcher.inputs.shared)
-    if watcher.hands_on:
-        _check_alone(model, blocks, trace, watcher, input_ids[:, :_TRACED_TOKENS])
+    trace = Trace(tuple(watcher.forms), watcher.inputs.shared, frozenset(watcher.handed_on))
+    if trace.handed_on:
+        batch = capture_batch(model, blocks, trace.output_forms, input_ids[:, :_TRACED_TOKENS])
+        for index, call in enumerate(batch.calls):
+            check_alone(blocks, index, call, trace.handed_on, watcher.entered[index])
     return trace
-
-
-def _check_alone(
-    model: nn.Module, blocks: BlockList, trace: Trace, watcher: "_Watcher", input_ids: Tensor
-) -> None:
-    """Blocks must do without what was handed on to them: it may be of no use to them."""
-    batch = capture_batch(model, blocks, trace.output_forms, input_ids)
-    for index, (block, call) in enumerate(zip(blocks.modules, batch.calls, strict=True)):
-        entered, left = watcher.entered[index], watcher.left[index]
-        with torch.no_grad():
-            alone = call(block, entered)
-        difference, added = (alone - left).double().norm(), (left - entered).double().norm()
-        if not difference <= _TOLERANCE * added:
-            raise SecateurError(
-                f"{blocks.block_name(index)} needs more than hidden states of the block before it "
-                f"(without, what it adds changes by {float(difference / added):.2g}); blocks "
-                "cannot be worked on one by one"
-            )
 
 
 def trace_without_weights(model: nn.Module, blocks: BlockList, input_ids: Tensor) -> Trace:
@@ -185,19 +166,35 @@ def shared_inputs_of(
     return watcher.shared
 
 
-def needs_more(
-    block: nn.Module, call: BlockCall, handed_on: Collection[int | str], hidden: Tensor
-) -> bool:
-    """Whether a block makes anything of what an earlier one returned beside hidden states.
+def check_alone(
+    blocks: BlockList,
+    index: int,
+    call: BlockCall,
+    handed_on: Collection[int | str],
+    hidden: Tensor,
+) -> None:
+    """A block must do without what an earlier one returned beside hidden states.
 
     Args:
-        block: with its weights.
+        blocks: of which this one has its weights.
+        index: its number.
         call: how the model calls it, with nothing in the places of `handed_on`.
         handed_on: see `Trace`.
         hidden: [batch, length, width], what enters it.
+
+    Raises:
+        SecateurError: it makes something of it.
     """
-    if not handed_on:
-        return False
+    if index and handed_on and _needs_more(blocks.modules[index], call, handed_on, hidden):
+        raise SecateurError(
+            f"{blocks.block_name(index)} needs more than hidden states of the block before it; "
+            "blocks cannot be worked on one by one"
+        )
+
+
+def _needs_more(
+    block: nn.Module, call: BlockCall, handed_on: Collection[int | str], hidden: Tensor
+) -> bool:
     # What is computed with it is no number either, or fails, as its shape is another one.
     no_number = torch.full((1,), nan, dtype=hidden.dtype, device=hidden.device)
     try:
@@ -220,16 +217,13 @@ class _Watcher:
         self._last_output: Tensor | None = None
         self._last_version = 0
         self.entered: list[Tensor] = []
-        self.left: list[Tensor] = []
-        self.hands_on = False
-        """Whether a block is given what an earlier one returned beside hidden states."""
+        self.handed_on: set[int | str] = set()
         self._beside_output: list[Tensor] = []
 
     def entering(self, index: int) -> Callable[..., None]:
         def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             hidden, call = split_hidden(args, kwargs)
-            given = {id(tensor) for tensor in call.tensors()}
-            self.hands_on |= any(id(tensor) in given for tensor in self._beside_output)
+            self.handed_on |= call.places_of(self._beside_output)
             self.entered.append(hidden)
             if self._last_output is not None and not (
                 _same_tensor(hidden, self._last_output)
@@ -245,7 +239,6 @@ class _Watcher:
         self.forms.append(len(output) if isinstance(output, tuple) else None)
         self._last_output = hidden_of(output)
         self._last_version = self._last_output._version
-        self.left.append(self._last_output)
         if isinstance(output, tuple):
             self._beside_output += [item for item in output[1:] if isinstance(item, Tensor)]
 

@@ -8,12 +8,11 @@ import torch
 from torch import nn
 
 from secateur.calibration.inputs import BlockInputs
-from secateur.errors import SecateurError
 from secateur.integrations.layer_specs import CompactLayers
 from secateur.models.inventory import Inventory
 from secateur.models.measure import require_finite_weights
 from secateur.models.swap import pack_layers
-from secateur.models.trace import Trace, needs_more, shared_inputs_of
+from secateur.models.trace import Trace, check_alone, shared_inputs_of
 from secateur.streaming.finished import BlockJournal
 from secateur.streaming.form import as_worked_on, forget_block
 from secateur.streaming.memory import return_free_memory
@@ -90,12 +89,9 @@ class BlockWalk:
         # One sample shows it, and fits wherever calibration will.
         call = self._inputs.calls[0][index].rows(0, 1).to(self._device)
         hidden = self._inputs.hidden[0][:1].to(self._device)
-        block = self._skeleton.blocks.modules[index]
-        if index and needs_more(block, call, self._trace.handed_on, hidden):
-            raise SecateurError(
-                f"{self._skeleton.blocks.block_name(index)} needs more than hidden states of the "
-                "block before it; blocks cannot be worked on one by one"
-            )
+        blocks = self._skeleton.blocks
+        check_alone(blocks, index, call, self._trace.handed_on, hidden)
+        block = blocks.modules[index]
         self._trace.shared_inputs.update(shared_inputs_of(block, call, hidden, linears))
 
 
