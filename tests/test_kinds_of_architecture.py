@@ -10,7 +10,7 @@ import pytest
 import torch
 from families import VOCAB_SIZE, model_from
 from streaming_same import require_same
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import (
     DeepseekV3Config,
     DeepseekV4Config,
@@ -19,6 +19,7 @@ from transformers import (
     Gemma3TextConfig,
     Gemma4TextConfig,
     GlmMoeDsaConfig,
+    JambaConfig,
     Lfm2Config,
     LongcatFlashConfig,
     MambaConfig,
@@ -37,6 +38,7 @@ from secateur.calibration.tokens import CalibrationTokens
 from secateur.models.blocks import BlockList, find_blocks
 from secateur.models.inventory import take_inventory
 from secateur.models.replay import hidden_of
+from secateur.models.swap import pack_layers
 from secateur.models.trace import trace_blocks
 from secateur.plan.measure import measure_table
 from secateur.plan.options import PlanOptions
@@ -123,7 +125,28 @@ def nemotron_h() -> PreTrainedConfig:
 
 def mamba() -> PreTrainedConfig:
     """No attention at all, and a matrix that is multiplied without a call."""
-    return MambaConfig(num_hidden_layers=2, state_size=8, time_step_rank=4, **SMALL)
+    return MambaConfig(
+        num_hidden_layers=2, state_size=8, time_step_rank=4, residual_in_fp32=False, **SMALL
+    )
+
+
+def jamba() -> PreTrainedConfig:
+    """Every second mixer is Mamba's, with a bias for time steps that is large beside them."""
+    return JambaConfig(
+        num_hidden_layers=4,
+        attn_layer_period=2,
+        attn_layer_offset=1,
+        expert_layer_period=2,
+        expert_layer_offset=1,
+        num_experts=4,
+        num_experts_per_tok=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        intermediate_size=64,
+        mamba_d_state=8,
+        mamba_dt_rank=4,
+        **SMALL,
+    )
 
 
 def qwen3_next() -> PreTrainedConfig:
@@ -226,6 +249,14 @@ KINDS = {
     "gemma3_that_sees": kind(gemma3_that_sees, 2),
     "nemotron_h": kind(nemotron_h, 4, "mixer.conv1d.weight", "mixer.gate.weight"),
     "mamba": kind(mamba, 2, "mixer.A_log", "mixer.conv1d.weight", "mixer.dt_proj.weight"),
+    "jamba": kind(
+        jamba,
+        4,
+        "mamba.A_log",
+        "mamba.conv1d.weight",
+        "mamba.dt_proj.weight",
+        "feed_forward.router.weight",
+    ),
     "qwen3_next": kind(
         qwen3_next,
         4,
@@ -247,7 +278,8 @@ KINDS = {
     "lfm2": kind(lfm2, 2, "conv.conv.weight"),
 }
 EXPERTS = r"re:.*\.experts\.\d+\.\w+$"
-WANDA = {"stages": [{"stage": "prune", "method": "wanda", "pattern": "2:4"}]}
+FACTORS = {"stage": "factor", "method": "svd-whitened", "rank": 2}
+WANDA: dict[str, Any] = {"stages": [{"stage": "prune", "method": "wanda", "pattern": "2:4"}]}
 
 
 def some_ids(rows: int = 6, length: int = 24) -> Tensor:
@@ -341,6 +373,32 @@ def test_compact_in_memory_is_compact_streamed(name: str, tmp_path: Path) -> Non
     require_same(
         tmp_path / "model", WANDA, tmp_path, calibration=some_ids(), checkpoint_format="compact"
     )
+
+
+@pytest.mark.parametrize("factors", [False, True], ids=["2:4", "factors"])
+@pytest.mark.parametrize("name", KINDS)
+def test_reloaded_in_16_bit_they_give_the_very_logits(
+    name: str, factors: bool, tmp_path: Path
+) -> None:
+    # Loading gives each tensor the dtype that the family wants beside 16-bit weights.
+    dense = model_from(KINDS[name].config()).bfloat16()
+    dense.save_pretrained(tmp_path / "dense")
+    model = type(dense).from_pretrained(tmp_path / "dense")
+    sites = take_inventory(model).all_sites
+    left_out = [s.name for s in sites if s.expert is not None or type(s.module) is not nn.Linear]
+    recipe = {"stages": [FACTORS | {"ignore": left_out}]} if factors else WANDA
+    compress(
+        model,
+        recipe,
+        calibration=some_ids(),
+        output=tmp_path / "out",
+        checkpoint_format="compact",
+    )
+    pack_layers(model)
+    reloaded = type(dense).from_pretrained(tmp_path / "out")
+    with torch.no_grad():
+        expected = model(input_ids=some_ids(), use_cache=False).logits
+        assert torch.equal(reloaded(input_ids=some_ids(), use_cache=False).logits, expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

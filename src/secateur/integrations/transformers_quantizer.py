@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightRenaming, rename_source_key
 from transformers.quantizers.auto import (
@@ -29,6 +30,7 @@ from secateur.integrations.loading_checks import (
     require_loaded,
     shapes_of,
 )
+from secateur.models.sites import is_step_projection
 from secateur.models.swap import (
     PACKABLE_DTYPES,
     compressed_modules,
@@ -144,6 +146,7 @@ class SecateurQuantizer(HfQuantizer):  # type: ignore[misc]
         else:
             pack_model(model, self.quantization_config.modules)
             self.pre_quantized = True
+        _multiply_step_projections_as_before(model)
         self.quantization_config.layers = CompactLayers.of(model)
         self._expected = {}
         return model
@@ -297,6 +300,17 @@ def _take_weights_back(model: nn.Module) -> None:
 
 def _without_weight(model: nn.Module) -> list[LowRankLinear]:
     return [m for m in compressed_modules(model).values() if isinstance(m, LowRankLinear)]
+
+
+def _multiply_step_projections_as_before(model: nn.Module) -> None:
+    """Have Jamba and Falcon-Mamba not take their `dt_proj` for quantised, as nothing replaces it.
+
+    They would add its bias and subtract it again, which in 16 bit loses the time steps' last bits.
+    """
+    if any(is_step_projection(model, name) for name, _ in model.named_modules() if name):
+        for module in model.modules():
+            if isinstance(module, PreTrainedModel):
+                vars(module.config).pop("_is_quantized", None)
 
 
 def _require_legal_indices(model: nn.Module) -> None:
