@@ -23,6 +23,9 @@ COUNTERS = 8192
 _LANES = 256
 _BYTES = 4
 
+_STREAM_OF_THREAD = 2
+"""The handle `cudaStreamPerThread`, which is another stream in every thread."""
+
 
 @dataclass(frozen=True)
 class Counters:
@@ -68,6 +71,8 @@ class TicketPool:
         return Counters(owner.data_ptr(), count, owner)
 
     def _lane(self, stream: int, capture: int) -> Counters | None:
+        if stream == _STREAM_OF_THREAD:
+            stream = -threading.get_ident()
         found = self._taken.get((capture, stream))
         # Before the last are gone: several graphs may be captured without a call in between (vLLM
         # makes one a block), each takes a lane for good, and one that got none would fill its

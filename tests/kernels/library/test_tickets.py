@@ -1,6 +1,7 @@
 """Counters: nobody shares them who may run at the same time."""
 
 import itertools
+import threading
 from dataclasses import dataclass, field
 
 import pytest
@@ -45,6 +46,22 @@ def test_streams_and_captures_do_not_share() -> None:
     calls = [(1, 0), (2, 0), (1, 7), (1, 8)]
     taken = sorted(tickets.take(1, stream, capture).address for stream, capture in calls)
     assert all(after - before == LANE for before, after in itertools.pairwise(taken))
+
+
+def test_the_stream_of_each_thread_has_its_own_though_all_have_one_handle() -> None:
+    tickets = pool(Memory(), lanes=4)
+    per_thread, addresses = 2, []
+
+    def take() -> None:
+        addresses.append({tickets.take(1, per_thread, 0).address for _ in range(2)})
+
+    take()
+    other = threading.Thread(target=take)
+    other.start()
+    other.join()
+    take()
+    assert [len(own) for own in addresses] == [1, 1, 1]
+    assert addresses[0] == addresses[2] != addresses[1]
 
 
 def test_the_pool_grows_outside_of_captures_only() -> None:
