@@ -45,7 +45,12 @@ MORE_METHODS: dict[str, dict[str, Any]] = {
     "admm": {**_PRUNE, "method": "admm"},
     "ria, conjugate gradient": {**_PRUNE, "method": "ria", "update": "conjugate_gradient"},
     "rgs": {**_PRUNE, "method": "rgs"},
-    "wanda++, published": {**_PRUNE, "method": "wanda++", "reconstruct": {"preset": "published"}},
+    "wanda++, published": {
+        **_PRUNE,
+        "method": "wanda++",
+        # Every round takes what the first one takes.
+        "reconstruct": {"preset": "published", "rounds": 1},
+    },
     "svd-whitened, rank 64": {**_FACTOR, "rank": 64},
     "svd-whitened, at once": {**_FACTOR, "rank": 64, "in_turn": False},
     "svd": {"stage": "factor", "method": "svd", "rank": 64},

@@ -27,7 +27,7 @@ def test_where_memory_is_short_fewer_samples_run_together(name: str) -> None:
     assert too_short["error"].startswith("cuda has no memory to run one block on one calibration")
 
 
-def counted(place: Path, methods: str, blocks: int = 2, samples: int = 64) -> list[dict[str, Any]]:
+def counted(place: Path, methods: str, blocks: int = 2, samples: int = 32) -> list[dict[str, Any]]:
     """The records of `bench.device_memory` for a small shape."""
     sizes = ("--blocks", str(blocks), "--samples", str(samples), "--length", "512")
     options = ("--methods", methods, "--results", str(place))

@@ -13,6 +13,7 @@ import torch
 from families import tiny_model
 from safetensors.torch import save_file
 from streaming_jobs import CHAIN, STAGE, factors, recipe_of, samples, save, stream, weight_bytes
+from thoroughness import is_thorough
 from transformers.models.llama.modeling_llama import LlamaMLP
 
 from secateur.calibration.inputs import BlockInputs
@@ -36,6 +37,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "factors by weights": factors(method="svd", budget=0.1),
     "beside 2:4": factors(method="sparse-plus-low-rank", rank=16, rounds=2),
 }
+IN_BOTH_FORMS = METHODS if is_thorough() else ("magnitude", "wanda++", "factors")
+FORMS = [("compact", name) for name in METHODS] + [("auto", name) for name in IN_BOTH_FORMS]
 FULL = OSError(errno.ENOSPC, "No space left on device")
 
 
@@ -89,10 +92,9 @@ def test_files_that_a_killed_run_did_not_finish_are_not_kept(
     assert {path.name for path in (tmp_path / "out").iterdir()} == names
 
 
-@pytest.mark.parametrize("checkpoint_format", ["auto", "compact"])
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize(("checkpoint_format", "name"), FORMS)
 def test_every_method_is_resumed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, checkpoint_format: str
+    checkpoint_format: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Interrupted before block 1, and again before block 3."""
     folder = save(tiny_model("llama", 4).bfloat16(), tmp_path / "in")

@@ -8,6 +8,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from kernels.library.skinny_case import Case, run, weight_of
+from thoroughness import examples
 
 from secateur_kernels.layouts import Fragment24
 
@@ -47,7 +48,9 @@ def test_integers_come_out_exactly(name: str, dependent: bool, emulator: Any) ->
 
 
 @settings(
-    deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    deadline=None,
+    max_examples=examples(40),
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(data=st.data())
 def test_any_shape_and_cluster(data: st.DataObject, emulator: Any) -> None:
