@@ -126,6 +126,33 @@ def test_every_parameter_is_a_site_or_has_a_reason(family: str) -> None:
     assert len({site.name for site in inventory.all_sites}) == len(inventory.all_sites)
 
 
+def test_what_a_family_keeps_in_fp32_is_no_site() -> None:
+    """Its names stand for whole parts of a module's name, with stars for any part."""
+    block = modules(
+        fn=nn.Linear(4, 4),
+        ffn=modules(up=nn.Linear(4, 4)),
+        indexer=modules(weights_proj=nn.Linear(4, 2), q=nn.Linear(4, 4)),
+        weights_proj=nn.Linear(4, 4),
+        branches=modules(left=modules(gate=nn.Linear(4, 4)), right=modules(gate=nn.Linear(4, 4))),
+        norm=nn.LayerNorm(4),
+    )
+    model = modules(h=stack(1, block))
+    setattr(model, "_keep_in_fp32_modules", ["fn", "indexer.weights_proj", "norm"])  # noqa: B010
+    setattr(model, "_keep_in_fp32_modules_strict", {"branches.*.gate.weight"})  # noqa: B010
+    inventory = take_inventory(model)
+    kept = {"h.0.ffn.up", "h.0.indexer.q", "h.0.weights_proj"}
+    assert {site.name for site in inventory.all_sites} == kept
+    reasons = {name: why for name, why in reasons_of(inventory).items() if "bias" not in name}
+    fp32 = "kept in fp32 by its family"
+    assert reasons == {
+        "h.0.fn.weight": fp32,
+        "h.0.indexer.weights_proj.weight": fp32,
+        "h.0.branches.left.gate.weight": fp32,
+        "h.0.branches.right.gate.weight": fp32,
+        "h.0.norm.weight": "vector (norm or bias)",
+    }
+
+
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_matrices_are_what_their_modules_multiply_with(family: str) -> None:
     model = tiny_model(family)

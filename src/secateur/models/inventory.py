@@ -1,5 +1,7 @@
 """What a model consists of: the sites that stages work on, and everything they must not touch."""
 
+import re
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from torch import nn
@@ -9,6 +11,7 @@ from secateur.models.blocks import BlockList, find_blocks
 from secateur.models.sites import WeightSite, find_sites, is_step_projection
 from secateur.modules import LowRankLinear, Sparse24Linear, SparseLowRankLinear
 
+_UNKNOWN = "router or unknown kind of weight"
 _COMPRESSED = (LowRankLinear, Sparse24Linear, SparseLowRankLinear)
 
 
@@ -40,15 +43,21 @@ def take_inventory(model: nn.Module) -> Inventory:
     """Find the blocks and weight sites of a model.
 
     A matrix whose parameter is also used under another name (tied) is no site, and neither is a
-    compressed layer.
+    compressed layer, nor what the family keeps in fp32 beside 16-bit weights: small matrices that
+    choose tokens (indexers of sparse attention), and whose dtype the model asks for.
 
     Raises:
         SecateurError: no blocks, or neither a weight matrix nor a compressed layer in them.
     """
     blocks = find_blocks(model)
     tied = _tied_names(model)
+    in_fp32 = _kept_in_fp32(model)
     sites = tuple(
-        tuple(site for site in find_sites(blocks, index) if id(site.parameter) not in tied)
+        tuple(
+            site
+            for site in find_sites(blocks, index)
+            if id(site.parameter) not in tied and not in_fp32(site.name)
+        )
         for index in range(len(blocks))
     )
     has_compressed = any(isinstance(module, _COMPRESSED) for module in blocks.modules.modules())
@@ -57,7 +66,21 @@ def take_inventory(model: nn.Module) -> Inventory:
             f"found {len(blocks)} blocks at {blocks.name} in {type(model).__name__}, but no "
             "weight matrix in them that can be pruned"
         )
-    return Inventory(blocks, sites, tuple(_unmatched(model, blocks, sites, tied)))
+    return Inventory(blocks, sites, tuple(_unmatched(model, blocks, sites, tied, in_fp32)))
+
+
+def _kept_in_fp32(model: nn.Module) -> Callable[[str], bool]:
+    """Whether a module is among those that a family of transformers names for it, or in one."""
+    patterns: set[str] = set()
+    for end in ("", "_strict"):
+        named: Iterable[str] | None = getattr(model, f"_keep_in_fp32_modules{end}", None)
+        patterns.update(named or ())
+    if not patterns:
+        return lambda _: False
+    # Whole parts of names: "fn" does not stand for "ffn".
+    parts = "|".join(re.escape(one.removesuffix(".weight")) for one in sorted(patterns))
+    found = re.compile(rf"(^|\.)({parts})(\.|$)".replace(r"\*", "[^.]*"))
+    return lambda name: found.search(name) is not None
 
 
 def _tied_names(model: nn.Module) -> dict[int, list[str]]:
@@ -72,6 +95,7 @@ def _unmatched(
     blocks: BlockList,
     sites: tuple[tuple[WeightSite, ...], ...],
     tied: dict[int, list[str]],
+    in_fp32: Callable[[str], bool],
 ) -> list[Unmatched]:
     matched = {id(site.parameter) for block_sites in sites for site in block_sites}
     embeddings = _embedding_parameters(model)
@@ -82,6 +106,8 @@ def _unmatched(
             reason = compressed.get(id(parameter)) or _reason(
                 model, name, parameter, blocks, embeddings, tied
             )
+            if reason == _UNKNOWN and in_fp32(name.rpartition(".")[0]):
+                reason = "kept in fp32 by its family"
             rest.append(Unmatched(name, tuple(parameter.shape), reason))
     return rest
 
@@ -129,4 +155,4 @@ def _reason(
         return "time steps of a state space, multiplied without a call"
     if not name.startswith(f"{blocks.name}."):
         return "outside the blocks (head or projection)"
-    return "router or unknown kind of weight"
+    return _UNKNOWN
