@@ -9,6 +9,7 @@ from transformers import (
     AutoModelForCausalLM,
     FalconConfig,
     Gemma3TextConfig,
+    Gemma4TextConfig,
     GPT2Config,
     GPTJConfig,
     GPTNeoXConfig,
@@ -145,6 +146,20 @@ OWN_LINEARS: dict[str, Callable[[int], PreTrainedConfig]] = {
     "falcon_new": partial(_falcon, new_decoder_architecture=True, num_kv_heads=2),
 }
 """Linear layers of a class of their own; in `falcon` attention and MLP have one input."""
+
+
+def gemma4(num_blocks: int = 4) -> PreTrainedConfig:
+    """The second half of the blocks attends to keys and values of the first."""
+    return Gemma4TextConfig(
+        num_hidden_layers=num_blocks,
+        num_kv_shared_layers=num_blocks // 2,
+        layer_types=["sliding_attention", "full_attention"] * (num_blocks // 2),
+        sliding_window=SLIDING_WINDOW,
+        global_head_dim=8,
+        hidden_size_per_layer_input=8,
+        vocab_size_per_layer_input=VOCAB_SIZE,
+        **_LLAMA_LIKE,
+    )
 
 
 def tiny_model(name: str, num_blocks: int = 2, seed: int = 0) -> PreTrainedModel:

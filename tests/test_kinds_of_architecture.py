@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from families import VOCAB_SIZE, model_from
+from families import VOCAB_SIZE, gemma4, model_from
 from streaming_same import require_same
 from torch import Tensor, nn
 from transformers import (
@@ -17,7 +17,6 @@ from transformers import (
     Gemma3Config,
     Gemma3nTextConfig,
     Gemma3TextConfig,
-    Gemma4TextConfig,
     GlmMoeDsaConfig,
     JambaConfig,
     Lfm2Config,
@@ -65,22 +64,6 @@ LATENT: dict[str, Any] = {
     "head_dim": 8,
     "v_head_dim": 8,
 }
-
-
-def gemma4() -> PreTrainedConfig:
-    """The last two blocks attend to keys and values of the two before."""
-    return Gemma4TextConfig(
-        intermediate_size=64,
-        num_hidden_layers=4,
-        num_kv_shared_layers=2,
-        layer_types=["sliding_attention", "full_attention"] * 2,
-        sliding_window=8,
-        global_head_dim=8,
-        hidden_size_per_layer_input=8,
-        vocab_size_per_layer_input=VOCAB_SIZE,
-        **SMALL,
-        **HEADS,
-    )
 
 
 def gemma3_that_sees() -> PreTrainedConfig:

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from families import FAMILIES, model_from, tiny_model
+from families import FAMILIES, gemma4, model_from, tiny_model
 from thoroughness import most_telling
 from transformers import FalconConfig, Gemma2Config, PreTrainedModel
 
@@ -79,6 +79,8 @@ OTHERS = {
     "gemma2": gemma2,
     # Sinks beside the tokens, which torch's attention does not have either.
     "gpt_oss": lambda: tiny_model("gpt_oss", 3),
+    # Two layers keep nothing, and attend to what the two before them keep.
+    "gemma4": lambda: model_from(gemma4()),
 }
 
 
@@ -126,6 +128,12 @@ def test_models_with_removed_attention_keep_nothing_for_it() -> None:
     # Keys and values of two layers: three rows, 64 positions rounded up and 8 that are never read,
     # two heads of 8, fp32.
     assert engine.cache_bytes == whole // 2 == 2 * 2 * (3 * (128 + 8) * 2 * 8) * 4
+
+
+def test_models_with_shared_keys_and_values_keep_them_once() -> None:
+    half, whole = model_from(gemma4(4)), tiny_model("llama", num_blocks=4)
+    sizes = [Engine(m, max_batch_size=3, max_length=64).cache_bytes for m in (half, whole)]
+    assert 2 * sizes[0] == sizes[1]
 
 
 def compressed(num_blocks: int) -> PreTrainedModel:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from families import tiny_model
+from families import gemma4, model_from, tiny_model
 from functorch.compile import make_boxed_func
 from torch import nn
 from torch._dynamo.backends.common import aot_autograd
@@ -72,6 +72,22 @@ def test_blocks_of_another_kind_have_a_program_of_their_own(
         model.model.layers[index].self_attn = RemovedSublayer(32, 2, layer_idx=index)
     Engine(model, max_batch_size=1, max_length=64, compile=True).warm_up()
     assert len(programs) == PARTS + 1
+
+
+@pytest.mark.slow
+def test_blocks_that_share_keys_and_values_are_programs_for_all_batches(
+    programs: list[torch.fx.GraphModule],
+) -> None:
+    model = model_from(gemma4())
+    prompts = [[5, 6, 7], [8, 9], [10], [11, 12]]
+    expected = Engine(model, max_length=64).generate(prompts, GenerationOptions(6))
+    Engine(model, max_batch_size=2, max_length=64, compile=True).warm_up()
+    count = len(programs)
+    engine = Engine(model, max_batch_size=4, max_length=64, compile=True)
+    for batch in (1, 2, 3, 4):
+        results = engine.generate(prompts[:batch], GenerationOptions(6))
+        assert [one.token_ids for one in results] == [one.token_ids for one in expected[:batch]]
+    assert len(programs) == count
 
 
 def with_ranks(form: str, dtype: torch.dtype) -> Any:

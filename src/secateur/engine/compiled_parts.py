@@ -4,7 +4,7 @@ One program for a whole model takes the longer to compile the deeper the model i
 mostly the same code over other weights, and to a program weights are inputs.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -116,7 +116,9 @@ def _mark_ranks(model: nn.Module) -> bool:
 
 def _mark_rows(values: tuple[Any, ...], batch: int) -> None:
     for value in values:
-        if isinstance(value, tuple):
+        if isinstance(value, Mapping):
+            _mark_rows(tuple(value.values()), batch)
+        elif isinstance(value, tuple):
             _mark_rows(value, batch)
         elif isinstance(value, Tensor) and value.ndim > 0 and len(value) == batch:
             torch._dynamo.maybe_mark_dynamic(value, 0)

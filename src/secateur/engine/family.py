@@ -100,11 +100,17 @@ def row_model(model: nn.Module) -> RowModel:
         keeps_logits="logits_to_keep" in parameters,
         num_layers=int(getattr(config, "num_hidden_layers", 0)),
         without_attention=frozenset(
-            module.layer_idx
+            index
             for module in model.modules()
-            if isinstance(module, RemovedSublayer) and module.layer_idx is not None
+            if isinstance(index := getattr(module, "layer_idx", None), int)
+            and _keeps_nothing(module)
         ),
     )
+
+
+def _keeps_nothing(module: nn.Module) -> bool:
+    """Removed attention, or attention to what an earlier layer keeps (Gemma 4)."""
+    return isinstance(module, RemovedSublayer) or bool(getattr(module, "is_kv_shared_layer", False))
 
 
 def _takes_attention(model: nn.Module) -> bool:
