@@ -138,4 +138,4 @@ def test_seconds_of_steps_add_up(tmp_path: Path) -> None:
     seconds = [point.seconds for point in resumed.run.points]
     assert seconds == sorted(seconds)
     assert seconds[0] == 0.0 < seconds[1]
-    assert resumed.run.seconds == seconds[-1]
+    assert resumed.run.seconds >= seconds[-1]

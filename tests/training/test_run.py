@@ -19,7 +19,7 @@ from small_trainings import (
     values_of,
 )
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, Trainer
 
 from secateur.compress import compress
 from secateur.errors import SecateurError
@@ -86,9 +86,28 @@ def test_the_record(tmp_path: Path) -> None:
     assert (run.data.num_windows, run.data.num_held_out_windows) == (16, 5)
     assert (run.data.source, run.data.held_out_source) == ("random 0", "random 1")
     assert run.data.tokens_sha256 == texts.train.sha256
-    assert 0 < run.seconds == run.points[-1].seconds
+    assert 0 < run.points[-1].seconds <= run.seconds
     (moments,) = result.optimizer_state.values()
     assert moments["exp_avg"].shape == (128, 32)
+
+
+def test_seconds_are_those_of_steps_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0]
+
+    def taking(seconds: int, work: Any) -> Any:
+        def wrapped(*arguments: Any, **named: Any) -> Any:
+            now[0] += seconds
+            return work(*arguments, **named)
+
+        return wrapped
+
+    monkeypatch.setattr("secateur.training.trainer.perf_counter", lambda: now[0])
+    for seconds, name in ((1, "training_step"), (100, "evaluation_loop"), (100, "_save_checkpoint")):
+        monkeypatch.setattr(Trainer, name, taking(seconds, getattr(Trainer, name)))
+    run = train(tiny_model("llama"), ["lm_head.weight"], tmp_path, options(5)).run
+    assert now[0] > 500
+    assert [point.seconds for point in run.points] == [0, 2, 4, 5]
+    assert run.seconds == 5
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,7 @@ class _StepsClock:
     def __init__(self) -> None:
         self._before = 0.0
         self._running_since: float | None = None
+        self._stopped_at: float | None = None
 
     def begin(self, history: Sequence[Mapping[str, float]]) -> None:
         """Count on from what an earlier run logged; nothing if it runs already."""
@@ -46,18 +47,20 @@ class _StepsClock:
     @contextmanager
     def paused(self) -> Iterator[None]:
         """Do not count what happens meanwhile."""
-        started = perf_counter()
+        self._stopped_at = perf_counter()
         try:
             yield
         finally:
             if self._running_since is not None:
-                self._running_since += perf_counter() - started
+                self._running_since += perf_counter() - self._stopped_at
+            self._stopped_at = None
 
     def seconds(self) -> float:
-        """So far."""
+        """So far; while it is paused, up to then."""
         if self._running_since is None:
             return self._before
-        return self._before + perf_counter() - self._running_since
+        now = perf_counter() if self._stopped_at is None else self._stopped_at
+        return self._before + now - self._running_since
 
 
 class RecoveryTrainer(Trainer):  # type: ignore[misc]
