@@ -75,13 +75,15 @@ def test_blocks_of_another_kind_have_a_program_of_their_own(
 
 
 @pytest.mark.slow
-def test_blocks_that_share_keys_and_values_are_programs_for_all_batches(
-    programs: list[torch.fx.GraphModule],
+def test_blocks_that_share_keys_and_values_are_programs_for_all_lengths_and_batches(
+    programs: list[torch.fx.GraphModule], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("secateur.engine.decode._SHORTEST", 32)
     model = model_from(gemma4())
-    prompts = [[5, 6, 7], [8, 9], [10], [11, 12]]
+    prompts = [[5, 6, 7] * 10, [8, 9], [10], [11, 12] * 20]
     expected = Engine(model, max_length=64).generate(prompts, GenerationOptions(6))
-    Engine(model, max_batch_size=2, max_length=64, compile=True).warm_up()
+    short = Engine(model, max_batch_size=2, max_length=32, compile=True)
+    short.warm_up()
     count = len(programs)
     engine = Engine(model, max_batch_size=4, max_length=64, compile=True)
     for batch in (1, 2, 3, 4):

@@ -91,6 +91,8 @@ class CompiledParts:
         def forward(*args: Any, **kwargs: Any) -> Any:
             given = [cache if value is window else value for value in args]
             named = {name: cache if value is window else value for name, value in kwargs.items()}
+            if any_batch:
+                _mark_lengths((*given, *named.values()), window.length)
             if any_batch and batch > 1:
                 _mark_rows((*given, *named.values()), batch)
             return self._program(part.forward, given, named)
@@ -122,6 +124,20 @@ def _mark_rows(values: tuple[Any, ...], batch: int) -> None:
             _mark_rows(value, batch)
         elif isinstance(value, Tensor) and value.ndim > 0 and len(value) == batch:
             torch._dynamo.maybe_mark_dynamic(value, 0)
+
+
+def _mark_lengths(values: tuple[Any, ...], length: int) -> None:
+    """Of keys and values [B, heads, length, head_dim] that blocks are given of earlier ones."""
+    for value in values:
+        for tensor in _tensors_of(value) if isinstance(value, Mapping) else ():
+            if tensor.ndim == 4 and tensor.shape[2] == length:
+                torch._dynamo.maybe_mark_dynamic(tensor, 2)
+
+
+def _tensors_of(shared: Mapping[Any, Any]) -> Iterator[Tensor]:
+    for value in shared.values():
+        states = value if isinstance(value, tuple) else (value,)
+        yield from (tensor for tensor in states if isinstance(tensor, Tensor))
 
 
 def _find_parts(model: nn.Module) -> Iterator[nn.Module]:

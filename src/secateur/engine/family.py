@@ -37,6 +37,7 @@ class RowModel:
     """Whether it can leave out the logits of all positions but the last."""
     num_layers: int
     without_attention: frozenset[int]
+    """Layers that keep nothing: attention was removed, or is to what earlier ones keep."""
 
     def store(self, rows: int, length: int) -> KeyValueStore:
         """Keys and values for so many rows."""

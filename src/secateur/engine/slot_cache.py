@@ -25,7 +25,7 @@ class KeyValueStore:
     def __init__(
         self, num_layers: int, rows: int, length: int, without_attention: frozenset[int]
     ) -> None:
-        """`without_attention`: layers that keep nothing, as their attention was removed."""
+        """`without_attention`: layers that keep nothing; see `RowModel`."""
         self.rows = rows
         self.length = length
         self.idle_position = length
@@ -183,7 +183,7 @@ class _WindowLayer(CacheLayerMixin):  # type: ignore[misc]
 
 
 class NothingStored(CacheLayerMixin):  # type: ignore[misc]
-    """Stands for a layer whose attention was removed: it keeps nothing."""
+    """Stands for a layer that keeps nothing: without attention, or with that of an earlier one."""
 
     is_compileable = True
     is_sliding = False
