@@ -269,11 +269,7 @@ KINDS = {
     "deepseek_v4": kind(
         deepseek_v4,
         2,
-        "self_attn.compressor.kv_proj.weight",
-        "self_attn.compressor.gate_proj.weight",
         "self_attn.compressor.position_bias",
-        "self_attn.compressor.indexer.kv_proj.weight",
-        "self_attn.compressor.indexer.gate_proj.weight",
         "self_attn.compressor.indexer.position_bias",
         "self_attn.compressor.indexer.scorer.weights_proj.weight",
         "mlp.gate.weight",

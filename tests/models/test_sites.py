@@ -127,30 +127,33 @@ def test_every_parameter_is_a_site_or_has_a_reason(family: str) -> None:
 
 
 def test_what_a_family_keeps_in_fp32_is_no_site() -> None:
-    """Its names stand for whole parts of a module's name, with stars for any part."""
+    """Its names stand for whole parts of a module's name."""
     block = modules(
         fn=nn.Linear(4, 4),
-        ffn=modules(up=nn.Linear(4, 4)),
-        indexer=modules(weights_proj=nn.Linear(4, 2), q=nn.Linear(4, 4)),
-        weights_proj=nn.Linear(4, 4),
-        branches=modules(left=modules(gate=nn.Linear(4, 4)), right=modules(gate=nn.Linear(4, 4))),
+        ffn=modules(up=nn.Linear(4, 4), gate=nn.Linear(4, 4)),
+        mlp=modules(gate=nn.Linear(4, 4)),
         norm=nn.LayerNorm(4),
+        other=nn.Linear(4, 4),
     )
     model = modules(h=stack(1, block))
-    setattr(model, "_keep_in_fp32_modules", ["fn", "indexer.weights_proj", "norm"])  # noqa: B010
-    setattr(model, "_keep_in_fp32_modules_strict", {"branches.*.gate.weight"})  # noqa: B010
+    setattr(model, "_keep_in_fp32_modules_strict", {"fn", "mlp.gate.weight", "norm"})  # noqa: B010
+    setattr(model, "_keep_in_fp32_modules", ["other"])  # noqa: B010 - for fp16 only
     inventory = take_inventory(model)
-    kept = {"h.0.ffn.up", "h.0.indexer.q", "h.0.weights_proj"}
-    assert {site.name for site in inventory.all_sites} == kept
+    assert {s.name for s in inventory.all_sites} == {"h.0.ffn.up", "h.0.ffn.gate", "h.0.other"}
     reasons = {name: why for name, why in reasons_of(inventory).items() if "bias" not in name}
-    fp32 = "kept in fp32 by its family"
     assert reasons == {
-        "h.0.fn.weight": fp32,
-        "h.0.indexer.weights_proj.weight": fp32,
-        "h.0.branches.left.gate.weight": fp32,
-        "h.0.branches.right.gate.weight": fp32,
+        "h.0.fn.weight": "kept in fp32 by its family",
+        "h.0.mlp.gate.weight": "kept in fp32 by its family",
         "h.0.norm.weight": "vector (norm or bias)",
     }
+
+
+def test_what_weighs_the_heads_of_an_indexer_is_no_site() -> None:
+    indexer = modules(weights_proj=nn.Linear(4, 2, bias=False), wq=nn.Linear(4, 4, bias=False))
+    inventory = take_inventory(modules(h=stack(1, modules(indexer=indexer))))
+    assert [site.name for site in inventory.all_sites] == ["h.0.indexer.wq"]
+    name = "h.0.indexer.weights_proj.weight"
+    assert reasons_of(inventory) == {name: "weighs the heads of an indexer"}
 
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))

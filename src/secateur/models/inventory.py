@@ -8,7 +8,7 @@ from torch import nn
 
 from secateur.errors import SecateurError
 from secateur.models.blocks import BlockList, find_blocks
-from secateur.models.sites import WeightSite, find_sites, is_step_projection
+from secateur.models.sites import WeightSite, find_sites, is_head_weighing, is_step_projection
 from secateur.modules import LowRankLinear, Sparse24Linear, SparseLowRankLinear
 
 _UNKNOWN = "router or unknown kind of weight"
@@ -43,8 +43,7 @@ def take_inventory(model: nn.Module) -> Inventory:
     """Find the blocks and weight sites of a model.
 
     A matrix whose parameter is also used under another name (tied) is no site, and neither is a
-    compressed layer, nor what the family keeps in fp32 beside 16-bit weights: small matrices that
-    choose tokens (indexers of sparse attention), and whose dtype the model asks for.
+    compressed layer, nor what the family keeps in fp32 beside bf16 weights.
 
     Raises:
         SecateurError: no blocks, or neither a weight matrix nor a compressed layer in them.
@@ -71,15 +70,13 @@ def take_inventory(model: nn.Module) -> Inventory:
 
 def _kept_in_fp32(model: nn.Module) -> Callable[[str], bool]:
     """Whether a module is among those that a family of transformers names for it, or in one."""
-    patterns: set[str] = set()
-    for end in ("", "_strict"):
-        named: Iterable[str] | None = getattr(model, f"_keep_in_fp32_modules{end}", None)
-        patterns.update(named or ())
-    if not patterns:
+    # Those of the other list, `_keep_in_fp32_modules`, are bf16 beside bf16 weights.
+    named: Iterable[str] | None = getattr(model, "_keep_in_fp32_modules_strict", None)
+    if not named:
         return lambda _: False
     # Whole parts of names: "fn" does not stand for "ffn".
-    parts = "|".join(re.escape(one.removesuffix(".weight")) for one in sorted(patterns))
-    found = re.compile(rf"(^|\.)({parts})(\.|$)".replace(r"\*", "[^.]*"))
+    parts = "|".join(re.escape(one.removesuffix(".weight")) for one in sorted(named))
+    found = re.compile(rf"(^|\.)({parts})(\.|$)")
     return lambda name: found.search(name) is not None
 
 
@@ -151,6 +148,8 @@ def _reason(
         return "embedding"
     if parameter.ndim < 2:
         return "vector (norm or bias)"
+    if is_head_weighing(model, name.rpartition(".")[0]):
+        return "weighs the heads of an indexer"
     if is_step_projection(model, name.rpartition(".")[0]):
         return "time steps of a state space, multiplied without a call"
     if not name.startswith(f"{blocks.name}."):

@@ -78,13 +78,14 @@ def find_sites(blocks: BlockList, index: int) -> list[WeightSite]:
     """The weight sites of one block, in the order in which its modules are defined.
 
     Routers are left out: linears that stand directly beside a child called `experts`. So are
-    linears that models multiply by without calling them: see `is_step_projection`.
+    linears of which models need the weight itself: see `is_step_projection`, `is_head_weighing`.
     """
     block = blocks.modules[index]
     sites: list[WeightSite] = []
     for name, module in block.named_modules(prefix=blocks.block_name(index)):
         relative = name.removeprefix(blocks.block_name(index)).lstrip(".")
-        if not (_is_router(block, relative) or is_step_projection(block, relative)):
+        left_alone = (_is_router, is_step_projection, is_head_weighing)
+        if not any(is_left_alone(block, relative) for is_left_alone in left_alone):
             sites.extend(_sites_of(name, module))
     return sites
 
@@ -167,6 +168,18 @@ def is_step_projection(root: nn.Module, name: str) -> bool:
         and isinstance(decay, nn.Parameter)
         and decay.ndim == 2
         and len(decay) == module.out_features
+    )
+
+
+def is_head_weighing(root: nn.Module, name: str) -> bool:
+    """Whether a module weighs the heads of an indexer, of which each output is one.
+
+    An indexer chooses the tokens that sparse attention sees (DeepSeek-V3.2, GLM-5). Like a router
+    this part of it is small and decides much; and most of these models look up the dtype of its
+    weight, so that no layer without one can stand in its place.
+    """
+    return name.rpartition(".")[2] == "weights_proj" and isinstance(
+        root.get_submodule(name), nn.Linear
     )
 
 
