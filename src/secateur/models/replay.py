@@ -69,11 +69,11 @@ class BlockCall:
         own = {name: carried.rows(first, end) for name, carried in self.carried.items()}
         return replace(self.map(cut), carried=own)
 
-    def places_of(self, tensors: Sequence[Tensor | None]) -> set[int | str]:
+    def places_of(self, tensors: Sequence[Tensor]) -> set[int | str]:
         """Where one of these very tensors stands: among positional arguments, or by keyword."""
         own: list[tuple[int | str, Any]] = [*enumerate(self.args), *self.kwargs.items()]
-        wanted = {id(tensor) for tensor in tensors if tensor is not None}
-        return {p for p, value in own if any(id(t) in wanted for t in _tensors_in(value))}
+        wanted = {id(tensor) for tensor in tensors}
+        return {p for p, value in own if any(id(t) in wanted for t in tensors_in(value))}
 
     def with_value(self, places: Collection[int | str], value: Any) -> "BlockCall":
         """The same call with one value in several places; its tensors are not counted anew."""
@@ -91,7 +91,7 @@ class BlockCall:
 
     def tensors(self) -> list[Tensor]:
         """Every tensor among the arguments, in order."""
-        return _tensors_in((self.args, self.kwargs))
+        return tensors_in((self.args, self.kwargs))
 
 
 def joined(calls: Sequence[BlockCall]) -> BlockCall:
@@ -236,7 +236,7 @@ def run_with_stubs(
     input_ids: Tensor,
     note: Callable[[int, Tensor, BlockCall], None],
     to_the_end: bool = False,
-    others: Sequence[Tensor | None] = (),
+    others: Sequence[Any] = (),
 ) -> None:
     """Run the model with blocks that note their arguments and hand the hidden states on.
 
@@ -351,7 +351,8 @@ def _mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     return value
 
 
-def _tensors_in(value: Any) -> list[Tensor]:
+def tensors_in(value: Any) -> list[Tensor]:
+    """Every tensor in nested tuples and dicts, in order."""
     found: list[Tensor] = []
 
     def note(tensor: Tensor) -> Tensor:

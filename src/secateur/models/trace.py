@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from secateur.errors import SecateurError
 from secateur.models.blocks import BlockList
+from secateur.models.measure import is_finite
 from secateur.models.replay import (
     BlockCall,
     LastBlockReached,
@@ -18,10 +19,14 @@ from secateur.models.replay import (
     hidden_of,
     run_with_stubs,
     split_hidden,
+    tensors_in,
 )
 
 # Enough to see how blocks and linears are called.
 _TRACED_TOKENS = 8
+
+# Of a block whose arguments are not what it wants.
+_FAILURES = (RuntimeError, LookupError, TypeError, AttributeError, AssertionError, SecateurError)
 
 
 @dataclass(frozen=True)
@@ -104,7 +109,7 @@ def trace_without_weights(model: nn.Module, blocks: BlockList, input_ids: Tensor
     def note(index: int, hidden: Tensor, call: BlockCall) -> None:
         if given and not (_same_tensor(hidden, given[0][0]) and hidden._version == given[0][1]):
             raise SecateurError(_changed_between(blocks, index))
-        handed_on.update(call.places_of(others))
+        handed_on.update(call.places_of(tensors_in(others)))
         order.append(index)
         given[:] = [(hidden, hidden._version)]
 
@@ -116,16 +121,16 @@ def trace_without_weights(model: nn.Module, blocks: BlockList, input_ids: Tensor
 
 def _form_of_first(
     model: nn.Module, blocks: BlockList, input_ids: Tensor
-) -> tuple[int | None, tuple[Tensor | None, ...]]:
-    """What it returns, and the tensors beside hidden states in a tuple."""
+) -> tuple[int | None, tuple[Any, ...]]:
+    """What it returns, and what it holds beside hidden states that has tensors."""
     forms: list[int | None] = []
-    others: list[Tensor | None] = []
+    others: list[Any] = []
 
     def leaving(_: nn.Module, __: tuple[Any, ...], output: Any) -> None:
         hidden_of(output)
         forms.append(len(output) if isinstance(output, tuple) else None)
         if isinstance(output, tuple):
-            others.extend(item if isinstance(item, Tensor) else None for item in output[1:])
+            others.extend(item if tensors_in(item) else None for item in output[1:])
         raise LastBlockReached
 
     hook = blocks.modules[0].register_forward_hook(leaving)
@@ -199,13 +204,15 @@ def _needs_more(
     no_number = torch.full((1,), nan, dtype=hidden.dtype, device=hidden.device)
     try:
         with torch.no_grad():
-            without = call(block, hidden)
-            given = call.with_value(handed_on, no_number)(block, hidden)
+            # Blocks may add to what enters them in place.
+            without = call(block, hidden.clone())
+            given = call.with_value(handed_on, no_number)(block, hidden.clone())
     except (torch.OutOfMemoryError, torch.AcceleratorError):
         raise
-    except (RuntimeError, IndexError, TypeError, AttributeError, SecateurError):
+    except _FAILURES:
         return True
-    return not torch.equal(without, given)
+    # Of a damaged model nothing can be told; those who measure it refuse it.
+    return is_finite(without) and not torch.equal(without, given)
 
 
 class _Watcher:
@@ -240,7 +247,7 @@ class _Watcher:
         self._last_output = hidden_of(output)
         self._last_version = self._last_output._version
         if isinstance(output, tuple):
-            self._beside_output += [item for item in output[1:] if isinstance(item, Tensor)]
+            self._beside_output += tensors_in(output[1:])
 
     def check_order(self) -> None:
         _check_order(self.blocks, self.order)
