@@ -102,9 +102,14 @@ def test_seconds_are_those_of_steps_alone(tmp_path: Path, monkeypatch: pytest.Mo
         return wrapped
 
     monkeypatch.setattr("secateur.training.trainer.perf_counter", lambda: now[0])
-    for seconds, name in ((1, "training_step"), (100, "evaluation_loop"), (100, "_save_checkpoint")):
+    for seconds, name in (
+        (1, "training_step"),
+        (100, "evaluation_loop"),
+        (100, "_save_checkpoint"),
+    ):
         monkeypatch.setattr(Trainer, name, taking(seconds, getattr(Trainer, name)))
-    run = train(tiny_model("llama"), ["lm_head.weight"], tmp_path, options(5)).run
+    model, training = tiny_model("llama"), options(5)
+    run = train(model, ["lm_head.weight"], tmp_path, training).run
     assert now[0] > 500
     assert [point.seconds for point in run.points] == [0, 2, 4, 5]
     assert run.seconds == 5

@@ -47,6 +47,9 @@ class _StepsClock:
     @contextmanager
     def paused(self) -> Iterator[None]:
         """Do not count what happens meanwhile."""
+        if self._stopped_at is not None:
+            yield
+            return
         self._stopped_at = perf_counter()
         try:
             yield
