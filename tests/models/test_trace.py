@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from secateur.errors import SecateurError
 from secateur.models.blocks import BlockList
 from secateur.models.replay import BlockCall
-from secateur.models.trace import check_alone
+from secateur.models.trace import check_alone, trace_blocks, trace_without_weights
 
 
 class _TakesMore(nn.Module):
@@ -106,3 +106,34 @@ def test_a_block_that_adds_to_its_inputs_in_place_is_asked_with_the_same_twice()
 
 def test_a_block_that_gives_no_numbers_in_any_case_is_left_to_those_who_measure_it() -> None:
     assert _refusal(_Ignores(lambda hidden: hidden * torch.nan)) is None
+
+
+class _HandsPairsOn(nn.Module):
+    """Each block returns a pair beside hidden states, which the next one is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(8, 4)
+        self.h = nn.ModuleList([_AddsPair(), _AddsPair()])
+
+    def forward(self, input_ids: Tensor, use_cache: bool) -> Tensor:
+        hidden, pair = self.embedding(input_ids), None
+        for block in self.h:
+            hidden, pair = block(hidden, pair=pair)
+        return hidden
+
+
+class _AddsPair(nn.Module):
+    def forward(
+        self, hidden: Tensor, pair: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        added = hidden if pair is None else hidden + pair[0] * pair[1]
+        return added, (hidden.cos(), hidden.sin())
+
+
+def test_what_is_handed_on_in_a_tuple_is_noticed_in_memory_and_streamed() -> None:
+    model = _HandsPairsOn()
+    blocks, ids = BlockList("h", model.h), torch.arange(6).view(1, -1)
+    with pytest.raises(SecateurError, match=r"h\.1 needs more than hidden states"):
+        trace_blocks(model, blocks, {}, ids)
+    assert trace_without_weights(model, blocks, ids).handed_on == {"pair"}
