@@ -11,7 +11,6 @@ from secateur.models.blocks import BlockList, find_blocks
 from secateur.models.sites import WeightSite, find_sites, is_head_weighing, is_step_projection
 from secateur.modules import LowRankLinear, Sparse24Linear, SparseLowRankLinear
 
-_UNKNOWN = "router or unknown kind of weight"
 _COMPRESSED = (LowRankLinear, Sparse24Linear, SparseLowRankLinear)
 
 
@@ -65,7 +64,7 @@ def take_inventory(model: nn.Module) -> Inventory:
             f"found {len(blocks)} blocks at {blocks.name} in {type(model).__name__}, but no "
             "weight matrix in them that can be pruned"
         )
-    return Inventory(blocks, sites, tuple(_unmatched(model, blocks, sites, tied, in_fp32)))
+    return Inventory(blocks, sites, tuple(_unmatched(model, blocks, sites, tied)))
 
 
 def _kept_in_fp32(model: nn.Module) -> Callable[[str], bool]:
@@ -92,7 +91,6 @@ def _unmatched(
     blocks: BlockList,
     sites: tuple[tuple[WeightSite, ...], ...],
     tied: dict[int, list[str]],
-    in_fp32: Callable[[str], bool],
 ) -> list[Unmatched]:
     matched = {id(site.parameter) for block_sites in sites for site in block_sites}
     embeddings = _embedding_parameters(model)
@@ -103,8 +101,6 @@ def _unmatched(
             reason = compressed.get(id(parameter)) or _reason(
                 model, name, parameter, blocks, embeddings, tied
             )
-            if reason == _UNKNOWN and in_fp32(name.rpartition(".")[0]):
-                reason = "kept in fp32 by its family"
             rest.append(Unmatched(name, tuple(parameter.shape), reason))
     return rest
 
@@ -148,10 +144,13 @@ def _reason(
         return "embedding"
     if parameter.ndim < 2:
         return "vector (norm or bias)"
-    if is_head_weighing(model, name.rpartition(".")[0]):
-        return "weighs the heads of an indexer"
-    if is_step_projection(model, name.rpartition(".")[0]):
-        return "time steps of a state space, multiplied without a call"
     if not name.startswith(f"{blocks.name}."):
         return "outside the blocks (head or projection)"
-    return _UNKNOWN
+    module_name = name.rpartition(".")[0]
+    if is_head_weighing(model, module_name):
+        return "weighs the heads of an indexer"
+    if is_step_projection(model, module_name):
+        return "time steps of a state space, multiplied without a call"
+    if _kept_in_fp32(model)(module_name):
+        return "kept in fp32 by its family"
+    return "router or unknown kind of weight"
