@@ -36,6 +36,12 @@ def make_sites() -> list[WeightSite]:
 SITES = make_sites()
 
 
+LEFT_ALONE = {
+    "lm_head": "outside the blocks (head or projection)",
+    "model.layers.0.mlp.gate": "router or unknown kind of weight",
+}
+
+
 def selected(targets: list[str], ignore: list[str]) -> list[str]:
     return [site.name for site in select_sites(SITES, targets, ignore)]
 
@@ -154,3 +160,25 @@ def test_the_end_of_a_name_is_answered_with_the_pattern_for_it() -> None:
     with pytest.raises(SecateurError, match=re.escape(message)):
         select_sites(SITES, ["Linear"], ["q_proj"])
     assert any(matches(site, "re:.*q_proj$") for site in SITES)
+
+
+@pytest.mark.parametrize("pattern", ["lm_head", "re:.*lm_head", r"re:.*mlp\.gate$"])
+def test_what_is_left_alone_anyway_can_be_ignored(pattern: str) -> None:
+    assert select_sites(SITES, ["Linear"], [pattern, "OddLinear"], LEFT_ALONE) == [
+        site for site in SITES if not site.name.endswith("down_proj")
+    ]
+
+
+def test_a_target_that_is_left_alone_is_answered_with_the_reason() -> None:
+    message = (
+        "target 'lm_head' matches none of the model's 12 weight matrices: lm_head is left alone "
+        "(outside the blocks (head or projection))"
+    )
+    with pytest.raises(SecateurError, match=re.escape(message)):
+        select_sites(SITES, ["lm_head"], [], LEFT_ALONE)
+
+
+@pytest.mark.parametrize("pattern", ["lm_hea", "head", "re:lm_head.weight", "mlp.gate"])
+def test_a_name_of_nothing_is_refused_beside_what_is_left_alone(pattern: str) -> None:
+    with pytest.raises(SecateurError, match="matches none of the model's 12 weight matrices"):
+        select_sites(SITES, ["Linear"], [pattern], LEFT_ALONE)

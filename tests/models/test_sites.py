@@ -126,6 +126,20 @@ def test_every_parameter_is_a_site_or_has_a_reason(family: str) -> None:
     assert len({site.name for site in inventory.all_sites}) == len(inventory.all_sites)
 
 
+def test_what_is_left_alone_is_told_by_module() -> None:
+    left_alone = take_inventory(tiny_model("gpt2")).left_alone
+    tied = "tied: transformer.wte.weight = lm_head.weight"
+    assert left_alone["lm_head"] == left_alone["transformer.wte"] == tied
+    assert left_alone["transformer.ln_f"] == "vector (norm or bias)"
+    assert not any(name.endswith((".c_attn", ".c_fc", ".c_proj")) for name in left_alone)
+    routers = {
+        name: reason
+        for name, reason in take_inventory(tiny_model("mixtral")).left_alone.items()
+        if name.endswith(".gate")
+    }
+    assert set(routers.values()) == {"router or unknown kind of weight"}
+
+
 def test_what_a_family_keeps_in_fp32_is_no_site() -> None:
     """Its names stand for whole parts of a module's name."""
     block = modules(

@@ -21,6 +21,8 @@ class Unmatched:
     name: str
     shape: tuple[int, ...]
     reason: str
+    other_names: tuple[str, ...] = ()
+    """Those it is tied to."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,18 @@ class Inventory:
     def all_sites(self) -> list[WeightSite]:
         """The sites of every block, first block first."""
         return [site for block_sites in self.sites for site in block_sites]
+
+    @property
+    def left_alone(self) -> dict[str, str]:
+        """By module name: why no stage touches its matrix, or its vectors where it has none."""
+        sites = {site.name for site in self.all_sites}
+        reasons: dict[str, str] = {}
+        for entry in sorted(self.unmatched, key=lambda entry: -len(entry.shape)):
+            for name in (entry.name, *entry.other_names):
+                module_name = name.rpartition(".")[0]
+                if module_name not in sites:
+                    reasons.setdefault(module_name, entry.reason)
+        return reasons
 
 
 def take_inventory(model: nn.Module) -> Inventory:
@@ -101,7 +115,8 @@ def _unmatched(
             reason = compressed.get(id(parameter)) or _reason(
                 model, name, parameter, blocks, embeddings, tied
             )
-            rest.append(Unmatched(name, tuple(parameter.shape), reason))
+            others = tuple(other for other in tied.get(id(parameter), ()) if other != name)
+            rest.append(Unmatched(name, tuple(parameter.shape), reason, others))
     return rest
 
 

@@ -46,7 +46,7 @@ def plan_factoring(stage: FactorStage, inventory: Inventory) -> FactorPlan:
 
 
 def _selected(stage: FactorStage, inventory: Inventory) -> FactorPlan:
-    selected = select_sites(inventory.all_sites, stage.targets, stage.ignore)
+    selected = select_sites(inventory.all_sites, stage.targets, stage.ignore, inventory.left_alone)
     chosen = {id(site) for site in selected}
     by_block = tuple(
         tuple(site for site in sites if id(site) in chosen) for sites in inventory.sites

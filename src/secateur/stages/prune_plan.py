@@ -25,7 +25,7 @@ def plan_stage(stage: PruneStage, inventory: Inventory) -> list[list[PlannedSite
         SecateurError: a target, ignore or override matches nothing, or a matrix cannot take the
             pattern asked for.
     """
-    selected = select_sites(inventory.all_sites, stage.targets, stage.ignore)
+    selected = select_sites(inventory.all_sites, stage.targets, stage.ignore, inventory.left_alone)
     for override in stage.overrides:
         for pattern in override.targets:
             require_match(selected, pattern, "override target")
