@@ -11,7 +11,7 @@ import torch
 from families import VOCAB_SIZE, model_from, tiny_model
 from safetensors.torch import load_file
 from streaming_jobs import factors, recipe_of, samples, save, stream
-from transformers import HunYuanMoEV1Config
+from transformers import HunYuanMoEV1Config, MambaConfig
 
 from secateur.errors import OutOfSpaceError, SecateurError
 from secateur.models.host_memory import available_host_bytes
@@ -57,6 +57,23 @@ def test_sizes_are_those_of_the_files(folder: Path, tmp_path: Path) -> None:
     assert 2 * half.model_bytes == found.model_bytes
     assert 2 * half.activation_bytes == found.activation_bytes
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("in_fp32", "size"), [(True, 4), (False, 2)])
+def test_hidden_states_in_fp32_beside_16_bit_weights(
+    in_fp32: bool, size: int, tmp_path: Path
+) -> None:
+    config = MambaConfig(
+        vocab_size=VOCAB_SIZE,
+        hidden_size=32,
+        num_hidden_layers=2,
+        state_size=8,
+        time_step_rank=4,
+        residual_in_fp32=in_fp32,
+    )
+    folder = save(model_from(config).bfloat16(), tmp_path / "in")
+    found = estimate(folder, tmp_path / "out", samples(5, 13))
+    assert found.activation_bytes == 2 * 5 * 13 * 32 * size
 
 
 def test_factors_take_disk(folder: Path, tmp_path: Path) -> None:

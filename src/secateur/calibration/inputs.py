@@ -275,7 +275,8 @@ def capture_inputs(
         previous = capture_batch(model, blocks, trace.output_forms, input_ids, previous)
         if not buffers:
             make = new_buffer or (lambda size, dtype: torch.empty(size, dtype=dtype, device=device))
-            buffers = tuple(_buffer(batches, previous.hidden, make) for _ in range(2))
+            example = previous.hidden.to(trace.wider or previous.hidden.dtype)
+            buffers = tuple(_buffer(batches, example, make) for _ in range(2))
         buffers[0][number].copy_(previous.hidden)
         calls.append(previous.calls)
     if not all(map(is_finite, buffers[0])):

@@ -40,6 +40,9 @@ class Trace:
     handed_on: frozenset[int | str] = frozenset()
     """Arguments in which the model gives blocks what an earlier one returned beside hidden states.
     `trace_blocks` has seen that they make nothing of it; `trace_without_weights` cannot."""
+    wider: torch.dtype | None = None
+    """Set where block 0 takes hidden states in a narrower dtype than it, and all after it, give
+    (`residual_in_fp32` of Mamba). Given them in this one, it does the same."""
 
 
 def trace_blocks(
@@ -64,7 +67,7 @@ def trace_blocks(
         for index, block in enumerate(blocks.modules)
         for hook in (
             block.register_forward_pre_hook(watcher.entering(index), with_kwargs=True),
-            block.register_forward_hook(watcher.leaving),
+            block.register_forward_hook(watcher.leaving, with_kwargs=True),
         )
     ] + [
         module.register_forward_pre_hook(watcher.inputs.multiplying(name), with_kwargs=True)
@@ -77,7 +80,9 @@ def trace_blocks(
         for hook in hooks:
             hook.remove()
     watcher.check_order()
-    trace = Trace(tuple(watcher.forms), watcher.inputs.shared, frozenset(watcher.handed_on))
+    wider = watcher.first.wider(blocks.modules[0])
+    handed_on = frozenset(watcher.handed_on)
+    trace = Trace(tuple(watcher.forms), watcher.inputs.shared, handed_on, wider)
     if trace.handed_on:
         batch = capture_batch(model, blocks, trace.output_forms, input_ids[:, :_TRACED_TOKENS])
         for index, call in enumerate(batch.calls):
@@ -100,8 +105,8 @@ def trace_without_weights(model: nn.Module, blocks: BlockList, input_ids: Tensor
         SecateurError: as `trace_blocks`.
     """
     input_ids = input_ids[:, :_TRACED_TOKENS]
-    form, others = _form_of_first(model, blocks, input_ids)
-    forms = (form,) * len(blocks)
+    first = _run_first(model, blocks, input_ids)
+    forms, others = (first.form,) * len(blocks), first.others
     handed_on: set[int | str] = set()
     order: list[int] = []
     given: list[tuple[Tensor, int]] = []
@@ -116,24 +121,52 @@ def trace_without_weights(model: nn.Module, blocks: BlockList, input_ids: Tensor
     # To the end: blocks that are called once more after the last one are to be seen.
     run_with_stubs(model, blocks, forms, input_ids, note, to_the_end=True, others=others)
     _check_order(blocks, order)
-    return Trace(forms, {}, frozenset(handed_on))
+    return Trace(forms, {}, frozenset(handed_on), first.wider(blocks.modules[0]))
 
 
-def _form_of_first(
-    model: nn.Module, blocks: BlockList, input_ids: Tensor
-) -> tuple[int | None, tuple[Any, ...]]:
-    """What it returns, and what it holds beside hidden states that has tensors."""
-    forms: list[int | None] = []
-    others: list[Any] = []
+@dataclass(frozen=True)
+class _FirstRun:
+    """Block 0 as the model ran it."""
 
-    def leaving(_: nn.Module, __: tuple[Any, ...], output: Any) -> None:
+    hidden: Tensor
+    call: BlockCall
+    output: Any
+
+    @property
+    def form(self) -> int | None:
+        """See `Trace.output_forms`."""
+        return len(self.output) if isinstance(self.output, tuple) else None
+
+    @property
+    def others(self) -> tuple[Any, ...]:
+        """What it returned beside hidden states that has tensors."""
+        if not isinstance(self.output, tuple):
+            return ()
+        return tuple(item if tensors_in(item) else None for item in self.output[1:])
+
+    def wider(self, block: nn.Module) -> torch.dtype | None:
+        """See `Trace`."""
+        given = hidden_of(self.output)
+        dtype = torch.promote_types(self.hidden.dtype, given.dtype)
+        if dtype == self.hidden.dtype or dtype != given.dtype:
+            return None
+        try:
+            with torch.no_grad():
+                again = self.call(block, self.hidden.to(dtype))
+        except _FAILURES:
+            return None
+        return dtype if torch.equal(again, given) else None
+
+
+def _run_first(model: nn.Module, blocks: BlockList, input_ids: Tensor) -> _FirstRun:
+    runs: list[_FirstRun] = []
+
+    def leaving(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         hidden_of(output)
-        forms.append(len(output) if isinstance(output, tuple) else None)
-        if isinstance(output, tuple):
-            others.extend(item if tensors_in(item) else None for item in output[1:])
+        runs.append(_FirstRun(*split_hidden(args, kwargs), output))
         raise LastBlockReached
 
-    hook = blocks.modules[0].register_forward_hook(leaving)
+    hook = blocks.modules[0].register_forward_hook(leaving, with_kwargs=True)
     try:
         with torch.no_grad():
             model(input_ids=beside(model, input_ids), use_cache=False)
@@ -141,9 +174,9 @@ def _form_of_first(
         pass
     finally:
         hook.remove()
-    if not forms:
+    if not runs:
         raise SecateurError(f"expected the model to call {blocks.block_name(0)}, but it did not")
-    return forms[0], tuple(others)
+    return runs[0]
 
 
 def shared_inputs_of(
@@ -226,6 +259,7 @@ class _Watcher:
         self.entered: list[Tensor] = []
         self.handed_on: set[int | str] = set()
         self._beside_output: list[Tensor] = []
+        self.first: _FirstRun
 
     def entering(self, index: int) -> Callable[..., None]:
         def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -242,7 +276,11 @@ class _Watcher:
 
         return hook
 
-    def leaving(self, _: nn.Module, __: tuple[Any, ...], output: Any) -> None:
+    def leaving(
+        self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    ) -> None:
+        if not self.forms:
+            self.first = _FirstRun(*split_hidden(args, kwargs), output)
         self.forms.append(len(output) if isinstance(output, tuple) else None)
         self._last_output = hidden_of(output)
         self._last_version = self._last_output._version

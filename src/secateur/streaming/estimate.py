@@ -83,7 +83,7 @@ def estimate_job(
     hidden = _activation_bytes(skeleton, tokens)
     # By tuning halves, what the first gave while dense, and what it gives once it is tuned.
     halves = isinstance(stage, PruneStage) and tunes_halves(stage)
-    between = hidden // 2 + hidden // 2 * 4 // _dtype_bytes(skeleton) if halves else 0
+    between = hidden // 2 + hidden // 2 * 4 // _hidden_bytes(skeleton) if halves else 0
     home = choose_home(activations, hidden + between, device)
     work = block_bytes
     if tokens or isinstance(stage, FactorStage):
@@ -154,10 +154,16 @@ def _dtype_bytes(skeleton: Skeleton) -> int:
     return size
 
 
+def _hidden_bytes(skeleton: Skeleton) -> int:
+    """Of an element of hidden states: Mamba keeps them in fp32 beside weights in 16 bits."""
+    in_fp32 = getattr(text_config(skeleton.model), "residual_in_fp32", False)
+    return max(4, _dtype_bytes(skeleton)) if in_fp32 else _dtype_bytes(skeleton)
+
+
 def _activation_bytes(skeleton: Skeleton, tokens: CalibrationTokens | None) -> int:
     if tokens is None:
         return 0
-    return 2 * tokens.num_tokens * _width(skeleton) * _dtype_bytes(skeleton)
+    return 2 * tokens.num_tokens * _width(skeleton) * _hidden_bytes(skeleton)
 
 
 def _width(skeleton: Skeleton) -> int:
