@@ -1,6 +1,7 @@
 """What a streaming job will need, reckoned from shapes before anything is read."""
 
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from time import perf_counter
 
@@ -27,7 +28,9 @@ from secateur.streaming.source import parameter_bytes
 from secateur.streaming.work_bytes import compressing_bytes, tunes_halves, work_bytes
 from secateur.streaming.work_flops import work_flops
 
-_PROBE_WIDTH = 2048
+# Rows and width of a product that is timed: enough to keep a GPU busy, and milliseconds on a CPU.
+_PROBE_ON_GPU = (256, 2048)
+_PROBE_ON_CPU = (64, 1024)
 _EXPECTED_SHARE_OF_PEAK = 0.5
 # Where the configuration does not say under the usual name how many experts a token is sent to.
 _MANY_EXPERTS = 8
@@ -181,13 +184,15 @@ def _seconds(flops: float, device: torch.device, dtype: torch.dtype) -> float:
     return flops / (_flops_per_second(device, dtype) * _EXPECTED_SHARE_OF_PEAK)
 
 
+@cache
 def _flops_per_second(device: torch.device, dtype: torch.dtype) -> float:
     """Of one product, the second time."""
-    left = torch.ones(256, _PROBE_WIDTH, device=device, dtype=dtype)
-    right = torch.ones(_PROBE_WIDTH, _PROBE_WIDTH, device=device, dtype=dtype)
+    rows, width = _PROBE_ON_CPU if device.type == "cpu" else _PROBE_ON_GPU
+    left = torch.ones(rows, width, device=device, dtype=dtype)
+    right = torch.ones(width, width, device=device, dtype=dtype)
     seconds = 0.0
     for _ in range(2):
         started = perf_counter()
         float((left @ right.T)[0, 0])
         seconds = perf_counter() - started
-    return 2.0 * 256 * _PROBE_WIDTH**2 / seconds
+    return 2.0 * rows * width**2 / seconds
