@@ -25,6 +25,7 @@
 #include "emulated/deliveries.h"
 #include "emulated/partial_sums.h"
 #include "emulated/proxies.h"
+#include "emulated/unpublished.h"
 
 namespace emulation {
 
@@ -88,7 +89,8 @@ class Machine {
         apart_(apart),
         shared_(blocks, std::vector<uint8_t>(shared_bytes, poison)),
         ordinary_(blocks, threads, shared_bytes),
-        partial_sums_(blocks * threads) {}
+        partial_sums_(blocks * threads),
+        unpublished_(blocks * threads) {}
 
   static Machine*& current() {
     static Machine* machine = nullptr;
@@ -159,14 +161,7 @@ class Machine {
     spare_barriers(in_window(address), bytes);
     accessed(address, bytes);
     if (cluster() == 1) return;
-    const Written now{in_window(address), bytes};
-    // What was there before is gone, whoever wrote it.
-    for (auto& writes : unpublished_) {
-      writes.erase(std::remove_if(writes.begin(), writes.end(),
-                                  [&](const Written& w) { return w.overlaps(now); }),
-                   writes.end());
-    }
-    unpublished_[running_].push_back(now);
+    unpublished_.write(running_, in_window(address), bytes);
   }
   void accessed(uint32_t address, int bytes) {
     const uint32_t place = in_window(address) - window(0);
@@ -184,22 +179,13 @@ class Machine {
     }
   }
   void publish(bool everything) {
-    std::vector<Written>& mine = unpublished_[running_];
-    const uint32_t start = window(rank()), end = window(rank() + 1);
-    mine.erase(std::remove_if(mine.begin(), mine.end(),
-                              [&](const Written& w) {
-                                return everything || (w.start >= start && w.start < end);
-                              }),
-               mine.end());
+    unpublished_.publish(running_, everything ? 0 : window(rank()),
+                         everything ? UINT32_MAX : window(rank() + 1));
   }
   void require_published(uint32_t mapped, int bytes) {
     if (mapped >= window(rank()) && mapped < window(rank() + 1)) return;
-    for (const auto& writes : unpublished_) {
-      for (const Written& w : writes) {
-        if (w.overlaps({mapped, bytes})) {
-          fail("shared memory: read by another thread block before it was published");
-        }
-      }
+    if (unpublished_.any(mapped, bytes)) {
+      fail("shared memory: read by another thread block before it was published");
     }
   }
 
@@ -396,13 +382,6 @@ class Machine {
     bool writable;
     bool early;
   };
-  struct Written {
-    uint32_t start;
-    int bytes;
-    bool overlaps(const Written& other) const {
-      return start < other.start + other.bytes && other.start < start + bytes;
-    }
-  };
   struct Sync {
     int arrived = 0;
     int generation = 0;
@@ -542,7 +521,7 @@ class Machine {
   std::vector<Sync> block_syncs_;
   Sync cluster_sync_;
   std::vector<int> cluster_tokens_;  // of each thread between arrival and wait, else -1
-  std::vector<std::vector<Written>> unpublished_;  // of each thread
+  Unpublished unpublished_;
   std::vector<int> exited_;  // threads of each thread block
   std::vector<bool> touched_;  // registers of each thread since its last fence
   std::map<std::type_index, std::unique_ptr<Unit>> units_;
@@ -572,7 +551,7 @@ inline void Machine::run(int block, const std::function<void()>& body) {
   block_syncs_ = std::vector<Sync>(blocks_);
   cluster_sync_ = {};
   cluster_tokens_ = std::vector<int>(threads, -1);
-  unpublished_ = std::vector<std::vector<Written>>(threads);
+  unpublished_.clear();
   exited_ = std::vector<int>(blocks_);
   waited_ = std::vector<bool>(blocks_);
   passed_ = std::vector<bool>(threads);
