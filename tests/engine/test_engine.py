@@ -1,3 +1,4 @@
+import gc
 import math
 import threading
 from dataclasses import replace
@@ -234,6 +235,9 @@ def test_warming_up_changes_nothing(byte_model: PreTrainedModel, engine: Engine)
         ([3, 260], GREEDY, "token ids from 0 to 259, but got 260"),
         ([-1], GREEDY, "token ids from 0 to 259, but got -1"),
         ("x" * 69, GREEDY, "at most 80 tokens, the engine's max_length, but the prompt has 69"),
+        (7, GREEDY, "expected a prompt of text or token ids, but got int"),
+        ([1, 2.5], GREEDY, "expected a prompt of text or token ids, but got list"),
+        ({"input_ids": [1]}, GREEDY, "expected a prompt of text or token ids, but got dict"),
     ],
 )
 def test_requests_that_cannot_be_served_are_refused_at_once(
@@ -266,13 +270,42 @@ def test_lists_of_prompts_and_options_must_match(engine: Engine) -> None:
         engine.generate(["a", "b"], [GREEDY])
     with pytest.raises(SecateurError, match="expected a list of prompts, got a string"):
         engine.generate("ab", GREEDY)
+    with pytest.raises(SecateurError, match="expected a list of prompts, got a dict"):
+        engine.generate({"input_ids": [[1]]})  # type: ignore[arg-type]
+    with pytest.raises(SecateurError, match="expected GenerationOptions, but got 'max_new_tokens'"):
+        engine.generate(["a"], {"max_new_tokens": 3})  # type: ignore[arg-type]
     assert engine.generate([]) == []
+
+
+@pytest.mark.parametrize("read", [0, 1])
+def test_a_stream_that_is_closed_cancels_its_request(engine: Engine, read: int) -> None:
+    stream = engine.stream("ab", GREEDY)
+    for _ in range(read):
+        next(stream)
+    stream.close()
+    stream.close()
+    assert list(stream) == []
+    assert engine.step() == []
+    assert not engine.has_work
+
+
+def test_a_stream_that_is_let_go_of_cancels_its_request(engine: Engine) -> None:
+    engine.stream("ab", GREEDY)
+    gc.collect()
+    assert engine.step() == []
+    assert not engine.has_work
+
+
+def test_a_folder_is_no_model() -> None:
+    with pytest.raises(SecateurError, match="expected a model, but got 'folder'"):
+        Engine("folder")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"max_batch_size": 0}, "expected max_batch_size of at least 1, but got 0"),
+        ({"max_batch_size": 1.5}, "expected max_batch_size to be a whole number, but got 1.5"),
         ({"prefill_chunk": 0}, "expected prefill_chunk of at least 1, but got 0"),
         ({"max_length": 1}, "expected max_length of at least 2 and at most 128, the model's"),
         ({"max_length": 129}, "the model's context, but got 129"),
@@ -296,6 +329,12 @@ def test_engines_that_cannot_be_are_refused(
     ("changes", "message"),
     [
         ({"max_new_tokens": 0}, "at least 1 new token, but got 0"),
+        ({"max_new_tokens": 2.5}, "expected max_new_tokens to be a whole number, but got 2.5"),
+        ({"max_new_tokens": True}, "expected max_new_tokens to be a whole number, but got True"),
+        ({"seed": 1.5}, "expected seed to be a whole number, but got 1.5"),
+        ({"temperature": "0.5"}, "expected temperature to be a number, but got '0.5'"),
+        ({"top_p": None}, "expected top_p to be a number, but got None"),
+        ({"stop": ("a", 1)}, "a tuple of stop strings, none of them empty, but got"),
         ({"temperature": -0.1}, "a temperature of 0 or more, but got -0.1"),
         ({"temperature": float("inf")}, "a temperature of 0 or more, but got inf"),
         ({"top_p": 0.0}, "top_p above 0 and at most 1, but got 0.0"),

@@ -90,3 +90,19 @@ def test_without_a_match_all_text_comes_out(stop: tuple[str, ...]) -> None:
     stops = StopStrings(stop)
     assert stops.add("abz") + stops.flush() == "abz"
     assert not stops.found
+
+
+@pytest.mark.parametrize("begun", [1, 2, 3])
+def test_a_character_that_the_prompt_began_comes_whole(begun: int) -> None:
+    token_ids = list("a🌹b".encode())
+    prompt, rest = tuple(token_ids[: 1 + begun]), token_ids[1 + begun :]
+    assert "".join(pieces_of(rest, prompt)) == "🌹b"
+
+
+@pytest.mark.parametrize("prompt", ["a�", "a🌹"])
+def test_a_whole_character_of_the_prompt_does_not_come_again(prompt: str) -> None:
+    assert "".join(pieces_of(list(b"bc"), tuple(prompt.encode()))) == "bc"
+
+
+def test_what_stays_broken_belongs_to_the_prompt() -> None:
+    assert "".join(pieces_of(list(b"bc"), tuple("a🌹".encode()[:3]))) == "bc"

@@ -3,9 +3,10 @@
 import itertools
 import math
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Mapping
 from collections.abc import Sequence as SequenceOf
 from contextlib import AbstractContextManager, nullcontext
+from operator import index
 from typing import Any
 
 import torch
@@ -15,12 +16,13 @@ from secateur.engine.decode import DecodeShape, DecodeSteps
 from secateur.engine.device_rows import DeviceRows
 from secateur.engine.family import RowModel, check_agrees, row_model
 from secateur.engine.graphs import GraphCapture
-from secateur.engine.options import GenerationOptions
+from secateur.engine.options import GenerationOptions, require_whole
 from secateur.engine.prefill import rehearse_chunk
 from secateur.engine.result import Piece, Result
 from secateur.engine.sampling import SamplingKind
 from secateur.engine.scheduler import Scheduler
 from secateur.engine.sequence import Sequence
+from secateur.engine.stream import PieceStream
 from secateur.errors import SecateurError
 from secateur.models.blocks import context_length, text_config
 from secateur.models.device import input_embedding
@@ -83,6 +85,8 @@ class Engine:
                 attention of its own, or the model's family cannot work like this; or blocks are
                 to be compiled and none are found.
         """
+        if not isinstance(model, nn.Module):
+            raise SecateurError(f"expected a model, but got {model!r}")
         if device is not None:
             model.to(device)
         model.eval()
@@ -189,16 +193,17 @@ class Engine:
             SecateurError: as `submit`, before anything runs; or there are not as many options as
                 prompts.
         """
+        if isinstance(prompts, str | Mapping):
+            kind = "string" if isinstance(prompts, str) else type(prompts).__name__
+            raise SecateurError(f"expected a list of prompts, got a {kind}")
         each = [options] * len(prompts) if isinstance(options, GenerationOptions) else list(options)
         if len(each) != len(prompts):
             raise SecateurError(f"expected options for {len(prompts)} prompts, got {len(each)}")
-        if isinstance(prompts, str):
-            raise SecateurError("expected a list of prompts, got a string")
         sequences = [self._sequence(*pair) for pair in zip(prompts, each, strict=True)]
         self._run(sequences)
         return [sequence.result for sequence in sequences if sequence.result is not None]
 
-    def stream(self, prompt: Prompt, options: GenerationOptions = _GREEDY) -> Iterator[Piece]:
+    def stream(self, prompt: Prompt, options: GenerationOptions = _GREEDY) -> PieceStream:
         """Continue one prompt, piece by piece. Closing the iterator cancels the request.
 
         Raises:
@@ -207,7 +212,7 @@ class Engine:
         sequence = self._sequence(prompt, options)
         box = self._boxes[sequence.request_id] = deque()
         self._scheduler.submit(sequence)
-        return self._pieces(sequence, box)
+        return PieceStream(sequence, box, self._pump, self._stop_reading)
 
     def warm_up(
         self,
@@ -250,6 +255,8 @@ class Engine:
         return Sequence(-1, (0,), options, None, self._eos).kind
 
     def _sequence(self, prompt: Prompt, options: GenerationOptions) -> Sequence:
+        if not isinstance(options, GenerationOptions):
+            raise SecateurError(f"expected GenerationOptions, but got {options!r}")
         token_ids = self._token_ids(prompt)
         if options.stop and self._tokenizer is None:
             raise SecateurError("stop strings need a tokenizer, and the engine has none")
@@ -266,7 +273,7 @@ class Engine:
             if self._tokenizer is None:
                 raise SecateurError("expected token ids, as the engine has no tokenizer, got text")
             prompt = self._tokenizer.encode(prompt) if prompt else []
-        token_ids = tuple(int(token) for token in prompt)
+        token_ids = _whole_numbers(prompt)
         if not token_ids:
             raise SecateurError("expected a prompt to continue, but got an empty one")
         wrong = [token for token in token_ids if not 0 <= token < self._vocabulary]
@@ -287,16 +294,6 @@ class Engine:
             for sequence in sequences:
                 self._stop_reading(sequence)
 
-    def _pieces(self, sequence: Sequence, box: deque[Piece]) -> Iterator[Piece]:
-        try:
-            while sequence.result is None or box:
-                if not box:
-                    self._pump()
-                while box:
-                    yield box.popleft()
-        finally:
-            self._stop_reading(sequence)
-
     def _stop_reading(self, sequence: Sequence) -> None:
         """Cancel a request that has not ended: nobody reads its pieces any more."""
         if sequence.result is None:
@@ -312,9 +309,21 @@ class Engine:
 
 
 def _at_least_one(name: str, value: int) -> int:
+    require_whole(name, value)
     if value < 1:
         raise SecateurError(f"expected {name} of at least 1, but got {value}")
     return value
+
+
+def _whole_numbers(prompt: Iterable[Any]) -> tuple[int, ...]:
+    try:
+        if isinstance(prompt, Mapping):
+            raise TypeError
+        return tuple(index(token) for token in prompt)
+    except TypeError:
+        raise SecateurError(
+            f"expected a prompt of text or token ids, but got {type(prompt).__name__}"
+        ) from None
 
 
 def _require_within(name: str, values: SequenceOf[int], most: int) -> None:

@@ -1,6 +1,7 @@
 """How a request is to be continued."""
 
 from dataclasses import dataclass
+from numbers import Integral, Real
 
 from secateur.errors import SecateurError
 
@@ -10,7 +11,7 @@ class GenerationOptions:
     """What a request asks for; checked when made.
 
     Raises:
-        SecateurError: a value is out of range.
+        SecateurError: a value is out of range, or of another type.
     """
 
     max_new_tokens: int = 128
@@ -31,6 +32,10 @@ class GenerationOptions:
     """Report the log-probability of every chosen token (natural logarithm, at temperature 1)."""
 
     def __post_init__(self) -> None:
+        for name in ("max_new_tokens", "top_k", "seed"):
+            require_whole(name, getattr(self, name))
+        for name in ("temperature", "top_p"):
+            _require_number(name, getattr(self, name))
         if self.max_new_tokens < 1:
             raise SecateurError(f"expected at least 1 new token, but got {self.max_new_tokens}")
         if not 0 <= self.temperature < float("inf"):
@@ -41,7 +46,18 @@ class GenerationOptions:
             raise SecateurError(f"expected top_k of 0 (all tokens) or more, but got {self.top_k}")
         if not 0 <= self.seed < 2**63:
             raise SecateurError(f"expected a seed from 0 to 2**63 - 1, but got {self.seed}")
-        if isinstance(self.stop, str) or not all(self.stop):
+        if isinstance(self.stop, str) or not all(isinstance(s, str) and s for s in self.stop):
             raise SecateurError(
                 f"expected a tuple of stop strings, none of them empty, but got {self.stop!r}"
             )
+
+
+def require_whole(name: str, value: object) -> None:
+    """Raise SecateurError unless a value is a whole number."""
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise SecateurError(f"expected {name} to be a whole number, but got {value!r}")
+
+
+def _require_number(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise SecateurError(f"expected {name} to be a number, but got {value!r}")

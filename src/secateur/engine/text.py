@@ -29,6 +29,9 @@ class IncrementalText:
         self._context = list(prompt[-_CONTEXT:])
         self._waiting: list[int] = []
         self._before = self._decode(self._context)
+        self._begun = ""
+        """What stands for a character that the prompt began: not new, unless it gets whole."""
+        self._wait_for_what_the_prompt_began()
 
     def add(self, token_id: int) -> str:
         """Text that is certain now; may be empty."""
@@ -43,6 +46,16 @@ class IncrementalText:
     def flush(self) -> str:
         """What is left at the end; replacement characters where bytes are missing."""
         return self._take(len(self._waiting), self._decode(self._context + self._waiting))
+
+    def _wait_for_what_the_prompt_began(self) -> None:
+        for count in range(1, min(_MOST_WAITING, len(self._context) + 1)):
+            if not self._before.endswith(_REPLACEMENT):
+                return
+            before = self._decode(self._context[:-count])
+            if self._before.startswith(before) and not before.endswith(_REPLACEMENT):
+                self._begun = self._before[len(before) :]
+                self._waiting = self._context[-count:]
+                self._context, self._before = self._context[:-count], before
 
     def _take_some(self, text: str) -> str:
         """Bytes that are no text: let go of the oldest that are not part of a later character."""
@@ -60,7 +73,9 @@ class IncrementalText:
         self._waiting = self._waiting[count:]
         self._before = self._decode(self._context)
         # Only decoders that rewrite what came before get here with None; what is new is kept.
-        return text[len(self._before) :] if new is None else new
+        new = text[len(self._before) :] if new is None else new
+        begun, self._begun = self._begun, ""
+        return new.removeprefix(begun)
 
     @staticmethod
     def _new(before: str, text: str) -> str | None:
