@@ -29,6 +29,7 @@ def test_whole_completions_have_the_apis_shape() -> None:
     assert first == {"index": 0, "text": "a", "logprobs": None, "finish_reason": "stop"}
     assert second["logprobs"]["tokens"] == ["é", "\ufffd"]
     assert second["logprobs"]["token_logprobs"] == [-0.5, -1.0]
+    assert second["logprobs"]["text_offset"] == [0, 1]
     assert body["usage"] == {"prompt_tokens": 7, "completion_tokens": 10, "total_tokens": 17}
 
 
@@ -52,7 +53,10 @@ def test_pieces_say_which_sequence_and_when_it_ends() -> None:
     assert piece["choices"][0]["finish_reason"] is None
     last = chat.piece(0, "", "length")["choices"][0]
     assert (last["delta"], last["finish_reason"]) == ({}, "length")
-    assert Envelope("completion", "m").piece(0, "x")["choices"][0]["text"] == "x"
+    completion = Envelope("completion", "m").piece(0, "x")
+    assert completion["choices"][0]["text"] == "x"
+    assert "usage" not in completion
+    assert Envelope("completion", "m", counts_tokens=True).piece(0, "x")["usage"] is None
 
 
 def test_events_are_one_line_of_ascii() -> None:
@@ -64,7 +68,8 @@ def test_events_are_one_line_of_ascii() -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "kind"), [(404, "invalid_request_error"), (503, "server_error")]
+    ("status", "kind"),
+    [(404, "invalid_request_error"), (429, "rate_limit_error"), (503, "server_error")],
 )
 def test_faults_say_whose_fault_it_is(status: int, kind: str) -> None:
     error = RequestFault("why", status=status, param="p", code="c").body()["error"]

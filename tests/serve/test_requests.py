@@ -11,6 +11,7 @@ from secateur.serve.faults import RequestFault
 from secateur.serve.requests import (
     MOST_ANSWERS,
     MOST_STOPS,
+    SamplingDefaults,
     chat_request,
     completion_request,
     parse_body,
@@ -23,9 +24,21 @@ TALK = {"model": "m", "messages": [{"role": "user", "content": "a"}]}
 def test_defaults_are_those_of_the_api() -> None:
     request = completion_request(LEAST)
     assert request.prompts == ("a",)
-    assert (request.max_tokens, request.temperature, request.top_p) == (16, 1.0, 1.0)
+    assert (request.max_tokens, request.temperature, request.top_p) == (None, 1.0, 1.0)
+    assert (request.usual_tokens, request.top_k) == (16, 0)
     assert (request.stop, request.stream, request.logprobs) == ((), False, False)
-    assert chat_request(TALK).max_tokens is None
+    talk = chat_request(TALK)
+    assert (talk.max_tokens, talk.usual_tokens) == (None, None)
+
+
+def test_a_models_own_defaults_stand_where_nothing_is_said() -> None:
+    own = SamplingDefaults(temperature=0.6, top_p=0.9, top_k=20)
+    for request in (completion_request(LEAST, own), chat_request(TALK, own)):
+        assert (request.temperature, request.top_p, request.top_k) == (0.6, 0.9, 20)
+    said = {"temperature": 0, "top_p": 1, "top_k": 0}
+    request = completion_request(LEAST | said, own)
+    assert (request.temperature, request.top_p, request.top_k) == (0.0, 1.0, 0)
+    assert completion_request(LEAST | {"top_k": -1}, own).top_k == 0
 
 
 def test_what_is_given_is_read() -> None:
@@ -40,6 +53,10 @@ def test_what_is_given_is_read() -> None:
     assert chat_request(TALK | neutral | {"n": 3}).n == 3
     talk = chat_request(TALK | {"max_tokens": 3, "max_completion_tokens": 4})
     assert talk.max_tokens == 4
+    assert completion_request(LEAST | {"max_completion_tokens": 5}).max_tokens == 5
+    assert completion_request(LEAST | {"n": 2, "best_of": 2}).n == 2
+    answered = {"messages": [{"role": "assistant", "content": None}, *TALK["messages"]]}
+    assert chat_request(TALK | answered).messages[0] == {"role": "assistant", "content": ""}
 
 
 def test_seeds_are_drawn_where_none_is_given() -> None:
@@ -88,7 +105,16 @@ BAD = {
     "n": ({"n": 0}, "n: expected a whole number from 1 to 64, got 0"),
     "n flag": ({"n": True}, "n: expected a whole number from 1 to 64, got True"),
     "answers": ({"n": 33, "prompt": ["a", "b"]}, "at most 64 answers, got 2 prompts with 33 each"),
-    "best_of": ({"best_of": True}, "best_of: expected a supported value, got True"),
+    "best_of flag": ({"best_of": True}, "best_of: expected a whole number from 1 to 64, got True"),
+    "best_of": ({"best_of": 2}, "best_of: expected n, 1, as none are left out, got 2"),
+    "guided": ({"guided_choice": ["a"]}, "guided_choice is not supported, got ['a']"),
+    "allowed": ({"allowed_token_ids": [5]}, "allowed_token_ids is not supported, got [5]"),
+    "bad words": ({"bad_words": ["a"]}, "bad_words is not supported, got ['a']"),
+    "beams": ({"use_beam_search": True}, "use_beam_search is not supported, got True"),
+    "stop shown": ({"include_stop_str_in_output": True}, "include_stop_str_in_output is not"),
+    "special shown": ({"skip_special_tokens": False}, "skip_special_tokens is not supported"),
+    "no special": ({"add_special_tokens": False}, "add_special_tokens is not supported"),
+    "cut": ({"truncate_prompt_tokens": 10}, "truncate_prompt_tokens is not supported, got 10"),
     "top_k": ({"top_k": -2}, "top_k: expected a whole number from -1 to"),
     "min_p": ({"min_p": 0.1}, "min_p is not supported, got 0.1"),
     "repetition": ({"repetition_penalty": 1.1}, "repetition_penalty is not supported, got 1.1"),
@@ -128,6 +154,9 @@ BAD_TALK = {
         {"chat_template_kwargs": {"enable_thinking": False}},
         "chat_template_kwargs is not supported",
     ),
+    "effort": ({"reasoning_effort": "high"}, "reasoning_effort is not supported, got 'high'"),
+    "no turn": ({"add_generation_prompt": False}, "add_generation_prompt is not supported"),
+    "special": ({"add_special_tokens": True}, "add_special_tokens is not supported, got True"),
     "top": ({"logprobs": True, "top_logprobs": 3}, "top_logprobs: expected 0, as"),
     "surrogate": ({"messages": [{"role": "\ud800", "content": "a"}]}, "expected valid unicode"),
     "calls": (

@@ -1,6 +1,7 @@
 """The worker and the service over an engine whose every step the test decides."""
 
 import asyncio
+import json
 import math
 import threading
 from collections.abc import Awaitable, Callable, Sequence
@@ -11,6 +12,7 @@ from served import tokenizer
 
 from secateur.engine import GenerationOptions, Piece, Result, Timing
 from secateur.errors import SecateurError
+from secateur.serve.app import build_app
 from secateur.serve.bodies import TokenLogprob
 from secateur.serve.faults import RequestFault
 from secateur.serve.requests import chat_request, completion_request
@@ -22,6 +24,7 @@ class Scripted:
     """One letter a step for every request, once the test opens the gate."""
 
     max_length = 20
+    max_batch_size = 1
 
     def __init__(self) -> None:
         self.open = threading.Event()
@@ -74,7 +77,7 @@ class Scripted:
         return Piece(request_id, letter, (5,), Result(text, (5,), "length", 2, timing, logprobs))
 
 
-def serve(test: Callable[[Service, Scripted], Awaitable[None]], max_waiting: int = 3) -> None:
+def serve(test: Callable[[Service, Scripted], Awaitable[None]], max_waiting: int = 2) -> None:
     async def run() -> None:
         engine = Scripted()
         service = Service("m", EngineWorker(engine, max_waiting), tokenizer())
@@ -130,7 +133,7 @@ def test_several_answers_to_a_prompt_have_seeds_of_their_own_and_count_it_once()
         assert [one.seed for one in engine.asked] == [2**63 - 1, 0] * 2
         assert {one.top_k for one in engine.asked} == {7}
 
-    serve(test, max_waiting=4)
+    serve(test, max_waiting=3)
 
 
 def test_closing_frees_every_slot_of_an_answer() -> None:
@@ -148,16 +151,80 @@ def test_closing_frees_every_slot_of_an_answer() -> None:
 def test_more_than_may_wait_are_refused_and_leave_nothing_behind() -> None:
     async def test(service: Service, engine: Scripted) -> None:
         await service.begin(wanted(prompt=["ab", "cd"]))
-        with pytest.raises(RequestFault, match="3 requests wait already") as caught:
+        message = "2 sequences run or wait, and there is room for 3: try again later"
+        with pytest.raises(RequestFault, match=message) as caught:
             await service.begin(wanted(prompt=["ab", "cd"]))
         assert (caught.value.status, caught.value.code) == (429, "overloaded")
-        assert engine.cancelled == [3]
+        assert caught.value.body()["error"]["type"] == "rate_limit_error"
+        # Not even the first of them was begun.
+        assert engine.cancelled == []
+        assert len(engine.asked) == 2
         assert service.num_open == 1
         await service.begin(wanted())
         service._encoder.close()
         # Refused before its prompt is looked at.
-        with pytest.raises(RequestFault, match="3 requests wait already"):
+        with pytest.raises(RequestFault, match="3 sequences run or wait"):
             await service.begin(wanted())
+
+    serve(test)
+
+
+def test_free_slots_are_no_places_to_wait() -> None:
+    async def test(service: Service, engine: Scripted) -> None:
+        engine.max_batch_size = 4
+        await service.begin(wanted(prompt=["a", "b", "c", "d", "e"]))
+        assert len(engine.asked) == 5
+
+    serve(test, max_waiting=1)
+
+
+def test_more_than_there_is_room_for_at_any_time_is_refused_for_good() -> None:
+    async def test(service: Service, engine: Scripted) -> None:
+        with pytest.raises(RequestFault, match="expected at most 3 answers, got 4") as caught:
+            await service.begin(wanted(n=4))
+        assert caught.value.status == 400
+
+    serve(test)
+
+
+def test_a_usual_length_that_nobody_asked_for_gives_way() -> None:
+    async def test(service: Service, engine: Scripted) -> None:
+        for length in (2, 15):
+            await service.begin(completion_request({"model": "m", "prompt": "a" * length}))
+        assert [options.max_new_tokens for options in engine.asked] == [16, 5]
+
+    serve(test)
+
+
+@pytest.mark.parametrize(
+    ("path", "shown", "status"),
+    [
+        ("/v1/models", "Bearer secret", 200),
+        ("/v1/models", "Bearer secre", 401),
+        ("/v1/models", None, 401),
+        ("/v1/nothing", None, 401),
+        ("/health", None, 200),
+    ],
+)
+def test_a_key_is_asked_for(path: str, shown: str | None, status: int) -> None:
+    headers = [] if shown is None else [(b"authorization", shown.encode())]
+    scope = {"type": "http", "method": "GET", "path": path, "headers": headers}
+    sent: list[dict[str, Any]] = []
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": b""}
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
+
+    async def test(service: Service, engine: Scripted) -> None:
+        service.api_key = "secret"
+        await build_app(service)({**scope, "query_string": b""}, receive, send)
+        assert sent[0]["status"] == status
+        if status == 401:
+            error = json.loads(sent[1]["body"])["error"]
+            assert (error["type"], error["code"]) == ("authentication_error", "invalid_api_key")
+        assert service.metrics.requests[(path if path != "/v1/nothing" else "other", status)] == 1
 
     serve(test)
 

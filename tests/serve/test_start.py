@@ -5,6 +5,7 @@ import json
 import shutil
 import socket
 import sys
+from dataclasses import replace
 from importlib.metadata import EntryPoint, EntryPoints
 from itertools import pairwise, product
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 import typer
 from families import tiny_model
 from served import write_model
+from transformers import GenerationConfig
 from typer.testing import CliRunner
 
 from secateur.cli.serve import serve_command
@@ -21,6 +23,7 @@ from secateur.compress import compress
 from secateur.engine import Engine, GenerationOptions
 from secateur.errors import SecateurError, VerificationError
 from secateur.serve import start, vllm
+from secateur.serve.requests import SamplingDefaults
 from secateur.serve.server import reserve, run_server
 from secateur.serve.start import choose_backend, require_verified
 from secateur.serve.vllm import VllmOptions, run_vllm, vllm_arguments
@@ -71,6 +74,19 @@ def test_nothing_is_left_to_prepare_for_any_request(monkeypatch: pytest.MonkeyPa
     assert len(prepared[1]) == 3 * 6
 
 
+def test_the_models_generation_settings_are_followed_or_told() -> None:
+    model = tiny_model("llama")
+    assert start.sampling_defaults(model) == SamplingDefaults()
+    assert start.unheard(model) == []
+    own = {"do_sample": True, "temperature": 0.6, "top_k": 20, "repetition_penalty": 1.5}
+    model.generation_config = GenerationConfig(**own, num_beams=1)
+    assert start.sampling_defaults(model) == SamplingDefaults(temperature=0.6, top_k=20)
+    assert start.unheard(model) == ["repetition_penalty 1.5"]
+    model.generation_config = GenerationConfig(do_sample=False, min_p=0.1)
+    assert start.sampling_defaults(model) == SamplingDefaults()
+    assert start.unheard(model) == ["min_p 0.1"]
+
+
 def test_vllm_is_told_what_was_asked_for() -> None:
     command = vllm_arguments(OPTIONS)
     assert command[0] == sys.executable
@@ -80,6 +96,8 @@ def test_vllm_is_told_what_was_asked_for() -> None:
     assert (pairs["--host"], pairs["--port"], pairs["--max-num-seqs"]) == ("0.0.0.0", "80", "4")
     assert "--max-model-len" not in command
     assert "--trust-remote-code" in command
+    assert "--api-key" not in command
+    assert vllm_arguments(replace(OPTIONS, api_key="k"))[-3:-1] == ["--api-key", "k"]
 
 
 @pytest.mark.parametrize("asked", [None, "7"])

@@ -49,6 +49,13 @@ def serve_command(
         float,
         typer.Option(help="Seconds that requests under way get when the server is told to stop."),
     ] = 30.0,
+    api_key: Annotated[
+        str | None,
+        typer.Option(
+            envvar="SECATEUR_API_KEY",
+            help="Answer only requests that show this key. Default: all.",
+        ),
+    ] = None,
     device: Device = None,
     dtype: Dtype = "auto",
     revision: Revision = None,
@@ -56,6 +63,8 @@ def serve_command(
 ) -> None:
     """Serve MODEL under /v1/completions and /v1/chat/completions, after verifying it."""
     _check(max_batch_size, max_length, max_waiting, drain_seconds, port)
+    if api_key is not None and not (api_key and api_key.isascii()):
+        raise SecateurError("expected --api-key of ASCII characters, at least one")
     options = ServeOptions(
         model=model,
         served_name=served_name or model,
@@ -66,6 +75,7 @@ def serve_command(
         max_batch_size=max_batch_size,
         max_length=max_length,
         max_waiting=max_waiting,
+        api_key=api_key,
     )
     if choose_backend(backend) == "vllm":
         run_vllm(_for_vllm(options, _verified(options), host, port))
@@ -73,7 +83,9 @@ def serve_command(
     with reserve(host, port) as place:
         folder = _verified(options)
         with waiting_for(f"load {model}"):
-            service = make_service(options, folder)
+            service, unheard = make_service(options, folder)
+        if unheard:
+            typer.echo(f"generation settings that are not followed: {', '.join(unheard)}")
         run_server(service, place, drain_seconds, _ready)
 
 
@@ -117,4 +129,5 @@ def _for_vllm(options: ServeOptions, folder: Path, host: str, port: int) -> Vllm
         dtype=options.dtype,
         revision=None,
         trust_remote_code=options.trust_remote_code,
+        api_key=options.api_key,
     )

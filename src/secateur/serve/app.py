@@ -2,6 +2,8 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
+from hmac import compare_digest
 from typing import Any
 
 from secateur.serve import bodies
@@ -36,7 +38,8 @@ def build_app(service: Service) -> Any:
     app.add_exception_handler(Exception, _told)
     _add_facts(app, service)
     _add_generation(app, service)
-    return _Counted(app, service)
+    guarded = app if service.api_key is None else _Guarded(app, service.api_key)
+    return _Counted(guarded, service)
 
 
 def _add_facts(app: Any, service: Service) -> None:
@@ -83,11 +86,11 @@ def _add_generation(app: Any, service: Service) -> None:
     from fastapi import Request
 
     async def completions(request: Request) -> Any:
-        wanted = checked_completion(parse_body(await _read(request)))
+        wanted = checked_completion(parse_body(await _read(request)), service.defaults)
         return await _answered(request, service, wanted, Envelope("completion", service.name))
 
     async def chat_completions(request: Request) -> Any:
-        wanted = checked_chat(parse_body(await _read(request)))
+        wanted = checked_chat(parse_body(await _read(request)), service.defaults)
         return await _answered(request, service, wanted, Envelope("chat", service.name))
 
     app.add_api_route("/v1/completions", completions, methods=["POST"])
@@ -124,7 +127,7 @@ async def _answered(
     if wanted.stream:
         # The task runs however the stream ends, also where it was never read from.
         return StreamingResponse(
-            _events(answer, envelope, wanted.include_usage),
+            _events(answer, replace(envelope, counts_tokens=wanted.include_usage)),
             media_type="text/event-stream",
             headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"},
             background=BackgroundTask(_close, answer),
@@ -143,7 +146,7 @@ async def _close(answer: Answer) -> None:
     answer.close()
 
 
-async def _events(answer: Answer, envelope: Envelope, include_usage: bool) -> AsyncIterator[str]:
+async def _events(answer: Answer, envelope: Envelope) -> AsyncIterator[str]:
     """The pieces of an answer as server-sent events; a fault on the way is the last of them."""
     finished: list[Choice] = []
     begun: set[int] = set()
@@ -157,7 +160,7 @@ async def _events(answer: Answer, envelope: Envelope, include_usage: bool) -> As
                 finished.append(delta.choice)
                 reason = delta.choice.finish_reason
             yield bodies.event(envelope.piece(delta.index, delta.text, reason))
-        if include_usage:
+        if envelope.counts_tokens:
             yield bodies.event(envelope.counts(finished))
         yield bodies.DONE
     except RequestFault as fault:
@@ -215,3 +218,24 @@ class _Counted:
             await send(message)
 
         await self._app(scope, receive, counting)
+
+
+class _Guarded:
+    """Answers requests to the API only where they show the key; `/health` and `/metrics` all."""
+
+    def __init__(self, app: Any, key: str) -> None:
+        self._app = app
+        self._expected = f"Bearer {key}".encode()
+
+    async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
+        shown = dict(scope.get("headers", [])).get(b"authorization", b"")
+        # In a time that does not tell how much of it is right.
+        if scope.get("path", "").startswith("/v1/") and not compare_digest(shown, self._expected):
+            fault = RequestFault(
+                "expected the header Authorization: Bearer with the key of this server",
+                status=401,
+                code="invalid_api_key",
+            )
+            await (await _told(None, fault))(scope, receive, send)
+            return
+        await self._app(scope, receive, send)

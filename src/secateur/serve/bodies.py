@@ -5,6 +5,7 @@ import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any, Literal
 
 Kind = Literal["completion", "chat"]
@@ -39,6 +40,8 @@ class Envelope:
     model: str
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
     created: int = field(default_factory=lambda: int(time.time()))
+    counts_tokens: bool = False
+    """Whether a stream ends with a count of tokens; its other pieces then say: none yet."""
 
     def _outer(self, streamed: bool) -> dict[str, Any]:
         chat = self.kind == "chat"
@@ -94,7 +97,8 @@ class Envelope:
         finish_reason: str | None,
     ) -> dict[str, Any]:
         choice = {"index": index, **content, "logprobs": None, "finish_reason": finish_reason}
-        return {**self._outer(True), "choices": [choice]}
+        counted = {"usage": None} if self.counts_tokens else {}
+        return {**self._outer(True), "choices": [choice], **counted}
 
     def counts(self, choices: Sequence[Choice]) -> dict[str, Any]:
         """The last piece of a stream whose client asked for a count of tokens."""
@@ -107,6 +111,9 @@ class Envelope:
             "tokens": [token.token for token in tokens],
             "token_logprobs": [token.logprob for token in tokens],
             "top_logprobs": None,
+            "text_offset": [0, *accumulate(len(token.token) for token in tokens[:-1])][
+                : len(tokens)
+            ],
         }
 
 

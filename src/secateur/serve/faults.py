@@ -26,11 +26,12 @@ class RequestFault(SecateurError):
 
     def body(self) -> dict[str, Any]:
         """The JSON body of the response."""
+        kinds = {401: "authentication_error", 429: "rate_limit_error"}
         kind = "server_error" if self.status >= 500 else "invalid_request_error"
         return {
             "error": {
                 "message": str(self),
-                "type": kind,
+                "type": kinds.get(self.status, kind),
                 "param": self.param,
                 "code": self.code,
             }

@@ -1,7 +1,8 @@
 """Bodies of requests, checked: what OpenAI's API calls completions and chat completions.
 
-Fields that would change the answer and are not supported are refused, not ignored. Others that are
-unknown (`user`, `metadata`) are ignored, as clients of newer versions send them.
+Fields that would change the answer and are not supported are refused, not ignored: those of OpenAI
+and of vLLM by name. Others that are unknown (`user`, `metadata`) are ignored, as clients of newer
+versions send them.
 """
 
 import json
@@ -22,7 +23,6 @@ _LARGEST_SEED = 2**63 - 1
 # Field -> the values that ask for nothing beyond what this server does. The lower ones are not
 # OpenAI's, but other servers take them.
 _FIXED: dict[str, tuple[object, ...]] = {
-    "best_of": (None, 1),
     "echo": (None, False),
     "suffix": (None, ""),
     "presence_penalty": (None, 0),
@@ -31,18 +31,59 @@ _FIXED: dict[str, tuple[object, ...]] = {
     "tools": (None, []),
     "tool_choice": (None, "none", "auto"),
     "functions": (None, []),
+    "function_call": (None, "none", "auto"),
     "response_format": (None, {"type": "text"}),
+    "reasoning_effort": (None, "none"),
+    "modalities": (None, ["text"]),
+    "audio": (None,),
+    "web_search_options": (None,),
     "min_p": (None, 0),
+    "typical_p": (None, 1),
     "min_tokens": (None, 0),
     "repetition_penalty": (None, 1),
+    "length_penalty": (None, 1),
+    "use_beam_search": (None, False),
     "ignore_eos": (None, False),
     "stop_token_ids": (None, []),
+    "include_stop_str_in_output": (None, False),
+    "bad_words": (None, []),
+    "allowed_token_ids": (None,),
+    "skip_special_tokens": (None, True),
+    "spaces_between_special_tokens": (None, True),
+    "truncate_prompt_tokens": (None,),
     "prompt_logprobs": (None,),
+    "prompt_embeds": (None,),
+    "logits_processors": (None, []),
+    "thinking_token_budget": (None,),
     "structured_outputs": (None,),
+    "guided_json": (None,),
+    "guided_regex": (None,),
+    "guided_choice": (None,),
+    "guided_grammar": (None,),
+}
+_FIXED_IN_COMPLETIONS: dict[str, tuple[object, ...]] = {"add_special_tokens": (None, True)}
+_FIXED_IN_CHATS: dict[str, tuple[object, ...]] = {
+    "add_special_tokens": (None, False),
+    "add_generation_prompt": (None, True),
+    "continue_final_message": (None, False),
     "chat_template": (None,),
     "chat_template_kwargs": (None, {}),
-    "continue_final_message": (None, False),
+    "documents": (None, []),
 }
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingDefaults:
+    """How tokens are chosen where a request does not say; the API's own, or the model's."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    """0: no limit."""
+
+
+_API_DEFAULTS = SamplingDefaults()
+_USUAL_COMPLETION = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +92,8 @@ class GenerationRequest:
 
     model: str
     max_tokens: int | None
-    """None: as many as the model has room for."""
+    """None: as many as the model has room for, or `usual_tokens` where that is less."""
+    usual_tokens: int | None
     temperature: float
     top_p: float
     top_k: int
@@ -98,13 +140,21 @@ def parse_body(raw: bytes) -> dict[str, Any]:
     return body
 
 
-def completion_request(body: Mapping[str, Any]) -> CompletionRequest:
+def completion_request(
+    body: Mapping[str, Any], defaults: SamplingDefaults = _API_DEFAULTS
+) -> CompletionRequest:
     """Check the body of `/v1/completions`.
+
+    Args:
+        body: as it came.
+        defaults: for what it does not say.
 
     Raises:
         RequestFault: a field is missing, wrong, or asks for what is not supported.
     """
-    shared = _shared(body, ("max_tokens",), default_max_tokens=16)
+    _require_supported(body, _FIXED | _FIXED_IN_COMPLETIONS)
+    shared = _shared(body, ("max_tokens", "max_completion_tokens"), defaults)
+    shared["usual_tokens"] = _USUAL_COMPLETION
     wanted = _no_alternatives(body, "logprobs") is not None
     _no_stream(wanted and shared["stream"])
     request = CompletionRequest(**shared, logprobs=wanted, prompts=_prompts(body))
@@ -114,16 +164,29 @@ def completion_request(body: Mapping[str, Any]) -> CompletionRequest:
             f"{request.n} each",
             param="n",
         )
+    # The best of as many as are wanted are all of them.
+    if _whole(body, "best_of", 1, MOST_ANSWERS) not in (None, request.n):
+        raise RequestFault(
+            f"best_of: expected n, {request.n}, as none are left out, got {body['best_of']}",
+            param="best_of",
+        )
     return request
 
 
-def chat_request(body: Mapping[str, Any]) -> ChatRequest:
+def chat_request(
+    body: Mapping[str, Any], defaults: SamplingDefaults = _API_DEFAULTS
+) -> ChatRequest:
     """Check the body of `/v1/chat/completions`.
+
+    Args:
+        body: as it came.
+        defaults: for what it does not say.
 
     Raises:
         RequestFault: as `completion_request`.
     """
-    shared = _shared(body, ("max_completion_tokens", "max_tokens"), default_max_tokens=None)
+    _require_supported(body, _FIXED | _FIXED_IN_CHATS)
+    shared = _shared(body, ("max_completion_tokens", "max_tokens"), defaults)
     wanted = _flag(body, "logprobs")
     _no_alternatives(body, "top_logprobs")
     _no_stream(wanted and shared["stream"])
@@ -145,26 +208,30 @@ def _no_stream(asked: bool) -> None:
         raise RequestFault("expected logprobs without stream: they come at the end", param="stream")
 
 
-def _shared(
-    body: Mapping[str, Any], limits: tuple[str, ...], default_max_tokens: int | None
-) -> dict[str, Any]:
-    for name, allowed in _FIXED.items():
+def _require_supported(body: Mapping[str, Any], fixed: Mapping[str, tuple[object, ...]]) -> None:
+    for name, allowed in fixed.items():
         value = body.get(name)
         takes_flags = any(isinstance(one, bool) for one in allowed)
         if value is not None and isinstance(value, bool) != takes_flags:
             raise _wrong(name, "a supported value", value)
         if value not in allowed:
             raise RequestFault(f"{name} is not supported, got {shown(value)}", param=name)
+
+
+def _shared(
+    body: Mapping[str, Any], limits: tuple[str, ...], defaults: SamplingDefaults
+) -> dict[str, Any]:
     asked = [_whole(body, name, 1, 2**31) for name in limits]
-    given = [value for value in asked if value is not None]
     seed = _whole(body, "seed", -_LARGEST_SEED, _LARGEST_SEED)
+    top_k = _whole(body, "top_k", -1, 2**31)
     return {
         "model": _model(body),
-        "max_tokens": given[0] if given else default_max_tokens,
-        "temperature": _number(body, "temperature", 1.0, 0.0, 2.0),
-        "top_p": _top_p(body),
+        "max_tokens": next((value for value in asked if value is not None), None),
+        "usual_tokens": None,
+        "temperature": _number(body, "temperature", defaults.temperature, 0.0, 2.0),
+        "top_p": _top_p(body, defaults.top_p),
         # -1 is another word for no limit.
-        "top_k": max(0, _whole(body, "top_k", -1, 2**31) or 0),
+        "top_k": defaults.top_k if top_k is None else max(0, top_k),
         "n": _whole(body, "n", 1, MOST_ANSWERS) or 1,
         "stop": _stops(body),
         "seed": secrets.randbits(_SEED_BITS) if seed is None else seed & _LARGEST_SEED,
@@ -180,8 +247,8 @@ def _model(body: Mapping[str, Any]) -> str:
     return value
 
 
-def _top_p(body: Mapping[str, Any]) -> float:
-    value = _number(body, "top_p", 1.0, 0.0, 1.0)
+def _top_p(body: Mapping[str, Any], default: float) -> float:
+    value = _number(body, "top_p", default, 0.0, 1.0)
     if value == 0:
         raise _wrong("top_p", "a number above 0 and at most 1", value)
     return value
@@ -259,6 +326,9 @@ def _message(value: object, param: str) -> dict[str, str]:
     if value.get("tool_calls"):
         raise RequestFault(f"{param}.tool_calls is not supported", param=f"{param}.tool_calls")
     content = value.get("content")
+    if content is None and value["role"] == "assistant":
+        # Clients send back an answer that held nothing.
+        content = ""
     if isinstance(content, list):
         content = "".join(_part(part, f"{param}.content") for part in content)
     if not isinstance(content, str):

@@ -3,6 +3,7 @@
 import asyncio
 import signal
 import socket
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -14,6 +15,8 @@ from secateur.serve.service import Service
 _LOOK_EVERY = 0.05
 # After everything was told to end: for the last bytes to leave.
 _GRACE = 5.0
+_LAST_WORDS = 1.0
+_STOP_SECONDS = 10.0
 _BACKLOG = 2048
 
 
@@ -130,8 +133,13 @@ async def _serve(
             told = True
         await asyncio.sleep(_LOOK_EVERY)
     service.begin_drain()
-    _, still = await asyncio.wait({serving}, timeout=drain_seconds)
-    if still:
-        service.abort_all()
+    until = time.monotonic() + drain_seconds
+    while not serving.done() and not server.force_exit and time.monotonic() < until:
+        await asyncio.wait({serving}, timeout=_LOOK_EVERY)
+    service.abort_all()
     await serving
-    service.stop()
+    # Told to stop at once, uvicorn does not wait for answers to tell their clients that they end.
+    last = time.monotonic() + _LAST_WORDS
+    while service.num_open and time.monotonic() < last:
+        await asyncio.sleep(_LOOK_EVERY)
+    service.stop(_LAST_WORDS if server.force_exit else _STOP_SECONDS)

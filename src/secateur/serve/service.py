@@ -12,7 +12,13 @@ from secateur.serve.bodies import Choice, TokenLogprob
 from secateur.serve.faults import RequestFault, shutting_down
 from secateur.serve.metrics import Metrics
 from secateur.serve.prompts import PromptEncoder
-from secateur.serve.requests import ChatRequest, CompletionRequest, GenerationRequest, shown
+from secateur.serve.requests import (
+    ChatRequest,
+    CompletionRequest,
+    GenerationRequest,
+    SamplingDefaults,
+    shown,
+)
 from secateur.serve.worker import Broken, EngineWorker, Update, engine_failed
 
 _REASONS = {"eos": "stop", "stop": "stop", "length": "length"}
@@ -141,15 +147,26 @@ class Answer:
 class Service:
     """One model behind the server: names, limits, the engine's worker, and all open answers."""
 
-    def __init__(self, name: str, worker: EngineWorker, tokenizer: Any) -> None:
+    def __init__(
+        self,
+        name: str,
+        worker: EngineWorker,
+        tokenizer: Any,
+        defaults: SamplingDefaults | None = None,
+        api_key: str | None = None,
+    ) -> None:
         """Serve one model.
 
         Args:
             name: what clients call it.
             worker: not yet started.
             tokenizer: of the model.
+            defaults: how tokens are chosen where a request does not say; by default the API's.
+            api_key: what requests must show; None: nothing.
         """
         self.name = name
+        self.api_key = api_key
+        self.defaults = defaults or SamplingDefaults()
         self.created = int(time.time())
         self.worker = worker
         self.metrics = Metrics()
@@ -196,7 +213,7 @@ class Service:
             RequestFault: it asks for another model, is too long, or cannot be taken now.
         """
         self._check(request)
-        self.worker.require_room()
+        self.worker.require_room(1)
         if isinstance(request, ChatRequest):
             prompts = [await self._encoder.chat(request.messages)]
         else:
@@ -205,6 +222,7 @@ class Service:
         # Encoding took time, in which the server may have been told to stop.
         if self.draining:
             raise shutting_down()
+        self.worker.require_room(len(prompts) * request.n)
         answer = Answer(self)
         self._answers.add(answer)
         try:
@@ -230,7 +248,9 @@ class Service:
 
     def _options(self, request: GenerationRequest, length: int) -> GenerationOptions:
         limit = self.worker.engine.max_length
-        wanted = limit - length if request.max_tokens is None else request.max_tokens
+        wanted = request.max_tokens
+        if wanted is None:
+            wanted = min(limit - length, request.usual_tokens or limit)
         if length + max(wanted, 1) > limit:
             raise RequestFault(
                 f"expected at most {limit} tokens, prompt and answer together, but the prompt has "

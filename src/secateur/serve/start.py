@@ -3,7 +3,7 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from secateur.checkpoint.load import load_with_tokenizer, resolve_folder
 from secateur.checkpoint.manifest import MANIFEST_FILE
@@ -12,6 +12,7 @@ from secateur.engine import Engine, GenerationOptions
 from secateur.errors import SecateurError, VerificationError
 from secateur.report.record import REPORT_FILE
 from secateur.runtime.accelerate import accelerate
+from secateur.serve.requests import SamplingDefaults
 from secateur.serve.service import Service
 from secateur.serve.vllm import NO_VLLM, has_vllm
 from secateur.serve.worker import EngineWorker
@@ -26,6 +27,20 @@ _KINDS = tuple(
     for temperature, top_p in ((0.0, 1.0), (1.0, 1.0), (1.0, 0.5))
     for logprobs in (False, True)
 )
+
+# Generation settings -> the values that ask for nothing.
+_NEUTRAL: dict[str, tuple[object, ...]] = {
+    "repetition_penalty": (None, 1),
+    "min_p": (None, 0),
+    "typical_p": (None, 1),
+    "no_repeat_ngram_size": (None, 0),
+    "min_new_tokens": (None, 0),
+    "bad_words_ids": (None, []),
+    "suppress_tokens": (None, []),
+    "begin_suppress_tokens": (None, []),
+    "sequence_bias": (None, {}),
+    "num_beams": (None, 1),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +57,8 @@ class ServeOptions:
     """None: 16 in the engine, and what vLLM thinks best there."""
     max_length: int | None = None
     max_waiting: int = 1024
+    api_key: str | None = None
+    """What requests must show; None: nothing."""
 
 
 def choose_backend(wanted: str) -> Backend:
@@ -94,12 +111,15 @@ def verified_folder(options: ServeOptions) -> tuple[Path, bool]:
     return folder, require_verified(folder, options.trust_remote_code)
 
 
-def make_service(options: ServeOptions, folder: Path) -> Service:
+def make_service(options: ServeOptions, folder: Path) -> tuple[Service, list[str]]:
     """Load a model into an engine that is ready to serve.
 
     Args:
         options: as given to `secateur serve`.
         folder: of the model, verified.
+
+    Returns:
+        (the service, generation settings of the model that it does not follow).
 
     Raises:
         SecateurError: it cannot be loaded or served.
@@ -117,7 +137,26 @@ def make_service(options: ServeOptions, folder: Path) -> Service:
     )
     engine.warm_up(options=_KINDS)
     worker = EngineWorker(engine, options.max_waiting)
-    return Service(options.served_name, worker, loaded.tokenizer)
+    defaults = sampling_defaults(loaded.model)
+    service = Service(options.served_name, worker, loaded.tokenizer, defaults, options.api_key)
+    return service, unheard(loaded.model)
+
+
+def sampling_defaults(model: Any) -> SamplingDefaults:
+    """How the model's generation settings want tokens chosen; the API's defaults for the rest."""
+    settings = getattr(model, "generation_config", None)
+    if settings is None or settings.do_sample is False:
+        return SamplingDefaults()
+    # Temperatures above 2 are none of the API's.
+    given = {name: getattr(settings, name, None) for name in ("temperature", "top_p", "top_k")}
+    return SamplingDefaults(**{name: value for name, value in given.items() if value is not None})
+
+
+def unheard(model: Any) -> list[str]:
+    """Generation settings of the model that would change answers and that are not followed."""
+    settings = getattr(model, "generation_config", None)
+    asked = {name: getattr(settings, name, None) for name in _NEUTRAL}
+    return [f"{name} {value}" for name, value in asked.items() if value not in _NEUTRAL[name]]
 
 
 def _batch_sizes(most: int) -> tuple[int, ...]:

@@ -42,6 +42,7 @@ class VllmOptions:
     dtype: str
     revision: str | None
     trust_remote_code: bool
+    api_key: str | None = None
 
 
 def vllm_arguments(options: VllmOptions) -> list[str]:
@@ -58,6 +59,7 @@ def vllm_arguments(options: VllmOptions) -> list[str]:
         "--max-num-seqs": options.max_batch_size,
         "--max-model-len": options.max_length,
         "--revision": options.revision,
+        "--api-key": options.api_key,
     }
     pairs = [(name, str(value)) for name, value in given.items() if value is not None]
     flags = ["--trust-remote-code"] if options.trust_remote_code else []

@@ -17,6 +17,7 @@ class SteppedEngine(Protocol):
     """What of `secateur.Engine` the server needs."""
 
     max_length: int
+    max_batch_size: int
 
     @property
     def has_work(self) -> bool:
@@ -92,17 +93,27 @@ class EngineWorker:
         """Requests that have not had their last piece."""
         return len(self._sinks)
 
-    def require_room(self) -> None:
+    def require_room(self, count: int) -> None:
         """Refuse what cannot be taken now, before work is spent on it.
 
+        Args:
+            count: of sequences that are to be submitted.
+
         Raises:
-            RequestFault: too many wait already, or the engine has failed.
+            RequestFault: there are neither slots nor places to wait for so many, or the engine has
+                failed.
         """
         if self.failure is not None:
             raise engine_failed(self.failure)
-        if self.engine.num_waiting >= self.max_waiting:
+        # Those that wait are given free slots by the next step.
+        slots = self.engine.max_batch_size
+        ahead = self.engine.num_running + self.engine.num_waiting
+        room = slots + self.max_waiting
+        if count > room:
+            raise RequestFault(f"expected at most {room} answers, got {count}", param="n")
+        if ahead + count > room:
             raise RequestFault(
-                f"{self.max_waiting} requests wait already: try again later",
+                f"{ahead} sequences run or wait, and there is room for {room}: try again later",
                 status=429,
                 code="overloaded",
             )
@@ -115,7 +126,7 @@ class EngineWorker:
             RequestFault: as `require_room`.
         """
         with self._lock:
-            self.require_room()
+            self.require_room(1)
             # Under the lock, so that the first piece finds its sink.
             request_id = self.engine.submit(prompt, options)
             self._sinks[request_id] = sink
