@@ -715,9 +715,9 @@ def test_calibration_file_that_is_not_there(tmp_path: Path, name: str) -> None:
         refused(tmp_path, tiny_model("llama"), message, calibration=source, tokenizer=words())
 
 
-@pytest.mark.parametrize("source", [[[5, 6, 7, 8] * 64], [b"w1 w2 w3"], ["w1", None], {}])
+@pytest.mark.parametrize("source", [[[5.5, 6.0]], [b"w1 w2 w3"], ["w1", None], {}])
 def test_calibration_of_something_else_than_text(tmp_path: Path, source: Any) -> None:
-    message = "expected calibration texts, got|expected a mapping with `input_ids`"
+    message = r"calibration, text \d: expected a string|expected a mapping with `input_ids`"
     refused(tmp_path, tiny_model("llama"), message, calibration=source, tokenizer=words())
 
 
@@ -888,7 +888,35 @@ def test_recipe_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("recipe", [None, 5, ["prune"], "stages: [{stage: prune, sparsity: 0.5}]"])
 def test_recipe_that_is_neither_values_nor_a_file(tmp_path: Path, recipe: Any) -> None:
-    refused(tmp_path, tiny_model("llama"), "expected a recipe", recipe)
+    refused(tmp_path, tiny_model("llama"), "expected a recipe|stages.0: expected keys", recipe)
+
+
+@pytest.mark.parametrize(
+    "options", [{"pattern": "4:8"}, {"sparsity": 0.5}, {"pattern": "3:4"}], ids=str
+)
+def test_nothing_that_could_be_compact(tmp_path: Path, options: dict[str, Any]) -> None:
+    model = tiny_model("llama")
+    message = "expected a stage that makes 2:4 or low-rank layers, or takes .* the recipe has none"
+    refused(tmp_path, model, message, prune(**options), checkpoint_format="compact")
+    # What was 2:4 before may well be compact.
+    compress(model, prune(pattern="2:4"), calibration=some_ids())
+    compress(model, prune(pattern="3:4"), calibration=some_ids(), checkpoint_format="compact")
+
+
+def test_adapters_that_are_not_merged(tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft")
+    adapted = peft.get_peft_model(
+        tiny_model("llama"), peft.LoraConfig(r=4, target_modules=["q_proj"])
+    )
+    refused(tmp_path, adapted, "expected a plain model, but it is PEFT's PeftModel")
+    merged = adapted.merge_and_unload()
+    compress(merged, prune(pattern="2:4"), calibration=some_ids())
+
+
+def test_inference_mode(tmp_path: Path) -> None:
+    model = tiny_model("llama")
+    with torch.inference_mode():
+        refused(tmp_path, model, r"outside of torch.inference_mode\(\)")
 
 
 def test_long_text_in_place_of_a_recipe_file(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from secateur.compress import as_recipe
 from secateur.errors import SecateurError
 from secateur.recipe import (
     DropBlocksStage,
@@ -330,7 +331,7 @@ def test_pattern_needs_no_quotes(pattern: str) -> None:
 @pytest.mark.parametrize(
     ("values", "fault"),
     [
-        ({"stage": []}, "stage: unknown key; known are version, stages"),
+        ({"stage": []}, "stages.0.stage: expected one of prune, factor, drop_blocks, recover,"),
         ({**with_stage(), "extra": None}, "extra: unknown key; known are version, stages"),
         ({1: 2}, "1: unknown key"),
         (with_stage(sparsty=0.5), "stages.0.sparsty: unknown key; known are stage, method, "),
@@ -483,7 +484,7 @@ def test_pattern_needs_no_quotes(pattern: str) -> None:
             "relative_magnitude, perplexity, got 'angle'",
         ),
         (None, "value: expected keys and values, got None"),
-        ([1], "value: expected keys and values, got [1]"),
+        ([1], "stages.0: expected keys and values, got 1"),
         ("prune", "value: expected keys and values, got 'prune'"),
     ],
 )
@@ -592,3 +593,13 @@ def test_recipe_is_frozen() -> None:
     for value, field in ((recipe, "version"), (recipe.stages[0], "stage")):
         with pytest.raises(FrozenInstanceError):
             setattr(value, field, 1)
+
+
+def test_stages_alone_are_a_recipe() -> None:
+    stage = {"stage": "prune", "method": "magnitude", "pattern": "2:4"}
+    expected = recipe_from_dict({"stages": [stage]})
+    assert recipe_from_dict([stage]) == recipe_from_dict(stage) == expected
+    assert recipe_from_text("stage: prune\nmethod: magnitude\npattern: '2:4'\n") == expected
+    (own,) = expected.stages
+    for form in (own, [own], (stage,), [stage]):
+        assert as_recipe(form) == expected

@@ -3,8 +3,9 @@
 The one file that sees every stage; it reads like the data path.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import is_dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Literal, TypedDict, get_args
@@ -23,6 +24,7 @@ from secateur.evaluate.forward import evaluating
 from secateur.models.device import slow_products_note
 from secateur.models.measure import num_bytes
 from secateur.models.swap import to_dense
+from secateur.plain import to_plain
 from secateur.prepare import (
     DEFAULT_SAMPLES,
     CalibrationChoice,
@@ -45,14 +47,14 @@ from secateur.prepare_training import (
     training_place,
 )
 from secateur.progress import Progress, default_progress
-from secateur.recipe import Recipe, RecoverStage, load_recipe, recipe_from_dict
+from secateur.recipe import Recipe, RecoverStage, Stage, load_recipe, recipe_from_dict
 from secateur.report.facts import machine_facts, package_versions, peak_memory_bytes
 from secateur.report.record import Report
 from secateur.run_stages import run_stages
 from secateur.settings import read_settings
 
 CheckpointFormat = Literal["auto", "dense", "compact"]
-RecipeLike = Recipe | Mapping[str, Any] | str | Path
+RecipeLike = Recipe | Stage | Mapping[str, Any] | Sequence[Stage | Mapping[str, Any]] | str | Path
 
 
 class CompressOptions(TypedDict, total=False):
@@ -126,7 +128,8 @@ def compress_with_report(
     Args:
         model: a folder, a Hub id, or a transformers causal language model, which is changed in
             place.
-        recipe: a `Recipe`, its plain values, or the path of a YAML or JSON file.
+        recipe: a `Recipe`, its plain values, a stage or a list of stages, or the path of a YAML or
+            JSON file.
         calibration: where calibration tokens come from (see `load_calibration`): a path, texts,
             or a LongTensor [samples, length]. Needed by all methods but magnitude, and by
             drop_blocks with a count; where it is given, output errors are measured in any case.
@@ -158,6 +161,11 @@ def compress_with_report(
     Raises:
         SecateurError: bad input; nothing was written.
     """
+    if torch.is_inference_mode_enabled():
+        raise SecateurError(
+            "expected to be called outside of torch.inference_mode(), whose tensors cannot be "
+            "trained; torch.no_grad() does no harm"
+        )
     recipe = as_recipe(recipe)
     if checkpoint_format not in get_args(CheckpointFormat):
         known = ", ".join(get_args(CheckpointFormat))
@@ -250,8 +258,13 @@ def as_recipe(recipe: RecipeLike) -> Recipe:
         return recipe_from_dict(dict(recipe))
     if isinstance(recipe, str | Path):
         return load_recipe(recipe)
+    if isinstance(recipe, list | tuple):
+        return recipe_from_dict([to_plain(s) if is_dataclass(s) else s for s in recipe])
+    if is_dataclass(recipe) and not isinstance(recipe, type):
+        return recipe_from_dict(to_plain(recipe))
     raise SecateurError(
-        f"expected a recipe (a Recipe, its values or a path), got {type(recipe).__name__}"
+        "expected a recipe (a Recipe, its stages, their values or a path), "
+        f"got {type(recipe).__name__}"
     )
 
 

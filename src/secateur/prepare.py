@@ -29,8 +29,9 @@ from secateur.models.measure import (
 )
 from secateur.models.sites import renamed
 from secateur.models.sublayers import removed_sublayers
+from secateur.models.swap import find_sparse24
 from secateur.parallel import own_device
-from secateur.recipe import DropBlocksStage, FactorStage, InheritStage, PruneStage, Recipe
+from secateur.recipe import DropBlocksStage, FactorStage, InheritStage, PruneStage, Recipe, Stage
 from secateur.report.record import CalibrationRecord, ModelRecord, QualityRecord, SizeRecord
 from secateur.stages.drop_plan import check_drop_stage, check_sublayers
 from secateur.stages.factor_plan import plan_factoring
@@ -95,17 +96,38 @@ def open_model(
     if revision is not None or dtype != "auto":
         raise SecateurError("revision and dtype say how to load a model, but one was given loaded")
     is_quantised = getattr(getattr(model, "config", None), "quantization_config", None) is not None
-    if is_quantised and not (accept_compact and needs_own_format(model)):
+    if is_quantised and needs_own_format(model) and not accept_compact:
+        raise SecateurError(
+            f"{type(model).__name__} holds compressed layers of a compact Secateur checkpoint: "
+            "compress the model it was made from, or call `model.dequantize()` first"
+        )
+    if is_quantised and not needs_own_format(model):
         raise SecateurError(
             f"{type(model).__name__} is already quantised; compress the original 16-bit or 32-bit "
             "model first, and quantise the result"
         )
     require_one_device(model)
+    _require_no_adapters(model)
     return LoadedModel(model, tokenizer, None, "in memory", None)
 
 
+def _require_no_adapters(model: nn.Module) -> None:
+    """PEFT's adapters look like linear layers, and would be pruned beside what they adapt."""
+    for name, module in model.named_modules():
+        if type(module).__module__.partition(".")[0] == "peft":
+            raise SecateurError(
+                f"expected a plain model, but {name or 'it'} is PEFT's {type(module).__name__}: "
+                "merge the adapters into the weights first (`merge_and_unload()`)"
+            )
+
+
 def check_form(model: nn.Module, recipe: Recipe, checkpoint_format: str) -> None:
-    """Raise SecateurError if a model that lacks attention or MLP somewhere is to be dense."""
+    """Find before the work that its result could not be stored as asked.
+
+    Raises:
+        SecateurError: a model that lacks attention or MLP somewhere is to be dense, or nothing in
+            it is going to be compact.
+    """
     drops = [stage for stage in recipe.stages if isinstance(stage, DropBlocksStage)]
     if checkpoint_format == "dense" and (
         any(stage.makes_stand_ins for stage in drops) or removed_sublayers(model)
@@ -115,6 +137,22 @@ def check_form(model: nn.Module, recipe: Recipe, checkpoint_format: str) -> None
             "plain model has both in every block. Leave it at auto or give compact, or drop whole "
             "blocks"
         )
+    if checkpoint_format == "compact" and not (
+        any(map(_may_compress, recipe.stages)) or needs_own_format(model) or find_sparse24(model)
+    ):
+        raise SecateurError(
+            "expected a stage that makes 2:4 or low-rank layers, or takes attention or MLP out of "
+            "blocks, to write compactly, but the recipe has none: leave out the format, or give "
+            "dense"
+        )
+
+
+def _may_compress(stage: Stage) -> bool:
+    if isinstance(stage, PruneStage):
+        return any(sparsity.makes_sparse24 for sparsity in stage.sparsities)
+    if isinstance(stage, FactorStage):
+        return stage.writes_factors
+    return isinstance(stage, DropBlocksStage) and stage.makes_stand_ins
 
 
 def check_model(model: nn.Module, recipe: Recipe) -> Inventory:

@@ -13,7 +13,7 @@ from secateur.errors import SecateurError
 from secateur.models.inventory import Inventory, take_inventory
 from secateur.models.swap import dense_sites
 from secateur.prepare import CalibrationChoice, check_calibration, draw_tokens
-from secateur.recipe import FactorStage, PruneStage, Recipe, Sparsity
+from secateur.recipe import FactorStage, PruneStage, Recipe
 from secateur.settings import read_settings
 from secateur.stages.factor import whole_model_needs
 from secateur.stages.factor_plan import FactorPlan, plan_factoring, stored_beyond_dense
@@ -192,16 +192,7 @@ def _makes_sparse24(plan: StreamedPlan, skeleton: Skeleton) -> bool:
     return any(
         planned.site.name in layers
         and planned.site.shape[1] % 4 == 0
-        and _is_sparse24(planned.sparsity)
+        and planned.sparsity.makes_sparse24
         for block in plan
         for planned in block
     )
-
-
-def _is_sparse24(sparsity: Sparsity) -> bool:
-    """Whether no four of a row keep more than two under a pattern: 2:4 and sparser ones."""
-    keep, group = sparsity.keep, sparsity.group
-    if keep is None or group is None:
-        return False
-    # Four in a row lie in two groups at most, or in one where the groups are whole fours.
-    return keep == 1 or (keep == 2 and group % 4 == 0)

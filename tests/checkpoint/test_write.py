@@ -81,9 +81,11 @@ def old_output(folder: Path) -> dict[str, bytes | None]:
     """A folder with an older model and something of its owner's."""
     (folder / "notes").mkdir(parents=True)
     (folder / "notes" / "mine.txt").write_text("mine")
-    (folder / "model.safetensors").write_bytes(b"old weights")
-    (folder / MANIFEST_FILE).write_text("{}")
-    (folder / "model-00001-of-00002.safetensors").write_bytes(b"old shard")
+    shards = {"model.safetensors": b"old weights", "model-00001-of-00002.safetensors": b"old shard"}
+    for name, content in shards.items():
+        (folder / name).write_bytes(content)
+    listed = {"files": {name: {} for name in shards}}
+    (folder / MANIFEST_FILE).write_text(json.dumps(listed), encoding="utf-8")
     return files_in(folder)
 
 
@@ -350,14 +352,26 @@ def test_empty_folder_is_used(tmp_path: Path) -> None:
     check_output(tmp_path / "elsewhere", overwrite=False)
 
 
-def test_overwriting_leaves_nothing_of_the_old(tmp_path: Path) -> None:
+def test_overwriting_leaves_nothing_of_the_old_but_what_others_put_there(tmp_path: Path) -> None:
     output = tmp_path / "out"
     old_output(output)
+    (output / "README.md").write_text("mine, too")
     compress(tiny_model("llama"), MAGNITUDE, output=output, overwrite=True)
-    assert not (output / "notes").exists()
+    assert (output / "notes" / "mine.txt").read_text() == "mine"
+    assert (output / "README.md.old").read_text() == "mine, too"
+    assert (output / "README.md").read_text() != "mine, too"
     assert not (output / "model-00001-of-00002.safetensors").exists()
     assert all(check.passed for check in verify_checkpoint(output))
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("manifest", ["{}", "no JSON"])
+def test_where_nothing_tells_whose_files_are_all_go(tmp_path: Path, manifest: str) -> None:
+    output = tmp_path / "out"
+    old_output(output)
+    (output / MANIFEST_FILE).write_text(manifest)
+    compress(tiny_model("llama"), MAGNITUDE, output=output, overwrite=True)
+    assert not (output / "notes").exists()
 
 
 def test_an_output_may_be_compressed_further(tmp_path: Path) -> None:
@@ -383,7 +397,7 @@ def test_old_output_is_whole_until_the_new_one_is_proven(
     monkeypatch.setattr("secateur.checkpoint.write.require_same_model", prove)
     compress(tiny_model("llama"), MAGNITUDE, output=output, overwrite=True)
     assert seen == [before]
-    assert not (output / "notes").exists()
+    assert not (output / "model-00001-of-00002.safetensors").exists()
 
 
 # What goes wrong on the way.

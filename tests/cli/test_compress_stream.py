@@ -1,6 +1,7 @@
 """`secateur compress --stream` and `--dry-run`."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from secateur.checkpoint.load import load_model
 from secateur.cli.app import app
 from secateur.models.swap import compressed_modules
 from secateur.report.record import load_report
+from secateur.streaming.finished import BlockJournal
 
 
 @pytest.fixture(scope="module")
@@ -90,3 +92,28 @@ def test_factors_are_streamed(tiny: Path, tmp_path: Path) -> None:
 def test_one_process_streams(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert "streaming is done by one process" in magnitude(tiny, tmp_path / "out", "--stream")
+
+
+@pytest.mark.parametrize(
+    ("finished", "said"),
+    [
+        (0, "interrupted: nothing was written"),
+        (1, "interrupted: finished blocks are kept, and the same command with --resume goes on"),
+    ],
+)
+def test_whoever_interrupts_is_told_what_is_left(
+    finished: int, said: str, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save, calls = BlockJournal.save, []
+
+    def interrupted(*arguments: Any, **options: Any) -> Any:
+        calls.append(arguments)
+        if len(calls) > finished:
+            raise KeyboardInterrupt
+        return save(*arguments, **options)
+
+    monkeypatch.setattr(BlockJournal, "save", interrupted)
+    assert said in magnitude(tiny, tmp_path / "out", "--stream")
+    if finished:
+        monkeypatch.undo()
+        assert "wrote" in magnitude(tiny, tmp_path / "out", "--stream", "--resume")

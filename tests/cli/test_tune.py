@@ -54,6 +54,7 @@ def test_what_another_version_measured_is_replaced(tmp_path: Path) -> None:
         (["--shape", "32by64"], "expected --shape NxK such as 14336x4096, got '32by64'"),
         (["--shape", "32x64", "--op", "4:8"], "expected --op 2:4, low-rank"),
         (["--shape", "32x64", "--dtype", "int8"], "expected dtype bfloat16"),
+        (["--shape", "32x64", "--dtype", "float32"], "bfloat16 or float16 for --op 2:4, got fl"),
         (
             ["--shape", "32x64", "--tokens", "1,x"],
             "expected --tokens as numbers such as 1,16",

@@ -1,18 +1,25 @@
 """Calibration text from where people keep it: files, folders, JSON lines, `datasets`, tensors."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from secateur.calibration.listed import documents_of, holds_tokens, tokens_one_by_one
 from secateur.calibration.tokens import CalibrationTokens, checked_tokens, tokens_from_tensor
 from secateur.errors import SecateurError
 from secateur.seeds import require_seed
 from secateur.texts import sources as texts
 
-CalibrationSource = str | Path | Sequence[str] | Tensor | Mapping[str, Tensor] | CalibrationTokens
+Sample = str | Tensor | Sequence[int] | Mapping[str, Any]
+"""A text; token ids, [length] or [samples, length]; or a row of a dataset: `text`, `messages`, or
+`input_ids` and `attention_mask`."""
+CalibrationSource = (
+    str | Path | Iterable[Sample] | Tensor | Mapping[str, Tensor] | CalibrationTokens
+)
 
 # Windows are drawn from about this many times the tokens that they need: enough for variety, and
 # a corpus of any size is tokenised only as far as that.
@@ -53,10 +60,11 @@ def load_calibration(
     full. Token tensors are taken as they are.
 
     Args:
-        source: a text file, a folder of them, a JSON-lines file with a `text` key, the name of a
-            dataset (`name`, `name:config` or `name:config:split`, needs the `datasets` extra),
-            texts, a LongTensor [samples, length], a mapping with `input_ids` and (0 = padding)
-            `attention_mask` of that shape, or tokens drawn before.
+        source: a text file, a folder of them, a JSON-lines file with `text` or `messages`, the name
+            of a dataset (`name`, `name:config` or `name:config:split`, needs the `datasets` extra);
+            texts, rows or token ids, one after another (see `Sample`); a LongTensor [samples,
+            length], a mapping with `input_ids` and (0 = padding) `attention_mask` of that shape; or
+            tokens drawn before. `messages` become text by the tokenizer's chat template.
         tokenizer: of the model; only a token tensor does without.
         num_samples: windows to draw.
         max_seq_length: tokens in a window.
@@ -73,11 +81,20 @@ def load_calibration(
         return tokens_from_tensor(source)
     if isinstance(source, Mapping):
         return _tokens_from_mapping(source)
-    if not isinstance(source, str | Path | Sequence):
+    if not isinstance(source, str | Path | Iterable):
         raise SecateurError(
             "expected calibration as a path, a dataset's name, texts or a LongTensor "
             f"[samples, length], got {type(source).__name__}"
         )
+    name = str(source)
+    if not isinstance(source, str | Path):
+        name = f"{len(source)} texts" if isinstance(source, Sequence) else "texts"
+        # The rest is read as far as it is needed: it may never end.
+        rest = iter(source)
+        first = list(islice(rest, 1))
+        source = chain(first, rest)
+        if first and holds_tokens(first[0]):
+            return tokens_one_by_one(list(source))
     if num_samples < 1 or max_seq_length < 2:
         raise SecateurError(
             "expected num_calibration_samples of at least 1 and max_seq_length of at least 2, "
@@ -89,9 +106,8 @@ def load_calibration(
             "calibration from text needs the model's tokenizer; give `tokenizer`, or token ids "
             "as a LongTensor [samples, length]"
         )
-    name = str(source) if isinstance(source, str | Path) else f"{len(source)} texts"
     enough = _SURPLUS * num_samples * max_seq_length
-    stream = _concatenated(texts.read_texts(source, purpose), tokenizer, enough)
+    stream = _concatenated(documents_of(source, tokenizer, purpose), tokenizer, enough)
     return _random_windows(stream, num_samples, max_seq_length, seed, name, purpose)
 
 
@@ -104,12 +120,15 @@ def _tokens_from_mapping(source: Mapping[str, Tensor]) -> CalibrationTokens:
     return tokens_from_tensor(source["input_ids"], source.get("attention_mask"))
 
 
-def _concatenated(texts: Iterable[str], tokenizer: Tokenizer, enough: int) -> Tensor:
+def _concatenated(
+    documents: Iterable[tuple[str, bool]], tokenizer: Tokenizer, enough: int
+) -> Tensor:
     pieces: list[Tensor] = []
     total = 0
-    for text in texts:
+    for text, begins in documents:
         for start, piece in _in_pieces(text):
-            ids = tokenizer(piece, add_special_tokens=start, verbose=False)["input_ids"]
+            special = start and begins
+            ids = tokenizer(piece, add_special_tokens=special, verbose=False)["input_ids"]
             pieces.append(torch.tensor(ids, dtype=torch.long))
             total += len(ids)
             if total >= enough:
@@ -144,7 +163,7 @@ def _random_windows(
     return checked_tokens(windows, source)
 
 
-def read_texts(source: str | Path | Sequence[str]) -> Iterator[str]:
+def read_texts(source: str | Path) -> Iterator[str]:
     """The documents of a calibration source, one after another.
 
     Raises:

@@ -49,6 +49,25 @@ def write_manifest(folder: Path, known: Mapping[str, str] | None = None) -> None
     (folder / MANIFEST_FILE).write_text(text, encoding="utf-8")
 
 
+def added_files(folder: Path) -> list[Path]:
+    """Files below a folder that its manifest does not list: somebody else put them there.
+
+    None where there is no manifest that can be read: nothing tells then whose they are.
+    """
+    try:
+        names = read_json(folder / MANIFEST_FILE).get("files")
+    except SecateurError:
+        return []
+    if not isinstance(names, dict):
+        return []
+    known = {*names, MANIFEST_FILE}
+    return [
+        path
+        for path in sorted(folder.rglob("*"))
+        if not path.is_dir() and path.relative_to(folder).as_posix() not in known
+    ]
+
+
 def manifest_faults(folder: Path) -> list[str]:
     """What differs from the manifest, one sentence a file; empty when all is as written.
 

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 
 from secateur.checkpoint.card import model_card
 from secateur.checkpoint.compact import needs_own_format
-from secateur.checkpoint.manifest import MANIFEST_FILE, write_manifest
+from secateur.checkpoint.manifest import MANIFEST_FILE, added_files, write_manifest
 from secateur.checkpoint.verify import require_same_model
 from secateur.errors import OutOfSpaceError, SecateurError
 from secateur.new_folder import new_folder_beside
@@ -218,7 +218,11 @@ def make_readable(folder: Path) -> None:
 
 
 def put_in_place(partial: Path, output: Path) -> None:
-    """Rename a complete folder to what it is to be called; an old one there goes afterwards."""
+    """Rename a complete folder to what it is to be called; an old one there goes afterwards.
+
+    What others have put into the old one moves to the new one; under another name where the new
+    one has a file of that name itself.
+    """
     old = partial.with_suffix(".old")
     if output.exists():
         output.rename(old)
@@ -228,4 +232,15 @@ def put_in_place(partial: Path, output: Path) -> None:
         if old.exists():
             old.rename(output)
         raise
-    shutil.rmtree(old, ignore_errors=True)
+    if old.exists():
+        _carry_over(old, output)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _carry_over(old: Path, new: Path) -> None:
+    for path in added_files(old):
+        target = new / path.relative_to(old)
+        while os.path.lexists(target):
+            target = target.with_name(f"{target.name}.old")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        path.rename(target)

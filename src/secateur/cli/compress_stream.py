@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import typer
 from rich.table import Table
 
 from secateur.compress import CheckpointFormat
@@ -15,6 +16,12 @@ from secateur.report.numbers import format_bytes, format_seconds
 from secateur.report.record import Report
 from secateur.streaming.activations import Home
 from secateur.streaming.estimate import Estimate
+from secateur.streaming.job import job_folder
+
+_INTERRUPTED = "interrupted: nothing was written"
+_INTERRUPTED_KEPT = (
+    "interrupted: finished blocks are kept, and the same command with --resume goes on after them"
+)
 
 
 @dataclass(frozen=True)
@@ -33,7 +40,15 @@ class StreamedRun:
     activations: Home
 
     def run(self, resume: bool) -> Report:
-        """Compress, and write the output."""
+        """Compress, and write the output; where it is interrupted, say what is left of it."""
+        try:
+            return self._run(resume)
+        except KeyboardInterrupt:
+            kept = job_folder(self.output).is_dir()
+            typer.echo(_INTERRUPTED_KEPT if kept else _INTERRUPTED, err=True)
+            raise
+
+    def _run(self, resume: bool) -> Report:
         return compress_streaming(
             self.model,
             self.recipe,

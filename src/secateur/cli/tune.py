@@ -68,6 +68,8 @@ def tune_command(
     where = _device(device)
     if dtype not in _DTYPES:
         raise SecateurError(f"expected dtype {', '.join(_DTYPES)}, got {dtype!r}")
+    if dtype == "float32" and op != "low-rank":
+        raise SecateurError(f"expected dtype bfloat16 or float16 for --op {op}, got float32")
     if rounds < 1:
         raise SecateurError(f"expected --rounds of at least 1, got {rounds}")
     numbers = sorted(counts("--tokens", tokens))

@@ -5,7 +5,7 @@ from typing import Literal, get_args
 
 from secateur.recipe.reconstruction import Preset, Reconstruction
 from secateur.recipe.require import require
-from secateur.recipe.sparsity import UNSTRUCTURED, parse_sparsity
+from secateur.recipe.sparsity import UNSTRUCTURED, Sparsity, parse_sparsity
 
 Method = Literal[
     "magnitude", "wanda", "sparsegpt", "ria", "gblm", "rgs", "wanda++", "admm", "best-2:4"
@@ -119,6 +119,12 @@ class PruneStage:
             f"expected min_expert_tokens of at least 1, got {self.min_expert_tokens}",
         )
         self._check_chain(sparsity.is_grouped)
+
+    @property
+    def sparsities(self) -> tuple[Sparsity, ...]:
+        """Its own, and those of its overrides."""
+        own = parse_sparsity(self.pattern, self.sparsity)
+        return (own, *(parse_sparsity(o.pattern, o.sparsity) for o in self.overrides))
 
     def _check_chain(self, is_grouped: bool) -> None:
         require(0.0 <= self.alpha < float("inf"), f"expected alpha of at least 0, got {self.alpha}")

@@ -50,15 +50,23 @@ class Recipe:
 
 
 def recipe_from_dict(values: object, source: str = "recipe") -> Recipe:
-    """Validate plain values.
+    """Validate plain values: those of a recipe, a list of stages, or a single stage.
 
     Raises:
         SecateurError: what is wrong and where; `source` names the origin.
     """
     try:
-        return from_plain(Recipe, _with_old_defaults(values))
+        return from_plain(Recipe, _with_old_defaults(_with_stages(values)))
     except SecateurError as error:
         raise SecateurError(f"{source} is not a valid recipe: {error}") from None
+
+
+def _with_stages(values: object) -> object:
+    if isinstance(values, list):
+        return {"stages": values}
+    if isinstance(values, dict) and "stage" in values:
+        return {"stages": [values]}
+    return values
 
 
 def _with_old_defaults(values: object) -> object:

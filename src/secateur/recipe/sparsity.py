@@ -31,6 +31,14 @@ class Sparsity:
             f"{self.keep}:{self.group}" if self.is_grouped else f"{self.fraction:.4g} unstructured"
         )
 
+    @property
+    def makes_sparse24(self) -> bool:
+        """Whether no four of a row keep more than two: under 2:4, and under sparser patterns."""
+        if self.keep is None or self.group is None:
+            return False
+        # Four in a row lie in two groups at most, or in one where the groups are whole fours.
+        return self.keep == 1 or (self.keep == 2 and self.group % 4 == 0)
+
 
 def parse_sparsity(pattern: str, fraction: float | None) -> Sparsity:
     """Turn the two options that people write into one value.

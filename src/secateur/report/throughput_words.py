@@ -117,6 +117,8 @@ def headline(record: ThroughputRecord) -> str:
     """The fastest model at decoding against the baseline, in one sentence."""
     best = _best(record)
     base = printable(record.baseline)
+    if best is None and len(record.models) == 1:
+        return f"{base}, measured on {_device(record)}; give more models to compare it with."
     if best is None:
         return f"Measured on {_device(record)}, beside {base}: no other model decodes faster."
     one, ratio = best

@@ -1,6 +1,6 @@
 """What a source is: files, a folder of them, or a dataset's name."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 from secateur.errors import SecateurError
@@ -59,22 +59,13 @@ def read_rows(source: str | Path, purpose: str) -> Iterator[Row]:
         yield from file_rows(path)
 
 
-def read_texts(source: str | Path | Sequence[str], purpose: str) -> Iterator[str]:
-    """The documents of a source, or of a sequence of texts, one after another.
+def read_texts(source: str | Path, purpose: str) -> Iterator[str]:
+    """The documents of a source, one after another.
 
     Raises:
         SecateurError: there is no such source, or it cannot be read as text.
     """
-    if isinstance(source, str | Path):
-        yield from map(text_of, read_rows(source, purpose))
-        return
-    for text in source:
-        if not isinstance(text, str):
-            raise SecateurError(
-                f"expected {purpose} texts, got {type(text).__name__} among them; token ids "
-                "go into one LongTensor [samples, length]"
-            )
-        yield text
+    return map(text_of, read_rows(source, purpose))
 
 
 def _may_be_dataset(name: str) -> bool:
