@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from word_tokenizer import word_tokenizer
@@ -28,13 +29,29 @@ def samples_of(source: Any, tokenizer: Any = None, **options: Any) -> list[list[
         [torch.tensor(IDS)],
         [{"input_ids": ids, "attention_mask": [1, 1, 1]} for ids in IDS],
         [{"input_ids": torch.tensor(IDS)}],
+        list(np.array(IDS)),
         torch.utils.data.DataLoader(torch.tensor(IDS), batch_size=2),
         (ids for ids in IDS),
     ],
-    ids=["lists", "rows", "batches of one", "a batch", "masked", "mapping", "loader", "iterator"],
+    ids=[
+        "lists",
+        "rows",
+        "batches of one",
+        "a batch",
+        "masked",
+        "mapping",
+        "arrays",
+        "loader",
+        "iterator",
+    ],
 )
 def test_token_ids_one_after_another_are_taken_as_they_are(source: Any) -> None:
     assert samples_of(source) == IDS
+
+
+def test_rows_of_different_lengths_are_none() -> None:
+    with pytest.raises(SecateurError, match=r"expected calibration token ids, got \[\[1, 2\], \[3"):
+        samples_of([{"input_ids": [[1, 2], [3]]}])
 
 
 def test_padding_of_rows_is_cut_off() -> None:

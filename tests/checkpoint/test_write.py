@@ -356,8 +356,10 @@ def test_overwriting_leaves_nothing_of_the_old_but_what_others_put_there(tmp_pat
     output = tmp_path / "out"
     old_output(output)
     (output / "README.md").write_text("mine, too")
+    (output / "elsewhere").symlink_to(tmp_path, target_is_directory=True)
     compress(tiny_model("llama"), MAGNITUDE, output=output, overwrite=True)
     assert (output / "notes" / "mine.txt").read_text() == "mine"
+    assert (output / "elsewhere").readlink() == tmp_path
     assert (output / "README.md.old").read_text() == "mine, too"
     assert (output / "README.md").read_text() != "mine, too"
     assert not (output / "model-00001-of-00002.safetensors").exists()

@@ -86,8 +86,9 @@ def load_calibration(
             "expected calibration as a path, a dataset's name, texts or a LongTensor "
             f"[samples, length], got {type(source).__name__}"
         )
-    name = str(source)
-    if not isinstance(source, str | Path):
+    if isinstance(source, str | Path):
+        name = str(source)
+    else:
         name = f"{len(source)} texts" if isinstance(source, Sequence) else "texts"
         # The rest is read as far as it is needed: it may never end.
         rest = iter(source)

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,7 +20,7 @@ def holds_tokens(sample: object) -> bool:
         return "input_ids" in sample
     if isinstance(sample, list | tuple):
         return bool(sample) and all(isinstance(token, int) for token in sample)
-    return isinstance(sample, Tensor)
+    return isinstance(sample, Tensor | np.ndarray)
 
 
 def tokens_one_by_one(samples: Sequence[Any]) -> CalibrationTokens:
@@ -42,8 +43,11 @@ def tokens_one_by_one(samples: Sequence[Any]) -> CalibrationTokens:
     return checked_tokens(found, f"{len(samples)} samples of token ids")
 
 
-def _rows_of(values: Tensor | Sequence[int]) -> Tensor:
-    tensor = torch.as_tensor(values)
+def _rows_of(values: Any) -> Tensor:
+    try:
+        tensor = torch.as_tensor(values)
+    except (TypeError, ValueError) as error:
+        raise SecateurError(f"expected calibration token ids, got {str(values)[:60]}") from error
     return tensor.unsqueeze(0) if tensor.ndim == 1 else tensor
 
 

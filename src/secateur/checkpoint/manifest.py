@@ -64,7 +64,8 @@ def added_files(folder: Path) -> list[Path]:
     return [
         path
         for path in sorted(folder.rglob("*"))
-        if not path.is_dir() and path.relative_to(folder).as_posix() not in known
+        if (path.is_symlink() or not path.is_dir())
+        and path.relative_to(folder).as_posix() not in known
     ]
 
 

@@ -59,7 +59,6 @@ def vllm_arguments(options: VllmOptions) -> list[str]:
         "--max-num-seqs": options.max_batch_size,
         "--max-model-len": options.max_length,
         "--revision": options.revision,
-        "--api-key": options.api_key,
     }
     pairs = [(name, str(value)) for name, value in given.items() if value is not None]
     flags = ["--trust-remote-code"] if options.trust_remote_code else []
@@ -81,5 +80,8 @@ def run_vllm(options: VllmOptions) -> None:
             "read compact checkpoints: install secateur anew beside vLLM"
         )
     command = vllm_arguments(options)
+    if options.api_key is not None:
+        # Not on the command line, which everybody on the machine can read.
+        os.environ["VLLM_API_KEY"] = options.api_key
     sys.stdout.flush()
     os.execv(command[0], command)
