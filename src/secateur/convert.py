@@ -1,4 +1,4 @@
-"""Checkpoints of other formats as compact ones of our own."""
+"""2:4 checkpoints of other formats, or with their zeros stored, as compact ones of our own."""
 
 import tempfile
 from dataclasses import replace
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from secateur.checkpoint.bitmask import check_bitmask_config, write_dense
+from secateur.checkpoint.bitmask import check_bitmask_config, says_how_stored, write_dense
 from secateur.checkpoint.compact import make_compact
 from secateur.checkpoint.files import read_json
 from secateur.checkpoint.fingerprint import fingerprint
@@ -17,6 +17,7 @@ from secateur.clock import StepClock
 from secateur.errors import SecateurError
 from secateur.models.inventory import take_inventory
 from secateur.models.measure import num_bytes
+from secateur.models.swap import find_sparse24
 from secateur.prepare import check_model, model_record, size_record
 from secateur.prepare_training import ancestry_of
 from secateur.progress import Progress, default_progress
@@ -38,7 +39,10 @@ def convert(
     trust_remote_code: bool = False,
     progress: Progress | None = None,
 ) -> Report:
-    """Write a `sparse-24-bitmask` checkpoint as a compact one; every weight bit for bit.
+    """Write a 2:4 checkpoint as a compact one; every weight bit for bit.
+
+    It may be in compressed-tensors' format `sparse-24-bitmask`, or dense with its zeros stored,
+    whoever pruned it: then layers of the blocks that are exactly 2:4 are found by looking.
 
     The report names a recipe that changes nothing: 2:4 by magnitude on layers that are 2:4. Layers
     outside the model's blocks become dense. -0.0 becomes 0.0.
@@ -61,25 +65,50 @@ def convert(
     source, output = Path(source), Path(output)
     if not source.is_dir():
         raise SecateurError(f"expected the folder of a checkpoint, got {source}")
-    check_bitmask_config(read_json(source / "config.json"))
+    config = read_json(source / "config.json")
+    is_stored_otherwise = says_how_stored(config)
+    if is_stored_otherwise:
+        check_bitmask_config(config)
     place = check_output(output, overwrite, source)
-    stored = sum(path.stat().st_size for path in source.glob("*.safetensors"))
-    check_space(place, int(stored * (1 + _DENSE_RATIO)))
     clock = StepClock(progress or default_progress())
     try:
-        with tempfile.TemporaryDirectory(
-            prefix=f".{place.name}.", suffix=".partial", dir=_existing(place)
-        ) as scratch:
-            with clock.step("decode"):
-                layers = write_dense(source, Path(scratch))
-            with clock.step("load"):
-                loaded = load_model(scratch, trust_remote_code=trust_remote_code)
-        loaded = replace(loaded, source=str(source), folder=source)
+        load = _from_bitmask if is_stored_otherwise else _from_dense
+        loaded, layers = load(source, place, trust_remote_code, clock)
         check_saving(loaded.model, max_shard_size)
         check_space(place, num_bytes(loaded.model))
         return _write(loaded, layers, place, overwrite, max_shard_size, trust_remote_code, clock)
     finally:
         clock.progress.close()
+
+
+def _from_bitmask(
+    source: Path, place: Path, trust_remote_code: bool, clock: StepClock
+) -> tuple[LoadedModel, list[str]]:
+    stored = sum(path.stat().st_size for path in source.glob("*.safetensors"))
+    check_space(place, int(stored * (1 + _DENSE_RATIO)))
+    with tempfile.TemporaryDirectory(
+        prefix=f".{place.name}.", suffix=".partial", dir=_existing(place)
+    ) as scratch:
+        with clock.step("decode"):
+            layers = write_dense(source, Path(scratch))
+        with clock.step("load"):
+            loaded = load_model(scratch, trust_remote_code=trust_remote_code)
+    return replace(loaded, source=str(source), folder=source), layers
+
+
+def _from_dense(
+    source: Path, _: Path, trust_remote_code: bool, clock: StepClock
+) -> tuple[LoadedModel, list[str]]:
+    with clock.step("load"):
+        loaded = load_model(source, trust_remote_code=trust_remote_code, accept_compact=False)
+    with clock.step("look for 2:4 layers"):
+        layers = find_sparse24(loaded.model)
+    if not layers:
+        raise SecateurError(
+            f"expected a checkpoint with 2:4 layers, but in {source} no linear layer of the blocks "
+            "is exactly 2:4: prune it first (secateur compress --pattern 2:4 --format compact)"
+        )
+    return loaded, layers
 
 
 def _write(

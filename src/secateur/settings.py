@@ -26,6 +26,8 @@ class Settings:
     """LOCAL_RANK: the same among the processes of this machine, and the number of its GPU."""
     world_size: int = 1
     """WORLD_SIZE: how many processes work together."""
+    api_key: str | None = None
+    """SECATEUR_API_KEY: what requests to the server must show; None where it is not set."""
 
 
 def _flag(name: str) -> bool:
@@ -65,4 +67,10 @@ def read_settings() -> Settings:
         rank=_whole_number("RANK"),
         local_rank=_whole_number("LOCAL_RANK"),
         world_size=_whole_number("WORLD_SIZE") or 1,
+        api_key=os.environ.get("SECATEUR_API_KEY") or None,
     )
+
+
+def this_environment(**more: str) -> dict[str, str]:
+    """This process's environment and `more`, for one that takes its place."""
+    return {**os.environ, **more}

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from families import tiny_model
 from integrations.compact_models import dense_sites, pruned
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -166,6 +167,32 @@ def test_a_model_becomes_compact_bit_for_bit(tmp_path: Path, shards: int) -> Non
     assert report.model.source == str(source)
     assert report.size.num_zeros >= sum(site.weight.numel() // 2 for site in dense_sites(model))
     assert not list(tmp_path.glob(".*"))
+
+
+def test_a_dense_checkpoint_becomes_compact_where_it_is_24(tmp_path: Path) -> None:
+    model = pruned("llama")
+    layers = {site.name for site in dense_sites(model)}
+    left = model.model.layers[0].self_attn.q_proj
+    left.weight.data.fill_(1.0)
+    model.save_pretrained(tmp_path / "source")
+    report = convert(tmp_path / "source", tmp_path / "made")
+    assert all(check.passed for check in verify_checkpoint(tmp_path / "made"))
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "made")
+    assert set(compressed_modules(loaded)) == layers - {"model.layers.0.self_attn.q_proj"}
+    loaded.dequantize()
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor), name
+    assert report.model.source == str(tmp_path / "source")
+    # Nothing is compressed twice.
+    with pytest.raises(SecateurError, match="got quant_method secateur"):
+        convert(tmp_path / "made", tmp_path / "again")
+
+
+def test_a_dense_checkpoint_without_a_24_layer_is_refused(tmp_path: Path) -> None:
+    tiny_model("llama").save_pretrained(tmp_path / "source")
+    with pytest.raises(SecateurError, match="no linear layer of the blocks is exactly 2:4: prune"):
+        convert(tmp_path / "source", tmp_path / "made")
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
 
 def first_layer(tensors: dict[str, Tensor], leaf: str) -> str:

@@ -2,7 +2,6 @@
 
 import importlib
 import json
-import os
 import shutil
 import socket
 import sys
@@ -10,6 +9,7 @@ from dataclasses import replace
 from importlib.metadata import EntryPoint, EntryPoints
 from itertools import pairwise, product
 from pathlib import Path
+from typing import Any
 from unittest.mock import Mock
 
 import pytest
@@ -116,7 +116,9 @@ def test_vllm_decides_itself_how_many_run_unless_it_is_said(
 
 def test_vllm_without_itself_or_the_plugin_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[list[str]] = []
+    own: list[Any] = []
     monkeypatch.setattr(vllm.os, "execv", lambda _, command: started.append(command))
+    monkeypatch.setattr(vllm.os, "execve", lambda *told: own.append(told[1:]))
     monkeypatch.setattr(vllm, "has_vllm", lambda: False)
     with pytest.raises(SecateurError, match="no distribution of that name is installed here"):
         run_vllm(OPTIONS)
@@ -128,11 +130,8 @@ def test_vllm_without_itself_or_the_plugin_is_refused(monkeypatch: pytest.Monkey
     monkeypatch.setattr(vllm, "has_plugin", lambda: True)
     run_vllm(OPTIONS)
     assert started == [vllm_arguments(OPTIONS)]
-    # The key goes where the list of processes does not show it.
-    monkeypatch.setenv("VLLM_API_KEY", "another")
-    run_vllm(replace(OPTIONS, api_key="secret"))
-    assert os.environ["VLLM_API_KEY"] == "secret"
-    assert started == [vllm_arguments(OPTIONS)] * 2
+    run_vllm(replace(OPTIONS, environment={"VLLM_API_KEY": "secret"}))
+    assert own == [(vllm_arguments(OPTIONS), {"VLLM_API_KEY": "secret"})]
 
 
 @pytest.fixture(scope="module")
@@ -254,3 +253,25 @@ def test_the_plugin_is_found_by_its_name(
         vllm, "entry_points", lambda *, group: EntryPoints(points).select(group=group)
     )
     assert vllm.has_plugin() == is_there
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"), [([], "by the environment"), (["--api-key", "given"], "given")]
+)
+def test_a_key_may_come_by_the_environment(
+    arguments: list[str], expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[VllmOptions] = []
+    module = "secateur.cli.serve"
+    monkeypatch.setenv("SECATEUR_API_KEY", "by the environment")
+    monkeypatch.setattr(f"{module}.run_vllm", told.append)
+    monkeypatch.setattr(f"{module}.choose_backend", lambda wanted: "vllm")
+    monkeypatch.setattr(f"{module}.verified_folder", lambda options: (tmp_path, True))
+    CliRunner().invoke(APP, ["m", *arguments], catch_exceptions=False)
+    (one,) = told
+    assert one.environment is not None
+    # Where the list of processes does not show it.
+    assert one.environment["VLLM_API_KEY"] == expected
+    assert expected not in vllm_arguments(one)
+    with pytest.raises(SecateurError, match="expected --api-key of ASCII characters"):
+        CliRunner().invoke(APP, ["m", "--api-key", "schlüssel"], catch_exceptions=False)

@@ -27,6 +27,11 @@ _HOLDERS = ("quantization_config", "compression_config", "sparsity_config")
 _VALUE_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
+def says_how_stored(config: Mapping[str, Any]) -> bool:
+    """Whether a configuration says that weights are stored otherwise than plainly."""
+    return any(isinstance(config.get(key), dict) for key in _HOLDERS)
+
+
 def check_bitmask_config(config: Mapping[str, Any]) -> None:
     """Accept the configuration of a 2:4 checkpoint that is not quantised as well.
 

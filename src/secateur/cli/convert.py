@@ -1,4 +1,4 @@
-"""`secateur convert`: a checkpoint of another format as a compact one."""
+"""`secateur convert`: a 2:4 checkpoint of another format as a compact one."""
 
 from pathlib import Path
 from typing import Annotated
@@ -15,7 +15,9 @@ def convert_command(
     source: Annotated[
         Path,
         typer.Argument(
-            metavar="SOURCE", help="A folder in compressed-tensors' format sparse-24-bitmask."
+            metavar="SOURCE",
+            help="A folder in compressed-tensors' format sparse-24-bitmask, or a dense one whose "
+            "zeros are stored.",
         ),
     ],
     output: Annotated[Path, typer.Argument(metavar="OUTPUT", help=OUTPUT_HELP)],
@@ -23,7 +25,7 @@ def convert_command(
     max_shard_size: Annotated[str, typer.Option(help="Largest size of a weight file.")] = "5GB",
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
-    """Turn a 2:4 checkpoint of compressed-tensors (sparse-24-bitmask) into a compact one."""
+    """Turn a 2:4 checkpoint, dense or of compressed-tensors, into a compact one."""
     report = convert(
         source,
         output,

@@ -16,6 +16,7 @@ from secateur.serve.start import (
     verified_folder,
 )
 from secateur.serve.vllm import VllmOptions, run_vllm
+from secateur.settings import read_settings, this_environment
 
 
 def serve_command(
@@ -52,8 +53,7 @@ def serve_command(
     api_key: Annotated[
         str | None,
         typer.Option(
-            envvar="SECATEUR_API_KEY",
-            help="Answer only requests that show this key. Default: all.",
+            help="Answer only requests that show this key. Default: SECATEUR_API_KEY, or all."
         ),
     ] = None,
     device: Device = None,
@@ -63,6 +63,7 @@ def serve_command(
 ) -> None:
     """Serve MODEL under /v1/completions and /v1/chat/completions, after verifying it."""
     _check(max_batch_size, max_length, max_waiting, drain_seconds, port)
+    api_key = read_settings().api_key if api_key is None else api_key
     if api_key is not None and not (api_key and api_key.isascii()):
         raise SecateurError("expected --api-key of ASCII characters, at least one")
     options = ServeOptions(
@@ -119,6 +120,7 @@ def _check(
 
 
 def _for_vllm(options: ServeOptions, folder: Path, host: str, port: int) -> VllmOptions:
+    key = options.api_key
     return VllmOptions(
         model=str(folder),
         served_name=options.served_name,
@@ -129,5 +131,6 @@ def _for_vllm(options: ServeOptions, folder: Path, host: str, port: int) -> Vllm
         dtype=options.dtype,
         revision=None,
         trust_remote_code=options.trust_remote_code,
-        api_key=options.api_key,
+        # Not on the command line, which everybody on the machine can read.
+        environment=None if key is None else this_environment(VLLM_API_KEY=key),
     )

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution, entry_points
 
@@ -42,7 +43,8 @@ class VllmOptions:
     dtype: str
     revision: str | None
     trust_remote_code: bool
-    api_key: str | None = None
+    environment: Mapping[str, str] | None = None
+    """Of vLLM's process; None: this one's."""
 
 
 def vllm_arguments(options: VllmOptions) -> list[str]:
@@ -80,8 +82,8 @@ def run_vllm(options: VllmOptions) -> None:
             "read compact checkpoints: install secateur anew beside vLLM"
         )
     command = vllm_arguments(options)
-    if options.api_key is not None:
-        # Not on the command line, which everybody on the machine can read.
-        os.environ["VLLM_API_KEY"] = options.api_key
     sys.stdout.flush()
-    os.execv(command[0], command)
+    if options.environment is None:
+        os.execv(command[0], command)
+    else:
+        os.execve(command[0], command, options.environment)
