@@ -98,8 +98,9 @@ def open_model(
     is_quantised = getattr(getattr(model, "config", None), "quantization_config", None) is not None
     if is_quantised and needs_own_format(model) and not accept_compact:
         raise SecateurError(
-            f"{type(model).__name__} holds compressed layers of a compact Secateur checkpoint: "
-            "compress the model it was made from, or call `model.dequantize()` first"
+            f"{type(model).__name__} is of a compact Secateur checkpoint: compress what it was "
+            "made of, all stages in one recipe, or (unless it is without the attention or MLP "
+            "of some blocks) what `model.dequantize()` returns"
         )
     if is_quantised and not needs_own_format(model):
         raise SecateurError(

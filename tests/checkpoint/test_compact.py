@@ -153,7 +153,7 @@ def test_it_is_refused_where_a_model_is_to_be_compressed(folder: Path) -> None:
 
 def test_a_loaded_model_is_not_compressed_again(folder: Path) -> None:
     model = load_model(folder).model
-    with pytest.raises(SecateurError, match="LlamaForCausalLM holds compressed layers of"):
+    with pytest.raises(SecateurError, match="LlamaForCausalLM is of a compact Secateur"):
         open_model(model, None, None, "auto", False)
 
 

@@ -117,7 +117,7 @@ def test_only_training_takes_a_model_without_parts(tmp_path: Path) -> None:
     model = loaded(saved(without("llama", "attention"), tmp_path))
     opened = open_model(model, None, None, "auto", False, accept_compact=True)
     assert opened.model is model
-    with pytest.raises(SecateurError, match="LlamaForCausalLM is already quantised"):
+    with pytest.raises(SecateurError, match="LlamaForCausalLM is of a compact Secateur"):
         open_model(model, None, None, "auto", False)
 
 
