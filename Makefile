@@ -22,11 +22,11 @@ demo: $(READY)
 	$(BIN)/secateur demo --output demo
 
 test: $(READY)
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 # make test-thorough  the same with all cases of the dearest tests, of which it tries some
 test-thorough: $(READY)
-	$(BIN)/python -m pytest -n auto --dist loadfile --hypothesis-profile thorough
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder --hypothesis-profile thorough
 
 # make test-gpu   the tests that need an NVIDIA GPU; STEP=name for one step of under eight minutes
 #                 or PART=accuracy|memory|launch|packing|use for one folder

@@ -26,6 +26,12 @@ if find_spec("hypothesis"):
 torch.set_num_threads(1)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests first: none of them begins when all others are about to end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _collector_passes_over_what_was_there_before() -> None:
     """Accelerate collects garbage at the end of every training, and Python does now and then: it

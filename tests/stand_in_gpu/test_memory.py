@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from stand_in_gpu.own_process import needs_stand_in, run
 
-pytestmark = needs_stand_in
+pytestmark = [needs_stand_in, pytest.mark.slow]
 
 STAGES: dict[str, dict[str, Any]] = {
     "wanda": {"stage": "prune", "method": "wanda", "pattern": "2:4"},

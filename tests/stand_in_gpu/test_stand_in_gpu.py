@@ -3,9 +3,10 @@
 import json
 import re
 
+import pytest
 from stand_in_gpu.own_process import needs_stand_in, run
 
-pytestmark = needs_stand_in
+pytestmark = [needs_stand_in, pytest.mark.slow]
 
 
 def test_it_behaves_like_a_gpu() -> None:
