@@ -909,6 +909,10 @@ def test_adapters_that_are_not_merged(tmp_path: Path) -> None:
         tiny_model("llama"), peft.LoraConfig(r=4, target_modules=["q_proj"])
     )
     refused(tmp_path, adapted, "expected a plain model, but it is PEFT's PeftModel")
+    # A folder that holds a model and an adapter is loaded with both.
+    tiny_model("llama").save_pretrained(tmp_path / "both")
+    adapted.save_pretrained(tmp_path / "both")
+    refused(tmp_path, tmp_path / "both", "expected a plain model, but .*q_proj is PEFT's Linear")
     merged = adapted.merge_and_unload()
     compress(merged, prune(pattern="2:4"), calibration=some_ids())
 

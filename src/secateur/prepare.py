@@ -108,7 +108,6 @@ def open_model(
             "model first, and quantise the result"
         )
     require_one_device(model)
-    _require_no_adapters(model)
     return LoadedModel(model, tokenizer, None, "in memory", None)
 
 
@@ -160,8 +159,10 @@ def check_model(model: nn.Module, recipe: Recipe) -> Inventory:
     """Find the model's parts and check that every stage can work on them.
 
     Raises:
-        SecateurError: weights that are not finite, or a stage that does not fit the model.
+        SecateurError: weights that are not finite, adapters that are not merged, or a stage that
+            does not fit the model.
     """
+    _require_no_adapters(model)
     inventory = take_inventory(model)
     input_embedding(model)
     require_finite_weights(model)

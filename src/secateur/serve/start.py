@@ -147,7 +147,6 @@ def sampling_defaults(model: Any) -> SamplingDefaults:
     settings = getattr(model, "generation_config", None)
     if settings is None or settings.do_sample is False:
         return SamplingDefaults()
-    # Temperatures above 2 are none of the API's.
     given = {name: getattr(settings, name, None) for name in ("temperature", "top_p", "top_k")}
     return SamplingDefaults(**{name: value for name, value in given.items() if value is not None})
 
