@@ -15,7 +15,7 @@ from torch import nn
 from typing_extensions import Unpack
 
 from secateur.calibration.data import CalibrationSource
-from secateur.checkpoint.compact import make_compact, needs_own_format
+from secateur.checkpoint.compact import describe_when_saved, make_compact, needs_own_format
 from secateur.checkpoint.fingerprint import fingerprint
 from secateur.checkpoint.write import check_output, check_saving, check_space, write_checkpoint
 from secateur.clock import StepClock
@@ -147,8 +147,7 @@ def compress_with_report(
         checkpoint_format: `dense`: zeros are stored and factors multiplied back, any tool loads it.
             `compact`: exactly 2:4 and factored layers are stored and returned as such; loads after
             `import secateur`. `auto`: compact if a stage made factors or took attention or MLP out
-            of blocks, else dense. To save such a model by your own `save_pretrained`, ask for
-            `compact`, also without `output`.
+            of blocks, else dense; so is what your own `save_pretrained` writes without `output`.
         evaluation_text: a text file to measure perplexity on, before and after.
         cache: folder for tokenised training texts; by default as the settings say.
         resume: training stages go on from the checkpoints that an interrupted run with the same
@@ -274,14 +273,16 @@ def give_form(model: nn.Module, checkpoint_format: CheckpointFormat, will_be_wri
     Args:
         model: after its stages, changed in place.
         checkpoint_format: as of `compress_with_report`.
-        will_be_written: without an output, `auto` leaves the model as it is.
+        will_be_written: without an output, `auto` leaves the layers as they are, for
+            `save_pretrained` to describe.
 
     Raises:
         SecateurError: the model cannot take the form.
     """
-    if checkpoint_format == "compact" or (
-        checkpoint_format == "auto" and will_be_written and needs_own_format(model)
-    ):
+    is_compact = checkpoint_format == "auto" and needs_own_format(model)
+    if checkpoint_format == "compact" or (is_compact and will_be_written):
         make_compact(model)
+    elif is_compact:
+        describe_when_saved(model)
     elif checkpoint_format == "dense":
         to_dense(model)

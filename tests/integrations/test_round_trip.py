@@ -25,6 +25,7 @@ from safetensors import safe_open
 from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
 
+import secateur
 from secateur.integrations.transformers_quantizer import (
     SecateurConfig,
     SecateurQuantizer,
@@ -34,6 +35,7 @@ from secateur.integrations.transformers_quantizer import (
 from secateur.models.swap import compressed_modules, replace_module, to_dense, unpack_layers
 from secateur.modules import LowRankLinear, Sparse24Linear
 from secateur.modules.weight24 import Weight24Module
+from secateur.recipe import DropBlocksStage, FactorStage, PruneStage
 from secateur_kernels.layouts import LowRank
 from secateur_kernels.testing.tolerance import assert_same_bits
 
@@ -340,3 +342,32 @@ def test_a_model_in_memory_keeps_its_methods() -> None:
     """transformers refuses .float() for what it calls quantised."""
     model: PreTrainedModel = compressed("llama", "low_rank")
     assert model.float().dtype == FP32
+
+
+@pytest.mark.parametrize(
+    "stage",
+    [
+        {"stage": "factor", "method": "svd", "rank": 4},
+        {"stage": "drop_blocks", "granularity": "mlp", "blocks": [0]},
+    ],
+    ids=["factors", "no MLP"],
+)
+def test_what_is_compressed_in_memory_describes_itself_when_saved(
+    stage: dict[str, Any], tmp_path: Path
+) -> None:
+    model = secateur.compress(tiny_model("llama"), {"stages": [stage]})
+    assert getattr(model.config, "quantization_config", None) is None
+    again = loaded(saved(model, tmp_path))
+    assert "quantization_config" in stored_config(tmp_path)
+    assert_same(model, again)
+
+
+def test_further_stages_in_memory_follow_each_other(tmp_path: Path) -> None:
+    factored = secateur.compress(tiny_model("llama"), FactorStage(method="svd", rank=4))
+    both = secateur.compress(factored, DropBlocksStage(blocks=(0,)))
+    assert_same(both, loaded(saved(both, tmp_path)))
+
+
+def test_zeros_are_saved_as_they_are_in_memory(tmp_path: Path) -> None:
+    model = secateur.compress(tiny_model("llama"), PruneStage(method="magnitude", pattern="2:4"))
+    assert "quantization_config" not in stored_config(saved(model, tmp_path))

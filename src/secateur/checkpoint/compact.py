@@ -5,7 +5,7 @@ from typing import Any
 from torch import nn
 
 from secateur.errors import SecateurError
-from secateur.integrations.transformers_quantizer import mark_compressed
+from secateur.integrations.transformers_quantizer import guard_saving, mark_compressed
 from secateur.models.sublayers import removed_sublayers
 from secateur.models.swap import compressed_modules, convert_sparse24, pack_layers
 
@@ -41,3 +41,18 @@ def make_compact(model: Any) -> list[str]:
             f"some blocks, to write compactly, but {type(model).__name__} is none"
         )
     return names
+
+
+def describe_when_saved(model: Any) -> None:
+    """Have a model's own `save_pretrained` list its compressed layers and removed parts.
+
+    Without it transformers would write tensors that it cannot place when it reads them again. The
+    model and its configuration stay as they are until then.
+
+    Args:
+        model: in memory, with layers as `needs_own_format` finds them.
+
+    Raises:
+        SecateurError: the model is quantised by something else.
+    """
+    guard_saving(model)
