@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from stand_in_gpu.own_process import needs_stand_in, run
+from thoroughness import is_thorough
 
 pytestmark = [needs_stand_in, pytest.mark.slow]
 
@@ -38,9 +39,14 @@ def counted(place: Path, methods: str, blocks: int = 2, samples: int = 32) -> li
 
 def test_memory_does_not_grow_with_blocks_and_is_near_the_estimate(tmp_path: Path) -> None:
     """Batches decide here, of 8192 tokens."""
-    methods = "wanda++, published;svd-whitened, rank 64"
-    few, many = (counted(tmp_path / str(blocks), methods, blocks) for blocks in (2, 4))
-    assert [record["peak_bytes"] for record in many] == [record["peak_bytes"] for record in few]
+    factored = "svd-whitened, rank 64"
+    methods = f"wanda++, published;{factored}"
+    few = counted(tmp_path / "few", methods, 2)
+    many = counted(tmp_path / "many", methods if is_thorough() else factored, 4)
+    peaks = {record["method"]: record["peak_bytes"] for record in few}
+    assert many
+    for record in many:
+        assert record["peak_bytes"] == peaks[record["method"]]
     _check_estimates(few)
 
 
