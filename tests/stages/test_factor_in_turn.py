@@ -1,6 +1,7 @@
 """Matrices that lead out of attention and MLP, fitted to what those that feed them now give."""
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,11 +9,14 @@ import torch
 from families import tiny_model
 from torch import Tensor, nn
 
+import secateur
 from secateur import compress_with_report
+from secateur.checkpoint.verify import verify_checkpoint
 from secateur.models.inventory import take_inventory
 from secateur.modules import LowRankLinear
 from secateur.progress import SilentProgress
-from secateur.recipe import FactorStage, Intervention
+from secateur.recipe import FactorStage, Intervention, PruneStage
+from secateur.recipe.factor_stage import RankOverride
 from secateur.report.record import FactoredLayer, FactorRecord
 
 TOKENS = torch.randint(3, 128, (6, 24), generator=torch.Generator().manual_seed(1))
@@ -216,3 +220,34 @@ def test_a_budget_is_kept_in_turn_too(joint: bool, dtype: torch.dtype) -> None:
         lost.append(float(error.square().sum()))
     # On the tokens that it was fitted to, what least squares fit is nearer.
     assert lost[0] < lost[1]
+
+
+def test_what_stays_dense_keeps_the_zeros_of_a_stage_before() -> None:
+    dense = tiny_model("llama", num_blocks=1).double()
+    name = f"{MLP}down_proj"
+    prune = PruneStage(method="magnitude", pattern="2:4", targets=(name,))
+    pruned = secateur.compress(copy.deepcopy(dense), prune)
+    keep_mask = pruned.get_submodule(name).weight != 0
+    model = copy.deepcopy(pruned)
+    found = run(model, {**of_mlp(None), "damping": 0.0})
+    assert found[name].note.startswith("stays dense, fitted")
+    weight = model.get_submodule(name).weight
+    assert torch.equal(weight != 0, keep_mask)
+    # Row by row the least squares over what is kept.
+    before, after = input_of(pruned), input_of(model)
+    wanted = before @ pruned.get_submodule(name).weight.T
+    for row, kept in enumerate(keep_mask):
+        solution = torch.linalg.lstsq(after[:, kept], wanted[:, row : row + 1]).solution[:, 0]
+        left = after @ weight[row] - wanted[:, row]
+        least = after[:, kept] @ solution - wanted[:, row]
+        assert left.norm() <= 1.02 * least.norm()
+
+
+def test_pruned_and_then_factored_models_verify(tmp_path: Path) -> None:
+    left_dense = RankOverride(targets=("re:.*(o|down)_proj",), rank=None)
+    stages = [
+        PruneStage(method="magnitude", pattern="2:4"),
+        FactorStage(method="svd-whitened", rank=8, overrides=(left_dense,)),
+    ]
+    secateur.compress(tiny_model("llama"), stages, calibration=TOKENS, output=tmp_path / "out")
+    assert all(check.passed for check in verify_checkpoint(tmp_path / "out"))

@@ -28,8 +28,12 @@ from secateur.stages.factor_importance import Importance
 from secateur.stages.factor_plan import SPARSE_PATTERN
 from secateur.stages.factor_statistics import SiteMoments
 from secateur.stages.factor_weights import OutputWeights, weights_of
+from secateur.update import conjugate_gradient
 
 _OVERSAMPLING = 16
+_LEAST_ZEROS = 1e-3
+"""From this share of zeros on a matrix was pruned: weights that rounded to zero are far fewer."""
+_ITERATIONS = 30
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,7 +121,7 @@ def fit_dense(
     group: FactorGroup, stage: FactorStage, moments: SiteMoments, num_samples: int
 ) -> list[Tensor]:
     """What matrices that stay dense become, so as to give the dense outputs on the inputs as they
-    are.
+    are. A matrix that was pruned keeps its zeros.
 
     Returns:
         each [N, K] in its own dtype; none where no other inputs were watched.
@@ -128,10 +132,32 @@ def fit_dense(
     if moments.cross is None or moments.statistics.num_tokens == 0:
         return []
     root = input_root(group, moments, num_samples, stage.damping)
-    return [
-        _target(weight, moments, num_samples, root).to(site.parameter.dtype)
-        for site, weight in zip(group.sites, group.weights(), strict=True)
-    ]
+    hessian = moments.statistics.hessian(num_samples)
+    fitted = []
+    for site, weight in zip(group.sites, group.weights(), strict=True):
+        target = _target(weight, moments, num_samples, root)
+        fitted.append(_with_its_zeros(weight, target, hessian, stage).to(site.parameter.dtype))
+    return fitted
+
+
+def _with_its_zeros(weight: Tensor, target: Tensor, hessian: Tensor, stage: FactorStage) -> Tensor:
+    """What comes nearest to the target [N, K] on the inputs with no other weights than there are.
+
+    Never farther away than the weight itself, where the descent begins.
+    """
+    keep_mask = weight != 0
+    if keep_mask.float().mean() > 1 - _LEAST_ZEROS:
+        return target
+    hessian = hessian.to(weight.dtype)
+    fitted = conjugate_gradient(
+        target.to(weight.dtype),
+        hessian,
+        keep_mask,
+        stage.damping,
+        iterations=_ITERATIONS,
+        start=weight,
+    )
+    return torch.where(hessian.diagonal() == 0, weight, fitted)
 
 
 def _target(weight: Tensor, moments: SiteMoments, num_samples: int, root: Cholesky) -> Tensor:
