@@ -4,8 +4,8 @@ import pytest
 
 from secateur.errors import SecateurError
 from secateur.settings import Settings, read_settings
+from secateur_kernels.settings import cache_folder
 
-DEFAULT_CACHE = Path("~/.cache/secateur").expanduser()
 NAMES = ["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "SECATEUR_NO_PROGRESS"]
 
 
@@ -18,9 +18,7 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_nothing_is_set_by_default() -> None:
-    assert read_settings() == Settings(
-        offline=False, no_progress=False, cache=DEFAULT_CACHE, rank=0
-    )
+    assert read_settings() == Settings(offline=False, no_progress=False, rank=0)
 
 
 @pytest.mark.parametrize(
@@ -38,12 +36,9 @@ def test_flags(monkeypatch: pytest.MonkeyPatch, value: str, expected: bool) -> N
             assert read_settings() == Settings(
                 offline=expected and not is_progress,
                 no_progress=expected and is_progress,
-                cache=DEFAULT_CACHE,
                 rank=0,
             )
-    assert read_settings() == Settings(
-        offline=False, no_progress=False, cache=DEFAULT_CACHE, rank=0
-    )
+    assert read_settings() == Settings(offline=False, no_progress=False, rank=0)
 
 
 def test_either_name_means_offline(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,11 +70,14 @@ def test_bad_value_is_refused_beside_a_good_one(monkeypatch: pytest.MonkeyPatch)
 
 def test_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("SECATEUR_CACHE", f" {tmp_path / 'new'} ")
-    assert read_settings().cache == tmp_path / "new"
+    assert cache_folder() == tmp_path / "new"
     monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     for value, expected in (("~/kept", tmp_path / "kept"), ("", tmp_path / ".cache" / "secateur")):
         monkeypatch.setenv("SECATEUR_CACHE", value)
-        assert read_settings().cache == expected
+        assert cache_folder() == expected
+    monkeypatch.setenv("XDG_CACHE_HOME", "~/other")
+    assert cache_folder() == tmp_path / "other" / "secateur"
     assert not list(tmp_path.iterdir())
 
 
@@ -89,10 +87,10 @@ def test_cache_that_cannot_be_a_folder_is_refused(
     (tmp_path / "file").write_text("text")
     monkeypatch.setenv("SECATEUR_CACHE", str(tmp_path / "file"))
     with pytest.raises(SecateurError, match=r"SECATEUR_CACHE must be a folder, but .*file is a fi"):
-        read_settings()
+        cache_folder()
     monkeypatch.setenv("SECATEUR_CACHE", "~nobody-of-that-name/x")
     with pytest.raises(SecateurError, match=r"SECATEUR_CACHE must be set, for ~nobody.* cannot be"):
-        read_settings()
+        cache_folder()
 
 
 @pytest.mark.parametrize(("value", "expected"), [("0", 0), ("3", 3), (" 12 ", 12), ("", 0)])

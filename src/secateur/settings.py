@@ -1,8 +1,8 @@
-"""Every environment variable that Secateur reads. No other module looks at the environment."""
+"""Every environment variable that Secateur reads. No other module looks at the environment, but for
+the kernel package, which knows where caches are."""
 
 import os
 from dataclasses import dataclass
-from pathlib import Path
 
 from secateur.errors import SecateurError
 
@@ -18,8 +18,6 @@ class Settings:
     """HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE: never reach for the network."""
     no_progress: bool
     """SECATEUR_NO_PROGRESS: no progress bars even on a terminal."""
-    cache: Path
-    """SECATEUR_CACHE: the folder of what can be made anew, such as tokenised texts."""
     rank: int
     """RANK, which torchrun and accelerate set: this process among all; 0 writes."""
     local_rank: int = 0
@@ -46,24 +44,12 @@ def _whole_number(name: str) -> int:
     return int(value)
 
 
-def _folder(name: str, default: str) -> Path:
-    path = Path(os.environ.get(name, "").strip() or default)
-    try:
-        path = path.expanduser()
-    except RuntimeError as error:
-        raise SecateurError(f"{name} must be set, for {path} cannot be found: {error}") from None
-    if path.exists() and not path.is_dir():
-        raise SecateurError(f"{name} must be a folder, but {path} is a file")
-    return path
-
-
 def read_settings() -> Settings:
     """Read the environment; a value that cannot be understood is an error."""
     offline = [_flag("HF_HUB_OFFLINE"), _flag("TRANSFORMERS_OFFLINE")]
     return Settings(
         offline=any(offline),
         no_progress=_flag("SECATEUR_NO_PROGRESS"),
-        cache=_folder("SECATEUR_CACHE", "~/.cache/secateur"),
         rank=_whole_number("RANK"),
         local_rank=_whole_number("LOCAL_RANK"),
         world_size=_whole_number("WORLD_SIZE") or 1,

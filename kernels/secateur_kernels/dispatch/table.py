@@ -158,9 +158,9 @@ def table_of_this_version(path: Path) -> tuple[Table | None, str]:
     Returns:
         the table, or None and why it is of no use: nothing where there is no file.
     """
-    if not path.is_file():
-        return None, ""
     try:
+        if not path.is_file():
+            return None, ""
         table = load_table(path)
     except (SecateurError, OSError) as error:
         return None, str(error)

@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from secateur.cli.options import JsonOutput
+from secateur.errors import SecateurError
 from secateur.models.device import has_slow_products
 from secateur.report.facts import machine_facts, package_versions
 from secateur.settings import read_settings
@@ -74,7 +75,11 @@ def _compiled_library() -> str:
 def _measured_times() -> str:
     """What `secateur tune` left on this machine, for each kind of device."""
     found = []
-    for path in tables_in(cache_folder()):
+    try:
+        paths = tables_in(cache_folder())
+    except SecateurError as error:
+        return f"passed over: {error}"
+    for path in paths:
         table, why_not = table_of_this_version(path)
         held = f"{len(table.entries)} entries for {table.device} in {path}" if table else ""
         found.append(held or f"passed over: {why_not}")

@@ -157,6 +157,20 @@ def test_a_cache_of_another_version_is_passed_over(folders: tuple[Path, Path]) -
         assert decide(PROBLEM).backend == "reference"
 
 
+@pytest.mark.parametrize(
+    "nowhere", ["~nobody-of-that-name/cache", "long" * 100], ids=["~", "OSError"]
+)
+def test_a_cache_that_cannot_be_read_is_passed_over(
+    nowhere: str, folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a container whose user has no home, or another's that is closed to it."""
+    monkeypatch.setenv("SECATEUR_CACHE", nowhere)
+    TABLE.save(table_path(folders[0], CPU))
+    forget()
+    with pytest.warns(UserWarning, match="measured times are passed over"):
+        assert decide(PROBLEM).backend == "reference"
+
+
 def test_a_shipped_table_of_another_version_is_an_error(folders: tuple[Path, Path]) -> None:
     of_another_version(folders[0])
     with pytest.raises(SecateurError, match=STRANGE):

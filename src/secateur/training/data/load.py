@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-from secateur.settings import read_settings
 from secateur.training.data.blocks import Tally
 from secateur.training.data.cache import cache_key, written_aside
 from secateur.training.data.encode import Encoder, make_encoder
@@ -12,6 +11,7 @@ from secateur.training.data.text import TrainingText
 from secateur.training.data.tokenizer import Tokenizer, token_type
 from secateur.training.data.training_data import TrainingData, check_token
 from secateur.training.data.windows import WindowDataset
+from secateur_kernels.settings import cache_folder
 
 _CACHE_FOLDER = "training-data"
 
@@ -43,7 +43,7 @@ def load_training_data(
             max_seq_length=text.max_seq_length,
             notes=_notes(encoder.format == "text", tokenizer),
         )
-    folder = (cache or read_settings().cache) / _CACHE_FOLDER / cache_key(text, tokenizer)
+    folder = (cache or cache_folder()) / _CACHE_FOLDER / cache_key(text, tokenizer)
     stored = read_stored(folder)
     if stored is None:
         stored = _make(folder, make_encoder(text, tokenizer, vocab_size))
