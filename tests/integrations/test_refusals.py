@@ -329,6 +329,8 @@ def test_named_layer_that_is_not_24(tmp_path: Path) -> None:
     dense = saved(in_dtype(tiny_model("llama"), torch.bfloat16), tmp_path)
     config = SecateurConfig(modules=[Q])
     refused(dense, rf"{Q} \[32, 32\] is not 2:4: somewhere more than", quantization_config=config)
+    with pytest.raises(SecateurError, match="expected modules as a list of names, got the string"):
+        SecateurConfig(modules=Q)
     config = SecateurConfig(modules=["model.norm"])
     message = "expected the name of a dense linear layer in a block, got 'model.norm'"
     refused(dense, message, quantization_config=config)

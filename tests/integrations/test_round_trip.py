@@ -308,6 +308,16 @@ def test_dequantize_rounds_no_more_than_loading_does(
     assert_same(plain, reread)
 
 
+def test_a_model_that_was_saved_is_dequantized_like_before(tmp_path: Path) -> None:
+    model = loaded(saved(compressed("llama"), tmp_path / "one"))
+    before = logits_of(model)
+    saved(model, tmp_path / "two")
+    model.dequantize()
+    assert not compressed_modules(model)
+    assert model.dtype == BF16
+    assert torch.equal(logits_of(model), before)
+
+
 def test_saving_describes_the_layers_as_they_are_now(tmp_path: Path) -> None:
     model = loaded(saved(compressed("llama"), tmp_path / "one"))
     name = "model.layers.0.mlp.up_proj"

@@ -69,6 +69,8 @@ class SecateurConfig(QuantizationConfigMixin):  # type: ignore[misc]
             )
         if unknown:
             raise SecateurError(f"quantization_config: unknown key {sorted(unknown)[0]}")
+        if isinstance(modules, str):
+            raise SecateurError(f"expected modules as a list of names, got the string {modules!r}")
         self.quant_method = quant_method
         self.format_version = format_version
         self.modules = None if modules is None else tuple(modules)
@@ -164,8 +166,15 @@ class SecateurQuantizer(HfQuantizer):  # type: ignore[misc]
         mark_compressed(model)
         return None, {}
 
-    def _dequantize(self, model: Any, dtype: torch.dtype | None = None) -> Any:
-        """`model.dequantize()`: dense layers again."""
+    def _dequantize(self, model: Any, dtype: torch.dtype | str | None = None) -> Any:
+        """`model.dequantize()`: dense layers again.
+
+        Args:
+            model: changed in place.
+            dtype: transformers gives the configuration's, a word once the model was saved.
+        """
+        if isinstance(dtype, str):
+            dtype = getattr(torch, dtype)
         to_dense(model)
         before = model.dtype
         # Not `model.to`: it would round buffers such as the frequencies of rotary embeddings, too,
