@@ -160,6 +160,33 @@ def test_commands_run_from_the_front_page(
     assert cli(*arguments) == expected
 
 
+WITHOUT = """
+import sys
+sys.modules["{missing}"] = None
+from secateur_command import main
+main()
+"""
+
+
+@pytest.mark.parametrize(("missing", "arguments"), [("typer", ["--help"]), ("rich", ["inspect"])])
+def test_a_bare_install_says_what_the_program_needs(missing: str, arguments: list[str]) -> None:
+    """As `pip install secateur` without the extra leaves it."""
+    command = [sys.executable, "-c", WITHOUT.format(missing=missing), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 1
+    assert done.stderr == (
+        f"error: the program needs {missing}, which is not installed: "
+        "pip install 'secateur[compress]'\n"
+    )
+
+
+def test_a_fault_of_our_own_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "secateur.cli", None)
+    monkeypatch.setattr(sys, "argv", ["secateur", "inspect"])
+    with pytest.raises(ModuleNotFoundError, match=r"secateur\.cli"):
+        secateur_command.main()
+
+
 def test_help_names_every_command_and_exit_code(cli: Cli) -> None:
     text = " ".join(good(cli("--help")).split())
     for command in COMMANDS:
