@@ -106,7 +106,7 @@ def _column_bounds(layer: AnyLinear, rank: int, size: int) -> Bounds:
 
 
 def _shard_rows(layer: AnyLinear, bounds: Sequence[Bounds]) -> AnyLinear:
-    rows = torch.cat([torch.arange(start, stop) for start, stop in bounds])
+    rows = torch.cat([torch.arange(start, stop, device="cpu") for start, stop in bounds])
     bias = None if layer.bias is None else _rows(layer.bias, rows)
     if isinstance(layer, nn.Linear):
         return _dense(_rows(layer.weight, rows), bias)
