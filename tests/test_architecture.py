@@ -41,7 +41,7 @@ MAY_IMPORT = {
     "texts": {"errors"},
     "calibration": {"errors", "models", "parallel", "seeds", "texts"},
     "report": {"errors", "plain", "recipe"},
-    "evaluate": {"errors", "models", "progress", "report", "seeds"},
+    "evaluate": {"errors", "models", "progress", "report", "seeds", "texts"},
     "training": {
         "errors",
         "evaluate",

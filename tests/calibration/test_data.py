@@ -365,3 +365,14 @@ def test_missing_datasets_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> Non
     message = r"a/b is not a file or folder here; .* pip install 'secateur\[datasets\]'"
     with pytest.raises(SecateurError, match=message):
         list(read_texts("a/b"))
+
+
+def test_documents_of_one_text_begin_anew() -> None:
+    together, apart = (
+        load_calibration(
+            texts, CharacterTokenizer(has_bos=True), num_samples=3, max_seq_length=6, seed=0
+        )
+        for texts in (["one text\n<|endoftext|>\nanother\n"], ["one text", "another"])
+    )
+    for sample, expected in zip(together.samples, apart.samples, strict=True):
+        assert torch.equal(sample, expected)

@@ -155,6 +155,15 @@ def test_encode_text_adds_what_the_tokenizer_adds(
     assert encode_text(bos_tokenizer, "the cat").tolist() == [0, *plain.tolist()]
 
 
+def test_documents_begin_anew_where_the_tokenizer_spells_out_what_parts_them(
+    bos_tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    one, two = (encode_text(bos_tokenizer, text).tolist() for text in ("the cat", "the dog"))
+    assert encode_text(bos_tokenizer, "the cat\n<|endoftext|>\nthe dog\n").tolist() == one + two
+    with pytest.raises(SecateurError, match="at least one token, but it is empty"):
+        encode_text(bos_tokenizer, "<|endoftext|>\n")
+
+
 def test_empty_text_is_refused(tokenizer: PreTrainedTokenizerFast) -> None:
     with pytest.raises(SecateurError, match="at least one token, but it is empty"):
         encode_text(tokenizer, "")

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from secateur.calibration.tokens import CalibrationTokens, checked_tokens, tokens_from_tensor
 from secateur.errors import SecateurError
+from secateur.texts.documents import split_documents
 from secateur.texts.rows import Row, text_of
 from secateur.texts.sources import read_rows
 
@@ -56,6 +57,9 @@ def documents_of(
 ) -> Iterator[tuple[str, bool]]:
     """Texts, each with whether it still lacks the special tokens that begin it.
 
+    Lines of `<|endoftext|>` stand between the documents of one text where the tokenizer has no such
+    token.
+
     Args:
         source: where rows are read from, or the rows.
         tokenizer: of the model; its chat template makes text of `messages`.
@@ -69,12 +73,16 @@ def documents_of(
         if isinstance(source, str | Path)
         else (Row(purpose, "text", n, value) for n, value in enumerate(source, start=1))
     )
+
+    def count_tokens(text: str) -> int:
+        return len(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
     for row in rows:
         if isinstance(row.value, Mapping) and "messages" in row.value:
             # A template writes the special tokens itself.
             yield _conversation(row, tokenizer), False
         else:
-            yield text_of(row), True
+            yield from ((part, True) for part in split_documents(text_of(row), count_tokens))
 
 
 def _conversation(row: Row, tokenizer: Any) -> str:

@@ -23,6 +23,7 @@ from secateur.evaluate.tokenizer import Tokenizer
 from secateur.models.blocks import context_length
 from secateur.progress import Progress, SilentProgress
 from secateur.report.record import QualityRecord
+from secateur.texts.documents import split_documents
 
 
 @dataclass(frozen=True)
@@ -89,13 +90,18 @@ def encode_text(tokenizer: Tokenizer, text: str) -> Tensor:
     """Token ids int64 [T] of a whole text, tokenised once.
 
     Special tokens are added as the tokenizer does by default: usually one at the very beginning
-    or none, and none between windows.
+    or none, and none between windows. Where lines of `<|endoftext|>` stand between documents and
+    the tokenizer has no such token, each document begins anew and the lines are left out: spelled
+    out they would count as text that no model has seen.
 
     Raises:
         SecateurError: the text has no tokens.
     """
+    documents = split_documents(
+        text, lambda part: len(tokenizer.encode(part, add_special_tokens=False))
+    )
     # A text is meant to be longer than the context here: no warning about that.
-    token_ids = tokenizer.encode(text, verbose=False)
+    token_ids = [token for part in documents for token in tokenizer.encode(part, verbose=False)]
     if not token_ids:
         raise SecateurError("expected a text with at least one token, but it is empty")
     return torch.tensor(token_ids, dtype=torch.int64)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from secateur.errors import SecateurError
+from secateur.texts.documents import SEPARATOR
 from secateur.texts.rows import is_text
 
 Format = Literal["auto", "text", "chat"]
@@ -31,7 +32,7 @@ class TrainingText:
     """Stop after this many; None: read everything."""
     format: Format = "auto"
     """`chat`: prompts and responses, with the loss on responses only; `auto`: by the first row."""
-    document_separator: str | None = "<|endoftext|>"
+    document_separator: str | None = SEPARATOR
     """A line of this text stands between two documents of a text file; None: a file is one."""
     pack: bool = True
     """Several examples of a conversation in one window, told apart by `position_ids`; False: one
