@@ -367,7 +367,16 @@ def test_options_for_loading_beside_a_loaded_model(tmp_path: Path, folder: Path)
     refused(tmp_path, folder, "revision main is for Hub ids", revision="main")
 
 
-@pytest.mark.parametrize("dtype", ["float8", "bf16", "", "int8", torch.bfloat16])
+def test_a_dtype_may_be_torchs(folder: Path, tmp_path: Path) -> None:
+    outputs = []
+    for dtype in ("bfloat16", torch.bfloat16):
+        output = tmp_path / str(dtype)
+        compress(folder, MAGNITUDE, output=output, dtype=dtype, max_shard_size=10_000_000)
+        outputs.append((output / "model.safetensors").read_bytes())
+    assert outputs[0] == outputs[1]
+
+
+@pytest.mark.parametrize("dtype", ["float8", "bf16", "", "int8", torch.float64])
 def test_unknown_dtype(folder: Path, tmp_path: Path, dtype: Any) -> None:
     refused(tmp_path, folder, "expected dtype one of auto, bfloat16, float16, float32", dtype=dtype)
 
@@ -1065,8 +1074,8 @@ def test_output_that_is_the_current_folder(tmp_path: Path, monkeypatch: pytest.M
         assert (tmp_path / "here" / "config.json").is_file()
 
 
-@pytest.mark.parametrize("size", ["lots", "", "5 apples", "5", "-1GB", "GB"])
-def test_shard_size_that_is_no_size(tmp_path: Path, size: str) -> None:
+@pytest.mark.parametrize("size", ["lots", "", "5 apples", "5", "-1GB", "GB", 0, -5, True, 1e9])
+def test_shard_size_that_is_no_size(tmp_path: Path, size: Any) -> None:
     refused(tmp_path, tiny_model("llama"), "expected max_shard_size such as", max_shard_size=size)
 
 

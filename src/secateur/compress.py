@@ -17,6 +17,7 @@ from typing_extensions import Unpack
 from secateur.calibration.data import CalibrationSource
 from secateur.checkpoint.compact import describe_when_saved, make_compact, needs_own_format
 from secateur.checkpoint.fingerprint import fingerprint
+from secateur.checkpoint.load import dtype_name
 from secateur.checkpoint.write import check_output, check_saving, check_space, write_checkpoint
 from secateur.clock import StepClock
 from secateur.errors import SecateurError
@@ -65,11 +66,11 @@ class CompressOptions(TypedDict, total=False):
     max_seq_length: int | None
     seed: int
     device: str | torch.device | None
-    dtype: str
+    dtype: str | torch.dtype
     revision: str | None
     trust_remote_code: bool
     overwrite: bool
-    max_shard_size: str
+    max_shard_size: str | int
     checkpoint_format: CheckpointFormat
     evaluation_text: str | Path | None
     cache: str | Path | None
@@ -108,11 +109,11 @@ def compress_with_report(
     max_seq_length: int | None = None,
     seed: int = 0,
     device: str | torch.device | None = None,
-    dtype: str = "auto",
+    dtype: str | torch.dtype = "auto",
     revision: str | None = None,
     trust_remote_code: bool = False,
     overwrite: bool = False,
-    max_shard_size: str = "5GB",
+    max_shard_size: str | int = "5GB",
     checkpoint_format: CheckpointFormat = "auto",
     evaluation_text: str | Path | None = None,
     cache: str | Path | None = None,
@@ -139,11 +140,12 @@ def compress_with_report(
         max_seq_length: tokens in a window; by default 2048, or the model's context if shorter.
         seed: of the draw.
         device: where blocks run, one at a time; by default where the model is.
-        dtype: to load the weights in; `auto` keeps the checkpoint's own.
+        dtype: to load the weights in, such as `bfloat16` or `torch.bfloat16`; `auto` keeps the
+            checkpoint's own.
         revision: of a Hub repository.
         trust_remote_code: run Python code that comes with the model.
         overwrite: replace an output folder that is not empty, once the new one is complete.
-        max_shard_size: of the weight files.
+        max_shard_size: of the weight files: bytes, or a word such as 500MB.
         checkpoint_format: `dense`: zeros are stored and factors multiplied back, any tool loads it.
             `compact`: exactly 2:4 and factored layers are stored and returned as such; loads after
             `import secateur`. `auto`: compact if a stage made factors or took attention or MLP out
@@ -180,7 +182,12 @@ def compress_with_report(
         with clock.step("load"):
             only_trains = all(isinstance(stage, RecoverStage) for stage in recipe.stages)
             loaded = open_model(
-                model, tokenizer, revision, dtype, trust_remote_code, accept_compact=only_trains
+                model,
+                tokenizer,
+                revision,
+                dtype_name(dtype),
+                trust_remote_code,
+                accept_compact=only_trains,
             )
             blocks_device = run_device(device, loaded.model)
         in_use.enter_context(evaluating(loaded.model))

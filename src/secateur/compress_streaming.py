@@ -17,6 +17,7 @@ import torch
 from secateur.calibration.data import CalibrationSource
 from secateur.checkpoint.card import model_card
 from secateur.checkpoint.fingerprint import fingerprint
+from secateur.checkpoint.load import dtype_name
 from secateur.checkpoint.manifest import write_manifest
 from secateur.checkpoint.write import (
     RECIPE_FILE,
@@ -83,7 +84,7 @@ def compress_streaming(
     max_seq_length: int | None = None,
     seed: int = 0,
     device: str | torch.device | None = None,
-    dtype: str = "auto",
+    dtype: str | torch.dtype = "auto",
     revision: str | None = None,
     overwrite: bool = False,
     checkpoint_format: CheckpointFormat = "auto",
@@ -128,6 +129,7 @@ def compress_streaming(
         OutOfSpaceError: the disk is full; the old output and finished blocks are intact.
     """
     return_large_tensors()
+    dtype = dtype_name(dtype)
     clock = StepClock(progress or default_progress())
     with ExitStack() as in_use:
         in_use.callback(clock.progress.close)

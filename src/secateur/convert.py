@@ -35,7 +35,7 @@ def convert(
     output: str | Path,
     *,
     overwrite: bool = False,
-    max_shard_size: str = "5GB",
+    max_shard_size: str | int = "5GB",
     trust_remote_code: bool = False,
     progress: Progress | None = None,
 ) -> Report:
@@ -116,7 +116,7 @@ def _write(
     layers: list[str],
     output: Path,
     overwrite: bool,
-    max_shard_size: str,
+    max_shard_size: str | int,
     trust_remote_code: bool,
     clock: StepClock,
 ) -> Report:

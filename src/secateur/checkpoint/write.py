@@ -77,7 +77,7 @@ def _check_replaceable(place: Path, overwrite: bool) -> None:
         )
 
 
-def check_saving(model: Any, max_shard_size: str) -> None:
+def check_saving(model: Any, max_shard_size: str | int) -> None:
     """Find before the work what would stop the saving after it.
 
     Raises:
@@ -88,8 +88,11 @@ def check_saving(model: Any, max_shard_size: str) -> None:
             f"expected a transformers model to write, but {type(model).__name__} has no "
             "save_pretrained"
         )
-    if not re.fullmatch(r"[1-9][0-9]*(KB|MB|GB|TB)", str(max_shard_size)):
-        raise SecateurError(f"expected max_shard_size such as 500MB or 5GB, got {max_shard_size}")
+    is_number = type(max_shard_size) is int and max_shard_size > 0
+    if not is_number and not re.fullmatch(r"[1-9][0-9]*(KB|MB|GB|TB)", str(max_shard_size)):
+        raise SecateurError(
+            f"expected max_shard_size such as 500MB or 5GB, or in bytes, got {max_shard_size!r}"
+        )
     generation = getattr(model, "generation_config", None)
     if generation is not None:
         try:
@@ -120,7 +123,7 @@ def write_checkpoint(
     output: Path,
     *,
     overwrite: bool = False,
-    max_shard_size: str = "5GB",
+    max_shard_size: str | int = "5GB",
     trust_remote_code: bool = False,
 ) -> Report:
     """Write a Hugging Face folder: weights, tokenizer, recipe, report, card, manifest.

@@ -18,7 +18,8 @@ def split_documents(text: str, count_tokens: Callable[[str], int]) -> list[str]:
     """
     if SEPARATOR not in text or count_tokens(SEPARATOR) == 1:
         return [text]
-    documents, lines = [], []
+    documents: list[str] = []
+    lines: list[str] = []
     for line in [*text.splitlines(keepends=True), SEPARATOR]:
         if line.strip() == SEPARATOR:
             documents.append("".join(lines))
