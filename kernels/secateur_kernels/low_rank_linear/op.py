@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from secateur_kernels.autocast import register_autocast
 from secateur_kernels.backends import Backend, check_backend
 from secateur_kernels.dispatch.choice import Choice
 from secateur_kernels.dispatch.decide import decide
@@ -169,3 +170,4 @@ torch.library.register_fake("secateur::low_rank_linear", _fake, lib=LIBRARY)
 torch.library.register_autograd(
     "secateur::low_rank_linear", _backward, setup_context=_setup_context, lib=LIBRARY
 )
+register_autocast("low_rank_linear")

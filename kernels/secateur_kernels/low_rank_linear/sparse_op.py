@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from secateur_kernels.autocast import register_autocast
 from secateur_kernels.backends import Backend, check_backend
 from secateur_kernels.dispatch.choice import Choice
 from secateur_kernels.dispatch.problem import Problem, device_facts
@@ -157,3 +158,4 @@ torch.library.register_fake("secateur::sparse24_low_rank_linear", _fake, lib=LIB
 torch.library.register_autograd(
     "secateur::sparse24_low_rank_linear", _backward, setup_context=_setup_context, lib=LIBRARY
 )
+register_autocast("sparse24_low_rank_linear")

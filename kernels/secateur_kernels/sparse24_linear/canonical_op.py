@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from secateur_kernels.autocast import register_autocast
 from secateur_kernels.epilogue import epilogue_backward, output_columns
 from secateur_kernels.errors import SecateurError
 from secateur_kernels.layouts.pattern import pairs_of, scatter_pairs
@@ -138,3 +139,4 @@ torch.library.register_fake("secateur::canonical24_linear", _fake, lib=LIBRARY)
 torch.library.register_autograd(
     "secateur::canonical24_linear", _backward, setup_context=_setup_context, lib=LIBRARY
 )
+register_autocast("canonical24_linear")

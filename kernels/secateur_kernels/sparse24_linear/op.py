@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from secateur_kernels.autocast import register_autocast
 from secateur_kernels.backends import Backend, check_backend
 from secateur_kernels.dispatch.choice import Choice
 from secateur_kernels.dispatch.decide import decide
@@ -167,3 +168,4 @@ torch.library.register_fake(
 torch.library.register_autograd(
     "secateur::sparse24_linear", _backward, setup_context=_setup_context, lib=LIBRARY
 )
+register_autocast("sparse24_linear")
