@@ -72,6 +72,12 @@ def as_matrix(x: Tensor) -> Tensor:
     return matrix if matrix.stride(-1) == 1 or matrix.numel() == 0 else matrix.contiguous()
 
 
+def rows_of(x: Tensor) -> Tensor:
+    """[M, K] from [..., K], also where K is 0; a vector is one row."""
+    rows: Tensor = torch.atleast_2d(x)
+    return rows.flatten(0, -2)
+
+
 def contiguous(tensor: Tensor | None) -> Tensor | None:
     """The tensor as kernels read it, copied where it is strided."""
     return None if tensor is None else tensor.contiguous()

@@ -9,6 +9,7 @@ from secateur_kernels.linear_arguments import (
     as_matrix,
     check_device,
     check_linear,
+    rows_of,
     with_aligned_rows,
 )
 
@@ -32,6 +33,12 @@ def test_rows_become_contiguous_and_nothing_more_is_copied() -> None:
     sliced = torch.ones(5, 10)[:, :8]
     assert as_matrix(sliced).data_ptr() == sliced.data_ptr()
     assert as_matrix(torch.ones(8, 5).T).stride() == (8, 1)
+
+
+def test_rows_of_any_input() -> None:
+    assert rows_of(torch.ones(2, 3, 8)).shape == (6, 8)
+    assert rows_of(torch.ones(8)).shape == (1, 8)
+    assert rows_of(torch.ones(2, 3, 0)).shape == (6, 0)
 
 
 def test_output_columns() -> None:

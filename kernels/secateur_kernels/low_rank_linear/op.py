@@ -14,7 +14,7 @@ from secateur_kernels.dispatch.problem import Problem, device_facts
 from secateur_kernels.epilogue import epilogue_backward, output_columns
 from secateur_kernels.errors import SecateurError
 from secateur_kernels.layouts.low_rank import LowRank, check_factors
-from secateur_kernels.linear_arguments import as_matrix, check_device, check_linear
+from secateur_kernels.linear_arguments import as_matrix, check_device, check_linear, rows_of
 from secateur_kernels.low_rank_linear.gradient import into_factors_and_input
 from secateur_kernels.low_rank_linear.launch import choice_of, launch
 from secateur_kernels.namespace import LIBRARY
@@ -153,10 +153,10 @@ def _backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
         result = torch.ops.secateur.low_rank_linear(
             x, down, up, ctx.group_rows, bias, None, "none", "auto"
         )
-    flat = epilogue_backward(gradient, result, ctx.activation).flatten(0, -2)
+    flat = rows_of(epilogue_backward(gradient, result, ctx.activation))
     needs_x, needs_down, needs_up, _, needs_bias, needs_residual, _, _ = ctx.needs_input_grad
     into_x, into_down, into_up = into_factors_and_input(
-        flat, x.flatten(0, -2), down, up, ctx.group_rows, (needs_x, needs_down, needs_up)
+        flat, rows_of(x), down, up, ctx.group_rows, (needs_x, needs_down, needs_up)
     )
     into_bias = flat.sum(0) if needs_bias else None
     shaped = None if into_x is None else into_x.view(x.shape)

@@ -14,7 +14,7 @@ from secateur_kernels.epilogue import epilogue_backward, output_columns
 from secateur_kernels.errors import SecateurError
 from secateur_kernels.layouts.fragment24 import Fragment24
 from secateur_kernels.layouts.low_rank import LowRank
-from secateur_kernels.linear_arguments import as_matrix, check_linear
+from secateur_kernels.linear_arguments import as_matrix, check_linear, rows_of
 from secateur_kernels.low_rank_linear.cuda_kernel import takes_groups
 from secateur_kernels.low_rank_linear.gradient import into_factors_and_input
 from secateur_kernels.low_rank_linear.launch import choice_of, choose_for, launch
@@ -139,10 +139,10 @@ def _backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
         result = torch.ops.secateur.sparse24_low_rank_linear(
             x, *weight, down, up, ctx.group_rows, bias, None, "none", "auto"
         )
-    flat = epilogue_backward(gradient, result, ctx.activation).flatten(0, -2)
+    flat = rows_of(epilogue_backward(gradient, result, ctx.activation))
     needs = ctx.needs_input_grad
     into_x, into_down, into_up = into_factors_and_input(
-        flat, x.flatten(0, -2), down, up, ctx.group_rows, (needs[0], needs[6], needs[7])
+        flat, rows_of(x), down, up, ctx.group_rows, (needs[0], needs[6], needs[7])
     )
     if into_x is not None:
         into_x = into_x + torch.ops.secateur.sparse24_linear_input_gradient(flat, *weight)

@@ -9,7 +9,7 @@ from secateur_kernels.autocast import register_autocast
 from secateur_kernels.epilogue import epilogue_backward, output_columns
 from secateur_kernels.errors import SecateurError
 from secateur_kernels.layouts.pattern import pairs_of, scatter_pairs
-from secateur_kernels.linear_arguments import as_matrix, check_device, check_linear
+from secateur_kernels.linear_arguments import as_matrix, check_device, check_linear, rows_of
 from secateur_kernels.namespace import LIBRARY
 from secateur_kernels.sparse24_linear.reference import linear, linear_of_dense
 
@@ -121,8 +121,8 @@ def _backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
     into_product = epilogue_backward(gradient, product, ctx.activation)
     needs_x, needs_values, _, needs_bias, needs_residual, _ = ctx.needs_input_grad
     into_x = into_product @ _dense(values, indices) if needs_x else None
-    flat = into_product.flatten(0, -2)
-    into_values = _into_values(flat, x.flatten(0, -2), values, indices) if needs_values else None
+    flat = rows_of(into_product)
+    into_values = _into_values(flat, rows_of(x), values, indices) if needs_values else None
     into_bias = flat.sum(0) if needs_bias else None
     return into_x, into_values, None, into_bias, gradient if needs_residual else None, None
 

@@ -12,7 +12,7 @@ from secateur_kernels.dispatch.decide import decide
 from secateur_kernels.epilogue import epilogue_backward, output_columns
 from secateur_kernels.errors import SecateurError
 from secateur_kernels.layouts.fragment24 import Fragment24
-from secateur_kernels.linear_arguments import as_matrix, check_device, check_linear
+from secateur_kernels.linear_arguments import as_matrix, check_device, check_linear, rows_of
 from secateur_kernels.namespace import LIBRARY
 from secateur_kernels.sparse24_linear.launch import BACKENDS, choice_of, launch, problem_of
 from secateur_kernels.sparse24_linear.packed import SCHEMA, Packed24, check_packed
@@ -148,7 +148,7 @@ def _backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
     into_x = None
     if needs_x:
         into_x = torch.ops.secateur.sparse24_linear_input_gradient(into_product, *weight)
-    into_bias = into_product.flatten(0, -2).sum(0) if needs_bias else None
+    into_bias = rows_of(into_product).sum(0) if needs_bias else None
     return (
         into_x,
         *[None] * 5,

@@ -72,13 +72,16 @@ def test_equals_the_dense_product(
     assert_close(y, expected, allowed)
 
 
+@pytest.mark.parametrize("tokens", [(2, 2), ()])
 @pytest.mark.parametrize("groups", [(32,), (16, 16)])
-def test_gradients_against_finite_differences(groups: tuple[int, ...]) -> None:
+def test_gradients_against_finite_differences(
+    groups: tuple[int, ...], tokens: tuple[int, ...]
+) -> None:
     weight = factors(groups, 12, 3, torch.float64)
-    x = randn(2, 2, 12, dtype=torch.float64).requires_grad_()
+    x = randn(*tokens, 12, dtype=torch.float64).requires_grad_()
     down, up = weight.down.requires_grad_(), weight.up.requires_grad_()
     bias = randn(32, dtype=torch.float64, seed=1).requires_grad_()
-    residual = randn(2, 2, 16, dtype=torch.float64, seed=2).requires_grad_()
+    residual = randn(*tokens, 16, dtype=torch.float64, seed=2).requires_grad_()
 
     def multiply(x: Tensor, d: Tensor, u: Tensor, b: Tensor, r: Tensor) -> Tensor:
         low_rank = LowRank(d, u, groups)
@@ -108,13 +111,14 @@ def test_adds_the_sparse_part(backend: Any) -> None:
     assert torch.allclose(wide, expected, rtol=1e-12)
 
 
-def test_gradients_of_sparse_plus_low_rank() -> None:
+@pytest.mark.parametrize("tokens", [(3,), ()])
+def test_gradients_of_sparse_plus_low_rank(tokens: tuple[int, ...]) -> None:
     sparse, _ = sparse_part(32, 12, "gate_up")
     weight = factors((16, 16), 12, 3, torch.float64)
-    x = randn(3, 12, dtype=torch.float64).requires_grad_()
+    x = randn(*tokens, 12, dtype=torch.float64).requires_grad_()
     down, up = weight.down.requires_grad_(), weight.up.requires_grad_()
     bias = randn(32, dtype=torch.float64, seed=1).requires_grad_()
-    residual = randn(3, 16, dtype=torch.float64, seed=2).requires_grad_()
+    residual = randn(*tokens, 16, dtype=torch.float64, seed=2).requires_grad_()
 
     def multiply(x: Tensor, d: Tensor, u: Tensor, b: Tensor, r: Tensor) -> Tensor:
         low_rank = LowRank(d, u, (16, 16))

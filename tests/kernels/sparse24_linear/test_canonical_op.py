@@ -16,13 +16,14 @@ def canonical(rows: int, columns: int) -> Canonical24:
     return Canonical24.from_dense(weight, random_mask(rows, columns))
 
 
+@pytest.mark.parametrize("tokens", [(2, 3), ()])
 @pytest.mark.parametrize("columns", [4, 24, 28])
-def test_gradients_against_finite_differences(columns: int) -> None:
+def test_gradients_against_finite_differences(columns: int, tokens: tuple[int, ...]) -> None:
     weight = canonical(16, columns)
-    x = randn(2, 3, columns, dtype=torch.float64).requires_grad_()
+    x = randn(*tokens, columns, dtype=torch.float64).requires_grad_()
     values = weight.values.double().requires_grad_()
     bias = randn(16, dtype=torch.float64, seed=1).requires_grad_()
-    residual = randn(2, 3, 8, dtype=torch.float64, seed=2).requires_grad_()
+    residual = randn(*tokens, 8, dtype=torch.float64, seed=2).requires_grad_()
     assert gradcheck(
         lambda x, v, b, r: canonical24_linear(
             x, v, weight.indices, bias=b, residual=r, activation="silu_and_mul"

@@ -112,16 +112,17 @@ def test_wide_inputs_on_the_reference_backend() -> None:
     assert torch.allclose(sparse24_linear(x, weight), x @ dense.double().T, rtol=1e-14)
 
 
-def test_gradients_against_finite_differences() -> None:
+@pytest.mark.parametrize("tokens", [(3,), ()])
+def test_gradients_against_finite_differences(tokens: tuple[int, ...]) -> None:
     weight, _ = packed(32, 24, row_order="gate_up")
-    x = randn(3, 24, dtype=torch.float64).requires_grad_()
+    x = randn(*tokens, 24, dtype=torch.float64).requires_grad_()
     bias = randn(32, dtype=torch.float64, seed=1).requires_grad_()
-    residual = randn(3, 16, dtype=torch.float64, seed=2).requires_grad_()
+    residual = randn(*tokens, 16, dtype=torch.float64, seed=2).requires_grad_()
     assert gradcheck(
         lambda x, b, r: sparse24_linear(x, weight, bias=b, residual=r, activation="silu_and_mul"),
         (x, bias, residual),
     )
-    plain = randn(3, 32, dtype=torch.float64, seed=4).requires_grad_()
+    plain = randn(*tokens, 32, dtype=torch.float64, seed=4).requires_grad_()
     assert gradcheck(
         lambda x, b, r: sparse24_linear(x, weight, bias=b, residual=r), (x, bias, plain)
     )
