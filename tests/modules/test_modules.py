@@ -22,11 +22,15 @@ def linear(bias: bool = True, dtype: torch.dtype = torch.bfloat16) -> nn.Linear:
 
 
 def make(kind: str, bias: bool = True) -> Any:
+    return compressed(kind, linear(bias))
+
+
+def compressed(kind: str, layer: nn.Linear) -> Any:
     if kind == "sparse":
-        return Sparse24Linear.from_linear(linear(bias), MASK)
+        return Sparse24Linear.from_linear(layer, MASK)
     if kind == "low rank":
-        return LowRankLinear.from_linear(linear(bias), 16)
-    return SparseLowRankLinear.from_linear(linear(bias), MASK, 16)
+        return LowRankLinear.from_linear(layer, 16)
+    return SparseLowRankLinear.from_linear(layer, MASK, 16)
 
 
 def fresh(kind: str, bias: bool = True) -> Any:
@@ -135,6 +139,35 @@ def test_training_reaches_the_kept_weights_only() -> None:
     assert torch.equal(before.indices, after.indices)
     assert not torch.equal(values, after.values)
     assert int((layer.dense_weight() != 0).view(32, 16, 4).sum(2).max()) == 2
+
+
+@pytest.mark.parametrize("weight", [True, False])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_frozen_stays_frozen(kind: str, weight: bool, bias: bool) -> None:
+    layer = linear()
+    layer.weight.requires_grad_(weight)
+    layer.bias.requires_grad_(bias)
+    made = compressed(kind, layer)
+    if kind != "low rank":
+        made.unpack()
+    asks = {name: parameter.requires_grad for name, parameter in made.named_parameters()}
+    assert asks.pop("bias") is bias
+    assert set(asks.values()) == {weight}
+
+
+@pytest.mark.parametrize("kind", ["sparse", "both"])
+def test_a_packed_weight_remembers_whether_it_was_frozen(kind: str) -> None:
+    layer = make(kind).unpack()
+    layer.weight.requires_grad_(False)
+    layer.set_weight(layer.canonical())
+    assert not layer.weight.requires_grad
+    layer.pack().load_state_dict(layer.state_dict())
+    assert not layer.unpack().weight.requires_grad
+    layer.pack().requires_grad_(True)
+    assert layer.unpack().weight.requires_grad
+    layer.pack().requires_grad_(False)
+    assert not layer.unpack().weight.requires_grad
 
 
 def test_residual_is_added_in_the_same_call() -> None:

@@ -1,4 +1,4 @@
-"""The dense layer that a compressed one stands for."""
+"""The dense layer that a compressed one stands for, and the bias of either."""
 
 from torch import Tensor, nn
 
@@ -21,3 +21,11 @@ def dense_linear(weight: Tensor, bias: nn.Parameter | None, activation: str) -> 
     if bias is not None:
         linear.bias = bias
     return linear
+
+
+def copied_bias(bias: Tensor | None) -> nn.Parameter | None:
+    """A bias in memory of its own; a frozen parameter stays frozen."""
+    if bias is None:
+        return None
+    trainable = bias.requires_grad if isinstance(bias, nn.Parameter) else True
+    return nn.Parameter(bias.detach().clone(), requires_grad=trainable)

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from secateur.errors import SecateurError
-from secateur.modules.dense_linear import dense_linear
+from secateur.modules.dense_linear import copied_bias, dense_linear
 from secateur_kernels.layouts import LowRank
 
 
@@ -99,7 +99,7 @@ class LowRankLinear(nn.Module):
 
         Args:
             factors: up and down.
-            bias: [N], copied.
+            bias: [N], copied; frozen if it is a frozen parameter.
             activation: as for the constructor.
             shares_down_with: the layer whose `down` is that of `factors`.
 
@@ -123,12 +123,14 @@ class LowRankLinear(nn.Module):
         elif not torch.equal(factors.down, shares_down_with.held_down()):
             raise SecateurError("expected factors with the down of the layer that shares it")
         module.up = nn.Parameter(factors.up)
-        module.bias = None if bias is None else nn.Parameter(bias.detach().clone())
+        module.bias = copied_bias(bias)
         return module
 
     @classmethod
     def from_linear(cls, linear: nn.Linear, rank: int) -> "LowRankLinear":
         """The best approximation of a linear layer by rank (Eckart and Young), bias kept.
+
+        Factors are frozen if the weight is, the bias if it is.
 
         Args:
             linear: weight [N, K], finite.
@@ -137,7 +139,11 @@ class LowRankLinear(nn.Module):
         Raises:
             SecateurError: the rank is out of range.
         """
-        return cls.from_factors(LowRank.from_dense(linear.weight.detach(), rank), linear.bias)
+        factors = LowRank.from_dense(linear.weight.detach(), rank)
+        module = cls.from_factors(factors, linear.bias)
+        module.up.requires_grad_(linear.weight.requires_grad)
+        module.held_down().requires_grad_(linear.weight.requires_grad)
+        return module
 
     def factors(self) -> LowRank:
         """The weight as a validated value."""

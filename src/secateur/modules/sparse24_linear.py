@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import SecateurError
-from secateur.modules.dense_linear import dense_linear
+from secateur.modules.dense_linear import copied_bias, dense_linear
 from secateur.modules.weight24 import Weight24Module
 from secateur_kernels.layouts import Canonical24
 from secateur_kernels.sparse24_linear.canonical_op import canonical24_linear
@@ -50,7 +50,7 @@ class Sparse24Linear(Weight24Module):
     def from_linear(
         cls, linear: nn.Linear, keep_mask: Tensor | None = None, *, activation: str = "none"
     ) -> "Sparse24Linear":
-        """Pack a linear layer.
+        """Pack a linear layer; what is frozen stays frozen.
 
         Args:
             linear: weight [N, K] in bf16 or fp16.
@@ -61,7 +61,9 @@ class Sparse24Linear(Weight24Module):
             SecateurError: the weight is not 2:4, or its dtype cannot be packed.
         """
         weight = Canonical24.from_dense(linear.weight.detach(), keep_mask)
-        return cls.from_weight(weight, linear.bias, activation=activation)
+        module = cls.from_weight(weight, linear.bias, activation=activation)
+        module.trains_weight = linear.weight.requires_grad
+        return module
 
     @classmethod
     def from_weight(
@@ -72,7 +74,7 @@ class Sparse24Linear(Weight24Module):
         with torch.device("meta"):
             module = cls(columns, rows, False, activation=activation, dtype=weight.values.dtype)
         module._hold_canonical(weight)
-        module.bias = None if bias is None else nn.Parameter(bias.detach().clone())
+        module.bias = copied_bias(bias)
         module.pack()
         return module
 

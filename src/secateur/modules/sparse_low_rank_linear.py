@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import SecateurError
-from secateur.modules.dense_linear import dense_linear
+from secateur.modules.dense_linear import copied_bias, dense_linear
 from secateur.modules.weight24 import Weight24Module
 from secateur_kernels.epilogue import apply_epilogue
 from secateur_kernels.layouts import Canonical24, LowRank
@@ -79,13 +79,15 @@ class SparseLowRankLinear(Weight24Module):
         module._hold_canonical(weight)
         module.down = nn.Parameter(factors.down)
         module.up = nn.Parameter(factors.up)
-        module.bias = None if bias is None else nn.Parameter(bias.detach().clone())
+        module.bias = copied_bias(bias)
         module.pack()
         return module
 
     @classmethod
     def from_linear(cls, linear: nn.Linear, keep_mask: Tensor, rank: int) -> "SparseLowRankLinear":
         """Keep what the mask keeps, and the best factors of what it drops (Eckart and Young).
+
+        What is frozen stays frozen; factors are as the weight is.
 
         Args:
             linear: weight [N, K] in bf16 or fp16.
@@ -100,7 +102,11 @@ class SparseLowRankLinear(Weight24Module):
         dropped = weight.double() - sparse.to_dense().double()
         exact = LowRank.from_dense(dropped, rank)
         factors = LowRank.from_factors(exact.up.to(weight.dtype), exact.down.to(weight.dtype))
-        return cls.from_parts(sparse, factors, linear.bias)
+        module = cls.from_parts(sparse, factors, linear.bias)
+        module.trains_weight = linear.weight.requires_grad
+        module.down.requires_grad_(linear.weight.requires_grad)
+        module.up.requires_grad_(linear.weight.requires_grad)
+        return module
 
     def factors(self) -> LowRank:
         """The low-rank part as a validated value."""

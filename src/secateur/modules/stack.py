@@ -34,7 +34,7 @@ class PartOfStack:
     joint: bool = False
     """Whether all layers of the stack share one `down`."""
     trainable: frozenset[str] = frozenset()
-    """Parameters that ask for a gradient."""
+    """Parameters that ask for a gradient, a packed weight among them."""
     replaced: type[nn.Module] | None = None
     """The class that a compressed layer stands in for, where that is noted."""
 
@@ -134,6 +134,8 @@ def stack(
 
 def _part_of(layer: nn.Module, joint: bool) -> PartOfStack:
     trainable = frozenset(name for name, p in layer.named_parameters() if p.requires_grad)
+    if isinstance(layer, Weight24Module) and layer.trains_weight:
+        trainable |= {"weight"}
     replaced = getattr(layer, REPLACED_CLASS, None)
     rows = _rows_of(layer)
     if isinstance(layer, LowRankLinear | SparseLowRankLinear):
@@ -200,6 +202,8 @@ def unstack(product: nn.Module, parts: Sequence[PartOfStack]) -> list[nn.Module]
     for layer, part in zip(layers, parts, strict=True):
         for name, parameter in layer.named_parameters():
             parameter.requires_grad_(name in part.trainable)
+        if isinstance(layer, Weight24Module):
+            layer.trains_weight = "weight" in part.trainable
         if part.replaced is not None:
             setattr(layer, REPLACED_CLASS, part.replaced)
     return layers

@@ -1,6 +1,6 @@
 """The 2:4 weight of a module: canonical to be loaded, saved and trained, packed to be served."""
 
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,8 @@ class Weight24Module(nn.Module):
     a kernel's layout.
     """
 
+    trains_weight: bool
+    """Of a packed layer: whether its weight asks for a gradient once it is canonical."""
     weight: nn.Parameter | None
     indices: Tensor | None
     data: Tensor | None
@@ -37,6 +39,7 @@ class Weight24Module(nn.Module):
         self.in_features = in_features
         self.out_features = out_features
         self.row_order: RowOrder = "gate_up" if gate_up else "natural"
+        self.trains_weight = True
         self.value_dtype = dtype or torch.get_default_dtype()
         values = torch.zeros(out_features, in_features // 2, dtype=dtype, device=device)
         # Columns 0 and 1 of each group: legal, so that a fresh module is a valid weight of zeros.
@@ -87,7 +90,7 @@ class Weight24Module(nn.Module):
             self.pack()
 
     def pack(self) -> "Weight24Module":
-        """Into the order of the kernels, for serving; the values are no longer trainable.
+        """Into the order of the kernels, for serving; the values are not trainable until `unpack`.
 
         Raises:
             SecateurError: the dtype is not bf16 or fp16, or the weight is not legal.
@@ -95,16 +98,23 @@ class Weight24Module(nn.Module):
         if not self.is_packed:
             fragment = Fragment24.from_canonical(self.canonical(), self.row_order)
             self.value_dtype = fragment.kind.value_dtype
+            assert self.weight is not None
+            self.trains_weight = self.weight.requires_grad
             self.weight = None
             self.indices = None
             self.data = fragment.data
         return self
 
     def unpack(self) -> "Weight24Module":
-        """Back to the canonical form, for training and loading."""
+        """Back to the canonical form, for training and loading; frozen if it was."""
         if self.is_packed:
             self._hold_canonical(self.canonical())
         return self
+
+    def requires_grad_(self, requires_grad: bool = True) -> Self:
+        """As of every module; a packed weight remembers it."""
+        self.trains_weight = requires_grad
+        return super().requires_grad_(requires_grad)
 
     def dense_weight(self) -> Tensor:
         """The weight [N, K] in logical row order, zeros included."""
@@ -116,9 +126,10 @@ class Weight24Module(nn.Module):
         return Fragment24(self.data, shape, kind_of(self.value_dtype), self.row_order)
 
     def _hold_canonical(self, weight: Canonical24) -> None:
+        trainable = self.trains_weight if self.weight is None else self.weight.requires_grad
         self.data = None
         self.value_dtype = weight.values.dtype
-        self.weight = nn.Parameter(weight.values)
+        self.weight = nn.Parameter(weight.values, requires_grad=trainable)
         self.indices = weight.indices
 
     def _packed_arguments(self) -> tuple[Any, ...]:
