@@ -6,6 +6,7 @@ import pytest
 import torch
 from kernels.linears import randn, random_mask
 from torch import nn
+from torch._subclasses import FakeTensorMode
 
 from secateur import SecateurError
 from secateur.modules import LowRankLinear, Sparse24Linear, SparseLowRankLinear
@@ -225,3 +226,25 @@ def test_a_corrupt_index_is_found_when_packing() -> None:
     layer.indices[3, 2] = 0x00
     with pytest.raises(SecateurError, match="the packed weight is corrupt"):
         layer.pack()
+
+
+def leader_and_follower() -> nn.ModuleList:
+    leader = LowRankLinear(64, 32, 16)
+    return nn.ModuleList([leader, LowRankLinear(64, 32, 16, shares_down_with=leader)])
+
+
+@pytest.mark.parametrize("residual", [None, torch.ones(2, 32)])
+def test_a_shared_down_that_was_offloaded_is_refused(residual: torch.Tensor | None) -> None:
+    leader, follower = leader_and_follower()
+    leader.to("meta")
+    with pytest.raises(SecateurError, match="shared down on cpu as x, got meta: layers that share"):
+        follower(torch.ones(2, 64), residual)
+
+
+def test_layers_that_share_down_run_without_their_numbers() -> None:
+    layers = leader_and_follower()
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        assert layers[1](torch.ones(2, 64)).shape == (2, 32)
+    compiled = torch.compile(layers[1], fullgraph=True, backend="aot_eager")
+    assert compiled(torch.ones(2, 64)).shape == (2, 32)
+    assert layers.to("meta")[1](torch.ones(2, 64, device="meta")).shape == (2, 32)

@@ -159,7 +159,13 @@ class LowRankLinear(nn.Module):
         return dense_linear(self.factors().to_dense(), self.bias, self.activation)
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        """[..., K] -> [..., N] or [..., N / 2], plus the residual if one is given."""
+        """[..., K] -> [..., N] or [..., N / 2], plus the residual if one is given.
+
+        Raises:
+            SecateurError: the shared `down` was offloaded, or an argument does not fit.
+        """
+        if self._holder:
+            self._require_down_beside(x)
         plain = len(self.group_rows) == 1 and self.activation == "none" and residual is None
         if plain and x.device.type == "cpu":
             # What the op would do there; for few tokens its checks take longer than the products.
@@ -174,6 +180,15 @@ class LowRankLinear(nn.Module):
             self.activation,
             "auto",
         )
+
+    def _require_down_beside(self, x: Tensor) -> None:
+        down = self.held_down()
+        # torch multiplies by a weight on meta without a word, and what comes out is no number.
+        if down.device.type == "meta" != x.device.type:
+            raise SecateurError(
+                f"expected the shared down on {x.device} as x, got meta: layers that share a down "
+                "cannot be offloaded one by one"
+            )
 
     def extra_repr(self) -> str:
         """What `print(model)` shows."""
