@@ -228,6 +228,28 @@ def test_a_corrupt_index_is_found_when_packing() -> None:
         layer.pack()
 
 
+@pytest.mark.parametrize("kind", ["sparse", "both"])
+def test_packed_layers_without_their_numbers(kind: str) -> None:
+    layer = make(kind)
+    state, expected = layer.state_dict(), layer(X)
+    layer.to("meta")
+    shapes = {name: (tensor.shape, tensor.dtype) for name, tensor in state.items()}
+    found = layer.state_dict()
+    assert {name: (tensor.shape, tensor.dtype) for name, tensor in found.items()} == shapes
+    layer.to_empty(device="cpu")
+    layer.data.fill_(255)  # fresh memory may hold anything
+    layer.load_state_dict(state)
+    assert layer.is_packed
+    assert torch.equal(layer(X), expected)
+
+
+def test_fresh_memory_that_nothing_was_loaded_into_is_refused() -> None:
+    layer = make("sparse")
+    layer.data.fill_(255)
+    with pytest.raises(SecateurError, match="the packed weight is corrupt"):
+        layer.load_state_dict({}, strict=False)
+
+
 def leader_and_follower() -> nn.ModuleList:
     leader = LowRankLinear(64, 32, 16)
     return nn.ModuleList([leader, LowRankLinear(64, 32, 16, shares_down_with=leader)])

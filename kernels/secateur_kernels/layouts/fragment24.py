@@ -107,11 +107,8 @@ class Fragment24:
 
     def to_canonical(self) -> Canonical24:
         """Back to the order that can be sliced, bit for bit."""
-        values, nibbles = plain_order(self.data, self.shape, self.kind.value_dtype, self.row_order)
-        if nibbles.shape[1] % 2:
-            nibbles = F.pad(nibbles, (0, 1), value=PADDING_NIBBLE)
-        indices = nibbles[:, 0::2] | (nibbles[:, 1::2] << 4)
-        return Canonical24(values.contiguous(), indices.contiguous())
+        value_dtype = self.kind.value_dtype
+        return Canonical24(*canonical_order(self.data, self.shape, value_dtype, self.row_order))
 
     def to_dense(self) -> Tensor:
         """The weight [N, K]: kept values bit for bit, +0.0 elsewhere."""
@@ -163,6 +160,17 @@ def plain_order(
     rows, columns = shape
     values = _unordered(_values(data, value_dtype)[:rows, : columns // 2], row_order)
     return values, _unordered(_nibbles(data)[:rows, : columns // 4], row_order)
+
+
+def canonical_order(
+    data: Tensor, shape: tuple[int, int], value_dtype: torch.dtype, row_order: str
+) -> tuple[Tensor, Tensor]:
+    """Packed bytes as the fields of `Canonical24`; index pairs are not checked."""
+    values, nibbles = plain_order(data, shape, value_dtype, row_order)
+    if nibbles.shape[1] % 2:
+        nibbles = F.pad(nibbles, (0, 1), value=PADDING_NIBBLE)
+    indices = nibbles[:, 0::2] | (nibbles[:, 1::2] << 4)
+    return values.contiguous(), indices.contiguous()
 
 
 def _sub_tiles(data: Tensor) -> Tensor:

@@ -73,7 +73,7 @@ class Sparse24Linear(Weight24Module):
         rows, columns = weight.shape
         with torch.device("meta"):
             module = cls(columns, rows, False, activation=activation, dtype=weight.values.dtype)
-        module._hold_canonical(weight)
+        module._hold_canonical(weight.values, weight.indices)
         module.bias = copied_bias(bias)
         module.pack()
         return module

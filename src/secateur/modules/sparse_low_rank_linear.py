@@ -76,7 +76,7 @@ class SparseLowRankLinear(Weight24Module):
                 activation=activation,
                 dtype=factors.up.dtype,
             )
-        module._hold_canonical(weight)
+        module._hold_canonical(weight.values, weight.indices)
         module.down = nn.Parameter(factors.down)
         module.up = nn.Parameter(factors.up)
         module.bias = copied_bias(bias)

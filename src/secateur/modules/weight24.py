@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from secateur.errors import SecateurError
 from secateur_kernels.layouts import Canonical24, Fragment24, RowOrder, kind_of
-from secateur_kernels.layouts.fragment24 import plain_order
+from secateur_kernels.layouts.fragment24 import canonical_order, plain_order
 
 
 class Weight24Module(nn.Module):
@@ -85,7 +85,7 @@ class Weight24Module(nn.Module):
             expected = [self.out_features, self.in_features]
             raise SecateurError(f"expected a weight {expected}, got {list(weight.shape)}")
         was_packed = self.is_packed
-        self._hold_canonical(weight)
+        self._hold_canonical(weight.values, weight.indices)
         if was_packed:
             self.pack()
 
@@ -108,7 +108,8 @@ class Weight24Module(nn.Module):
     def unpack(self) -> "Weight24Module":
         """Back to the canonical form, for training and loading; frozen if it was."""
         if self.is_packed:
-            self._hold_canonical(self.canonical())
+            weight = self.canonical()
+            self._hold_canonical(weight.values, weight.indices)
         return self
 
     def requires_grad_(self, requires_grad: bool = True) -> Self:
@@ -125,12 +126,12 @@ class Weight24Module(nn.Module):
         shape = (self.out_features, self.in_features)
         return Fragment24(self.data, shape, kind_of(self.value_dtype), self.row_order)
 
-    def _hold_canonical(self, weight: Canonical24) -> None:
+    def _hold_canonical(self, values: Tensor, indices: Tensor) -> None:
         trainable = self.trains_weight if self.weight is None else self.weight.requires_grad
         self.data = None
-        self.value_dtype = weight.values.dtype
-        self.weight = nn.Parameter(weight.values, requires_grad=trainable)
-        self.indices = weight.indices
+        self.value_dtype = values.dtype
+        self.weight = nn.Parameter(values, requires_grad=trainable)
+        self.indices = indices
 
     def _packed_arguments(self) -> tuple[Any, ...]:
         """The weight as packed ops take it."""
@@ -148,7 +149,12 @@ class Weight24Module(nn.Module):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         was_packed = self.is_packed
-        self.unpack()
+        if self.data is not None:
+            # Not `unpack`, which checks bytes: memory may be fresh, as after `to_empty`.
+            shape = (self.out_features, self.in_features)
+            self._hold_canonical(
+                *canonical_order(self.data, shape, self.value_dtype, self.row_order)
+            )
         super()._load_from_state_dict(state_dict, prefix, *rest)
         if was_packed:
             self.pack()

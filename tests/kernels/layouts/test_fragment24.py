@@ -172,3 +172,12 @@ def test_corrupt_metadata_is_refused() -> None:
     data[0, 1, 1024] = 0xFF
     with pytest.raises(SecateurError, match="corrupt: group"):
         Fragment24(data, (64, 128), BF16)
+
+
+def test_values_on_meta_have_shapes_only() -> None:
+    packed = Fragment24.from_dense(torch.zeros(48, 40, dtype=torch.bfloat16)).to("meta")
+    assert packed.data.is_meta
+    plain = packed.to_canonical()
+    assert (plain.values.shape, plain.indices.shape) == ((48, 20), (48, 5))
+    assert plain.to("meta").keep_mask().shape == (48, 40)
+    assert Fragment24.from_canonical(plain).data.shape == packed.data.shape
