@@ -250,6 +250,41 @@ def test_fresh_memory_that_nothing_was_loaded_into_is_refused() -> None:
         layer.load_state_dict({}, strict=False)
 
 
+@pytest.mark.parametrize("kind", ["sparse", "both"])
+def test_a_packed_layer_is_cast_whole(kind: str) -> None:
+    layer = make(kind)
+    values, indices = (layer.state_dict()[name] for name in ("weight", "indices"))
+    layer.to(torch.float16)
+    assert layer.is_packed
+    assert layer(X.half()).dtype == torch.float16
+    assert torch.equal(layer.state_dict()["weight"], values.half())
+    layer.float()
+    assert not layer.is_packed
+    assert layer.value_dtype == layer(X.float()).dtype == torch.float32
+    assert torch.equal(layer.weight, values.half().float())
+    assert torch.equal(layer.indices, indices)
+    layer.bfloat16()
+    assert layer.value_dtype == torch.bfloat16
+    assert torch.equal(layer.pack().state_dict()["weight"], values)
+
+
+@pytest.mark.parametrize("kind", ["sparse", "both"])
+def test_what_casts_nothing_keeps_the_packed_bytes(kind: str) -> None:
+    layer = make(kind)
+    data = layer.data
+    before = data.clone()
+    layer.bfloat16().to("cpu").to(torch.bfloat16)
+    assert layer.data is data
+    layer.share_memory()
+    assert layer.data.is_shared()
+    assert torch.equal(layer.data, before)
+
+
+def test_a_frozen_weight_stays_frozen_when_it_is_cast() -> None:
+    layer = make("sparse").requires_grad_(False)
+    assert not layer.half().unpack().weight.requires_grad
+
+
 def leader_and_follower() -> nn.ModuleList:
     leader = LowRankLinear(64, 32, 16)
     return nn.ModuleList([leader, LowRankLinear(64, 32, 16, shares_down_with=leader)])

@@ -32,14 +32,13 @@ from secateur.integrations.loading_checks import (
 )
 from secateur.models.sites import is_step_projection
 from secateur.models.swap import (
-    PACKABLE_DTYPES,
     compressed_modules,
     pack_layers,
     pack_model,
     to_dense,
 )
 from secateur.modules import LowRankLinear
-from secateur.modules.weight24 import Weight24Module
+from secateur.modules.weight24 import PACKABLE_DTYPES, Weight24Module
 from secateur_kernels.layouts import Canonical24
 
 

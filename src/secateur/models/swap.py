@@ -13,12 +13,10 @@ from secateur.models.sublayers import removed_sublayers
 from secateur.modules import LowRankLinear, Sparse24Linear, SparseLowRankLinear
 from secateur.modules.dense_linear import dense_linear
 from secateur.modules.stack import REPLACED_CLASS
-from secateur.modules.weight24 import Weight24Module
+from secateur.modules.weight24 import PACKABLE_DTYPES, Weight24Module
 from secateur_kernels.layouts import Canonical24, LowRank
 
 CompressedLinear = LowRankLinear | Sparse24Linear | SparseLowRankLinear
-
-PACKABLE_DTYPES = (torch.bfloat16, torch.float16)
 
 # Subclasses of `nn.Linear` that compute what it does: Falcon's rounds once more before its bias.
 _ALSO_LINEAR = ("FalconLinear",)

@@ -1,5 +1,6 @@
 """The 2:4 weight of a module: canonical to be loaded, saved and trained, packed to be served."""
 
+from collections.abc import Callable
 from typing import Any, Self
 
 import torch
@@ -9,6 +10,8 @@ from secateur.errors import SecateurError
 from secateur_kernels.layouts import Canonical24, Fragment24, RowOrder, kind_of
 from secateur_kernels.layouts.fragment24 import canonical_order, plain_order
 
+PACKABLE_DTYPES = (torch.bfloat16, torch.float16)
+
 
 class Weight24Module(nn.Module):
     """Holds one 2:4 weight [N, K] in one of two forms, never both.
@@ -17,6 +20,9 @@ class Weight24Module(nn.Module):
     buffer `indices` uint8 [N, ceil(K / 8)]. Packed (after `pack`): buffer `data` in fragment order.
     State dicts hold the canonical form either way, so that they can be sliced and do not depend on
     a kernel's layout.
+
+    `to`, `half`, `float` and their like cast a packed weight as well: it stays packed in bf16 or
+    fp16 and becomes canonical in other dtypes.
     """
 
     trains_weight: bool
@@ -138,6 +144,20 @@ class Weight24Module(nn.Module):
         shape = (self.out_features, self.in_features)
         return (self.data, *shape, self.row_order, self.value_dtype)
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """As of every module, which would cast what is beside packed bytes and not the bytes."""
+        kept = self.data is None or self.value_dtype == _dtype_after(
+            fn, self.value_dtype, self.data.device
+        )
+        if not kept:
+            self.unpack()
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if self.weight is not None:
+            self.value_dtype = self.weight.dtype
+        if not kept and self.value_dtype in PACKABLE_DTYPES:
+            self.pack()
+        return self
+
     def _save_to_state_dict(
         self, destination: dict[str, Any], prefix: str, keep_vars: bool
     ) -> None:
@@ -158,3 +178,10 @@ class Weight24Module(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *rest)
         if was_packed:
             self.pack()
+
+
+def _dtype_after(
+    fn: Callable[[Tensor], Tensor], dtype: torch.dtype, device: torch.device
+) -> torch.dtype:
+    """What a function that moves or casts tensors makes of a dtype."""
+    return fn(torch.empty(0, dtype=dtype, device=device)).dtype

@@ -8,7 +8,7 @@ import torch
 
 from secateur.errors import SecateurError
 from secateur.lowrank import break_even_rank
-from secateur.models.swap import PACKABLE_DTYPES
+from secateur.modules.weight24 import PACKABLE_DTYPES
 from secateur.recipe import ImportanceName
 from secateur_kernels.layouts.low_rank import RANK_STEP
 

@@ -8,7 +8,6 @@ from torch import nn
 from secateur.integrations.transformers_quantizer import guard_saving
 from secateur.models.fuse import unfuse
 from secateur.models.swap import (
-    PACKABLE_DTYPES,
     compressed_modules,
     convert_sparse24,
     pack_layers,
@@ -16,7 +15,7 @@ from secateur.models.swap import (
     to_dense,
 )
 from secateur.modules import Sparse24Linear
-from secateur.modules.weight24 import Weight24Module
+from secateur.modules.weight24 import PACKABLE_DTYPES, Weight24Module
 
 
 @dataclass(eq=False)

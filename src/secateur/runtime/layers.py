@@ -8,13 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from secateur.models.swap import (
-    PACKABLE_DTYPES,
     compressed_modules,
     dense_sites,
     is_sparse24,
 )
 from secateur.modules import LowRankLinear, Sparse24Linear, SparseLowRankLinear
-from secateur.modules.weight24 import Weight24Module
+from secateur.modules.weight24 import PACKABLE_DTYPES, Weight24Module
 from secateur_kernels.dispatch import DeviceFacts, Problem
 
 Form = Literal["dense", "2:4", "low-rank", "2:4+low-rank"]

@@ -15,8 +15,9 @@ from secateur.models.blocks import find_blocks
 from secateur.models.inventory import take_inventory
 from secateur.models.matrix_types import matrix_type
 from secateur.models.sites import WeightSite
-from secateur.models.swap import PACKABLE_DTYPES, convert_sparse24, pack_layers, replace_module
+from secateur.models.swap import convert_sparse24, pack_layers, replace_module
 from secateur.modules import LowRankLinear, SparseLowRankLinear
+from secateur.modules.weight24 import PACKABLE_DTYPES
 from secateur_kernels.layouts import Canonical24, LowRank
 
 PARTS = ("dense", "2:4", "low-rank", "depth")
