@@ -1,9 +1,12 @@
 """Modules around packed weights: conversion, state dicts, one op call."""
 
+import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from accelerate import cpu_offload, disk_offload
 from kernels.linears import randn, random_mask
 from torch import nn
 from torch._subclasses import FakeTensorMode
@@ -194,6 +197,20 @@ def test_a_dense_copy_on_request() -> None:
     assert set(layer.state_dict()) == {"weight", "indices", "bias"}
     layer.drop_dense_copy()
     assert torch.equal(layer(X), packed_only)
+
+
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("kind", KINDS)
+def test_offloaded_with_their_buffers(kind: str, packed: bool, tmp_path: Path) -> None:
+    layer = make(kind)
+    if kind != "low rank" and not packed:
+        layer.unpack()
+    expected = layer(X)
+    for offloaded in (
+        cpu_offload(copy.deepcopy(layer), "cpu", offload_buffers=True),
+        disk_offload(copy.deepcopy(layer), str(tmp_path), "cpu", offload_buffers=True),
+    ):
+        assert torch.equal(offloaded(X), expected)
 
 
 def test_print() -> None:

@@ -44,7 +44,7 @@ class Sparse24Linear(Weight24Module):
         self.activation = activation
         zeros = torch.zeros(out_features, dtype=dtype, device=device)
         self.bias = nn.Parameter(zeros) if bias else None
-        self.register_buffer("dense", None, persistent=False)
+        self._hold_buffer("dense", None)
 
     @classmethod
     def from_linear(
@@ -97,12 +97,13 @@ class Sparse24Linear(Weight24Module):
         """
         if not self.is_packed:
             raise SecateurError("expected a packed layer: call pack() before keep_dense_copy()")
-        self.dense = self.dense_weight()
-        return self.dense.nbytes
+        dense = self.dense_weight()
+        self._hold_buffer("dense", dense)
+        return dense.nbytes
 
     def drop_dense_copy(self) -> None:
         """Back to one packed copy (policy memory)."""
-        self.dense = None
+        self._hold_buffer("dense", None)
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """[..., K] -> [..., N] or [..., N / 2], plus the residual if one is given."""

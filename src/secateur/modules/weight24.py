@@ -54,7 +54,7 @@ class Weight24Module(nn.Module):
         )
         self.weight = nn.Parameter(values)
         self.register_buffer("indices", filler)
-        self.register_buffer("data", None, persistent=False)
+        self._hold_buffer("data", None)
 
     @property
     def is_packed(self) -> bool:
@@ -108,7 +108,7 @@ class Weight24Module(nn.Module):
             self.trains_weight = self.weight.requires_grad
             self.weight = None
             self.indices = None
-            self.data = fragment.data
+            self._hold_buffer("data", fragment.data)
         return self
 
     def unpack(self) -> "Weight24Module":
@@ -134,10 +134,17 @@ class Weight24Module(nn.Module):
 
     def _hold_canonical(self, values: Tensor, indices: Tensor) -> None:
         trainable = self.trains_weight if self.weight is None else self.weight.requires_grad
-        self.data = None
+        self._hold_buffer("data", None)
         self.value_dtype = values.dtype
         self.weight = nn.Parameter(values, requires_grad=trainable)
         self.indices = indices
+
+    def _hold_buffer(self, name: str, tensor: Tensor | None) -> None:
+        """Hold a buffer that state dicts leave out.
+
+        One that is None counts as persistent: accelerate takes all others for tensors.
+        """
+        self.register_buffer(name, tensor, persistent=tensor is None)
 
     def _packed_arguments(self) -> tuple[Any, ...]:
         """The weight as packed ops take it."""
