@@ -199,6 +199,20 @@ def test_a_dense_copy_on_request() -> None:
     assert torch.equal(layer(X), packed_only)
 
 
+def test_a_dense_copy_goes_with_the_weight_that_it_is_a_copy_of() -> None:
+    other = Canonical24.from_dense(torch.zeros(32, 64).bfloat16())
+    for change in (
+        lambda layer: layer.set_weight(other),
+        lambda layer: layer.load_state_dict(make("sparse").state_dict()),
+        lambda layer: layer.half(),
+    ):
+        layer = make("sparse")
+        layer.keep_dense_copy()
+        change(layer)
+        assert layer.is_packed
+        assert layer.dense is None
+
+
 @pytest.mark.parametrize("packed", [True, False])
 @pytest.mark.parametrize("kind", KINDS)
 def test_offloaded_with_their_buffers(kind: str, packed: bool, tmp_path: Path) -> None:

@@ -89,6 +89,8 @@ class Sparse24Linear(Weight24Module):
     def keep_dense_copy(self) -> int:
         """Keep the dense weight beside the packed one, for where dense is faster (policy strict).
 
+        It goes when the weight is replaced, loaded, cast or unpacked.
+
         Returns:
             bytes that it takes.
 
@@ -104,6 +106,10 @@ class Sparse24Linear(Weight24Module):
     def drop_dense_copy(self) -> None:
         """Back to one packed copy (policy memory)."""
         self._hold_buffer("dense", None)
+
+    def _hold_canonical(self, values: Tensor, indices: Tensor) -> None:
+        super()._hold_canonical(values, indices)
+        self.drop_dense_copy()
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """[..., K] -> [..., N] or [..., N / 2], plus the residual if one is given."""
