@@ -245,6 +245,24 @@ def test_only_compressed_layers_become_dense_by_name() -> None:
     assert to_dense(model, [site.name]) == [site.name]
 
 
+def test_layers_that_share_down_become_dense_together() -> None:
+    model = tiny_model("llama")
+    names = [f"model.layers.0.self_attn.{name}_proj" for name in "qkv"]
+    leader: LowRankLinear | None = None
+    for name in names:
+        shape = linear_shape(model.get_submodule(name))
+        assert shape is not None
+        layer = LowRankLinear(shape[1], shape[0], RANK, False, shares_down_with=leader)
+        replace_module(model, name, layer)
+        leader = leader or layer
+    message = f"expected to replace {names[0]} together with .*, but {names[2]} would stay"
+    with pytest.raises(SecateurError, match=message):
+        to_dense(model, names[:2])
+    assert list(compressed_modules(model)) == names, "nothing was changed"
+    assert to_dense(model, names[2:]) == names[2:]
+    assert to_dense(model, names[:2]) == names[:2]
+
+
 def test_a_conv1d_gets_a_bias_of_zeros_if_its_stand_in_had_none() -> None:
     model = tiny_model("gpt2")
     name = "transformer.h.0.mlp.c_fc"

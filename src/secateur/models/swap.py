@@ -1,6 +1,6 @@
 """Replace linear layers of a model by compressed ones, and back."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +43,8 @@ def linear_shape(module: nn.Module) -> tuple[int, int] | None:
 
 def replace_module(model: nn.Module, name: str, module: nn.Module) -> nn.Module:
     """Put a linear layer in the place of another one of the same shape.
+
+    Layers that share the `down` of the old one go on reading it there.
 
     Args:
         model: changed in place.
@@ -260,23 +262,51 @@ def to_dense(model: nn.Module, names: Iterable[str] | None = None) -> list[str]:
 
     Raises:
         SecateurError: a layer multiplies gate and up, which a linear layer cannot; a name is none
-            of a compressed layer; or, without `names`, the attention or MLP of a block was
-            removed. Nothing was changed.
+            of a compressed layer; layers that are not named share the `down` of one that is; or,
+            without `names`, the attention or MLP of a block was removed. Nothing was changed.
     """
     layers = _layers_to_replace(model, names)
     for name, module in layers.items():
         if module.activation != "none":
             raise SecateurError(f"{name} multiplies gate and up: no one dense layer stands for it")
+    _require_sharers(model, layers)
     for name, module in layers.items():
-        linear = _dense_layer(module)
-        replaced = getattr(module, REPLACED_CLASS, nn.Linear)
-        replace_module(model, name, linear)
-        if not issubclass(replaced, nn.Linear):
-            replace_module(model, name, _transposed(linear, replaced))
-        elif _is_linear(replaced):
-            # The class adds no state, and its order of roundings comes back with it.
-            linear.__class__ = replaced
+        put_dense(model, name, module)
     return list(layers)
+
+
+def put_dense(model: nn.Module, name: str, module: CompressedLinear) -> None:
+    """Replace one compressed layer by the dense one that it stands for, as `to_dense` does.
+
+    Layers that share its `down` go on reading it there: for callers that keep the layer.
+
+    Args:
+        model: changed in place.
+        name: of the layer.
+        module: the layer.
+    """
+    linear = _dense_layer(module)
+    replaced = getattr(module, REPLACED_CLASS, nn.Linear)
+    replace_module(model, name, linear)
+    if not issubclass(replaced, nn.Linear):
+        replace_module(model, name, _transposed(linear, replaced))
+    elif _is_linear(replaced):
+        # The class adds no state, and its order of roundings comes back with it.
+        linear.__class__ = replaced
+
+
+def _require_sharers(model: nn.Module, layers: Mapping[str, CompressedLinear]) -> None:
+    named = {id(module): name for name, module in layers.items()}
+    left: dict[str, list[str]] = {}
+    for name, module in compressed_modules(model).items():
+        if isinstance(module, LowRankLinear) and module.shares_down and id(module) not in named:
+            if leader := named.get(id(module.down_holder())):
+                left.setdefault(leader, []).append(name)
+    for leader, names in left.items():
+        raise SecateurError(
+            f"expected to replace {leader} together with the layers that share its down, but "
+            f"{', '.join(names)} would stay"
+        )
 
 
 def _layers_to_replace(

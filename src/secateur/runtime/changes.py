@@ -11,6 +11,7 @@ from secateur.models.swap import (
     compressed_modules,
     convert_sparse24,
     pack_layers,
+    put_dense,
     replace_module,
     to_dense,
 )
@@ -54,7 +55,7 @@ class Changes:
         """Make dense layers of compressed ones; those are kept, since factors do not come back."""
         for name in names:
             layer = compressed_modules(self.model)[name]
-            to_dense(self.model, [name])
+            put_dense(self.model, name, layer)
             self._replaced[name] = layer
 
     def keep_dense_copy(self, layer: nn.Module) -> None:
