@@ -14,6 +14,7 @@ from secateur_kernels.dispatch.problem import Problem, device_facts
 from secateur_kernels.epilogue import epilogue_backward, output_columns
 from secateur_kernels.errors import SecateurError
 from secateur_kernels.layouts.low_rank import LowRank, check_factors
+from secateur_kernels.layouts.require import require_layout
 from secateur_kernels.linear_arguments import as_matrix, check_device, check_linear, rows_of
 from secateur_kernels.low_rank_linear.gradient import into_factors_and_input
 from secateur_kernels.low_rank_linear.launch import choice_of, launch
@@ -58,6 +59,7 @@ def low_rank_linear(
     Raises:
         SecateurError: an argument does not fit; the backend is not there.
     """
+    require_layout(weight, LowRank)
     return torch.ops.secateur.low_rank_linear(  # type: ignore[no-any-return]
         x, weight.down, weight.up, weight.group_rows, bias, residual, activation, backend
     )
@@ -65,6 +67,7 @@ def low_rank_linear(
 
 def explain(x: Tensor, weight: LowRank) -> Choice:
     """What `auto` would use for these arguments, and why."""
+    require_layout(weight, LowRank)
     return decide(problem_of(as_matrix(x), weight.down, weight.up))
 
 

@@ -14,6 +14,7 @@ from secateur_kernels.epilogue import epilogue_backward, output_columns
 from secateur_kernels.errors import SecateurError
 from secateur_kernels.layouts.fragment24 import Fragment24
 from secateur_kernels.layouts.low_rank import LowRank
+from secateur_kernels.layouts.require import require_layout
 from secateur_kernels.linear_arguments import as_matrix, check_linear, rows_of
 from secateur_kernels.low_rank_linear.cuda_kernel import takes_groups
 from secateur_kernels.low_rank_linear.gradient import into_factors_and_input
@@ -62,12 +63,15 @@ def sparse24_low_rank_linear(
         SecateurError: an argument does not fit; the backend is not there.
     """
     packed = Packed24.of(weight)
+    require_layout(factors, LowRank)
     rest = (factors.down, factors.up, factors.group_rows, bias, residual, activation, backend)
     return torch.ops.secateur.sparse24_low_rank_linear(x, *packed, *rest)  # type: ignore[no-any-return]
 
 
 def explain(x: Tensor, weight: Fragment24, factors: LowRank) -> Choice:
     """What `auto` would use for these arguments, and why."""
+    require_layout(weight, Fragment24)
+    require_layout(factors, LowRank)
     problem = _problem(as_matrix(x), *weight.shape, factors.rank, len(factors.group_rows))
     return choose_for(problem, takes_groups(factors.group_rows, weight.row_order))
 

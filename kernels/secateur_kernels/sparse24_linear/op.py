@@ -12,6 +12,7 @@ from secateur_kernels.dispatch.decide import decide
 from secateur_kernels.epilogue import epilogue_backward, output_columns
 from secateur_kernels.errors import SecateurError
 from secateur_kernels.layouts.fragment24 import Fragment24
+from secateur_kernels.layouts.require import require_layout
 from secateur_kernels.linear_arguments import as_matrix, check_device, check_linear, rows_of
 from secateur_kernels.namespace import LIBRARY
 from secateur_kernels.sparse24_linear.launch import BACKENDS, choice_of, launch, problem_of
@@ -73,6 +74,7 @@ def sparse24_linear(
 
 def explain(x: Tensor, weight: Fragment24, *, dense: Tensor | None = None) -> Choice:
     """What `auto` would use for these arguments, and why."""
+    require_layout(weight, Fragment24)
     return decide(problem_of(as_matrix(x), *weight.shape, dense is not None))
 
 

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from secateur_kernels.errors import SecateurError
 from secateur_kernels.layouts.fragment24 import Fragment24, check_data
+from secateur_kernels.layouts.require import require_layout
 from secateur_kernels.linear_arguments import check_device
 
 
@@ -25,7 +26,12 @@ class Packed24(NamedTuple):
 
     @classmethod
     def of(cls, weight: Fragment24) -> "Packed24":
-        """The fields of a validated weight."""
+        """The fields of a validated weight.
+
+        Raises:
+            SecateurError: it has another layout.
+        """
+        require_layout(weight, Fragment24)
         return cls(weight.data, *weight.shape, weight.row_order, weight.kind.value_dtype)
 
     @property

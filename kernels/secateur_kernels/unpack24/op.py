@@ -12,6 +12,7 @@ from secateur_kernels.backends import (
 )
 from secateur_kernels.layouts.fragment24 import Fragment24, check_data
 from secateur_kernels.layouts.kind import kind_of
+from secateur_kernels.layouts.require import require_layout
 from secateur_kernels.namespace import LIBRARY
 from secateur_kernels.unpack24 import cuda_kernel, reference
 
@@ -37,8 +38,9 @@ def unpack24(fragment: Fragment24, backend: Backend = "auto") -> Tensor:
         backend: `auto`: Triton on a GPU, plain torch on a CPU. Another name is used or refused.
 
     Raises:
-        SecateurError: the backend is not there.
+        SecateurError: the weight has another layout; the backend is not there.
     """
+    require_layout(fragment, Fragment24)
     return torch.ops.secateur.unpack24(  # type: ignore[no-any-return]
         fragment.data, *fragment.shape, fragment.row_order, fragment.kind.value_dtype, backend
     )

@@ -20,6 +20,7 @@ from secateur_kernels import (
 )
 from secateur_kernels.epilogue import apply_epilogue
 from secateur_kernels.low_rank_linear.op import explain
+from secateur_kernels.low_rank_linear.sparse_op import explain as explain_both
 from secateur_kernels.sparse24_linear.packed import Packed24
 
 
@@ -159,6 +160,7 @@ def test_says_why() -> None:
         ({"x": torch.ones(3, 13)}, r"expected x \[\.\.\., 12\]"),
         ({"x": torch.ones(3, 12).half()}, "expected x of the factors' dtype torch.float32"),
         ({"bias": torch.ones(15)}, r"expected bias float32 \[16\]"),
+        ({"weight": torch.ones(16, 12)}, "expected a LowRank, got Tensor"),
         ({"backend": "dense"}, "reference, triton, cuda, two_gemms, got 'dense'"),
         ({"backend": "cuda"}, "expected x on an NVIDIA GPU for backend cuda, got cpu"),
         ({"activation": "relu"}, "expected activation none or silu_and_mul"),
@@ -179,6 +181,20 @@ def test_factors_beside_a_sparse_part_are_checked_too() -> None:
     three = factors((8, 8, 8), 12, 4, torch.bfloat16)
     with pytest.raises(SecateurError, match=r"expected one or two groups \(gate, up\).* got 3"):
         sparse24_low_rank_linear(x, sparse, three, activation="silu_and_mul")
+
+
+def test_weights_of_another_layout_are_refused() -> None:
+    x, low_rank = torch.ones(1, 12).bfloat16(), factors((24,), 12, 4, torch.bfloat16)
+    sparse: Any
+    dense: Any
+    sparse, dense = sparse_part(24, 12)
+    for call in (sparse24_low_rank_linear, explain_both):
+        with pytest.raises(SecateurError, match="expected a Fragment24, got Tensor"):
+            call(x, dense, low_rank)
+        with pytest.raises(SecateurError, match="expected a LowRank, got Fragment24"):
+            call(x, sparse, sparse)
+    with pytest.raises(SecateurError, match="expected a LowRank, got Fragment24"):
+        explain(x, sparse)
 
 
 def test_errors_of_groups() -> None:

@@ -222,6 +222,8 @@ GATE_UP = packed(32, 64, row_order="gate_up")[0]
         ({"bias": torch.ones(31).bfloat16()}, r"expected bias bfloat16 \[32\], got .* \[31\]"),
         ({"bias": torch.ones(32)}, r"expected bias bfloat16 \[32\], got float32"),
         ({"residual": torch.ones(3, 31).bfloat16()}, r"expected residual bfloat16 \[3, 32\]"),
+        ({"weight": GATE_UP.to_canonical()}, "expected a Fragment24, got Canonical24"),
+        ({"weight": torch.ones(32, 64)}, "expected a Fragment24, got Tensor"),
         ({"activation": "gelu"}, "expected activation none or silu_and_mul, got 'gelu'"),
         ({"activation": "silu_and_mul"}, "expected a weight packed with row order gate_up"),
         ({"backend": "cutlass"}, "expected backend auto, reference, .* got 'cutlass'"),
@@ -242,6 +244,11 @@ GATE_UP = packed(32, 64, row_order="gate_up")[0]
 def test_errors_say_what_was_expected(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(SecateurError, match=message):
         call(**changes)
+
+
+def test_a_weight_of_another_layout_is_not_explained() -> None:
+    with pytest.raises(SecateurError, match="expected a Fragment24, got Tensor"):
+        explain(torch.ones(3, 64), torch.ones(32, 64))  # type: ignore[arg-type]
 
 
 def test_corrupt_bytes_of_the_wrong_size_are_refused_by_the_op() -> None:

@@ -71,6 +71,8 @@ def test_bad_arguments_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     fields = (64, 64, "natural", torch.float16)
     with pytest.raises(SecateurError, match=r"expected data uint8 \[1, 2, 4608\]"):
         unpack24_data(fragment.data, 64, 68, "natural", torch.float16)
+    with pytest.raises(SecateurError, match="expected a Fragment24, got Canonical24"):
+        unpack24(fragment.to_canonical())  # type: ignore[arg-type]
     with pytest.raises(SecateurError, match="row order natural or gate_up, got 'other'"):
         unpack24_data(fragment.data, 64, 64, "other", torch.float16)
     with pytest.raises(SecateurError, match="weights of dtype bfloat16, float16, got float32"):
