@@ -4,6 +4,7 @@ through torchrun, or called for one process alone.
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from families import VOCAB_SIZE, tiny_model
 from torch import Tensor
 
+from secateur.calibration.tokens import tokens_from_tensor
 from secateur.compress import compress, compress_with_report
 from secateur.errors import SecateurError
 from secateur.parallel import join_processes
@@ -44,7 +46,10 @@ def prune(family: str, name: str, count: int = 20) -> tuple[dict[str, Tensor], A
     """The weights, and the record of the stage as plain values without times."""
     model = tiny_model(family)
     recipe = {"stages": [{"stage": "prune", "pattern": "2:4", **RECIPES[name]}]}
-    _, report = compress_with_report(model, recipe, calibration=samples(count))
+    # Each reaches into the next: what is trained on depends on what is held out.
+    spans = tuple((64 * n, 64 * n + LENGTH) for n in range(count))
+    tokens = replace(tokens_from_tensor(samples(count)), spans=spans)
+    _, report = compress_with_report(model, recipe, calibration=tokens)
     record: Any = to_plain(report.stages[0])
     return model.state_dict(), _timeless(record)
 

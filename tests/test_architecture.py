@@ -23,6 +23,7 @@ MAY_IMPORT = {
     "new_folder": set(),
     "seeds": {"errors"},
     "settings": {"errors"},
+    "spans": set(),
     "progress": {"settings"},
     "parallel": {"errors", "settings"},
     "yaml_text": {"errors"},
@@ -34,12 +35,12 @@ MAY_IMPORT = {
     "update": set(),
     "depth": {"errors", "models"},
     "lowrank": {"errors"},
-    "reconstruct": {"errors", "models", "parallel", "progress"},
+    "reconstruct": {"errors", "models", "parallel", "progress", "spans"},
     "modules": {"errors"},
     "runtime": {"errors", "integrations", "models", "modules", "report"},
     "inherit": {"depth", "errors", "models"},
     "texts": {"errors"},
-    "calibration": {"errors", "models", "parallel", "seeds", "texts"},
+    "calibration": {"errors", "models", "parallel", "seeds", "spans", "texts"},
     "report": {"errors", "plain", "recipe"},
     "evaluate": {"errors", "models", "progress", "report", "seeds", "texts"},
     "training": {
@@ -106,7 +107,7 @@ MAY_IMPORT = {
     "demo": FOUNDATION | {"checkpoint", "compress", "evaluate", "prepare", "report"},
     "plan": ALGORITHMS
     | {"calibration", "checkpoint", "compress", "errors", "evaluate", "models", "modules", "plain"}
-    | {"progress", "recipe", "search", "stages"},
+    | {"progress", "recipe", "search", "spans", "stages"},
     "convert": {"checkpoint", "clock", "errors", "models", "prepare", "prepare_training"}
     | {"progress", "recipe", "report", "run_stages"},
     "cli": FOUNDATION

@@ -3,6 +3,7 @@
 import copy
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from rich.console import Console
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
+from secateur.calibration.tokens import tokens_from_tensor
 from secateur.cli.app import app
 from secateur.compress import compress_with_report
 from secateur.errors import SecateurError
@@ -457,6 +459,15 @@ def test_too_few_samples_to_hold_out_are_refused() -> None:
             method="wanda++",
             reconstruct={"held_out": share},
         )
+
+
+def test_samples_that_all_share_tokens_are_refused_where_some_are_held_out() -> None:
+    refused(
+        "expected samples to train on that share no token with the 6 held out",
+        method="wanda++",
+        reconstruct={"held_out": 0.25},
+        calibration=replace(tokens_from_tensor(some_ids()), spans=((0, 16),) * 24),
+    )
 
 
 def test_blocks_that_share_parameters_are_refused() -> None:

@@ -194,4 +194,4 @@ def _enter_blocks(
     linears = {site.name: site.module for site in inventory.all_sites if site.expert is None}
     trace = trace_blocks(model, blocks, linears, tokens.samples[0].unsqueeze(0))
     inputs = capture_inputs(model, blocks, trace, own, at_once, device)
-    return replace(inputs, num_samples=len(tokens.samples)), trace
+    return replace(inputs, num_samples=len(tokens.samples), spans=tokens.spans), trace

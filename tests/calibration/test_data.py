@@ -60,6 +60,14 @@ def test_windows_are_pieces_of_the_joined_texts(
     assert windows == windows_of(texts, num_samples, length, seed)
 
 
+def test_windows_tell_where_in_the_text_they_lie() -> None:
+    text = "".join(map(chr, range(300, 400)))
+    tokens = load_calibration([text], CharacterTokenizer(), num_samples=9, max_seq_length=10)
+    assert tokens.spans is not None
+    for sample, (start, end) in zip(tokens.samples, tokens.spans, strict=True):
+        assert "".join(map(chr, sample.tolist())) == text[start:end]
+
+
 def test_seed_decides_alone() -> None:
     text = "".join(map(chr, range(300, 1300)))
     state = torch.get_rng_state()

@@ -161,3 +161,25 @@ def test_the_last_half_is_measured_on() -> None:
     assert (len(fitted.samples), len(kept.samples)) == (1, 1)
     with pytest.raises(SecateurError, match="at least 2 calibration samples to plan by, got 1"):
         split_tokens(CalibrationTokens(TOKENS.samples[:1], "text"))
+
+
+def drawn(*starts: int) -> CalibrationTokens:
+    """Samples of 20 tokens that lie at these places of one text."""
+    spans = tuple((start, start + 20) for start in starts)
+    return CalibrationTokens(TOKENS.samples[: len(starts)], "text", spans)
+
+
+def test_nothing_is_fitted_to_a_token_that_is_measured_on() -> None:
+    fitted, kept = split_tokens(drawn(0, 20, 40, 60))
+    assert (fitted.spans, kept.spans) == (((0, 20), (20, 40)), ((40, 60), (60, 80)))
+    # Now the halves as drawn overlap, so the text is cut in two; the sample at 25 is on both sides.
+    fitted, kept = split_tokens(drawn(40, 0, 25, 41, 20, 100))
+    assert fitted.spans == ((0, 20), (20, 40))
+    assert kept.spans == ((40, 60), (41, 61), (100, 120))
+    assert torch.equal(fitted.samples[0], IDS[1])
+    assert torch.equal(kept.samples[2], IDS[5])
+
+
+def test_samples_that_all_share_tokens_cannot_be_split() -> None:
+    with pytest.raises(SecateurError, match="share no token with those to measure on, but all"):
+        split_tokens(drawn(0, 5, 9))

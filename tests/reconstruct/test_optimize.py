@@ -1,3 +1,4 @@
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import replace
 from itertools import pairwise
@@ -22,6 +23,7 @@ from secateur.reconstruct import (
     stored_targets,
     teacher_targets,
 )
+from secateur.spans import Span
 
 QUICK = ReconstructionSettings(rounds=8, samples_per_step=3, learning_rate=0.03, scale="absolute")
 
@@ -225,6 +227,32 @@ def test_held_out_samples_are_never_trained_on() -> None:
     ours, theirs = (torch.cat([output.flatten() for output in found]) for found in outputs)
     before = float((ours - theirs).norm() / theirs.norm())
     assert history.rounds[0].held_out_error == pytest.approx(before, rel=1e-12)
+
+
+def test_samples_that_share_tokens_with_those_held_out_are_not_trained_on() -> None:
+    teacher, samples = make_block(), make_samples()
+    trained_on: set[int] = set()
+    held_out: set[int] = set()
+    computed = teacher_targets(teacher, samples)
+
+    def targets(chosen: Sequence[int]) -> Tensor:
+        (trained_on if torch.is_grad_enabled() else held_out).update(chosen)
+        return computed(chosen)
+
+    def tune(spans: tuple[Span, ...]) -> None:
+        student, masks = halved(teacher)
+        settings = replace(QUICK, held_out=1 / 3)
+        optimize(student, targets, replace(samples, spans=spans), settings, masks=masks)
+
+    tune(tuple((10 * n, 10 * n + 6) for n in range(9)))
+    assert (len(held_out), len(trained_on)) == (3, 6)
+    # Every sample reaches into the next.
+    trained_on.clear()
+    tune(tuple((3 * n, 3 * n + 6) for n in range(9)))
+    near = {n + step for n in held_out for step in (-1, 0, 1)}
+    assert trained_on == set(range(9)) - near
+    with pytest.raises(SecateurError, match="with the 3 held out, but all 6 others do; give more"):
+        tune(((0, 6),) * 9)
 
 
 def test_nan_stops_with_the_best_so_far() -> None:

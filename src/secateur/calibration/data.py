@@ -1,6 +1,7 @@
 """Calibration text from where people keep it: files, folders, JSON lines, `datasets`, tensors."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Protocol
@@ -160,8 +161,9 @@ def _random_windows(
         )
     generator = torch.Generator().manual_seed(seed)
     starts = torch.randint(len(stream) - length + 1, (num_samples,), generator=generator)
-    windows = [stream[start : start + length].clone() for start in starts.tolist()]
-    return checked_tokens(windows, source)
+    spans = tuple((start, start + length) for start in starts.tolist())
+    windows = [stream[start:end].clone() for start, end in spans]
+    return replace(checked_tokens(windows, source), spans=spans)
 
 
 def read_texts(source: str | Path) -> Iterator[str]:

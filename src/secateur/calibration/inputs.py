@@ -13,6 +13,7 @@ from secateur.models.blocks import BlockList
 from secateur.models.measure import is_finite
 from secateur.models.replay import BlockCall, CapturedBatch, capture_batch
 from secateur.models.trace import Trace
+from secateur.spans import Span
 
 TOKENS_PER_BATCH = 1024
 """Enough tokens at once to keep a processor busy, few enough to keep activations small."""
@@ -51,6 +52,8 @@ class BlockInputs:
     num_samples: int
     device: torch.device
     """Where blocks run."""
+    spans: tuple[Span, ...] | None = None
+    """By sample, of all `num_samples`: see `CalibrationTokens`."""
 
     def __len__(self) -> int:
         return len(self.hidden)
@@ -282,7 +285,7 @@ def capture_inputs(
     if not all(map(is_finite, buffers[0])):
         raise SecateurError(f"activations that enter {blocks.block_name(0)} hold NaN or Inf")
     placed = tuple(arguments_on(device, calls))
-    return BlockInputs(buffers[0], buffers[1], placed, len(tokens.samples), device)
+    return BlockInputs(buffers[0], buffers[1], placed, len(tokens.samples), device, tokens.spans)
 
 
 def arguments_on(

@@ -1,13 +1,14 @@
 """Calibration tokens as a validated value: samples of one or several lengths, never padded."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from secateur.errors import SecateurError
+from secateur.spans import Span
 
 MIN_SEQUENCE_TOKENS = 2
 
@@ -20,6 +21,8 @@ class CalibrationTokens:
     """int64 [length] each; lengths may differ."""
     source: str
     """Where they came from, for the report."""
+    spans: tuple[Span, ...] | None = None
+    """By sample, where it lies in one text; None where that is not known."""
 
     @property
     def num_tokens(self) -> int:
@@ -81,8 +84,14 @@ class CalibrationTokens:
         if len(sizes) < size:
             sizes = [1] * len(self.samples)
         first, last = (len(sizes) * edge // size for edge in (rank, rank + 1))
-        samples = self.samples[sum(sizes[:first]) : sum(sizes[:last])]
-        return CalibrationTokens(samples, self.source)
+        return self.only(range(sum(sizes[:first]), sum(sizes[:last])))
+
+    def only(self, chosen: Iterable[int]) -> "CalibrationTokens":
+        """Some of the samples, by number, in the order given."""
+        numbers = list(chosen)
+        spans = None if self.spans is None else tuple(self.spans[number] for number in numbers)
+        samples = tuple(self.samples[number] for number in numbers)
+        return CalibrationTokens(samples, self.source, spans)
 
     def check_vocabulary(self, vocabulary_size: int) -> None:
         """Raise SecateurError if a token id is not below `vocabulary_size`."""

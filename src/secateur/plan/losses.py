@@ -27,6 +27,7 @@ from secateur.plan.held_out import HeldOutLoss
 from secateur.plan.layer_times import form_name
 from secateur.plan.table import SPARSE24, Part
 from secateur.progress import Progress
+from secateur.spans import apart
 from secateur.stages.factor_group import FactorGroup, input_root
 from secateur.stages.factor_importance import Importance
 from secateur.stages.factor_statistics import SiteMoments, collect_moments
@@ -71,15 +72,27 @@ class Losses:
 def split_tokens(tokens: CalibrationTokens) -> tuple[CalibrationTokens, CalibrationTokens]:
     """Samples to fit to, and samples to measure on: the last half.
 
+    Where these would share tokens of one text, it is the half that lies last in the text, and
+    samples that reach into it are in neither.
+
     Raises:
-        SecateurError: there are fewer than two.
+        SecateurError: there are fewer than two, or all share tokens.
     """
     count = len(tokens.samples)
     if count < 2:
         raise SecateurError(f"expected at least 2 calibration samples to plan by, got {count}")
-    measured = max(1, count // _HELD_OUT_SHARE)
-    fitted = tokens.samples[: count - measured], tokens.samples[count - measured :]
-    return tuple(CalibrationTokens(part, tokens.source) for part in fitted)  # type: ignore[return-value]
+    num_fitted = count - max(1, count // _HELD_OUT_SHARE)
+    order, spans = list(range(count)), tokens.spans
+    if spans and len(apart(order[:num_fitted], order[num_fitted:], spans)) < num_fitted:
+        order.sort(key=spans.__getitem__)
+    measured = order[num_fitted:]
+    fitted = apart(order[:num_fitted], measured, spans)
+    if not fitted:
+        raise SecateurError(
+            "expected calibration samples to fit to that share no token with those to measure on, "
+            f"but all of {tokens.source} do; give more text, or fewer or shorter samples"
+        )
+    return tokens.only(fitted), tokens.only(measured)
 
 
 @torch.no_grad()

@@ -52,8 +52,8 @@ class Reconstruction:
     """False: pruned weights move too within a round, and the method's score chooses the mask anew
     before every round and after the last."""
     held_out: float | None = None
-    """Share of the samples that is never trained on and decides which round is best; 0: the last
-    round is."""
+    """Share of the samples that decides which round is best; neither these nor samples that share
+    tokens of the text with them are trained on. 0: the last round is."""
     autocast: bool | None = None
     """Products in bfloat16 while a block is tuned; weights are kept in fp32 in any case. None: on
     a GPU, for blocks of 16-bit weights, as products in fp32 take about ten times as long there."""

@@ -2,6 +2,7 @@
 
 from secateur.models.sublayers import Half, silenced
 from secateur.reconstruct.halves import find_halves
+from secateur.reconstruct.held_out import split_samples
 from secateur.reconstruct.history import History, RoundRecord
 from secateur.reconstruct.masters import master_weights
 from secateur.reconstruct.optimize import (
@@ -24,6 +25,7 @@ __all__ = [
     "master_weights",
     "optimize",
     "silenced",
+    "split_samples",
     "stored_targets",
     "teacher_targets",
     "too_long_to_tune",

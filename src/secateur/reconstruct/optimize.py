@@ -13,6 +13,7 @@ from secateur.errors import SecateurError
 from secateur.models.measure import is_finite
 from secateur.parallel import Parallel
 from secateur.progress import Progress, SilentProgress
+from secateur.reconstruct.held_out import split_samples
 from secateur.reconstruct.history import History, RoundRecord
 from secateur.reconstruct.samples import BlockSamples
 from secateur.reconstruct.settings import ReconstructionSettings
@@ -116,15 +117,9 @@ class _Optimization:
         self.generator = torch.Generator().manual_seed(settings.seed)
         self.parallel = parallel
         self.share = share_samples(samples.num_samples, parallel)
-        order = torch.randperm(self.share.total, generator=self.generator).tolist()
-        num_held_out = round(settings.held_out * len(order))
-        self.held_out = sorted(order[:num_held_out])
-        self.training = sorted(order[num_held_out:])
-        if not self.training or (settings.held_out and not self.held_out):
-            raise SecateurError(
-                f"expected enough samples to train on and to hold {settings.held_out:g} of them "
-                f"out, got {self.share.total}"
-            )
+        self.held_out, self.training = split_samples(
+            self.share.total, samples.spans, settings, self.generator
+        )
         wanted = settings.samples_per_round or len(self.training)
         self.per_round = min(wanted, len(self.training))
         steps_per_round = -(-self.per_round // settings.samples_per_step)

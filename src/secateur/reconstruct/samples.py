@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from secateur.errors import SecateurError
 from secateur.models.replay import BlockCall, joined
+from secateur.spans import Span
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,9 @@ class BlockSamples:
     """By batch: [batch, length, width]."""
     calls: tuple[BlockCall, ...]
     """By batch: how this block is called."""
+    spans: tuple[Span, ...] | None = None
+    """By sample, of all processes that tune together, where it lies in one text; None where that is
+    not known."""
 
     def __post_init__(self) -> None:
         if len(self.hidden) != len(self.calls) or not self.hidden:

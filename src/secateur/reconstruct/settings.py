@@ -38,8 +38,8 @@ class ReconstructionSettings:
     """At most so many tokens, but at least one sample, are in a forward pass; a speed and memory
     choice that changes results by rounding only."""
     held_out: float = 0.0
-    """Share of the samples that is never trained on and decides which round is best; 0 trusts
-    the last round."""
+    """Share of the samples that decides which round is best; neither these nor samples that share
+    tokens of a text with them are trained on. 0 trusts the last round."""
     loss: Loss = "squared"
     """`squared`: sum of squared differences. `relative`: each token's is divided by the target's
     own square, as the norm at the entry of the next layer does, so that a few huge tokens do not

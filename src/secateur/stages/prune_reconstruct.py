@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf, isnan
 from typing import Any
 
@@ -24,6 +24,7 @@ from secateur.reconstruct import (
     master_weights,
     optimize,
     silenced,
+    split_samples,
     stored_targets,
     too_long_to_tune,
 )
@@ -60,7 +61,7 @@ class HalfTargets:
 
 def block_samples(inputs: BlockInputs, index: int) -> BlockSamples:
     """The inputs of block `index`, sample by sample, in the buffers that hold them."""
-    return BlockSamples(inputs.hidden, tuple(calls[index] for calls in inputs.calls))
+    return BlockSamples(inputs.hidden, tuple(calls[index] for calls in inputs.calls), inputs.spans)
 
 
 def check_tuning(
@@ -80,8 +81,8 @@ def check_tuning(
         looked_at: so many blocks are run to find their halves.
 
     Raises:
-        SecateurError: too few samples to hold some out, blocks that share parameters, or halves
-            asked for where blocks do not have them one after the other.
+        SecateurError: too few samples to hold some out, none apart from these, blocks that share
+            parameters, or halves asked for where blocks do not have them one after the other.
     """
     share, count = tuning.held_out or 0.0, inputs.num_samples
     if share and not 0 < round(share * count) < count:
@@ -89,6 +90,10 @@ def check_tuning(
             f"reconstruct: held_out {share:g} of {count} calibration samples leaves none to hold "
             "out or none to train on; use more samples"
         )
+    for index in range(len(blocks)):
+        settings = _settings(tuning, index)
+        generator = torch.Generator().manual_seed(settings.seed)
+        split_samples(count, inputs.spans, settings, generator)
     _check_shared(blocks)
     if tuning.granularity == "halves":
         for index, block in enumerate(list(blocks.modules)[:looked_at]):
@@ -175,7 +180,7 @@ def tune_block(
                 tune("attention", samples, halves.outputs)
                 between = _outputs(block, samples)
             with silenced(block, halves.attention):
-                tune("mlp", BlockSamples(between, samples.calls), dense_outputs)
+                tune("mlp", replace(samples, hidden=between), dense_outputs)
     return Tuned(tuple(rounds), masks, "; ".join(notes))
 
 
