@@ -8,20 +8,27 @@ from secateur.errors import SecateurError
 from secateur.plan.table import Choice, Limit, Removal, Selection, Table, Unit, select
 
 
-def random_table(seed: int, num_blocks: int, units_each: int, parts: bool) -> Table:
-    """Times from 1 to 9, losses up to 1; ties are likely among times, not among losses."""
-    draw = np.random.default_rng(seed)
+def random_table(seed: int, num_blocks: int, units_each: int, parts: bool, scale: int = 1) -> Table:
+    """Times from 1 to 9, losses up to 1; ties are likely among times, not among losses.
+
+    With a `scale`, bytes are so many times as large, and hardly two choices are of a size.
+    """
+    draw, odd = np.random.default_rng(seed), np.random.default_rng(seed + 1)
+
+    def size(num_bytes: int) -> int:
+        return num_bytes * scale + (int(odd.integers(0, 500)) if scale > 1 else 0)
+
     units = []
     removals = []
     for block in range(num_blocks):
         names = [f"b{block}.u{index}" for index in range(units_each)]
         for name in names:
             dense = float(draw.integers(4, 10))
-            choices = [Choice("dense", dense, int(dense) * 10, 0.0)]
+            choices = [Choice("dense", dense, size(int(dense) * 10), 0.0)]
             for rank in (16, 32)[: int(draw.integers(0, 3))]:
                 time = float(draw.integers(1, 11))
                 choices.append(
-                    Choice(f"rank {rank}", time, int(time) * 7, float(draw.random()), rank)
+                    Choice(f"rank {rank}", time, size(int(time) * 7), float(draw.random()), rank)
                 )
             units.append(Unit(name, block, (48, 32), tuple(choices)))
         removals.append(_removal(draw, block, "block", names))

@@ -103,7 +103,16 @@ def find(table: Table, limit: Limit, nearby: Nearby | None = None) -> Selection 
         + [removal.loss + _TIE for removal in variables.removals]
     )
     room = limit.value - offered.rest(limit)
-    return _minimise(offered, variables, losses, takes, room, nearby)
+    # The solver takes what is above the limit by a millionth of its largest term to keep to it:
+    # it is asked for less until it does.
+    margin = 0.0
+    while found := _minimise(offered, variables, losses, takes, room - margin, nearby):
+        if not (excess := limit.excess(found)):
+            return found
+        margin = 2 * margin + excess
+    # What is just within the limit may have been cut off.
+    found = _minimise(offered, variables, takes, takes, room, nearby) if margin else None
+    return None if found is None or limit.excess(found) else found
 
 
 def least(table: Table, limit: Limit) -> Selection:

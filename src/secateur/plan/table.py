@@ -19,6 +19,9 @@ SPARSE24 = "2:4"
 # A choice must save so much of what its dense layer takes, else the layer stays dense.
 LEAST_GAIN = 0.05
 
+# Sums of times in another order differ by less.
+_ROUNDING = 1e-9
+
 # What a built model saves over what it was predicted to save is believed within these bounds.
 _SAVINGS = (0.5, 2.0)
 
@@ -104,6 +107,13 @@ class Limit:
     def value(self) -> float:
         """The limit itself."""
         return float(self.milliseconds if self.num_bytes is None else self.num_bytes)  # type: ignore[arg-type]
+
+    def excess(self, selection: "Selection") -> float:
+        """By how much a selection is above the limit; 0 within it, and for what times round to."""
+        if self.num_bytes is not None:
+            return max(0, selection.num_bytes - self.num_bytes)
+        above = selection.milliseconds - self.value
+        return above if above > _ROUNDING * self.value else 0.0
 
 
 @dataclass(frozen=True)
