@@ -26,7 +26,7 @@ class Importance:
     """What errors of one matrix's output cost the model."""
 
     whole: float
-    """Losing all of the output (see `lowrank.loss_importance`)."""
+    """Losing all of the output (see `lowrank.loss_importance`), as a mean over all tokens."""
     gradients: Tensor | None = None
     """fp32 [N, N] in host memory, where directions are weighed: sum of g g^T over tokens that
     reached the matrix, over the number of all tokens (see `lowrank.gradient_root`)."""
@@ -133,6 +133,8 @@ def _measure(
 
 def _importance(found: _Sums, site: WeightSite, num_tokens: int) -> Importance:
     whole = loss_importance(found.gradient, found.output, found.num_tokens, site.shape[0])
+    # A token that does not reach an expert pays nothing for it.
+    whole *= found.num_tokens / num_tokens
     if found.gradients is not None:
         # In place: those of all matrices together are large.
         return Importance(whole, found.gradients.div_(num_tokens).cpu())
