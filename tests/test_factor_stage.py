@@ -2,12 +2,14 @@
 
 import copy
 import weakref
+from pathlib import Path
 from typing import Any, get_args
 
 import pytest
 import torch
 from families import FAMILIES, tiny_model
 from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from secateur import SecateurError, compress, compress_with_report, lowrank
 from secateur.calibration.inputs import BlockInputs, capture_inputs
@@ -29,9 +31,11 @@ from secateur.stages.factor_importance import (
     _Sums,
     measure_importance,
 )
+from secateur.stages.factor_plan import plan_factoring
 from secateur.stages.factor_statistics import collect_moments
 from secateur.stages.factor_weights import weights_of
 
+BOOKS = Path(__file__).parents[1] / "examples" / "books-8m"
 TOKENS = torch.randint(3, 128, (6, 24), generator=torch.Generator().manual_seed(1))
 OVERRIDE: dict[str, Any] = {"targets": ["re:.*q_proj"], "rank": 3}
 
@@ -493,6 +497,27 @@ def test_sparse_plus_low_rank() -> None:
         assert layer.output_error < (sparse_only[layer.name] or 0)
         rows, columns = layer.shape
         assert layer.num_parameters == rows * columns // 2 + 16 * (rows + columns)
+
+
+@pytest.mark.parametrize("budget", [0.1, 0.2, 0.3, 0.4])
+def test_the_budget_is_spent_beside_two_of_four(budget: float) -> None:
+    config = AutoConfig.from_pretrained(BOOKS)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    stage = FactorStage(method="sparse-plus-low-rank", budget=budget)
+    plan = plan_factoring(stage, take_inventory(model))
+    shapes = {site.name: site.shape for block in plan.sites for site in block}
+    ranks = {name: rank for name, rank in plan.ranks.items() if rank is not None}
+    assert ranks.keys() == shapes.keys()
+    values = sum(n * k for n, k in shapes.values())
+    left = (0.5 - budget) * values - sum(ranks[x] * (n + k) for x, (n, k) in shapes.items())
+    # Another step fits in no matrix.
+    assert 0 <= left < 16 * min(n + k for n, k in shapes.values())
+    for name, (n, k) in shapes.items():
+        assert ranks[name] % 16 == 0
+        share = (0.5 - budget) * n * k / (n + k)
+        assert share - 16 < ranks[name] <= max(16, share) + 16, name
+    assert not plan.warnings
 
 
 @pytest.mark.parametrize("exact", [True, False])

@@ -126,11 +126,16 @@ def _check_budget(shapes: Mapping[str, tuple[int, int]], budget: float) -> None:
 
 
 def _ranks_beside_sparse(shapes: Mapping[str, tuple[int, int]], budget: float) -> dict[str, int]:
-    """What is left of the budget once half of each weight is kept as 2:4, in whole steps."""
-    ranks = {}
-    for name, (n, k) in shapes.items():
-        exact = int((0.5 - budget) * n * k / (n + k))
-        ranks[name] = min(max(RANK_STEP, exact // RANK_STEP * RANK_STEP), n, k)
+    """What is left of the budget once half of each weight is kept as 2:4, in whole steps.
+
+    Each matrix gets the same share of its values, rounded down; what that leaves goes, step by
+    step, to the matrix that is furthest below its share, as long as a step fits.
+    """
+    shares = {name: (0.5 - budget) * n * k / (n + k) for name, (n, k) in shapes.items()}
+    ranks = {
+        name: min(max(RANK_STEP, int(shares[name]) // RANK_STEP * RANK_STEP), *shape)
+        for name, shape in shapes.items()
+    }
     whole = sum(n * k for n, k in shapes.values())
     least = sum(RANK_STEP * (n + k) for n, k in shapes.values()) + whole / 2
     stored = sum(_stored(ranks[x]) * (n + k) for x, (n, k) in shapes.items()) + whole / 2
@@ -139,7 +144,19 @@ def _ranks_beside_sparse(shapes: Mapping[str, tuple[int, int]], budget: float) -
             f"expected a budget of at most {max(0.0, 1 - least / whole):.3f} for these "
             f"{len(shapes)} matrices (rank {RANK_STEP}, the lowest, beside 2:4), got {budget:g}"
         )
+    room = int((1.0 - budget) * whole - stored)
+    while fitting := [name for name in ranks if _has_room(ranks[name], shapes[name], room)]:
+        furthest = min(fitting, key=lambda name: ranks[name] / shares[name])
+        ranks[furthest] += RANK_STEP
+        room -= RANK_STEP * sum(shapes[furthest])
     return ranks
+
+
+def _has_room(rank: int, shape: tuple[int, int], room: int) -> bool:
+    """Whether a matrix can take one more step of rank beside 2:4, and that pays."""
+    more = rank + RANK_STEP
+    fits = more <= min(shape) and RANK_STEP * sum(shape) <= room
+    return fits and _sparse_complaint(more, shape) is None
 
 
 def _stored(rank: int) -> int:
