@@ -168,6 +168,31 @@ def test_what_was_not_trained_is_as_it_was_pruned(tmp_path: Path, text: Path) ->
     assert moved == {name for name in before if ".mlp." in name}
 
 
+@pytest.mark.parametrize("in_one_recipe", [True, False])
+def test_few_zeros_stay_where_a_report_tells_of_them(
+    tmp_path: Path, text: Path, in_one_recipe: bool
+) -> None:
+    model: Any = dense_folder(tmp_path / "dense", blocks=3)
+    few = {"stage": "prune", "method": "magnitude", "sparsity": 0.009}
+    # Blocks that are dropped afterwards change the names of those behind them.
+    before = [few, {"stage": "drop_blocks", "blocks": [0]}]
+    if not in_one_recipe:
+        compress_with_report(model, {"stages": before}, output=tmp_path / "pruned")
+        model, before = tmp_path / "pruned", []
+    zeros, _ = compress_with_report(model, {"stages": before}) if before else (None, None)
+    zeros = load_model(model).model if zeros is None else zeros
+    trained, _, _ = run(model, *before, recover(text, "linears"), output=tmp_path / "out")
+    assert_verified(tmp_path / "out")
+    for pruned, site in zip(
+        take_inventory(zeros).all_sites, take_inventory(trained).all_sites, strict=True
+    ):
+        assert bool((pruned.weight == 0).any())
+        assert torch.equal(pruned.weight == 0, site.weight == 0), site.name
+    if not in_one_recipe:
+        with pytest.raises(SecateurError, match="method lora adds a dense product to each matrix"):
+            run(model, recover(text, "lora"))
+
+
 def test_a_report_tells_of_the_training(tmp_path: Path, text: Path) -> None:
     model = tiny_model("llama")
     _, report, record = run(model, PRUNE, recover(text), output=tmp_path / "out")

@@ -13,6 +13,7 @@ from torch import nn
 
 from secateur.checkpoint.fingerprint import fingerprint
 from secateur.checkpoint.load import LoadedModel, load_model
+from secateur.checkpoint.pattern import pruned_names
 from secateur.clock import StepClock
 from secateur.errors import SecateurError
 from secateur.models.blocks import context_length, find_blocks
@@ -30,7 +31,7 @@ from secateur.recipe import (
     TrainingStage,
 )
 from secateur.report.facts import package_versions
-from secateur.report.record import REPORT_FILE, DropRecord, Report, load_report
+from secateur.report.record import REPORT_FILE, AnyStage, DropRecord, Report, load_report
 from secateur.report.training_record import InheritRecord
 from secateur.settings import read_settings
 from secateur.stages.inherit import check_inherit_stage
@@ -113,6 +114,8 @@ class PreparedTraining:
     dense: DenseModel
     checkpoints: CheckpointFolder
     on_cpu: bool
+    stages_before: tuple[AnyStage, ...] = ()
+    """What reports say that the model had gone through when it came in."""
 
 
 @dataclass(frozen=True)
@@ -137,12 +140,17 @@ def ancestry_of(loaded: LoadedModel) -> Ancestry:
     if not reports:
         return own
     ancestry = Ancestry(reports[0].model.num_blocks, tuple(range(reports[0].model.num_blocks)))
-    for stage in (stage for report in reports for stage in report.stages):
+    for stage in _stages_before(loaded):
         if isinstance(stage, DropRecord):
             ancestry = ancestry.after(stage.blocks_gone)
         elif isinstance(stage, InheritRecord):
             ancestry = ancestry.after(range(stage.rounds[-1].num_blocks, len(ancestry.kept)))
     return ancestry if len(ancestry.kept) == num_blocks else own
+
+
+def _stages_before(loaded: LoadedModel) -> tuple[AnyStage, ...]:
+    reports, _ = _history(loaded)
+    return tuple(stage for report in reports for stage in report.stages)
 
 
 def _history(loaded: LoadedModel) -> tuple[list[Report], Path | None]:
@@ -235,7 +243,9 @@ def _check_stages(loaded: LoadedModel, recipe: Recipe) -> None:
                     "method lora adds a dense product to each matrix: merging would fill the zeros "
                     "of the prune stage before it. Recover by gates, linears or all"
                 )
-            check_recover(loaded.model, stage, ancestry.kept, ancestry.num_dense_blocks)
+            blocks_name = find_blocks(loaded.model).name
+            pruned = pruned_names(_stages_before(loaded), blocks_name)
+            check_recover(loaded.model, stage, ancestry.kept, ancestry.num_dense_blocks, pruned)
 
 
 def _prepare(
@@ -249,7 +259,7 @@ def _prepare(
     if isinstance(stage, RecoverStage):
         dense = _dense_model(loaded, stage, texts, place.on_cpu)
     folder = CheckpointFolder(place.checkpoints / f"stage-{number + 1}", place.resume)
-    return PreparedTraining(texts, dense, folder, place.on_cpu)
+    return PreparedTraining(texts, dense, folder, place.on_cpu, _stages_before(loaded))
 
 
 def _identity(

@@ -1,6 +1,6 @@
 """The stages of a recipe, one after the other, each on what the one before left."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from time import perf_counter
 
@@ -16,7 +16,9 @@ from secateur.calibration.inputs import (
 from secateur.calibration.model_gradients import model_gradients
 from secateur.calibration.tokens import CalibrationTokens
 from secateur.checkpoint.fingerprint import probe_tokens
+from secateur.checkpoint.pattern import pruned_names
 from secateur.clock import StepClock
+from secateur.models.blocks import find_blocks
 from secateur.models.device import full_precision_products
 from secateur.models.inventory import Inventory, take_inventory
 from secateur.models.trace import Trace, trace_blocks
@@ -72,7 +74,7 @@ def run_stages(
         with clock.measured(f"stage {place + 1}: {_title(stage)}"):
             record: StageRecord
             if isinstance(stage, RecoverStage | InheritStage):
-                record = _train(model, stage, trainings[place], ancestry, clock.progress)
+                record = _train(model, stage, trainings[place], ancestry, records, clock.progress)
             else:
                 with full_precision_products():
                     record = _run_stage(model, stage, tokens, device, clock.progress)
@@ -102,13 +104,16 @@ def _train(
     stage: TrainingStage,
     training: PreparedTraining,
     ancestry: Ancestry,
+    records: Sequence[StageRecord],
     progress: Progress,
 ) -> RecoverRecord | InheritRecord:
     texts, checkpoints, on_cpu = training.texts, training.checkpoints, training.on_cpu
     if isinstance(stage, InheritStage):
         return run_inherit(model, stage, texts, checkpoints, progress, on_cpu)
     dense, kept = training.dense, ancestry.kept
-    return run_recover(model, stage, texts, dense, kept, checkpoints, progress, on_cpu)
+    gone_through = [*training.stages_before, *records]
+    pruned = pruned_names(gone_through, find_blocks(model).name)
+    return run_recover(model, stage, texts, dense, kept, checkpoints, progress, on_cpu, pruned)
 
 
 def _run_stage(

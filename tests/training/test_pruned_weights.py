@@ -38,6 +38,8 @@ def test_how_many_zeros_it_takes(zeros: int, is_pruned: bool) -> None:
     with torch.no_grad():
         model.get_parameter(NAME).view(-1)[:zeros] = 0.0
     assert pruned_parameters(model) == ((NAME,) if is_pruned else ())
+    known = {NAME.removesuffix(".weight"), "model.layers.0.mlp.down_proj"}
+    assert pruned_parameters(model, known) == ((NAME,) if zeros else ())
 
 
 def test_zeros_elsewhere_are_not_looked_at() -> None:

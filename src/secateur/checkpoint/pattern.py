@@ -1,6 +1,6 @@
 """Whether the weights of a checkpoint have the zeros and ranks that its report claims."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
@@ -9,6 +9,7 @@ from secateur.models.sites import WeightSite
 from secateur.models.swap import CompressedLinear, dense_weight
 from secateur.modules import LowRankLinear, Sparse24Linear
 from secateur.report.record import (
+    AnyStage,
     DropRecord,
     FactoredLayer,
     FactorRecord,
@@ -38,23 +39,44 @@ def pattern_faults(
         **{site.name: site for site in inventory.all_sites},
         **(compressed or {}),
     }
+    return [
+        fault
+        for name, layer in last_changes(report.stages, inventory.blocks.name).items()
+        for fault in _layer_faults(layer, present.get(name), name)
+    ]
+
+
+def pruned_names(stages: Sequence[AnyStage], blocks_name: str) -> frozenset[str]:
+    """Names, as they are now, of the matrices that were pruned and not changed otherwise since.
+
+    Arguments as of `last_changes`.
+    """
+    changes = last_changes(stages, blocks_name)
+    return frozenset(name for name, layer in changes.items() if isinstance(layer, LayerRecord))
+
+
+def last_changes(
+    stages: Sequence[AnyStage], blocks_name: str
+) -> dict[str, LayerRecord | FactoredLayer]:
+    """The last thing that was done to each pruned or factored matrix, by its name as it is now.
+
+    Args:
+        stages: all that the model went through, in order.
+        blocks_name: of its list of blocks.
+    """
     last: dict[str, LayerRecord | FactoredLayer] = {}
-    for position, stage in enumerate(report.stages):
+    for position, stage in enumerate(stages):
         if isinstance(stage, InheritRecord):
             last = {}  # its blocks are trained whole, and some of them are new
             continue
         if isinstance(stage, DropRecord | RecoverRecord):
             continue
-        later = [s for s in report.stages[position + 1 :] if isinstance(s, DropRecord)]
+        later = [s for s in stages[position + 1 :] if isinstance(s, DropRecord)]
         for layer in _changed_layers(stage):
-            name = name_after_drops(layer, inventory.blocks.name, later)
+            name = name_after_drops(layer, blocks_name, later)
             if name is not None:
                 last[name] = layer
-    return [
-        fault
-        for name, layer in last.items()
-        for fault in _layer_faults(layer, present.get(name), name)
-    ]
+    return last
 
 
 def _changed_layers(stage: PruneRecord | FactorRecord) -> list[LayerRecord | FactoredLayer]:

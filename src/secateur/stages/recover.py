@@ -1,6 +1,6 @@
 """The recover stage: train part of a compressed model until its quality is back."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 
@@ -41,7 +41,13 @@ class DenseModel:
     """Indices, among the dense model's blocks, of those that the teacher has: all, if it is it."""
 
 
-def check_recover(model: nn.Module, stage: RecoverStage, kept: Sequence[int], before: int) -> None:
+def check_recover(
+    model: nn.Module,
+    stage: RecoverStage,
+    kept: Sequence[int],
+    before: int,
+    known_pruned: Collection[str] = (),
+) -> None:
     """Raise SecateurError if the stage finds nothing to train, or must not train it.
 
     Args:
@@ -49,12 +55,13 @@ def check_recover(model: nn.Module, stage: RecoverStage, kept: Sequence[int], be
         stage: the options.
         kept: indices, among the dense model's blocks, of those that there are.
         before: blocks of the dense model.
+        known_pruned: see `pruned_parameters`.
     """
     if stage.method == "lora":
         require_peft()
     chosen = choose_trained(model, stage, kept, before)
     if isinstance(chosen, Adapters):
-        check_adapters(chosen, pruned_parameters(model))
+        check_adapters(chosen, pruned_parameters(model, known_pruned))
 
 
 def choose_trained(
@@ -89,6 +96,7 @@ def run_recover(
     place: CheckpointFolder,
     progress: Progress,
     on_cpu: bool = False,
+    known_pruned: Collection[str] = (),
 ) -> RecoverRecord:
     """Train a model in place.
 
@@ -101,6 +109,7 @@ def run_recover(
         place: of checkpoints; claimed.
         progress: told after each step.
         on_cpu: leave a GPU unused.
+        known_pruned: see `pruned_parameters`.
 
     Raises:
         SecateurError: nothing can be trained, or the training diverged at once.
@@ -118,6 +127,7 @@ def run_recover(
         objective=_objective(stage, dense, kept),
         on_cpu=on_cpu,
         task=f"recover by {stage.method.replace('_', ' ')}",
+        known_pruned=known_pruned,
     )
     return RecoverRecord(
         method=stage.method,

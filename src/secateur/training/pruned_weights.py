@@ -1,6 +1,6 @@
 """Keep pruned weights at zero while a model is trained."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -9,23 +9,29 @@ from torch.distributed.tensor import DTensor
 from secateur.errors import SecateurError
 from secateur.models.inventory import take_inventory
 
-# Fewer zeros than this are chance: weights that rounding made zero.
+# Where no report tells what was pruned, fewer zeros than this are chance: rounding made them.
 _LEAST_ZEROS = 0.01
 
 # What wrappers of distributed training, compilation and checkpointing put into names.
 _WRAPPERS = {"module", "_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"}
 
 
-def pruned_parameters(model: nn.Module) -> tuple[str, ...]:
-    """Names of the parameters in blocks that hold pruned matrices: at least 1% zeros, not all.
+def pruned_parameters(model: nn.Module, known: Collection[str] = ()) -> tuple[str, ...]:
+    """Names of the parameters in blocks that hold pruned matrices.
 
     Only matrices that multiply tokens are looked at (see `take_inventory`).
+
+    Args:
+        model: whose matrices are looked at.
+        known: names of matrices that were pruned, which count with any zeros; others do with at
+            least 1%, but not where all are zero.
     """
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     found: dict[str, None] = {}
     for site in take_inventory(model).all_sites:
         zeros = int((site.weight == 0).sum())
-        if _LEAST_ZEROS * site.weight.numel() <= zeros < site.weight.numel():
+        is_pruned = _LEAST_ZEROS * site.weight.numel() <= zeros < site.weight.numel()
+        if is_pruned or (zeros and site.name in known):
             found[names[id(site.parameter)]] = None
     return tuple(found)
 

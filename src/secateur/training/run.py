@@ -1,7 +1,7 @@
 """One training from beginning to end: prepare the model, train, keep the right weights, tell."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -76,6 +76,7 @@ def run_training(
     carried: OptimizerState | None = None,
     on_cpu: bool = False,
     task: str = "train",
+    known_pruned: Collection[str] = (),
 ) -> TrainingResult:
     """Train part of a model in place, by transformers' Trainer.
 
@@ -95,6 +96,7 @@ def run_training(
         carried: AdamW's moments of an earlier round, by parameter.
         on_cpu: leave a GPU unused.
         task: its name for `progress`.
+        known_pruned: see `pruned_parameters`.
 
     Returns:
         the record and the optimizer's moments.
@@ -105,7 +107,7 @@ def run_training(
             weights of the step that broke it.
     """
     unpack_layers(model)
-    pruned = pruned_parameters(model)
+    pruned = pruned_parameters(model, known_pruned)
     if isinstance(trained, Adapters):
         check_adapters(trained, pruned)
     was_training, home = model.training, next(model.parameters()).device
