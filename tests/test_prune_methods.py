@@ -22,7 +22,13 @@ from secateur.errors import SecateurError
 from secateur.models.inventory import take_inventory
 from secateur.models.sites import WeightSite
 from secateur.report.page import render_report
-from secateur.report.record import PruneRecord, Report, load_report, report_from_text
+from secateur.report.record import (
+    PruneRecord,
+    Report,
+    TuningRound,
+    load_report,
+    report_from_text,
+)
 from secateur.report.table import report_table
 from secateur.stages.prune_reconstruct import Tuned
 
@@ -390,14 +396,29 @@ def test_tuning_that_makes_a_block_worse_is_undone(granularity: str, frozen_mask
     assert not any("undone" in block.note for block in record.blocks)
 
 
+@pytest.mark.parametrize("held_out", [0.0, 0.25])
 def test_a_block_that_is_worse_although_rounds_went_well_is_told(
-    monkeypatch: pytest.MonkeyPatch,
+    held_out: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Tuned, "last_error", 0.0)
-    worse = {**QUICK, "scale": "absolute", "rate": 0.5}
-    _, record, _ = compressed("wanda++", reconstruct=worse)
-    assert "tuning raised the output error of block 0 from 0." in record.blocks[0].note
-    assert "undone" not in record.blocks[0].note
+    """Errors that are met on the way are those before each step, the last one too."""
+
+    def halve(block: nn.Module, *_: Any) -> Tuned:
+        for parameter in block.parameters():
+            parameter.data.mul_(0.5)
+        met = TuningRound(part="block", round=1, train_error=0.0, held_out_error=None)
+        return Tuned((met,), {}, "")
+
+    monkeypatch.setattr("secateur.stages.prune.tune_block", halve)
+    plain, expected, _ = compressed("rgs")
+    model, record, _ = compressed("wanda++", reconstruct={"held_out": held_out})
+    # Samples that are held out decide by themselves.
+    assert same(plain, model) == (held_out == 0.0)
+    for block, untuned in zip(record.blocks, expected.blocks, strict=True):
+        assert re.search(rf"tuning raised .* of block {block.block} from 0\.\d+ to ", block.note)
+        assert ("and was undone" in block.note) == (held_out == 0.0)
+        if held_out == 0.0:
+            assert block.output_error == untuned.output_error == block.error_before_tuning
+            assert len(block.rounds) == 1
 
 
 def test_magnitude_can_be_tuned_and_untouched_blocks_are_not() -> None:

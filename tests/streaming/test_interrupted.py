@@ -32,6 +32,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "sparsegpt": recipe_of(method="sparsegpt"),
     "wanda++": recipe_of(method="wanda++", reconstruct={"rounds": 1, "samples_per_round": 3}),
     "best-2:4": recipe_of(method="best-2:4", reconstruct={"rounds": 1}),
+    "undone": recipe_of(method="wanda++", reconstruct={"rounds": 1, "rate": 20.0}),
     "factors": factors(method="svd-whitened", rank=16),
     "a budget": factors(method="svd-whitened", budget=0.1, importance="output"),
     "factors by weights": factors(method="svd", budget=0.1),

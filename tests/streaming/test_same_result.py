@@ -20,6 +20,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "wanda++": {"method": "wanda++", "reconstruct": QUICK},
     "published": {"method": "wanda++", "reconstruct": {"preset": "published", "rounds": 2}},
     "best-2:4": {"method": "best-2:4", "reconstruct": {"rounds": 1}},
+    "undone": {"method": "wanda++", "reconstruct": {**QUICK, "rate": 20.0, "schedule": "constant"}},
 }
 
 

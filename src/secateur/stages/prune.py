@@ -4,7 +4,7 @@ from the already pruned blocks before it.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from time import perf_counter
 
 import torch
@@ -35,6 +35,17 @@ from secateur.stages.prune_score import SiteFacts, score_site, selector
 from secateur.stages.prune_site import PrunedSite, fraction_of_zeros, prune_site
 from secateur.stages.prune_spread import prune_together, settle_weights
 from secateur.stages.prune_update import SharedHessians
+
+
+@dataclass(frozen=True)
+class _Tuning:
+    """What tuning did to a block, until it is known whether that helped."""
+
+    tuned: Tuned
+    before: float
+    """The block's error before it."""
+    untuned: Sequence[Tensor]
+    """The parameters before it; none where samples that were held out decide."""
 
 
 class BlockPruner:
@@ -157,29 +168,30 @@ class BlockPruner:
         found, inputs, short_of_memory = self._calibrate(block, index, self._inputs, trace)
         self._inputs = inputs
         facts = found.sites
+        tuning: _Tuning | None = None
         if self._tuning is not None and planned:
-            layers, tuned = self._prune_and_tune(block, index, inputs, facts)
+            layers, tuning = self._prune_and_tune(block, index, inputs, facts)
         else:
             pruned = self._prune_sites(planned, index, facts, inputs.num_samples)
-            layers, tuned = [site.record for site in pruned], None
+            layers = [site.record for site in pruned]
         facts.clear()
-        error = self._propagate(block, index, inputs)
-        record = BlockRecord(
+        if tuning is None:
+            error, note = self._propagate(block, index, inputs, inputs.hidden), ""
+        else:
+            error, note = self._propagate_tuned(block, index, inputs, tuning)
+            layers = [
+                replace(layer, sparsity=fraction_of_zeros(entry.site.weight))
+                for layer, entry in zip(layers, planned, strict=True)
+            ]
+        return layers, BlockRecord(
             block=index,
             output_error=error,
             seconds=perf_counter() - started,
+            error_before_tuning=tuning.before if tuning else None,
+            rounds=tuning.tuned.rounds if tuning else (),
             expert_tokens=found.routed,
+            note="; ".join(filter(None, (short_of_memory, note))),
         )
-        if tuned is not None:
-            before, result = tuned
-            record = replace(
-                record,
-                error_before_tuning=before,
-                rounds=result.rounds,
-                note=result.note or _raised(index, before, error, undone=False),
-            )
-        notes = [note for note in (short_of_memory, record.note) if note]
-        return layers, replace(record, note="; ".join(notes))
 
     def _calibrate(
         self, block: nn.Module, index: int, inputs: BlockInputs, trace: Trace
@@ -232,8 +244,8 @@ class BlockPruner:
 
     def _prune_and_tune(
         self, block: nn.Module, index: int, inputs: BlockInputs, facts: dict[str, SiteFacts]
-    ) -> tuple[list[LayerRecord], tuple[float, Tuned]]:
-        """Prune a block's matrices and tune the block; its error before that, and what was done."""
+    ) -> tuple[list[LayerRecord], "_Tuning"]:
+        """Prune a block's matrices and tune the block."""
         tuning = self._tuning
         assert tuning is not None
         samples = block_samples(inputs, index)
@@ -267,31 +279,7 @@ class BlockPruner:
                 self._parallel,
             )
             settle_weights(self._parallel, block)
-            # What was met on the way says cheaply whether it is worth a look.
-            if not tuning.held_out and tuned.last_error > before:
-                tuned = self._undo_if_worse(tuned, untuned, before, block, index, inputs)
-        layers = [
-            replace(site.record, sparsity=fraction_of_zeros(site.planned.site.weight))
-            for site in pruned
-        ]
-        return layers, (before, tuned)
-
-    def _undo_if_worse(
-        self,
-        tuned: Tuned,
-        untuned: Sequence[Tensor],
-        before: float,
-        block: nn.Module,
-        index: int,
-        inputs: BlockInputs,
-    ) -> Tuned:
-        after = self._block_error(block, index, inputs)
-        if after <= before:
-            return tuned
-        for parameter, value in zip(block.parameters(), untuned, strict=True):
-            parameter.data.copy_(value)
-        notes = (tuned.note, _raised(index, before, after, undone=True))
-        return replace(tuned, note="; ".join(note for note in notes if note))
+        return [site.record for site in pruned], _Tuning(tuned, before, untuned)
 
     def _rescored(
         self, pruned: PrunedSite, facts: Mapping[str, SiteFacts]
@@ -308,15 +296,39 @@ class BlockPruner:
             error.add(output, dense)
         return error.over_all(self._parallel)
 
-    def _propagate(self, block: nn.Module, index: int, inputs: BlockInputs) -> float:
-        """Make the pruned block's outputs the next block's inputs; how far they moved."""
+    def _propagate_tuned(
+        self, block: nn.Module, index: int, inputs: BlockInputs, tuning: "_Tuning"
+    ) -> tuple[float, str]:
+        """As `_propagate`, with tuning undone where it made the block worse; a note on that."""
+        note, before = tuning.tuned.note, tuning.before
+        if not tuning.untuned:
+            error = self._propagate(block, index, inputs, inputs.hidden)
+            return error, note or _raised(index, before, error, undone=False)
+        # Beside the inputs, which are needed again if it is undone.
+        error = self._propagate(block, index, inputs, inputs.outputs)
+        if error <= before:
+            inputs.keep_outputs()
+            return error, note
+        for parameter, value in zip(block.parameters(), tuning.untuned, strict=True):
+            parameter.data.copy_(value)
+        self._propagate(block, index, inputs, inputs.hidden)
+        raised = _raised(index, before, error, undone=True)
+        return before, "; ".join(filter(None, (note, raised)))
+
+    def _propagate(
+        self, block: nn.Module, index: int, inputs: BlockInputs, into: Sequence[Tensor]
+    ) -> float:
+        """Run the pruned block; how far its outputs moved from the dense ones.
+
+        `into`: by batch, where they go; the next block's inputs are in `inputs.hidden`.
+        """
         error = RelativeError()
         self._together = []
         outputs = inputs.stream_in_parts(block, index, inputs.batch_sizes())
         with self._timed("propagating"):
             for batch, (output, fitting) in enumerate(outputs):
                 error.add(output, inputs.outputs[batch])
-                inputs.hidden[batch].copy_(output)
+                into[batch].copy_(output)
                 self._together.append(fitting)
         return error.over_all(self._parallel)
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from math import inf, isnan
+from math import isnan
 from typing import Any
 
 import torch
@@ -41,12 +41,6 @@ class Tuned:
     masks: Masks
     """By parameter name within the block; not those given where they were chosen anew."""
     note: str
-
-    @property
-    def last_error(self) -> float:
-        """Of the block's outputs, met in its last round; endless if no round was finished."""
-        errors = [entry.train_error for entry in self.rounds if entry.train_error is not None]
-        return errors[-1] if errors else inf
 
 
 @dataclass(frozen=True)
