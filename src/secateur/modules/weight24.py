@@ -1,10 +1,11 @@
 """The 2:4 weight of a module: canonical to be loaded, saved and trained, packed to be served."""
 
 from collections.abc import Callable
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from secateur.errors import SecateurError
 from secateur_kernels.layouts import Canonical24, Fragment24, RowOrder, kind_of
