@@ -296,6 +296,22 @@ def test_to_dense_undoes_fusing_too() -> None:
     assert_as_before(model, before, logits)
 
 
+@pytest.mark.parametrize("kind", ["pruned", "sparse24_low_rank"])
+def test_an_accelerated_model_is_cast_back_before_it_is_undone(kind: str) -> None:
+    model = made("llama", kind)
+    done = secateur.accelerate(model, force=True)
+    logits = logits_of(model.to(torch.float32))
+    with pytest.raises(SecateurError, match="is in float32: cast the model back first"):
+        done.undo()
+    assert torch.equal(logits_of(model), logits), "nothing was changed"
+    model.to(BF16)
+    before = made("llama", kind).state_dict()
+    done.undo()
+    after = model.state_dict()
+    assert set(after) == set(before)
+    assert all(torch.equal(after[name], before[name]) for name in before)
+
+
 def test_a_copy_stands_alone() -> None:
     model = made("llama", "sparse24")
     before, logits = state_of(model), logits_of(model)

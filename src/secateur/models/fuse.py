@@ -10,6 +10,7 @@ from secateur.modules import LowRankLinear
 from secateur.modules.gated_mlp import GatedMlp
 from secateur.modules.side_by_side import OneOfSeveral, SideBySide
 from secateur.modules.stack import why_not_stacked
+from secateur.modules.weight24 import PACKABLE_DTYPES, Weight24Module
 
 
 def fused_modules(model: nn.Module) -> dict[str, GatedMlp | OneOfSeveral]:
@@ -82,7 +83,11 @@ def unfuse(model: nn.Module) -> list[str]:
 
     Returns:
         names of the layers and MLPs that stand alone again.
+
+    Raises:
+        SecateurError: a 2:4 layer was cast to a dtype that cannot be packed; nothing was changed.
     """
+    _require_packable(model)
     found = []
     for name, module in list(model.named_modules()):
         if isinstance(module, GatedMlp):
@@ -98,6 +103,16 @@ def unfuse(model: nn.Module) -> list[str]:
             _put(model, name, layers[module.index].train(module.training))
             found.append(name)
     return found
+
+
+def _require_packable(model: nn.Module) -> None:
+    for name, module in fused_modules(model).items():
+        product = module.gate_up if isinstance(module, GatedMlp) else module.shared.product
+        if isinstance(product, Weight24Module) and product.value_dtype not in PACKABLE_DTYPES:
+            raise SecateurError(
+                f"expected fused 2:4 layers in bfloat16 or float16 to take apart, but {name} is in "
+                f"{str(product.value_dtype).removeprefix('torch.')}: cast the model back first"
+            )
 
 
 def _require(model: nn.Module, names: Sequence[str], reason: str) -> None:

@@ -69,12 +69,13 @@ class Acceleration:
         Zeros that were -0.0 in a weight that was packed come back as 0.0.
 
         Raises:
-            SecateurError: it was undone before.
+            SecateurError: it was undone before; or 2:4 layers were cast to a dtype that cannot be
+                packed, and it can be undone once they are cast back.
         """
         if self._undo is None:
             raise SecateurError("expected an acceleration to undo, but it was undone before")
-        undo, self._undo = self._undo, None
-        undo()
+        self._undo()
+        self._undo = None
 
     def to_plain(self) -> list[dict[str, Any]]:
         """One dictionary a row, of values that JSON knows."""
