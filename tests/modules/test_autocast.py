@@ -7,6 +7,7 @@ import pytest
 import torch
 from kernels.linears import randn, random_mask
 from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
 
 from secateur.modules import LowRankLinear, Sparse24Linear, SparseLowRankLinear
 from secateur_kernels.layouts import Canonical24, LowRank
@@ -123,6 +124,27 @@ def test_doubles_are_left_alone() -> None:
     with torch.autocast("cpu", BF16):
         y = layer(x)
     assert torch.equal(y, layer(x))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["sparse", "low rank", "both"])
+def test_on_a_gpu_as_well(kind: str) -> None:
+    """By tensors without numbers, which need no GPU."""
+    with FakeTensorMode():
+        layer: Any = {
+            "sparse": lambda: Sparse24Linear(64, 32, device="cuda"),
+            "low rank": lambda: LowRankLinear(64, 32, 16, device="cuda"),
+            "both": lambda: SparseLowRankLinear(64, 32, 16, device="cuda"),
+        }[kind]()
+        x = torch.empty(3, 64, device="cuda")
+        # Not `torch.autocast`, which switches itself off where there is no GPU.
+        torch.set_autocast_enabled("cuda", True)
+        torch.set_autocast_dtype("cuda", BF16)
+        try:
+            assert layer(x).dtype == BF16
+        finally:
+            torch.set_autocast_enabled("cuda", False)
+            torch.set_autocast_dtype("cuda", FP16)
 
 
 @pytest.mark.parametrize(("kind", "packed"), CASES)
