@@ -49,6 +49,29 @@ def test_made_on_the_cpu_and_moved(size: Size, device: torch.device) -> None:
     assert_same_bits(back(x), there(x), "a module moved there and back")
 
 
+@pytest.mark.parametrize("size", SIZES, ids=lambda size: str(size.op))
+def test_under_autocast_x_is_rounded_first(size: Size, device: torch.device) -> None:
+    layer = random_layer(size, BF16, device)
+    x = inputs_for(layer, 8, 1, BF16, device)[0]
+    module = module_of(layer)
+    with torch.autocast("cuda", BF16):
+        y = module(x.float())
+    assert_same_bits(y, module(x), "a packed layer under autocast")
+
+
+@pytest.mark.parametrize("size", SIZES, ids=lambda size: str(size.op))
+def test_cast_to_another_packed_dtype(size: Size, device: torch.device) -> None:
+    layer = random_layer(size, BF16, device)
+    x = inputs_for(layer, 8, 1, BF16, device)[0]
+    module = module_of(layer)
+    before = module(x).float()
+    after = module.to(torch.float16)(x.half())
+    assert after.dtype == torch.float16
+    # All that differs are roundings to bf16: of the result, and of what is between two factors.
+    near = 2**-6 * float(before.abs().max())
+    torch.testing.assert_close(after.float(), before, rtol=0, atol=near)
+
+
 def _on_cpu(layer: Layer) -> Layer:
     return Layer(
         layer.op,
