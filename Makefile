@@ -1,4 +1,4 @@
-# make demo    compress the bundled model in every way and compare (a quarter of an hour on two slow cores)
+# make demo    compress the bundled model in every way and compare (up to twenty minutes on two slow cores)
 # make test    the default test suite (no GPU, no network needed by the tests themselves)
 # Both set up .venv by themselves; a second run uses it as it is.
 
