@@ -132,28 +132,27 @@ def fit_dense(
     if moments.cross is None or moments.statistics.num_tokens == 0:
         return []
     root = input_root(group, moments, num_samples, stage.damping)
-    hessian = moments.statistics.hessian(num_samples)
     fitted = []
     for site, weight in zip(group.sites, group.weights(), strict=True):
         target = _target(weight, moments, num_samples, root)
-        fitted.append(_with_its_zeros(weight, target, hessian, stage).to(site.parameter.dtype))
+        if float((weight == 0).float().mean()) >= _LEAST_ZEROS:
+            hessian = moments.statistics.hessian(num_samples)
+            target = _with_its_zeros(weight, target, hessian, stage.damping)
+        fitted.append(target.to(site.parameter.dtype))
     return fitted
 
 
-def _with_its_zeros(weight: Tensor, target: Tensor, hessian: Tensor, stage: FactorStage) -> Tensor:
-    """What comes nearest to the target [N, K] on the inputs with no other weights than there are.
+def _with_its_zeros(weight: Tensor, target: Tensor, hessian: Tensor, damping: float) -> Tensor:
+    """What comes near to the target [N, K] on the inputs with no other weights than there are.
 
-    Never farther away than the weight itself, where the descent begins.
+    Never farther away than the weight itself, where the descent begins, by the damped Hessian.
     """
-    keep_mask = weight != 0
-    if keep_mask.float().mean() > 1 - _LEAST_ZEROS:
-        return target
     hessian = hessian.to(weight.dtype)
     fitted = conjugate_gradient(
         target.to(weight.dtype),
         hessian,
-        keep_mask,
-        stage.damping,
+        weight != 0,
+        damping,
         iterations=_ITERATIONS,
         start=weight,
     )
