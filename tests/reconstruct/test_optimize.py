@@ -200,29 +200,36 @@ def test_masks_come_back_with_the_weights_of_the_best_round() -> None:
         assert torch.equal(student.get_parameter(name) != 0, mask)
 
 
+class Recorded:
+    """A teacher's targets, and which samples were asked for to train on and which to judge by."""
+
+    def __init__(self, teacher: nn.Module, samples: BlockSamples) -> None:
+        self._computed = teacher_targets(teacher, samples)
+        self.trained_on: set[int] = set()
+        self.held_out: set[int] = set()
+
+    def __call__(self, chosen: Sequence[int]) -> Tensor:
+        (self.trained_on if torch.is_grad_enabled() else self.held_out).update(chosen)
+        return self._computed(chosen)
+
+
 def test_held_out_samples_are_never_trained_on() -> None:
     teacher, samples = make_block(dtype=torch.float64), make_samples(dtype=torch.float64)
     student, masks = halved(teacher)
     untuned = masked(student, masks)
-    grads_seen: set[int] = set()
-    looked_at: set[int] = set()
-    computed = teacher_targets(teacher, samples)
-
-    def targets(chosen: list[int]) -> Tensor:
-        (grads_seen if torch.is_grad_enabled() else looked_at).update(chosen)
-        return computed(chosen)
-
+    targets = Recorded(teacher, samples)
     settings = replace(QUICK, held_out=1 / 3)
-    history, _ = optimize(student, targets, samples, settings, masks=masks)  # type: ignore[arg-type]
-    assert len(looked_at) == 3
-    assert len(grads_seen) == 6
-    assert not looked_at & grads_seen
+    history, _ = optimize(student, targets, samples, settings, masks=masks)
+    assert len(targets.held_out) == 3
+    assert len(targets.trained_on) == 6
+    assert not targets.held_out & targets.trained_on
     errors = [record.held_out_error for record in history.rounds]
     assert errors[history.best_round] == min(e for e in errors if e is not None)
     assert history.rounds[0].held_out_error is not None
     assert isnan(history.rounds[0].train_error)
     # In float64 throughout: some thousand sums of terms that are right to 1e-16.
     with torch.no_grad():
+        looked_at = targets.held_out
         outputs = [[samples.run(block, [i]) for i in looked_at] for block in (untuned, teacher)]
     ours, theirs = (torch.cat([output.flatten() for output in found]) for found in outputs)
     before = float((ours - theirs).norm() / theirs.norm())
@@ -231,13 +238,7 @@ def test_held_out_samples_are_never_trained_on() -> None:
 
 def test_samples_that_share_tokens_with_those_held_out_are_not_trained_on() -> None:
     teacher, samples = make_block(), make_samples()
-    trained_on: set[int] = set()
-    held_out: set[int] = set()
-    computed = teacher_targets(teacher, samples)
-
-    def targets(chosen: Sequence[int]) -> Tensor:
-        (trained_on if torch.is_grad_enabled() else held_out).update(chosen)
-        return computed(chosen)
+    targets = Recorded(teacher, samples)
 
     def tune(spans: tuple[Span, ...]) -> None:
         student, masks = halved(teacher)
@@ -245,12 +246,12 @@ def test_samples_that_share_tokens_with_those_held_out_are_not_trained_on() -> N
         optimize(student, targets, replace(samples, spans=spans), settings, masks=masks)
 
     tune(tuple((10 * n, 10 * n + 6) for n in range(9)))
-    assert (len(held_out), len(trained_on)) == (3, 6)
+    assert (len(targets.held_out), len(targets.trained_on)) == (3, 6)
     # Every sample reaches into the next.
-    trained_on.clear()
+    targets.trained_on.clear()
     tune(tuple((3 * n, 3 * n + 6) for n in range(9)))
-    near = {n + step for n in held_out for step in (-1, 0, 1)}
-    assert trained_on == set(range(9)) - near
+    near = {n + step for n in targets.held_out for step in (-1, 0, 1)}
+    assert targets.trained_on == set(range(9)) - near
     with pytest.raises(SecateurError, match="with the 3 held out, but all 6 others do; give more"):
         tune(((0, 6),) * 9)
 
