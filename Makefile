@@ -1,13 +1,19 @@
 # make demo    compress the bundled model in every way and compare (up to twenty minutes on two slow cores)
 # make test    the default test suite (no GPU, no network needed by the tests themselves)
-# Both set up .venv by themselves; a second run uses it as it is.
+# make test-compiled   the tests that compile first: kernels emulated, for GPUs, and the stand-in GPU
+# All set up .venv by themselves; a second run uses it as it is.
 
 PYTHON ?= python3
 VENV   := .venv
 READY  := $(VENV)/.ready
 BIN    := $(VENV)/bin
+PYTEST  = $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test test-thorough test-gpu sanitize tune-gpu bench-gpu gpu-first check format bench clean help
+# Tests start many processes, each of which would compile all it imports: bytecode is kept, also
+# where the environment forbids it.
+export PYTHONDONTWRITEBYTECODE :=
+
+.PHONY: demo test test-compiled test-thorough test-gpu sanitize tune-gpu bench-gpu gpu-first check format bench clean help
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -22,11 +28,14 @@ demo: $(READY)
 	$(BIN)/secateur demo --output demo
 
 test: $(READY)
-	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
+	$(PYTEST) -m "not compiled"
 
-# make test-thorough  the same with all cases of the dearest tests, of which it tries some
+test-compiled: $(READY)
+	$(PYTEST) -m compiled
+
+# make test-thorough  both, with all cases of the dearest tests, of which they try some
 test-thorough: $(READY)
-	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder --hypothesis-profile thorough
+	$(PYTEST) --hypothesis-profile thorough
 
 # make test-gpu   the tests that need an NVIDIA GPU; STEP=name for one step of under eight minutes
 #                 or PART=accuracy|memory|launch|packing|use for one folder

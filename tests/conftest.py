@@ -26,8 +26,16 @@ if find_spec("hypothesis"):
 torch.set_num_threads(1)
 
 
+COMPILE = {"emulator", "marked", "emulated", "may_depend", "compiled_wheel", "wide_kernels"}
+"""Fixtures that compile."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with slow tests first: none of them begins when all others are about to end."""
+    """Marks those whose fixtures compile; files with slow tests come first: none of them begins
+    when all others are about to end."""
+    for item in items:
+        if isinstance(item, pytest.Function) and COMPILE.intersection(item.fixturenames):
+            item.add_marker("compiled")
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
 

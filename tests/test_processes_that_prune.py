@@ -10,12 +10,17 @@ import pytest
 import torch
 from families import tiny_model
 from prune_worker import prune, samples
+from thoroughness import most_telling
 
 TESTS = Path(__file__).parent
-CASES = [
-    *[f"llama:{name}" for name in ("wanda", "sparsegpt", "rgs", "wanda++", "published", "halves")],
-    *[f"mixtral:{name}" for name in ("wanda", "sparsegpt", "rgs", "wanda++", "all experts")],
-]
+CASES = most_telling(
+    [
+        *(f"llama:{name}" for name in ("wanda", "sparsegpt", "rgs", "wanda++", "published")),
+        *(f"mixtral:{name}" for name in ("wanda", "sparsegpt", "rgs", "wanda++", "all experts")),
+        "llama:halves",
+    ],
+    ["llama:wanda", "llama:published", "llama:halves", "mixtral:sparsegpt", "mixtral:all experts"],
+)
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,9 @@ def main() -> None:
     if sys.argv[1:] in _ASKED_OF_NO_COMMAND:
         _imported("secateur_command.front_page").app_of_names()()
     else:
+        # Known at once, not behind all that commands import.
+        _imported("typer")
+        _imported("rich")
         _imported("secateur.cli").main()
 
 

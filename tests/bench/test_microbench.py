@@ -108,6 +108,8 @@ def _append_without_a_gpu(name: str, values: object, device: object, folder: Pat
         file.write(json.dumps(values) + "\n")
 
 
+@pytest.mark.slow
+@pytest.mark.compiled
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
 def test_no_program_spills() -> None:
     for program in gpu_programs.build_all():

@@ -221,6 +221,7 @@ def test_flex_attention_is_in_the_blocks_graphs(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.slow
+@pytest.mark.compiled
 def test_compiled_steps_give_the_same_tokens() -> None:
     torch.compiler.reset()
     same_when_compiled(tiny_model("llama", num_blocks=1))

@@ -142,6 +142,7 @@ def test_sources_that_change_under_the_compiler_are_not_kept(
 
 
 @pytest.mark.slow
+@pytest.mark.compiled
 def test_no_kernel_spills(builder: ModuleType) -> None:
     """ptxas on every instance. Needs nvcc; compiles unless the build folder has the library."""
     if not builder.enabled():

@@ -8,7 +8,7 @@ import pytest
 from stand_in_gpu.own_process import needs_stand_in, run
 from thoroughness import is_thorough
 
-pytestmark = [needs_stand_in, pytest.mark.slow]
+pytestmark = [needs_stand_in, pytest.mark.slow, pytest.mark.compiled]
 
 STAGES: dict[str, dict[str, Any]] = {
     "wanda": {"stage": "prune", "method": "wanda", "pattern": "2:4"},

@@ -9,7 +9,7 @@ from thoroughness import is_thorough
 
 _DEAR = ("admm", "wanda++")
 
-pytestmark = [needs_stand_in, pytest.mark.slow]
+pytestmark = [needs_stand_in, pytest.mark.slow, pytest.mark.compiled]
 
 
 def test_it_behaves_like_a_gpu() -> None:

@@ -13,6 +13,7 @@ MODULE = "secateur_kernels.low_rank_linear.triton_kernel"
 
 
 @pytest.mark.slow
+@pytest.mark.compiled
 def test_no_tile_spills() -> None:
     # Without the interpreter, which cannot be switched off in this process.
     environment = {name: v for name, v in os.environ.items() if name != "TRITON_INTERPRET"}

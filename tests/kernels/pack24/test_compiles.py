@@ -15,6 +15,7 @@ MODULES = [
 
 
 @pytest.mark.slow
+@pytest.mark.compiled
 def test_nothing_spills() -> None:
     # Without the interpreter, which cannot be switched off in this process.
     environment = {name: v for name, v in os.environ.items() if name != "TRITON_INTERPRET"}

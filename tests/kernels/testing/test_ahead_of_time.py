@@ -64,6 +64,7 @@ def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.compiled
 def test_spills_are_caught_and_clean_kernels_are_not(modules: Path) -> None:
     # Without the interpreter, which cannot be switched off in this process.
     environment = {name: v for name, v in os.environ.items() if name != "TRITON_INTERPRET"}
