@@ -1,8 +1,11 @@
 """How much the dearest tests try: a part by default, all of it by `make test-thorough`."""
 
 from collections.abc import Sequence
+from typing import TypeVar
 
 from hypothesis import settings
+
+Case = TypeVar("Case")
 
 _USUAL = settings.default.max_examples
 _TIMES = 3
@@ -23,6 +26,6 @@ def examples(all_of_them: int) -> int:
     return all_of_them if is_thorough() else -(-all_of_them // _TIMES)
 
 
-def most_telling(all_of_them: Sequence[str], most_different: Sequence[str]) -> Sequence[str]:
+def most_telling(all_of_them: Sequence[Case], most_different: Sequence[Case]) -> Sequence[Case]:
     """All cases, or those that differ most."""
     return all_of_them if is_thorough() else most_different

@@ -170,7 +170,7 @@ def same_when_compiled(model: PreTrainedModel, flex: bool = False) -> None:
 
 @pytest.mark.parametrize(
     "family",
-    most_telling(list(FAMILIES), ["llama", "gemma3", "gptj", "opt", "mixtral"]),
+    most_telling(list(FAMILIES), ["gemma3", "gptj", "opt", "mixtral"]),
 )
 def test_parts_are_one_graph_each_that_writes_in_place(
     family: str, monkeypatch: pytest.MonkeyPatch

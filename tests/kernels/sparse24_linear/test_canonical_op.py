@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 from kernels.linears import randn, random_mask
+from thoroughness import most_telling
 from torch.autograd import gradcheck
 from torch.library import opcheck
 
@@ -17,7 +18,7 @@ def canonical(rows: int, columns: int) -> Canonical24:
 
 
 @pytest.mark.parametrize("tokens", [(2, 3), ()])
-@pytest.mark.parametrize("columns", [4, 24, 28])
+@pytest.mark.parametrize("columns", most_telling([4, 24, 28], [4, 28]))
 def test_gradients_against_finite_differences(columns: int, tokens: tuple[int, ...]) -> None:
     weight = canonical(16, columns)
     x = randn(*tokens, columns, dtype=torch.float64).requires_grad_()
