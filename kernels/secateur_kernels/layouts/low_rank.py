@@ -13,6 +13,11 @@ from secateur_kernels.errors import SecateurError
 RANK_STEP = 16
 
 
+def padded_rank(rank: int) -> int:
+    """The rank that factors of `rank` are stored with: the next multiple of `RANK_STEP`."""
+    return -(-rank // RANK_STEP) * RANK_STEP
+
+
 @dataclass(frozen=True, eq=False)
 class LowRank:
     """A weight [N, K] = up @ down, or G of them stacked along N with equal (padded) ranks.
@@ -69,7 +74,7 @@ class LowRank:
                 f"got {list(up.shape)} and {list(down.shape)}"
             )
         return cls(down.contiguous(), up.contiguous(), (up.shape[0],)).padded(
-            -(-up.shape[1] // RANK_STEP) * RANK_STEP
+            padded_rank(up.shape[1])
         )
 
     @classmethod

@@ -18,7 +18,7 @@ from secateur.report.record import (
     Report,
 )
 from secateur.report.training_record import InheritRecord, RecoverRecord
-from secateur_kernels.layouts.low_rank import RANK_STEP
+from secateur_kernels.layouts.low_rank import padded_rank
 
 
 def pattern_faults(
@@ -129,7 +129,7 @@ def _rank_faults(
     if isinstance(present, WeightSite | Sparse24Linear):
         return []
     assert layer.rank is not None
-    padded = -(-layer.rank // RANK_STEP) * RANK_STEP
+    padded = padded_rank(layer.rank)
     if present.rank not in (layer.rank, padded):
         return [f"{name} has factors of rank {present.rank}, expected {padded}"]
     return []

@@ -1,7 +1,7 @@
 """What a factor stage will do to which matrices, settled and checked before any change."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
@@ -13,7 +13,7 @@ from secateur.models.selection import matches, require_match, select_sites
 from secateur.models.sites import WeightSite
 from secateur.models.swap import may_be_replaced
 from secateur.recipe import FactorStage
-from secateur_kernels.layouts.low_rank import RANK_STEP
+from secateur_kernels.layouts.low_rank import RANK_STEP, padded_rank
 
 # The packed part of a sparse-plus-low-rank layer.
 SPARSE_PATTERN = (2, 4)
@@ -26,7 +26,7 @@ class FactorPlan:
     sites: tuple[tuple[WeightSite, ...], ...]
     ranks: Mapping[str, int | None]
     """By site name, None to stay dense; empty where a budget decides."""
-    warnings: tuple[str, ...] = field(default=())
+    warnings: tuple[str, ...] = ()
 
 
 def plan_factoring(stage: FactorStage, inventory: Inventory) -> FactorPlan:
@@ -99,7 +99,7 @@ def check_stacks(
     complaints = [
         f"{name}: {complaint}"
         for name, shape in stacks
-        if (complaint := storage_complaint(_stored(stage.rank), *shape))
+        if (complaint := storage_complaint(padded_rank(stage.rank), *shape))
     ]
     if complaints and stage.strict:
         raise SecateurError("; ".join(complaints[:3]))
@@ -138,7 +138,7 @@ def _ranks_beside_sparse(shapes: Mapping[str, tuple[int, int]], budget: float) -
     }
     whole = sum(n * k for n, k in shapes.values())
     least = sum(RANK_STEP * (n + k) for n, k in shapes.values()) + whole / 2
-    stored = sum(_stored(ranks[x]) * (n + k) for x, (n, k) in shapes.items()) + whole / 2
+    stored = sum(padded_rank(ranks[x]) * (n + k) for x, (n, k) in shapes.items()) + whole / 2
     if stored > (1.0 - budget) * whole:
         raise SecateurError(
             f"expected a budget of at most {max(0.0, 1 - least / whole):.3f} for these "
@@ -159,11 +159,6 @@ def _has_room(rank: int, shape: tuple[int, int], room: int) -> bool:
     return fits and _sparse_complaint(more, shape) is None
 
 
-def _stored(rank: int) -> int:
-    """Low-rank layers pad ranks with zeros to the step of the kernels."""
-    return -(-rank // RANK_STEP) * RANK_STEP
-
-
 def stored_beyond_dense(stage: FactorStage, plan: FactorPlan) -> int:
     """Values that factors store beyond those of the dense matrices, where ranks do not pay.
 
@@ -178,7 +173,7 @@ def stored_beyond_dense(stage: FactorStage, plan: FactorPlan) -> int:
         rank = plan.ranks.get(site.name)
         if rank is not None:
             n, k = site.shape
-            more += max(0, _stored(rank) * (n + k) + int(beside * n * k) - n * k)
+            more += max(0, padded_rank(rank) * (n + k) + int(beside * n * k) - n * k)
     return more
 
 
@@ -245,9 +240,9 @@ def _storage(
         if rank is None:
             continue
         if stage.method == "sparse-plus-low-rank":
-            complaint = _sparse_complaint(_stored(rank), site.shape)
+            complaint = _sparse_complaint(padded_rank(rank), site.shape)
         else:
-            complaint = storage_complaint(_stored(rank), *site.shape)
+            complaint = storage_complaint(padded_rank(rank), *site.shape)
         if complaint:
             complaints.append(f"{site.name}: {complaint}")
     return complaints

@@ -19,10 +19,10 @@ from secateur.models.swap import convert_sparse24, pack_layers, replace_module
 from secateur.modules import LowRankLinear, SparseLowRankLinear
 from secateur.modules.weight24 import PACKABLE_DTYPES
 from secateur_kernels.layouts import Canonical24, LowRank
+from secateur_kernels.layouts.low_rank import RANK_STEP
 
 PARTS = ("dense", "2:4", "low-rank", "depth")
 _MLP = ("mlp_in", "mlp_up", "mlp_out")
-_RANK_STEP = 16
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ def _factor(model: nn.Module, fraction: float, beside_24: bool) -> None:
 def _random_factors(weight: torch.Tensor, fraction: float) -> LowRank:
     """Factors whose product has entries of the size of the weight's."""
     smaller = min(weight.shape)
-    rank = min(smaller, max(_RANK_STEP, int(fraction * smaller) // _RANK_STEP * _RANK_STEP))
+    rank = min(smaller, max(RANK_STEP, int(fraction * smaller) // RANK_STEP * RANK_STEP))
     up = torch.randn_like(weight[:, :1].expand(-1, rank)) * rank**-0.5
     down = torch.randn_like(weight[:1].expand(rank, -1)) * weight.float().std().to(weight.dtype)
     return LowRank.from_factors(up.contiguous(), down.contiguous())

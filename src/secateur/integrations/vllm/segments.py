@@ -17,7 +17,7 @@ from secateur.integrations.vllm.shards import Leaf, Shard
 from secateur.modules import LowRankLinear, Sparse24Linear, SparseLowRankLinear
 from secateur.modules.dense_linear import dense_linear
 from secateur_kernels.layouts import Canonical24, LowRank
-from secateur_kernels.layouts.low_rank import RANK_STEP
+from secateur_kernels.layouts.low_rank import padded_rank
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,11 +85,7 @@ def _form(loaded: LoadedShard) -> tuple[str, int, bool]:
     spec = loaded.shard.spec
     if spec is None:
         return "dense", 0, False
-    return spec.kind, _padded(spec.rank or 0), spec.group_rows is not None
-
-
-def _padded(rank: int) -> int:
-    return -(-rank // RANK_STEP) * RANK_STEP
+    return spec.kind, padded_rank(spec.rank or 0), spec.group_rows is not None
 
 
 def _build(parts: Sequence[LoadedShard]) -> nn.Module:
@@ -124,5 +120,5 @@ def _factors(parts: Sequence[LoadedShard]) -> LowRank:
         spec = same[0].shard.spec
         rows = (spec.group_rows if spec else None) or (len(up),)
         factors = LowRank(down, up, tuple(rows))
-        groups.append(factors.padded(_padded(factors.rank)))
+        groups.append(factors.padded(padded_rank(factors.rank)))
     return LowRank.stack(groups)
