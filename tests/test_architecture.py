@@ -68,9 +68,27 @@ MAY_IMPORT = {
     "stages": {"calibration", "errors", "models", "modules", "progress", "recipe", "report"}
     | {"parallel", "plain", "settings", "training"}
     | ALGORITHMS,
-    "prepare_training": {"checkpoint", "clock", "errors", "models", "recipe", "report", "stages"}
+    "ancestry": {"checkpoint", "models", "report"},
+    "prepare_training": {
+        "ancestry",
+        "checkpoint",
+        "clock",
+        "errors",
+        "models",
+        "recipe",
+        "report",
+        "stages",
+    }
     | {"settings", "training"},
-    "run_stages": {"calibration", "checkpoint", "clock", "models", "prepare_training", "progress"}
+    "run_stages": {
+        "ancestry",
+        "calibration",
+        "checkpoint",
+        "clock",
+        "models",
+        "prepare_training",
+        "progress",
+    }
     | {"parallel", "recipe", "report", "stages"},
     "prepare": {
         "calibration",
@@ -92,8 +110,8 @@ MAY_IMPORT = {
     "serve": {"checkpoint", "engine", "errors", "report", "runtime"},
     "lazy_attention": {"calibration", "depth", "errors", "models", "progress", "report"},
     "compress": FOUNDATION
-    | {"calibration", "checkpoint", "evaluate", "models", "prepare", "prepare_training", "report"}
-    | {"run_stages"},
+    | {"ancestry", "calibration", "checkpoint", "evaluate", "models", "prepare"}
+    | {"prepare_training", "report", "run_stages"},
     "streaming": {"calibration", "checkpoint", "errors", "models", "plain", "recipe", "report"}
     | {"integrations"},
     "prepare_streaming": {"calibration", "checkpoint", "compress", "errors", "models", "prepare"}
@@ -108,7 +126,7 @@ MAY_IMPORT = {
     "plan": ALGORITHMS
     | {"calibration", "checkpoint", "compress", "errors", "evaluate", "models", "modules", "plain"}
     | {"progress", "recipe", "search", "spans", "stages"},
-    "convert": {"checkpoint", "clock", "errors", "models", "prepare", "prepare_training"}
+    "convert": {"ancestry", "checkpoint", "clock", "errors", "models", "prepare"}
     | {"progress", "recipe", "report", "run_stages"},
     "cli": FOUNDATION
     | {

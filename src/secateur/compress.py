@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from typing_extensions import Unpack
 
+from secateur.ancestry import ancestry_of
 from secateur.calibration.data import CalibrationSource
 from secateur.checkpoint.compact import describe_when_saved, make_compact, needs_own_format
 from secateur.checkpoint.fingerprint import fingerprint
@@ -42,7 +43,6 @@ from secateur.prepare import (
     size_record,
 )
 from secateur.prepare_training import (
-    ancestry_of,
     check_resume,
     prepare_trainings,
     training_place,
@@ -205,13 +205,12 @@ def compress_with_report(
         clock.progress.advance(slow_products_note(loaded.model, blocks_device) if tokens else "")
         place = in_use.enter_context(training_place(output, cache, resume, device))
         calibrated_on = tokens.sha256() if tokens else ""
-        trainings = prepare_trainings(loaded, recipe, place, clock, calibrated_on)
+        ancestry = ancestry_of(loaded)
+        trainings = prepare_trainings(loaded, ancestry, recipe, place, clock, calibrated_on)
         before = model_record(loaded, inventory)
         text = EvaluationText(evaluation_text, max_seq_length)
         quality = measure_quality(loaded, text, "before", blocks_device, clock)
-        stages = run_stages(
-            loaded.model, recipe, tokens, trainings, ancestry_of(loaded), blocks_device, clock
-        )
+        stages = run_stages(loaded.model, recipe, tokens, trainings, ancestry, blocks_device, clock)
         with clock.step("bring into form"):
             give_form(loaded.model, checkpoint_format, output is not None)
         quality += measure_quality(loaded, text, "after", blocks_device, clock)

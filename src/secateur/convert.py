@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from secateur.ancestry import ancestry_of
 from secateur.checkpoint.bitmask import check_bitmask_config, says_how_stored, write_dense
 from secateur.checkpoint.compact import make_compact
 from secateur.checkpoint.files import read_json
@@ -19,7 +20,6 @@ from secateur.models.inventory import take_inventory
 from secateur.models.measure import num_bytes
 from secateur.models.swap import find_sparse24
 from secateur.prepare import check_model, model_record, size_record
-from secateur.prepare_training import ancestry_of
 from secateur.progress import Progress, default_progress
 from secateur.recipe import PruneStage, Recipe
 from secateur.report.facts import machine_facts, package_versions, peak_memory_bytes

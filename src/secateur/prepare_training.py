@@ -4,13 +4,14 @@ import copy
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from secateur.ancestry import Ancestry
 from secateur.checkpoint.fingerprint import fingerprint
 from secateur.checkpoint.load import LoadedModel, load_model
 from secateur.checkpoint.pattern import pruned_names
@@ -26,13 +27,10 @@ from secateur.recipe import (
     PruneStage,
     Recipe,
     RecoverStage,
-    Stage,
     Training,
     TrainingStage,
 )
 from secateur.report.facts import package_versions
-from secateur.report.record import REPORT_FILE, AnyStage, DropRecord, Report, load_report
-from secateur.report.training_record import InheritRecord
 from secateur.settings import read_settings
 from secateur.stages.inherit import check_inherit_stage
 from secateur.stages.recover import DenseModel, check_recover
@@ -114,65 +112,11 @@ class PreparedTraining:
     dense: DenseModel
     checkpoints: CheckpointFolder
     on_cpu: bool
-    stages_before: tuple[AnyStage, ...] = ()
-    """What reports say that the model had gone through when it came in."""
-
-
-@dataclass(frozen=True)
-class Ancestry:
-    """How a model came to have the blocks that it has."""
-
-    num_dense_blocks: int
-    kept: tuple[int, ...]
-    """Indices, among the dense model's blocks, of those that there are."""
-
-    def after(self, dropped: Sequence[int]) -> "Ancestry":
-        """The same once more blocks are dropped."""
-        left = tuple(old for place, old in enumerate(self.kept) if place not in set(dropped))
-        return replace(self, kept=left)
-
-
-def ancestry_of(loaded: LoadedModel) -> Ancestry:
-    """Read from the reports of what made the model; without one it is its own dense model."""
-    reports, _ = _history(loaded)
-    num_blocks = len(find_blocks(loaded.model))
-    own = Ancestry(num_blocks, tuple(range(num_blocks)))
-    if not reports:
-        return own
-    ancestry = Ancestry(reports[0].model.num_blocks, tuple(range(reports[0].model.num_blocks)))
-    for stage in _stages_before(loaded):
-        if isinstance(stage, DropRecord):
-            ancestry = ancestry.after(stage.blocks_gone)
-        elif isinstance(stage, InheritRecord):
-            ancestry = ancestry.after(range(stage.rounds[-1].num_blocks, len(ancestry.kept)))
-    return ancestry if len(ancestry.kept) == num_blocks else own
-
-
-def _stages_before(loaded: LoadedModel) -> tuple[AnyStage, ...]:
-    reports, _ = _history(loaded)
-    return tuple(stage for report in reports for stage in report.stages)
-
-
-def _history(loaded: LoadedModel) -> tuple[list[Report], Path | None]:
-    """Reports of the compressions that led to a model, first one first, and where that one began.
-
-    The second is None if there is no report, or none of the folders that they name is there.
-    """
-    reports: list[Report] = []
-    begun: Path | None = None
-    folder, seen = loaded.folder, set[Path]()
-    while folder is not None and (folder / REPORT_FILE).is_file():
-        seen.add(folder.resolve())
-        reports.insert(0, load_report(folder))
-        source = Path(reports[0].model.source)
-        is_there = not reports[0].model.from_hub and source.is_dir()
-        folder = source if is_there and source.resolve() not in seen else None
-        begun = folder or begun
-    return reports, begun
 
 
 def prepare_trainings(
     loaded: LoadedModel,
+    ancestry: Ancestry,
     recipe: Recipe,
     place: TrainingPlace,
     clock: StepClock,
@@ -182,6 +126,7 @@ def prepare_trainings(
 
     Args:
         loaded: the model as it came in.
+        ancestry: of that model.
         recipe: its stages.
         place: where tokens and checkpoints go; checkpoint folders are claimed.
         clock: told of each stage's texts, with what was cut or left out of them.
@@ -194,15 +139,19 @@ def prepare_trainings(
         SecateurError: a text cannot be read or does not fit the model, the teacher cannot be
             loaded, or checkpoints to resume from are another training's.
     """
-    _check_stages(loaded, recipe)
-    stages = {number: stage for number, stage in enumerate(recipe.stages) if _trains(stage)}
+    _check_stages(loaded.model, ancestry, recipe)
+    stages = {
+        number: stage
+        for number, stage in enumerate(recipe.stages)
+        if isinstance(stage, TrainingStage)
+    }
     if stages and loaded.tokenizer is None:
         raise SecateurError("training on text needs the model's tokenizer; give `tokenizer`")
     prepared = {}
     for number, stage in stages.items():
         clock.progress.begin("read training texts", 1)
         with clock.measured("read training texts"):
-            prepared[number] = _prepare(loaded, number, stage, place)
+            prepared[number] = _prepare(loaded, ancestry, number, stage, place)
         # The report says so too, but only once hours were spent on training.
         clock.progress.advance("; ".join(prepared[number].texts.train.remarks))
     # Only now that nothing can be wrong with any of them is something written.
@@ -212,14 +161,9 @@ def prepare_trainings(
     return prepared
 
 
-def _trains(stage: Stage) -> bool:
-    return isinstance(stage, RecoverStage | InheritStage)
-
-
-def _check_stages(loaded: LoadedModel, recipe: Recipe) -> None:
+def _check_stages(model: nn.Module, ancestry: Ancestry, recipe: Recipe) -> None:
     """Find what a training stage cannot do, as far as it can be known before earlier stages."""
-    ancestry, will_be_pruned = ancestry_of(loaded), False
-    is_compressed = bool(compressed_modules(loaded.model))
+    will_be_pruned, is_compressed = False, bool(compressed_modules(model))
     for stage in recipe.stages:
         count = len(ancestry.kept)
         if isinstance(stage, PruneStage):
@@ -228,7 +172,7 @@ def _check_stages(loaded: LoadedModel, recipe: Recipe) -> None:
             is_compressed |= stage.writes_factors
         elif isinstance(stage, DropBlocksStage) and stage.granularity == "block":
             # Which blocks a count will drop is not known yet: the last ones stand for them.
-            ancestry = ancestry.after(stage.blocks or range(count - (stage.count or 0), count))
+            ancestry = ancestry.without(stage.blocks or range(count - (stage.count or 0), count))
         elif isinstance(stage, InheritStage):
             check_inherit_stage(stage, count)
             if is_compressed and (stage.start, stage.part) != ("inherited", "both"):
@@ -236,30 +180,32 @@ def _check_stages(loaded: LoadedModel, recipe: Recipe) -> None:
                     "inherit: compressed layers cannot be initialised anew; give start inherited "
                     "and part both, or a model without them"
                 )
-            ancestry = ancestry.after(range(stage.blocks, count))
+            ancestry = ancestry.without(range(stage.blocks, count))
         elif isinstance(stage, RecoverStage):
             if will_be_pruned and stage.method == "lora":
                 raise SecateurError(
                     "method lora adds a dense product to each matrix: merging would fill the zeros "
                     "of the prune stage before it. Recover by gates, linears or all"
                 )
-            blocks_name = find_blocks(loaded.model).name
-            pruned = pruned_names(_stages_before(loaded), blocks_name)
-            check_recover(loaded.model, stage, ancestry.kept, ancestry.num_dense_blocks, pruned)
+            pruned = pruned_names(ancestry.stages, find_blocks(model).name)
+            check_recover(model, stage, ancestry.kept, ancestry.num_dense_blocks, pruned)
 
 
 def _prepare(
-    loaded: LoadedModel, number: int, stage: Stage, place: TrainingPlace
+    loaded: LoadedModel,
+    ancestry: Ancestry,
+    number: int,
+    stage: TrainingStage,
+    place: TrainingPlace,
 ) -> PreparedTraining:
-    assert isinstance(stage, RecoverStage | InheritStage)
     options = stage.training
     _check_window(loaded.model, options)
     texts = load_texts(loaded, options, place.cache)
-    dense = DenseModel(ancestry_of(loaded).num_dense_blocks)
+    dense = DenseModel(ancestry.num_dense_blocks)
     if isinstance(stage, RecoverStage):
-        dense = _dense_model(loaded, stage, texts, place.on_cpu)
+        dense = _dense_model(loaded, ancestry, stage, texts, place.on_cpu)
     folder = CheckpointFolder(place.checkpoints / f"stage-{number + 1}", place.resume)
-    return PreparedTraining(texts, dense, folder, place.on_cpu, _stages_before(loaded))
+    return PreparedTraining(texts, dense, folder, place.on_cpu)
 
 
 def _identity(
@@ -323,10 +269,14 @@ def _needed_tokens(options: Training) -> int | None:
 
 
 def _dense_model(
-    loaded: LoadedModel, stage: RecoverStage, texts: TrainingTexts, on_cpu: bool
+    loaded: LoadedModel,
+    ancestry: Ancestry,
+    stage: RecoverStage,
+    texts: TrainingTexts,
+    on_cpu: bool,
 ) -> DenseModel:
     """The teacher that the stage names, else the model as it came in, or what it came from."""
-    ancestry, source = ancestry_of(loaded), stage.teacher or _history(loaded)[1]
+    source = stage.teacher or ancestry.dense_folder
     model = loaded.model if source is None else _load_teacher(str(source), loaded)
     blocks: Sequence[int] = range(ancestry.num_dense_blocks)
     if len(find_blocks(model)) == len(ancestry.kept):

@@ -1,12 +1,13 @@
 """The stages of a recipe, one after the other, each on what the one before left."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from time import perf_counter
 
 import torch
 from torch import Tensor, nn
 
+from secateur.ancestry import Ancestry
 from secateur.calibration.inputs import (
     TOKENS_PER_BATCH,
     BlockInputs,
@@ -23,7 +24,7 @@ from secateur.models.device import full_precision_products
 from secateur.models.inventory import Inventory, take_inventory
 from secateur.models.trace import Trace, trace_blocks
 from secateur.parallel import Parallel, join_processes
-from secateur.prepare_training import Ancestry, PreparedTraining
+from secateur.prepare_training import PreparedTraining
 from secateur.progress import Progress
 from secateur.recipe import (
     DropBlocksStage,
@@ -35,7 +36,7 @@ from secateur.recipe import (
     Stage,
     TrainingStage,
 )
-from secateur.report.record import DropRecord, FactorRecord, PruneRecord
+from secateur.report.record import AnyStage, PruneRecord
 from secateur.report.training_record import InheritRecord, RecoverRecord
 from secateur.stages.drop import run_drop
 from secateur.stages.drop_walk import DropCalibration
@@ -46,8 +47,6 @@ from secateur.stages.prune import BlockPruner
 from secateur.stages.prune_plan import plan_stage
 from secateur.stages.recover import run_recover
 
-StageRecord = PruneRecord | FactorRecord | DropRecord | RecoverRecord | InheritRecord
-
 
 def run_stages(
     model: nn.Module,
@@ -57,7 +56,7 @@ def run_stages(
     ancestry: Ancestry,
     device: torch.device,
     clock: StepClock,
-) -> list[StageRecord]:
+) -> list[AnyStage]:
     """Run the stages of a recipe on a model in place, each on the result of the one before.
 
     Args:
@@ -69,16 +68,16 @@ def run_stages(
         device: where blocks run.
         clock: told how far each stage is and how long it took.
     """
-    records: list[StageRecord] = []
+    records: list[AnyStage] = []
     for place, stage in enumerate(recipe.stages):
         with clock.measured(f"stage {place + 1}: {_title(stage)}"):
-            record: StageRecord
+            record: AnyStage
             if isinstance(stage, RecoverStage | InheritStage):
-                record = _train(model, stage, trainings[place], ancestry, records, clock.progress)
+                record = _train(model, stage, trainings[place], ancestry, clock.progress)
             else:
                 with full_precision_products():
                     record = _run_stage(model, stage, tokens, device, clock.progress)
-        ancestry = _after(ancestry, record)
+        ancestry = ancestry.after(record)
         records.append(record)
     return records
 
@@ -91,28 +90,18 @@ def _title(stage: Stage) -> str:
     return f"recover by {stage.method}" if isinstance(stage, RecoverStage) else stage.method
 
 
-def _after(ancestry: Ancestry, record: StageRecord) -> Ancestry:
-    if isinstance(record, DropRecord):
-        return ancestry.after(record.blocks_gone)
-    if isinstance(record, InheritRecord):
-        return ancestry.after(range(record.rounds[-1].num_blocks, len(ancestry.kept)))
-    return ancestry
-
-
 def _train(
     model: nn.Module,
     stage: TrainingStage,
     training: PreparedTraining,
     ancestry: Ancestry,
-    records: Sequence[StageRecord],
     progress: Progress,
 ) -> RecoverRecord | InheritRecord:
     texts, checkpoints, on_cpu = training.texts, training.checkpoints, training.on_cpu
     if isinstance(stage, InheritStage):
         return run_inherit(model, stage, texts, checkpoints, progress, on_cpu)
     dense, kept = training.dense, ancestry.kept
-    gone_through = [*training.stages_before, *records]
-    pruned = pruned_names(gone_through, find_blocks(model).name)
+    pruned = pruned_names(ancestry.stages, find_blocks(model).name)
     return run_recover(model, stage, texts, dense, kept, checkpoints, progress, on_cpu, pruned)
 
 
@@ -122,7 +111,7 @@ def _run_stage(
     tokens: CalibrationTokens | None,
     device: torch.device,
     progress: Progress,
-) -> StageRecord:
+) -> AnyStage:
     inventory = take_inventory(model)
     blocks = inventory.blocks
     if isinstance(stage, DropBlocksStage):
