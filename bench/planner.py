@@ -21,7 +21,7 @@ from torch import nn
 from bench.records import append_record
 from secateur.calibration.data import load_calibration
 from secateur.checkpoint.load import load_with_tokenizer, silence_transformers
-from secateur.compress import RecipeLike, compress_with_report
+from secateur.compress import compress_with_report
 from secateur.errors import SecateurError
 from secateur.evaluate.forward import evaluating
 from secateur.evaluate.perplexity import encode_text
@@ -35,6 +35,7 @@ from secateur.plan.result import Measurement
 from secateur.plan.table import SPARSE24, Limit
 from secateur.plan.workload import Workload
 from secateur.progress import SilentProgress
+from secateur.recipe import RecipeLike
 
 EXAMPLE = Path("examples/books-8m")
 LENGTH = 256

@@ -10,7 +10,6 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from secateur.compress import as_recipe
 from secateur.errors import SecateurError
 from secateur.recipe import (
     DropBlocksStage,
@@ -19,6 +18,7 @@ from secateur.recipe import (
     PruneStage,
     Recipe,
     Sparsity,
+    as_recipe,
     load_recipe,
     parse_sparsity,
     recipe_from_dict,

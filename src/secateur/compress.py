@@ -3,9 +3,7 @@
 The one file that sees every stage; it reads like the data path.
 """
 
-from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import is_dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Literal, TypedDict, get_args
@@ -26,7 +24,6 @@ from secateur.evaluate.forward import evaluating
 from secateur.models.device import slow_products_note
 from secateur.models.measure import num_bytes
 from secateur.models.swap import to_dense
-from secateur.plain import to_plain
 from secateur.prepare import (
     DEFAULT_SAMPLES,
     CalibrationChoice,
@@ -48,14 +45,13 @@ from secateur.prepare_training import (
     training_place,
 )
 from secateur.progress import Progress, default_progress
-from secateur.recipe import Recipe, RecoverStage, Stage, load_recipe, recipe_from_dict
+from secateur.recipe import RecipeLike, RecoverStage, as_recipe
 from secateur.report.facts import machine_facts, package_versions, peak_memory_bytes
 from secateur.report.record import Report
 from secateur.run_stages import run_stages
 from secateur.settings import read_settings
 
 CheckpointFormat = Literal["auto", "dense", "compact"]
-RecipeLike = Recipe | Stage | Mapping[str, Any] | Sequence[Stage | Mapping[str, Any]] | str | Path
 
 
 class CompressOptions(TypedDict, total=False):
@@ -249,28 +245,6 @@ def compress_with_report(
         for training in trainings.values():
             training.checkpoints.remove()
         return loaded.model, report
-
-
-def as_recipe(recipe: RecipeLike) -> Recipe:
-    """A recipe from any of the forms that people hold one in.
-
-    Raises:
-        SecateurError: it is not valid.
-    """
-    if isinstance(recipe, Recipe):
-        return recipe
-    if isinstance(recipe, Mapping):
-        return recipe_from_dict(dict(recipe))
-    if isinstance(recipe, str | Path):
-        return load_recipe(recipe)
-    if isinstance(recipe, list | tuple):
-        return recipe_from_dict([to_plain(s) if is_dataclass(s) else s for s in recipe])
-    if is_dataclass(recipe) and not isinstance(recipe, type):
-        return recipe_from_dict(to_plain(recipe))
-    raise SecateurError(
-        "expected a recipe (a Recipe, its stages, their values or a path), "
-        f"got {type(recipe).__name__}"
-    )
 
 
 def give_form(model: nn.Module, checkpoint_format: CheckpointFormat, will_be_written: bool) -> None:

@@ -28,7 +28,7 @@ from secateur.checkpoint.write import (
     space_errors,
 )
 from secateur.clock import StepClock
-from secateur.compress import CheckpointFormat, RecipeLike
+from secateur.compress import CheckpointFormat
 from secateur.integrations.transformers_quantizer import mark_compressed
 from secateur.models.device import slow_products_note
 from secateur.models.measure import num_bytes, num_logical_parameters
@@ -45,6 +45,7 @@ from secateur.prepare_streaming import (
     prepare_streaming,
 )
 from secateur.progress import Progress, default_progress
+from secateur.recipe import RecipeLike
 from secateur.report.facts import machine_facts, package_versions, peak_memory_bytes
 from secateur.report.record import (
     REPORT_FILE,

@@ -8,12 +8,12 @@ import torch
 from secateur.calibration.tokens import CalibrationTokens
 from secateur.checkpoint.load import LoadedModel, usable_device
 from secateur.checkpoint.write import check_output
-from secateur.compress import CheckpointFormat, RecipeLike, as_recipe
+from secateur.compress import CheckpointFormat
 from secateur.errors import SecateurError
 from secateur.models.inventory import Inventory, take_inventory
 from secateur.models.swap import dense_sites
 from secateur.prepare import CalibrationChoice, check_calibration, draw_tokens
-from secateur.recipe import FactorStage, PruneStage, Recipe
+from secateur.recipe import FactorStage, PruneStage, Recipe, RecipeLike, as_recipe
 from secateur.settings import read_settings
 from secateur.stages.factor import whole_model_needs
 from secateur.stages.factor_plan import FactorPlan, plan_factoring, stored_beyond_dense

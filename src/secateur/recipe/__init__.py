@@ -22,8 +22,10 @@ from secateur.recipe.prune_stage import (
 )
 from secateur.recipe.recipe import (
     Recipe,
+    RecipeLike,
     Stage,
     TrainingStage,
+    as_recipe,
     load_recipe,
     recipe_from_dict,
     recipe_from_text,
@@ -50,6 +52,7 @@ __all__ = [
     "PruneStage",
     "RankOverride",
     "Recipe",
+    "RecipeLike",
     "Reconstruction",
     "RecoverMethod",
     "RecoverStage",
@@ -57,6 +60,7 @@ __all__ = [
     "Stage",
     "Training",
     "TrainingStage",
+    "as_recipe",
     "load_recipe",
     "parse_sparsity",
     "recipe_from_dict",

@@ -1,6 +1,7 @@
 """The recipe: one frozen, typed object that says what is done to a model, stage after stage."""
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -47,6 +48,28 @@ class Recipe:
     def needs_calibration(self) -> bool:
         """Whether any stage looks at calibration tokens."""
         return any(stage.needs_calibration for stage in self.stages)
+
+
+RecipeLike = Recipe | Stage | Mapping[str, Any] | Sequence[Stage | Mapping[str, Any]] | str | Path
+"""A recipe, its stages or one of them, their plain values, or the path of a file."""
+
+
+def as_recipe(recipe: RecipeLike) -> Recipe:
+    """A recipe from any of the forms that people hold one in.
+
+    Raises:
+        SecateurError: it is not valid.
+    """
+    if isinstance(recipe, Recipe):
+        return recipe
+    if isinstance(recipe, str | Path):
+        return load_recipe(recipe)
+    if isinstance(recipe, Mapping | list | tuple | Stage):
+        return recipe_from_dict(to_plain(recipe))
+    raise SecateurError(
+        "expected a recipe (a Recipe, its stages, their values or a path), "
+        f"got {type(recipe).__name__}"
+    )
 
 
 def recipe_from_dict(values: object, source: str = "recipe") -> Recipe:
