@@ -6,8 +6,9 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
+from secateur.checkpoint.form import CheckpointFormat
 from secateur.checkpoint.verify import verify_checkpoint
-from secateur.compress import CheckpointFormat, compress_with_report
+from secateur.compress import compress_with_report
 from secateur.compress_streaming import compress_streaming
 from secateur.plain import to_plain
 from secateur.progress import SilentProgress

@@ -114,12 +114,12 @@ MAY_IMPORT = {
     | {"prepare_training", "report", "run_stages"},
     "streaming": {"calibration", "checkpoint", "errors", "models", "plain", "recipe", "report"}
     | {"integrations"},
-    "prepare_streaming": {"calibration", "checkpoint", "compress", "errors", "models", "prepare"}
+    "prepare_streaming": {"calibration", "checkpoint", "errors", "models", "prepare"}
     | {"recipe", "settings", "stages", "streaming"},
     "run_streamed": {"calibration", "clock", "models", "prepare_streaming", "recipe", "report"}
     | {"stages", "streaming"},
     "compress_streaming": FOUNDATION
-    | {"calibration", "checkpoint", "compress", "integrations", "models", "prepare"}
+    | {"calibration", "checkpoint", "integrations", "models", "prepare"}
     | {"prepare_streaming", "report", "run_streamed", "streaming"},
     "engine": {"errors", "models", "modules"},
     "demo": FOUNDATION | {"checkpoint", "compress", "evaluate", "prepare", "report"},

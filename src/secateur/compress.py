@@ -6,7 +6,7 @@ The one file that sees every stage; it reads like the data path.
 from contextlib import ExitStack
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, Literal, TypedDict, get_args
+from typing import Any, TypedDict
 
 import torch
 from torch import nn
@@ -14,8 +14,8 @@ from typing_extensions import Unpack
 
 from secateur.ancestry import ancestry_of
 from secateur.calibration.data import CalibrationSource
-from secateur.checkpoint.compact import describe_when_saved, make_compact, needs_own_format
 from secateur.checkpoint.fingerprint import fingerprint
+from secateur.checkpoint.form import CheckpointFormat, give_form, require_known_format
 from secateur.checkpoint.load import dtype_name
 from secateur.checkpoint.write import check_output, check_saving, check_space, write_checkpoint
 from secateur.clock import StepClock
@@ -23,7 +23,6 @@ from secateur.errors import SecateurError
 from secateur.evaluate.forward import evaluating
 from secateur.models.device import slow_products_note
 from secateur.models.measure import num_bytes
-from secateur.models.swap import to_dense
 from secateur.prepare import (
     DEFAULT_SAMPLES,
     CalibrationChoice,
@@ -50,8 +49,6 @@ from secateur.report.facts import machine_facts, package_versions, peak_memory_b
 from secateur.report.record import Report
 from secateur.run_stages import run_stages
 from secateur.settings import read_settings
-
-CheckpointFormat = Literal["auto", "dense", "compact"]
 
 
 class CompressOptions(TypedDict, total=False):
@@ -164,9 +161,7 @@ def compress_with_report(
             "trained; torch.no_grad() does no harm"
         )
     recipe = as_recipe(recipe)
-    if checkpoint_format not in get_args(CheckpointFormat):
-        known = ", ".join(get_args(CheckpointFormat))
-        raise SecateurError(f"expected checkpoint_format {known}, got {checkpoint_format!r}")
+    require_known_format(checkpoint_format)
     if output is not None:
         check_output(Path(output), overwrite)
     check_calibration(calibration, recipe)
@@ -245,24 +240,3 @@ def compress_with_report(
         for training in trainings.values():
             training.checkpoints.remove()
         return loaded.model, report
-
-
-def give_form(model: nn.Module, checkpoint_format: CheckpointFormat, will_be_written: bool) -> None:
-    """Make the layers of a model what its checkpoint will hold.
-
-    Args:
-        model: after its stages, changed in place.
-        checkpoint_format: as of `compress_with_report`.
-        will_be_written: without an output, `auto` leaves the layers as they are, for
-            `save_pretrained` to describe.
-
-    Raises:
-        SecateurError: the model cannot take the form.
-    """
-    is_compact = checkpoint_format == "auto" and needs_own_format(model)
-    if checkpoint_format == "compact" or (is_compact and will_be_written):
-        make_compact(model)
-    elif is_compact:
-        describe_when_saved(model)
-    elif checkpoint_format == "dense":
-        to_dense(model)

@@ -17,6 +17,7 @@ import torch
 from secateur.calibration.data import CalibrationSource
 from secateur.checkpoint.card import model_card
 from secateur.checkpoint.fingerprint import fingerprint
+from secateur.checkpoint.form import CheckpointFormat
 from secateur.checkpoint.load import dtype_name
 from secateur.checkpoint.manifest import write_manifest
 from secateur.checkpoint.write import (
@@ -28,7 +29,6 @@ from secateur.checkpoint.write import (
     space_errors,
 )
 from secateur.clock import StepClock
-from secateur.compress import CheckpointFormat
 from secateur.integrations.transformers_quantizer import mark_compressed
 from secateur.models.device import slow_products_note
 from secateur.models.measure import num_bytes, num_logical_parameters

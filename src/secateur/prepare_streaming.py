@@ -6,9 +6,9 @@ from pathlib import Path
 import torch
 
 from secateur.calibration.tokens import CalibrationTokens
+from secateur.checkpoint.form import CheckpointFormat, require_known_format
 from secateur.checkpoint.load import LoadedModel, usable_device
 from secateur.checkpoint.write import check_output
-from secateur.compress import CheckpointFormat
 from secateur.errors import SecateurError
 from secateur.models.inventory import Inventory, take_inventory
 from secateur.models.swap import dense_sites
@@ -74,6 +74,7 @@ def prepare_streaming(
         )
     if activations not in ("auto", "device", "host", "file"):
         raise SecateurError(f"expected activations auto, device, host or file, got {activations!r}")
+    require_known_format(checkpoint_format)
     place = check_output(Path(output), overwrite)
     check_calibration(choice.source, recipe)
     skeleton = build_skeleton(model, revision, dtype)
@@ -172,8 +173,6 @@ def _is_compact(
             f"{stage.method} as asked for makes none: leave out the format, or give dense; where "
             "the model has such layers already, compress without streaming"
         )
-    if checkpoint_format not in ("dense", "compact"):
-        raise SecateurError(f"expected format auto, dense or compact, got {checkpoint_format!r}")
     return checkpoint_format == "compact"
 
 

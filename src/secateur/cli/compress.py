@@ -5,6 +5,7 @@ from typing import cast
 
 from rich.console import Console
 
+from secateur.checkpoint.form import CheckpointFormat
 from secateur.cli.compress_options import (
     Activations,
     CalibrationOptions,
@@ -28,7 +29,7 @@ from secateur.cli.loading import Loading
 from secateur.cli.option_groups import with_option_groups
 from secateur.cli.options import ModelArgument, Output, Overwrite
 from secateur.cli.written import show_report
-from secateur.compress import CheckpointFormat, compress_with_report
+from secateur.compress import compress_with_report
 from secateur.prepare import CalibrationChoice
 from secateur.streaming.activations import Home
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import typer
 from rich.table import Table
 
-from secateur.compress import CheckpointFormat
+from secateur.checkpoint.form import CheckpointFormat
 from secateur.compress_streaming import compress_streaming
 from secateur.errors import SecateurError
 from secateur.prepare import CalibrationChoice
