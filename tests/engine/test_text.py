@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from secateur.engine.text import IncrementalText, StopStrings
+from secateur.engine.text import Decoder, IncrementalText, StopStrings
 
 
 class Bytes:
@@ -16,8 +16,20 @@ class Bytes:
         return kept.decode("utf-8", errors="replace").removeprefix(" ")
 
 
-def pieces_of(token_ids: list[int], prompt: tuple[int, ...] = (65,)) -> list[str]:
-    text = IncrementalText(Bytes(), prompt)
+class BytesOrNothing:
+    """Shows no character of a text of which one is not whole, as SentencePiece's decoders do."""
+
+    def decode(self, token_ids: list[int], *, skip_special_tokens: bool) -> str:
+        try:
+            return bytes(token_ids).decode("utf-8")
+        except UnicodeDecodeError:
+            return "�" * len(token_ids)
+
+
+def pieces_of(
+    token_ids: list[int], prompt: tuple[int, ...] = (65,), decoder: Decoder | None = None
+) -> list[str]:
+    text = IncrementalText(decoder or Bytes(), prompt)
     return [*(text.add(token) for token in token_ids), text.flush()]
 
 
@@ -27,6 +39,27 @@ def test_pieces_are_whole_characters_and_make_up_the_text(text: str) -> None:
     assert "".join(pieces) == text
     if "�" not in text:
         assert not any("�" in piece for piece in pieces)
+
+
+_WHOLE = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="�"), max_size=12)
+
+
+@given(_WHOLE, _WHOLE.filter(bool))
+def test_characters_do_not_spoil_those_next_to_them(text: str, prompt: str) -> None:
+    pieces = pieces_of(list(text.encode()), tuple(prompt.encode()), BytesOrNothing())
+    assert "".join(pieces) == text
+
+
+@pytest.mark.parametrize("begun", [1, 2, 3])
+def test_a_character_that_the_prompt_began_is_not_spoilt_either(begun: int) -> None:
+    token_ids = list("🌻🌹🌷".encode())
+    prompt, rest = tuple(token_ids[: 4 + begun]), token_ids[4 + begun :]
+    assert "".join(pieces_of(rest, prompt, BytesOrNothing())) == "🌹🌷"
+
+
+def test_a_character_that_breaks_off_leaves_those_before_it_whole() -> None:
+    token_ids = list("🌻🌹".encode())
+    assert "".join(pieces_of(token_ids[:6], (65,), BytesOrNothing())) == "🌻��"
 
 
 @given(st.binary(max_size=40))

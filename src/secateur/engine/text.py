@@ -26,12 +26,12 @@ class IncrementalText:
 
     def __init__(self, decoder: Decoder, prompt: Sequence[int]) -> None:
         self._decoder = decoder
-        self._context = list(prompt[-_CONTEXT:])
-        self._waiting: list[int] = []
+        self._context, self._waiting = self._split(prompt)
+        self._starts: list[int] = []
+        """Places of the context at which a character begins."""
         self._before = self._decode(self._context)
-        self._begun = ""
+        self._begun = self._decode(self._waiting) if self._waiting else ""
         """What stands for a character that the prompt began: not new, unless it gets whole."""
-        self._wait_for_what_the_prompt_began()
 
     def add(self, token_id: int) -> str:
         """Text that is certain now; may be empty."""
@@ -47,15 +47,17 @@ class IncrementalText:
         """What is left at the end; replacement characters where bytes are missing."""
         return self._take(len(self._waiting), self._decode(self._context + self._waiting))
 
-    def _wait_for_what_the_prompt_began(self) -> None:
-        for count in range(1, min(_MOST_WAITING, len(self._context) + 1)):
-            if not self._before.endswith(_REPLACEMENT):
-                return
-            before = self._decode(self._context[:-count])
-            if self._before.startswith(before) and not before.endswith(_REPLACEMENT):
-                self._begun = self._before[len(before) :]
-                self._waiting = self._context[-count:]
-                self._context, self._before = self._context[:-count], before
+    def _split(self, prompt: Sequence[int]) -> tuple[list[int], list[int]]:
+        """The prompt's last tokens, and after them those of a character that it only begins."""
+        for begun in range(min(_MOST_WAITING, len(prompt) + 1)):
+            last = len(prompt) - begun
+            # A context that begins within a character may have no character whole.
+            for more in range(_MOST_WAITING):
+                first = max(0, last - _CONTEXT - more)
+                context = list(prompt[first:last])
+                if not self._decode(context).endswith(_REPLACEMENT):
+                    return context, list(prompt[last:])
+        return list(prompt[-_CONTEXT:]), []
 
     def _take_some(self, text: str) -> str:
         """Bytes that are no text: let go of the oldest that are not part of a later character."""
@@ -68,14 +70,27 @@ class IncrementalText:
         return ""
 
     def _take(self, count: int, text: str) -> str:
+        taken, self._waiting = self._waiting[:count], self._waiting[count:]
         new = self._new(self._before, text)
-        self._context = (self._context + self._waiting[:count])[-_CONTEXT:]
-        self._waiting = self._waiting[count:]
-        self._before = self._decode(self._context)
-        # Only decoders that rewrite what came before get here with None; what is new is kept.
-        new = text[len(self._before) :] if new is None else new
+        # Bytes that are no text may have spoiled what is known already: they come alone.
+        new = self._decode(taken) if new is None else new
+        self._remember(taken)
         begun, self._begun = self._begun, ""
         return new.removeprefix(begun)
+
+    def _remember(self, taken: list[int]) -> None:
+        """Have tokens in the context, and forget the oldest, as many as make up whole characters.
+
+        Of characters next to each other some decoders (SentencePiece's with bytes for what it has
+        no token for) show none if one of them is not whole.
+        """
+        self._starts.append(len(self._context))
+        self._context += taken
+        enough = [start for start in self._starts if len(self._context) - start >= _CONTEXT]
+        first = max(enough, default=0)
+        self._context = self._context[first:]
+        self._starts = [start - first for start in self._starts if start > first]
+        self._before = self._decode(self._context)
 
     @staticmethod
     def _new(before: str, text: str) -> str | None:
