@@ -136,6 +136,18 @@ def test_several_answers_to_a_prompt_have_seeds_of_their_own_and_count_it_once()
     serve(test, max_waiting=3)
 
 
+def test_without_a_seed_no_two_answers_are_drawn_alike() -> None:
+    async def test(service: Service, engine: Scripted) -> None:
+        for _ in range(2):
+            answer = await service.begin(wanted(prompt=["ab", "ab"], n=2, max_tokens=1))
+            engine.open.set()
+            await answer.choices()
+            answer.close()
+        assert len({one.seed for one in engine.asked}) == 8
+
+    serve(test, max_waiting=3)
+
+
 def test_closing_frees_every_slot_of_an_answer() -> None:
     async def test(service: Service, engine: Scripted) -> None:
         answer = await service.begin(wanted(prompt=["ab", "cd"]))

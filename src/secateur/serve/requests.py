@@ -6,7 +6,6 @@ versions send them.
 """
 
 import json
-import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +16,6 @@ Prompt = str | tuple[int, ...]
 
 MOST_STOPS = 16
 MOST_ANSWERS = 64
-_SEED_BITS = 31
 _LARGEST_SEED = 2**63 - 1
 
 # Field -> the values that ask for nothing beyond what this server does. The lower ones are not
@@ -101,8 +99,8 @@ class GenerationRequest:
     n: int
     """Answers to each prompt."""
     stop: tuple[str, ...]
-    seed: int
-    """The client's, or drawn."""
+    seed: int | None
+    """None: every answer draws its own."""
     stream: bool
     include_usage: bool
     """Whether a stream ends with a count of tokens."""
@@ -234,7 +232,7 @@ def _shared(
         "top_k": defaults.top_k if top_k is None else max(0, top_k),
         "n": _whole(body, "n", 1, MOST_ANSWERS) or 1,
         "stop": _stops(body),
-        "seed": secrets.randbits(_SEED_BITS) if seed is None else seed & _LARGEST_SEED,
+        "seed": None if seed is None else seed & _LARGEST_SEED,
         "stream": _flag(body, "stream"),
         "include_usage": _include_usage(body),
     }

@@ -1,6 +1,7 @@
 """What the server does between a checked request and the pieces of its answer."""
 
 import asyncio
+import secrets
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
@@ -21,6 +22,7 @@ from secateur.serve.requests import (
 )
 from secateur.serve.worker import Broken, EngineWorker, Update, engine_failed
 
+_SEED_BITS = 63
 _REASONS = {"eos": "stop", "stop": "stop", "length": "length"}
 
 
@@ -228,7 +230,7 @@ class Service:
         try:
             for token_ids, options in zip(prompts, all_options, strict=True):
                 for number in range(request.n):
-                    own = replace(options, seed=(options.seed + number) % 2**63)
+                    own = replace(options, seed=_seed(request.seed, number))
                     answer.add(token_ids, own, is_another=number > 0)
         except SecateurError as error:
             answer.close()
@@ -263,7 +265,11 @@ class Service:
             temperature=request.temperature,
             top_p=request.top_p,
             top_k=request.top_k,
-            seed=request.seed,
             stop=request.stop,
             logprobs=request.logprobs,
         )
+
+
+def _seed(wanted: int | None, number: int) -> int:
+    """Of one of several answers to a prompt: as the client wants it, else drawn anew each time."""
+    return secrets.randbits(_SEED_BITS) if wanted is None else (wanted + number) % 2**_SEED_BITS
