@@ -390,6 +390,16 @@ def test_one_bit_of_one_weight_is_another_model(tmp_path: Path, name: str) -> No
     assert caught.value.exit_code == 4
 
 
+def test_the_sign_of_zero_is_a_bit_too(tmp_path: Path) -> None:
+    model = tiny_model("llama")
+    weight = model.get_parameter(PRUNED).data.view(-1)
+    weight[0] = 0.0
+    model.save_pretrained(tmp_path)
+    weight[0] = -0.0
+    with pytest.raises(VerificationError, match=f"{PRUNED} is not the same"):
+        require_same_model(model, tmp_path)
+
+
 @pytest.mark.parametrize("seed", [0, 1])
 def test_deep_16_bit_models_may_round_more(seed: int, tmp_path: Path) -> None:
     """As on another device: what is recorded is computed by another implementation."""

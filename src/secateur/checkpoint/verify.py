@@ -12,6 +12,7 @@ from secateur.checkpoint.fingerprint import logits_sha256, probe_logits
 from secateur.checkpoint.load import load_model
 from secateur.checkpoint.manifest import manifest_faults
 from secateur.checkpoint.pattern import pattern_faults
+from secateur.checkpoint.same_bits import same_bits
 from secateur.errors import SecateurError, VerificationError
 from secateur.models.blocks import find_blocks
 from secateur.models.device import input_embedding
@@ -69,7 +70,7 @@ def _require_same_tensors(
     written = own_tensors(loaded) if loaded is not None else {}
     for name, tensor in tensors.items():
         found = written.get(name)
-        if found is None or not _equal_bits(tensor.cpu(), found):
+        if found is None or not same_bits(tensor.cpu(), found):
             raise VerificationError(
                 f"{place}.{name} is not the same after it was written and reloaded: "
                 f"{_difference(tensor, found)}"
@@ -85,10 +86,6 @@ def _difference(tensor: Tensor, loaded: Tensor | None) -> str:
             "not tell of: cast it to one"
         )
     return "values differ"
-
-
-def _equal_bits(left: Tensor, right: Tensor) -> bool:
-    return left.dtype == right.dtype and torch.equal(left, right)
 
 
 def verify_checkpoint(folder: str | Path, trust_remote_code: bool = False) -> list[Check]:

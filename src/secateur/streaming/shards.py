@@ -7,7 +7,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -15,6 +14,7 @@ from transformers.core_model_loading import revert_weight_conversion
 
 from secateur.checkpoint.files import INDEX_FILE
 from secateur.checkpoint.manifest import file_sha256
+from secateur.checkpoint.same_bits import same_bits
 from secateur.checkpoint.write import space_errors
 from secateur.errors import VerificationError
 from secateur.models.blocks import BlockList
@@ -118,7 +118,7 @@ def _flush(path: Path) -> None:
 def _require_written(path: Path, tensors: dict[str, Tensor]) -> None:
     with safe_open(path, framework="pt") as file:
         for name, tensor in tensors.items():
-            if not _is_same(file.get_tensor(name), tensor):
+            if not same_bits(file.get_tensor(name), tensor):
                 raise VerificationError(f"{name} is not the same after it was written")
 
 
@@ -130,19 +130,6 @@ def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         apart[name] = tensor.clone() if place in seen else tensor
         seen.add(place)
     return apart
-
-
-def _bits(tensor: Tensor) -> Tensor:
-    """As bytes: NaN equals itself, and -0.0 is not 0.0."""
-    return tensor.reshape(-1).view(torch.uint8)
-
-
-def _is_same(one: Tensor, other: Tensor) -> bool:
-    first, second = _bits(one), _bits(other)
-    if all(len(bits) % 8 == bits.storage_offset() % 8 == 0 for bits in (first, second)):
-        # Wide integers are compared faster.
-        first, second = first.view(torch.int64), second.view(torch.int64)
-    return torch.equal(first, second)
 
 
 def read_shard(path: Path) -> dict[str, Tensor]:
