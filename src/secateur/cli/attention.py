@@ -12,9 +12,8 @@ from rich.text import Text
 from secateur.cli.loading import Loading, source_name
 from secateur.cli.option_groups import with_option_groups
 from secateur.cli.options import JsonOutput, ModelArgument
-from secateur.cli.report import write_page
 from secateur.cli.waiting import shown_progress
-from secateur.cli.written import say_wrote
+from secateur.cli.written import say_wrote, write_whole
 from secateur.lazy_attention import analyse_attention
 from secateur.report import attention_words
 from secateur.report.attention_page import render_attention
@@ -57,7 +56,7 @@ def attention_command(
             progress=progress,
         )
     if html is not None:
-        write_page(html, render_attention(record))
+        write_whole(html, render_attention(record))
     if as_json:
         typer.echo(record.to_json(), nl=False)
         return

@@ -16,9 +16,8 @@ from rich.text import Text
 
 from secateur.checkpoint.load import DTYPES, usable_device
 from secateur.cli.options import Device, Dtype, TrustRemoteCode, counts
-from secateur.cli.report import write_page
 from secateur.cli.waiting import shown_progress, waiting_for
-from secateur.cli.written import say_wrote
+from secateur.cli.written import say_wrote, write_whole
 from secateur.errors import SecateurError
 from secateur.report import throughput_words
 from secateur.report.throughput_page import render_throughput
@@ -142,7 +141,7 @@ class _Results:
             append_throughput(new, self.json_lines)
             self.written.add(self.json_lines)
         if self.page is not None:
-            write_page(self.page, render_throughput(record))
+            write_whole(self.page, render_throughput(record))
             self.written.add(self.page)
 
     def tell(self, planned: int) -> None:

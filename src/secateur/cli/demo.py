@@ -7,8 +7,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from secateur.cli.report import write_page
 from secateur.cli.waiting import shown_progress
+from secateur.cli.written import write_whole
 from secateur.demo import run_demo
 from secateur.report.page import render_comparison
 from secateur.report.table import comparison_table
@@ -24,8 +24,8 @@ def demo_command(
     started = perf_counter()
     with shown_progress() as progress:
         comparison = run_demo(example, output, progress)
-    write_page(output / "report.html", render_comparison(comparison))
-    write_page(output / "comparison.json", comparison.to_json())
+    write_whole(output / "report.html", render_comparison(comparison))
+    write_whole(output / "comparison.json", comparison.to_json())
     console = Console(emoji=False)
     console.print(comparison_table(comparison))
     console.print(

@@ -12,9 +12,8 @@ from secateur.cli.loading import Loading, source_name
 from secateur.cli.option_groups import with_option_groups
 from secateur.cli.options import JsonOutput, ModelArgument
 from secateur.cli.plan_table import plan_table
-from secateur.cli.report import write_page
 from secateur.cli.waiting import shown_progress
-from secateur.cli.written import say_wrote
+from secateur.cli.written import say_wrote, write_whole
 from secateur.errors import SecateurError
 from secateur.plan.make import DEFAULT_SAMPLES, Target, make_plan
 from secateur.plan.options import METHODS, PlanOptions
@@ -165,9 +164,8 @@ def _write(plan: Plan, output: Path | None) -> Path | None:
     """The recipe, with what was predicted and measured in comments before it."""
     if output is None or plan.recipe is None:
         return None
-    output.parent.mkdir(parents=True, exist_ok=True)
     comments = "".join(f"# {line}\n" for line in recipe_words(plan))
-    write_page(output, comments + recipe_from_dict(plan.recipe).to_yaml())
+    write_whole(output, comments + recipe_from_dict(plan.recipe).to_yaml())
     return output
 
 

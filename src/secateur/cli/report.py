@@ -1,6 +1,5 @@
 """`secateur report`: the report of a compressed model, as a page and on the terminal."""
 
-from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -8,8 +7,7 @@ import typer
 from rich.console import Console
 
 from secateur.cli.options import JsonOutput
-from secateur.cli.written import say_wrote
-from secateur.errors import SecateurError
+from secateur.cli.written import say_wrote, write_whole
 from secateur.report.page import render_report
 from secateur.report.record import load_report
 from secateur.report.table import report_table
@@ -31,7 +29,7 @@ def report_command(
     """Show what a compression did; with --html, write the self-contained page."""
     report = load_report(folder)
     if html is not None:
-        write_page(html, render_report(report))
+        write_whole(html, render_report(report))
     if as_json:
         typer.echo(report.to_json(), nl=False)
         return
@@ -39,20 +37,3 @@ def report_command(
     console.print(report_table(report))
     if html is not None:
         say_wrote(console, html)
-
-
-def write_page(path: Path, page: str) -> None:
-    """Write a page beside its final place, then rename it.
-
-    Raises:
-        SecateurError: the place cannot be written to.
-    """
-    partial = path.with_name(path.name + ".partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(page, encoding="utf-8")
-        partial.replace(path)
-    except OSError as error:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
-        raise SecateurError(f"{path} cannot be written: {error}") from error

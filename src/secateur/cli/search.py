@@ -10,10 +10,9 @@ from rich.console import Console
 from secateur.cli.loading import Loading, source_name
 from secateur.cli.option_groups import with_option_groups
 from secateur.cli.options import JsonOutput, ModelArgument
-from secateur.cli.report import write_page
 from secateur.cli.search_table import search_table
 from secateur.cli.waiting import shown_progress
-from secateur.cli.written import say_wrote
+from secateur.cli.written import say_wrote, write_whole
 from secateur.errors import SecateurError
 from secateur.report.search_page import render_search
 from secateur.report.search_record import SEARCH_FILE, SearchRecord
@@ -202,12 +201,12 @@ def _check_output(output: Path | None, resume: bool, overwrite: bool) -> None:
 def _write(record: SearchRecord, output: Path) -> list[Path]:
     """Write the results; an older recipe goes where nothing was found."""
     recipe = search_recipe(record)
-    write_page(output / SEARCH_FILE, record.to_json())
-    write_page(output / PAGE_FILE, render_search(record))
+    write_whole(output / SEARCH_FILE, record.to_json())
+    write_whole(output / PAGE_FILE, render_search(record))
     written = [output / SEARCH_FILE, output / PAGE_FILE]
     if recipe is None:
         with suppress(FileNotFoundError):
             (output / RECIPE_FILE).unlink()
         return written
-    write_page(output / RECIPE_FILE, recipe.to_yaml())
+    write_whole(output / RECIPE_FILE, recipe.to_yaml())
     return [*written, output / RECIPE_FILE]

@@ -1,12 +1,31 @@
-"""What a command says of what it wrote."""
+"""The files that commands write, and what they say of them."""
 
+from contextlib import suppress
 from pathlib import Path
 
 from rich.console import Console
 
+from secateur.errors import SecateurError
 from secateur.report.record import Report
 from secateur.report.table import report_table
 from secateur.settings import read_settings
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file, with folders for it, beside its final place; then rename it.
+
+    Raises:
+        SecateurError: the place cannot be written to.
+    """
+    partial = path.with_name(path.name + ".partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise SecateurError(f"{path} cannot be written: {error}") from error
 
 
 def show_report(report: Report, output: Path) -> None:
