@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from secateur.checkpoint.load import DTYPES, usable_device
-from secateur.cli.options import Device, Dtype, TrustRemoteCode, counts
+from secateur.cli.options import Device, Dtype, TrustRemoteCode, counts, names
 from secateur.cli.waiting import shown_progress, waiting_for
 from secateur.cli.written import say_wrote, write_whole
 from secateur.errors import SecateurError
@@ -112,7 +112,7 @@ def bench_command(
         if shape is None:
             candidates = load_candidates(models or [], dtype, where, trust_remote_code)
         else:
-            wanted = [part.strip() for part in (forms or _DEFAULT_FORMS).split(",")]
+            wanted = names(forms or _DEFAULT_FORMS)
             candidates = random_candidates(
                 shape, wanted, dtype, where, rank_fraction=rank_fraction, depth_kept=depth_kept
             )

@@ -40,13 +40,18 @@ JsonOutput = Annotated[
 ]
 
 
+def names(text: str) -> tuple[str, ...]:
+    """What stands between the commas of an option that takes several."""
+    return tuple(part.strip() for part in text.split(","))
+
+
 def counts(option: str, text: str) -> list[int]:
     """Positive whole numbers out of an option that takes several, each once, in their order.
 
     Raises:
         SecateurError: something else stands between the commas.
     """
-    parts = [part.strip() for part in text.split(",")]
+    parts = names(text)
     if not all(part.isdecimal() and int(part) > 0 for part in parts):
         raise SecateurError(f"expected {option} as numbers such as 1,16, got {text!r}")
     return list(dict.fromkeys(map(int, parts)))

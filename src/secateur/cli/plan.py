@@ -10,7 +10,7 @@ from rich.console import Console
 
 from secateur.cli.loading import Loading, source_name
 from secateur.cli.option_groups import with_option_groups
-from secateur.cli.options import JsonOutput, ModelArgument
+from secateur.cli.options import JsonOutput, ModelArgument, names
 from secateur.cli.plan_table import plan_table
 from secateur.cli.waiting import shown_progress
 from secateur.cli.written import say_wrote, write_whole
@@ -102,7 +102,9 @@ def plan_command(
     """Measure every layer in every form, choose the best forms for a limit, and check them."""
     target = Target(target_speedup, latency, None if memory is None else parse_bytes(memory))
     workload = Workload(batch, prefill_length, context)
-    options = PlanOptions(methods=_methods(methods), rounds=rounds, trials=trials)
+    options = PlanOptions(
+        methods=None if methods is None else names(methods), rounds=rounds, trials=trials
+    )
     _check_output(output, overwrite)
     loaded = loading.load(model)
     with shown_progress() as progress:
@@ -144,10 +146,6 @@ def parse_bytes(text: str) -> int:
         if match is not None and unit is not None:
             return int(float(match[1]) * unit)
     raise SecateurError(f"expected --memory such as 10GB or 640MB, got {text!r}")
-
-
-def _methods(text: str | None) -> tuple[str, ...] | None:
-    return None if text is None else tuple(part.strip() for part in text.split(","))
 
 
 def _check_output(output: Path | None, overwrite: bool) -> None:

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from secateur.cli.loading import Loading, source_name
 from secateur.cli.option_groups import with_option_groups
-from secateur.cli.options import JsonOutput, ModelArgument
+from secateur.cli.options import JsonOutput, ModelArgument, names
 from secateur.cli.search_table import search_table
 from secateur.cli.waiting import shown_progress
 from secateur.cli.written import say_wrote, write_whole
@@ -114,7 +114,7 @@ def search_command(
     values: dict[str, Any] = {"metric": metric, "limit": limit, "max_new_tokens": max_new_tokens}
     asked = load_task(task, **values, seed=seed)
     options = _options(
-        types=_names(types),
+        types=None if types is None else names(types),
         blocks=_block_numbers(blocks),
         fractions=_fractions(fractions),
         filter=keep_best,
@@ -151,10 +151,6 @@ def search_command(
 
 def _options(**values: Any) -> SearchOptions:
     return SearchOptions(**values)
-
-
-def _names(text: str | None) -> tuple[str, ...] | None:
-    return None if text is None else tuple(part.strip() for part in text.split(","))
 
 
 def _fractions(text: str) -> tuple[float, ...]:
