@@ -108,7 +108,7 @@ MAY_IMPORT = {
     "throughput": {"checkpoint", "depth", "engine", "errors", "mask", "models", "modules"}
     | {"progress", "report", "runtime"},
     "serve": {"checkpoint", "engine", "errors", "report", "runtime"},
-    "lazy_attention": {"calibration", "depth", "errors", "models", "progress", "report"},
+    "lazy_attention": {"calibration", "depth", "models", "progress", "report"},
     "compress": FOUNDATION
     | {"ancestry", "calibration", "checkpoint", "evaluate", "models", "prepare"}
     | {"prepare_training", "report", "run_stages"},

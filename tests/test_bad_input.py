@@ -680,7 +680,7 @@ def test_tokenizer_of_another_model(tmp_path: Path) -> None:
 
 def test_samples_longer_than_the_context(tmp_path: Path) -> None:
     model = tiny_model("llama")
-    message = "samples of 129 tokens do not fit the model's context of 128"
+    message = "windows of 129 tokens do not fit the model's context of 128"
     refused(tmp_path, model, message, calibration=some_ids(2, 129))
     refused(
         tmp_path,

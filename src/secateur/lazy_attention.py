@@ -17,10 +17,8 @@ from secateur.depth.attention_rank import (
     even_attention,
     lazy_blocks,
 )
-from secateur.errors import SecateurError
 from secateur.models.attention import visit_attention
-from secateur.models.blocks import context_length, find_blocks
-from secateur.models.device import input_embedding
+from secateur.models.blocks import find_blocks
 from secateur.progress import Progress, SilentProgress
 from secateur.report.attention_record import (
     AnalysedModelRecord,
@@ -71,7 +69,7 @@ def analyse_attention(
         seed=seed,
         purpose="text",
     )
-    _check_fit(model, tokens)
+    tokens.check_fit(model)
     blocks = _measure(model, tokens, progress)
     even = even_attention(tokens.max_seq_length)
     return AttentionRecord(
@@ -118,14 +116,3 @@ def _measure(
         AttentionBlock(block=index, ranks=entry.mean_ranks(), masses=entry.mean_masses())
         for index, entry in enumerate(heads)
     )
-
-
-def _check_fit(model: nn.Module, tokens: CalibrationTokens) -> None:
-    """Refuse tokens that the model has no embedding or no positions for."""
-    tokens.check_vocabulary(input_embedding(model).shape[0])
-    context = context_length(model)
-    if context is not None and tokens.max_seq_length > context:
-        raise SecateurError(
-            f"windows of {tokens.max_seq_length} tokens do not fit the model's context of "
-            f"{context}; give a smaller max_seq_length"
-        )

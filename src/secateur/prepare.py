@@ -17,7 +17,7 @@ from secateur.depth.drop import rehearse_drop
 from secateur.errors import SecateurError
 from secateur.evaluate.perplexity import encode_text, perplexity
 from secateur.evaluate.suite import read_text, window_length
-from secateur.models.blocks import context_length, find_blocks
+from secateur.models.blocks import find_blocks
 from secateur.models.device import input_embedding, on_device, require_one_device
 from secateur.models.inventory import Inventory, take_inventory
 from secateur.models.measure import (
@@ -243,7 +243,6 @@ def draw_tokens(
     check_calibration(choice.source, recipe)
     if choice.source is None:
         return None
-    context = context_length(loaded.model)
     tokens = load_calibration(
         choice.source,
         loaded.tokenizer,
@@ -251,18 +250,8 @@ def draw_tokens(
         max_seq_length=window_length(loaded.model, choice.max_seq_length),
         seed=choice.seed,
     )
-    tokens.check_vocabulary(vocabulary_size(loaded.model))
-    if context is not None and tokens.max_seq_length > context:
-        raise SecateurError(
-            f"calibration samples of {tokens.max_seq_length} tokens do not fit the model's "
-            f"context of {context}; give a smaller max_seq_length"
-        )
+    tokens.check_fit(loaded.model)
     return tokens
-
-
-def vocabulary_size(model: nn.Module) -> int:
-    """Rows of the input embedding."""
-    return input_embedding(model).shape[0]
 
 
 def model_record(loaded: LoadedModel, inventory: Inventory) -> ModelRecord:

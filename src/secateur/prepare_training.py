@@ -17,8 +17,8 @@ from secateur.checkpoint.load import LoadedModel, load_model
 from secateur.checkpoint.pattern import pruned_names
 from secateur.clock import StepClock
 from secateur.errors import SecateurError
-from secateur.models.blocks import context_length, find_blocks
-from secateur.models.device import input_embedding, on_device
+from secateur.models.blocks import find_blocks, require_context
+from secateur.models.device import input_embedding, on_device, vocabulary_size
 from secateur.models.swap import compressed_modules
 from secateur.recipe import (
     DropBlocksStage,
@@ -199,7 +199,7 @@ def _prepare(
     place: TrainingPlace,
 ) -> PreparedTraining:
     options = stage.training
-    _check_window(loaded.model, options)
+    require_context(loaded.model, options.max_seq_length)
     texts = load_texts(loaded, options, place.cache)
     dense = DenseModel(ancestry.num_dense_blocks)
     if isinstance(stage, RecoverStage):
@@ -221,15 +221,6 @@ def _identity(
     }
 
 
-def _check_window(model: nn.Module, options: Training) -> None:
-    limit = context_length(model)
-    if limit is not None and options.max_seq_length > limit:
-        raise SecateurError(
-            f"training windows of {options.max_seq_length} tokens do not fit the model's context "
-            f"of {limit}; give a smaller max_seq_length"
-        )
-
-
 def load_texts(loaded: LoadedModel, options: Training, cache: Path | None) -> TrainingTexts:
     """The windows to train on and those to measure on.
 
@@ -237,7 +228,7 @@ def load_texts(loaded: LoadedModel, options: Training, cache: Path | None) -> Tr
         SecateurError: a text cannot be read, is too short, or is not of this model's vocabulary.
     """
     tokenizer: Any = loaded.tokenizer
-    vocabulary = input_embedding(loaded.model).shape[0]
+    vocabulary = vocabulary_size(loaded.model)
     text = TrainingText(
         options.data,
         max_seq_length=options.max_seq_length,
@@ -310,7 +301,7 @@ def _own_device(on_cpu: bool) -> torch.device:
 
 def _load_teacher(source: str, loaded: LoadedModel) -> nn.Module:
     model = load_model(source).model
-    ours, theirs = (input_embedding(item).shape[0] for item in (loaded.model, model))
+    ours, theirs = map(vocabulary_size, (loaded.model, model))
     if ours != theirs:
         raise SecateurError(
             f"expected a teacher with the model's vocabulary of {ours} tokens, but {source} has "

@@ -135,6 +135,10 @@ def test_bad_input(model: nn.Module, tmp_path: Path) -> None:
         plan_of(model, 0.9, options=replace(OPTIONS, methods=("2:4",)))
     with pytest.raises(SecateurError, match="at least 2 calibration samples"):
         make_plan(model, IDS[:1], Target(speedup=1.5), workload=Workload(1, 8), options=OPTIONS)
+    with pytest.raises(SecateurError, match="made with another model's tokenizer"):
+        make_plan(model, IDS + 128, Target(speedup=1.5))
+    with pytest.raises(SecateurError, match="windows of 129 tokens do not fit the model's context"):
+        make_plan(model, torch.full((2, 129), 3), Target(speedup=1.5))
 
 
 def test_single_methods() -> None:

@@ -5,9 +5,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from secateur.errors import SecateurError
+from secateur.models.blocks import require_context
+from secateur.models.device import vocabulary_size
 from secateur.spans import Span
 
 MIN_SEQUENCE_TOKENS = 2
@@ -92,6 +94,11 @@ class CalibrationTokens:
         spans = None if self.spans is None else tuple(self.spans[number] for number in numbers)
         samples = tuple(self.samples[number] for number in numbers)
         return CalibrationTokens(samples, self.source, spans)
+
+    def check_fit(self, model: nn.Module) -> None:
+        """Raise SecateurError if a model has no embedding or no positions for some of them."""
+        self.check_vocabulary(vocabulary_size(model))
+        require_context(model, self.max_seq_length)
 
     def check_vocabulary(self, vocabulary_size: int) -> None:
         """Raise SecateurError if a token id is not below `vocabulary_size`."""

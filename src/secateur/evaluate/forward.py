@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import SecateurError
-from secateur.models.device import input_embedding
+from secateur.models.device import input_embedding, vocabulary_size
 
 # fp32 logits held at once while log-probabilities are computed: 64 MiB.
 _MAX_FP32_LOGITS = 2**24
@@ -21,7 +21,7 @@ def input_device(model: nn.Module) -> torch.device:
 
 def check_token_ids(model: nn.Module, token_ids: Tensor) -> None:
     """Refuse token ids that the model has no embedding for: the tokenizer is of another model."""
-    vocabulary = input_embedding(model).shape[0]
+    vocabulary = vocabulary_size(model)
     outside = token_ids[(token_ids < 0) | (token_ids >= vocabulary)]
     if outside.numel() > 0:
         raise SecateurError(

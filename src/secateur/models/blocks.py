@@ -41,6 +41,16 @@ def context_length(model: nn.Module) -> int | None:
     return limit if isinstance(limit, int) and limit > 0 else None
 
 
+def require_context(model: nn.Module, max_seq_length: int) -> None:
+    """Raise SecateurError if a model has no positions for windows of so many tokens."""
+    limit = context_length(model)
+    if limit is not None and max_seq_length > limit:
+        raise SecateurError(
+            f"windows of {max_seq_length} tokens do not fit the model's context of {limit}; give "
+            "a smaller max_seq_length"
+        )
+
+
 def find_blocks(model: nn.Module) -> BlockList:
     """The outermost `ModuleList` of as many blocks as the configuration says, largest first.
 

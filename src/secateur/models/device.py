@@ -24,6 +24,11 @@ def input_embedding(model: nn.Module) -> Tensor:
     return weight
 
 
+def vocabulary_size(model: nn.Module) -> int:
+    """Rows of the input embedding."""
+    return input_embedding(model).shape[0]
+
+
 def require_one_device(model: nn.Module) -> None:
     """Raise SecateurError if a model's weights are on several devices, as `device_map` puts them.
 

@@ -119,6 +119,7 @@ def make_plan(
         max_seq_length=window_length(model, max_seq_length),
         seed=seed,
     )
+    tokens.check_fit(model)
     bench = Bench(
         model,
         tokens,
