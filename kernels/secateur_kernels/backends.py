@@ -3,7 +3,6 @@
 from importlib.util import find_spec
 from typing import Literal, get_args
 
-import torch
 from torch import Tensor
 
 from secateur_kernels.errors import SecateurError
@@ -48,8 +47,3 @@ def require_cuda_tensor(x: Tensor) -> None:
     """Raise SecateurError unless `x` is on a GPU."""
     if x.device.type != "cuda":
         raise SecateurError(f"expected x on an NVIDIA GPU for backend cuda, got {x.device}")
-
-
-def matmul_dtype(dtype: torch.dtype) -> torch.dtype:
-    """What products are summed in: float32, or float64 for float64."""
-    return torch.float64 if dtype == torch.float64 else torch.float32

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from secateur_kernels.errors import SecateurError
+from secateur_kernels.precision import wide_dtype
 
 # Kernels work on ranks in steps of a matrix instruction.
 RANK_STEP = 16
@@ -170,7 +171,7 @@ class LowRank:
 
     def to_dense(self) -> Tensor:
         """The weight [N, K], multiplied in fp32 (fp64 for fp64) and rounded once."""
-        wide = torch.float64 if self.up.dtype == torch.float64 else torch.float32
+        wide = wide_dtype(self.up.dtype)
         downs = self.down.to(wide).view(len(self.group_rows), self.rank, -1)
         ups = torch.split(self.up.to(wide), list(self.group_rows))
         dense = torch.cat([up @ down for up, down in zip(ups, downs, strict=True)])

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from secateur_kernels.backends import (
     HAS_TRITON,
-    matmul_dtype,
     require_cuda_tensor,
     require_triton,
 )
@@ -24,6 +23,7 @@ from secateur_kernels.library import require_library
 from secateur_kernels.linear_arguments import contiguous
 from secateur_kernels.low_rank_linear import cuda_kernel, triton_config
 from secateur_kernels.low_rank_linear.reference import low_rank, product, two_gemms
+from secateur_kernels.precision import wide_dtype
 from secateur_kernels.sparse24_linear.packed import Packed24
 from secateur_kernels.sparse24_linear.reference import dense_weight
 from secateur_kernels.unpack24.op import unpack24_data
@@ -113,6 +113,6 @@ def launch(
     if choice.backend == "unpack":
         both = x @ unpack24_data(*weight).T + product(x, down, up, groups, x.dtype)
     else:
-        wide = matmul_dtype(x.dtype)
+        wide = wide_dtype(x.dtype)
         both = x.to(wide) @ dense_weight(*weight).to(wide).T + product(x, down, up, groups, wide)
     return apply_epilogue(both, *epilogue).to(x.dtype)

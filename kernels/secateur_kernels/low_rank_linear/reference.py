@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from secateur_kernels.backends import matmul_dtype
 from secateur_kernels.epilogue import apply_epilogue
+from secateur_kernels.precision import wide_dtype
 
 
 def product(
@@ -39,7 +39,7 @@ def low_rank(
     activation: str,
 ) -> Tensor:
     """The contract: everything in fp32 (fp64 for fp64), the intermediate included, rounded once."""
-    wide = matmul_dtype(x.dtype)
+    wide = wide_dtype(x.dtype)
     result = product(x, down, up, group_rows, wide)
     return apply_epilogue(result, bias, residual, activation).to(x.dtype)
 

@@ -4,10 +4,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from secateur_kernels.backends import matmul_dtype
 from secateur_kernels.epilogue import apply_epilogue
 from secateur_kernels.layouts.fragment24 import plain_order
 from secateur_kernels.layouts.pattern import pairs_of, scatter_pairs
+from secateur_kernels.precision import wide_dtype
 
 
 def dense_weight(
@@ -38,7 +38,7 @@ def linear(
         residual: [M, output columns] or None.
         activation: `none` or `silu_and_mul`.
     """
-    wide = matmul_dtype(x.dtype)
+    wide = wide_dtype(x.dtype)
     product = x.to(wide) @ weight.to(wide).T
     return apply_epilogue(product, bias, residual, activation).to(x.dtype)
 

@@ -14,6 +14,7 @@ from secateur.errors import SecateurError
 from secateur.models.device import on_device
 from secateur.models.sites import WeightSite
 from secateur.parallel import Parallel
+from secateur_kernels.precision import wide_dtype
 
 
 def model_gradients(
@@ -69,13 +70,12 @@ def model_gradients(
 
 def _loss(model: nn.Module, input_ids: Tensor) -> Tensor:
     logits = model(input_ids=input_ids, use_cache=False).logits
-    wide = logits if logits.element_size() == 8 else logits.float()
+    wide = logits.to(wide_dtype(logits.dtype))
     return cross_entropy(wide[0, :-1], input_ids[0, 1:])
 
 
 def _zeros_like(parameter: Tensor) -> Tensor:
-    wide = torch.float64 if parameter.dtype == torch.float64 else torch.float32
-    return torch.zeros_like(parameter, dtype=wide, requires_grad=False)
+    return torch.zeros_like(parameter, dtype=wide_dtype(parameter.dtype), requires_grad=False)
 
 
 @contextmanager

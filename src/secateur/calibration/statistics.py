@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from secateur.parallel import Parallel
+from secateur_kernels.precision import wide_dtype
 
 _SAMPLE_TOKENS = 256
 _ROWS_AT_ONCE = 512
@@ -67,8 +68,7 @@ class InputStatistics:
     def _add_squares(self, rows: Tensor) -> None:
         if rows.is_cuda:
             # One kernel that reads the rows once; on a CPU it takes eight times as long as below.
-            wide = torch.float64 if rows.dtype == torch.float64 else torch.float32
-            norm = torch.linalg.vector_norm(rows, dim=0, dtype=wide)
+            norm = torch.linalg.vector_norm(rows, dim=0, dtype=wide_dtype(rows.dtype))
             self._sum_squares += norm.double().square_()
             return
         # In pieces, so that the widened copy stays in the cache and costs no memory.

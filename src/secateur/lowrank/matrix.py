@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from secateur_kernels.errors import SecateurError
+from secateur_kernels.precision import wide_dtype
 
 
 def check_matrix(matrix: Tensor, what: str = "a weight [N, K]") -> None:
@@ -38,4 +39,4 @@ def working_dtype(matrix: Tensor) -> torch.dtype:
     A decomposition in fp32 is off by about 1e-7 of the largest singular value; what is stored in
     16 bits afterwards is off by 4e-3 of every value, so that float64 would be time for nothing.
     """
-    return torch.float64 if matrix.dtype == torch.float64 else torch.float32
+    return wide_dtype(matrix.dtype)

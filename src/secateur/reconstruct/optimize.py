@@ -18,6 +18,7 @@ from secateur.reconstruct.history import History, RoundRecord
 from secateur.reconstruct.samples import BlockSamples
 from secateur.reconstruct.settings import ReconstructionSettings
 from secateur.reconstruct.shares import share_samples, sum_gradients
+from secateur_kernels.precision import wide_dtype
 
 Targets = Callable[[Sequence[int]], Tensor]
 """From samples of equal length to what the student should give: [n, length, width], any dtype."""
@@ -210,7 +211,7 @@ class _Optimization:
         casting = torch.autocast(device, dtype=self.autocast) if self.autocast else nullcontext()
         with casting:
             output = self.samples.run(self.student, batch)
-        wide = torch.float64 if output.dtype == torch.float64 else torch.float32
+        wide = wide_dtype(output.dtype)
         target = wanted.to(output.device, wide)
         squares = (output.to(wide) - target).square()
         reference = target.square()

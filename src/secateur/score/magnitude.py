@@ -2,6 +2,8 @@
 
 from torch import Tensor
 
+from secateur_kernels.precision import wide_dtype
+
 
 def score_magnitude(weight: Tensor) -> Tensor:
     """|W|.
@@ -12,8 +14,4 @@ def score_magnitude(weight: Tensor) -> Tensor:
     Returns:
         fp32 [N, K], contiguous (float64 stays float64).
     """
-    return _widened(weight).abs()
-
-
-def _widened(weight: Tensor) -> Tensor:
-    return weight.contiguous() if weight.element_size() == 8 else weight.float().contiguous()
+    return weight.to(wide_dtype(weight.dtype)).contiguous().abs()

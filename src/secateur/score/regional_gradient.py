@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from secateur_kernels.errors import SecateurError
+from secateur_kernels.precision import wide_dtype
 
 InputNormalisation = Literal["summed", "averaged"]
 
@@ -38,8 +39,7 @@ def score_regional_gradient(
             f"expected gradient {list(weight.shape)} and input_norm [{weight.shape[1]}] for "
             f"weight {list(weight.shape)}, got {list(gradient.shape)} and {list(input_norm.shape)}"
         )
-    wide = weight if weight.element_size() == 8 else weight.float()
-    slope = gradient if gradient.element_size() == 8 else gradient.float()
+    wide, slope = weight.to(wide_dtype(weight.dtype)), gradient.to(wide_dtype(gradient.dtype))
     return ((alpha * slope + input_norm) * wide.abs()).contiguous()
 
 
@@ -94,7 +94,7 @@ def regional_gradients(
         for sample in range(num_samples):
             with torch.enable_grad():
                 output = run(sample)
-                norm = torch.linalg.vector_norm(output, dtype=_wide(output.dtype))
+                norm = torch.linalg.vector_norm(output, dtype=wide_dtype(output.dtype))
             # The norm has no gradient at zero; an output of zero says nothing about any weight.
             if float(norm.detach()) > 0.0:
                 _add_squares(squares, norm, parameters)
@@ -108,7 +108,7 @@ def regional_gradients(
     _require_finite(squares)
     count = int(counted)
     return {
-        name: (squares.pop(name) / count).to(_wide(value.dtype)).sqrt_()
+        name: (squares.pop(name) / count).to(wide_dtype(value.dtype)).sqrt_()
         for name, value in parameters.items()
     }
 
@@ -121,7 +121,7 @@ def _add_squares(
     )
     for total, gradient in zip(squares.values(), gradients, strict=True):
         if gradient is not None:
-            total.add_(gradient.to(_wide(gradient.dtype)).square())
+            total.add_(gradient.to(wide_dtype(gradient.dtype)).square())
 
 
 def _require_finite(squares: Mapping[str, Tensor]) -> None:
@@ -131,7 +131,3 @@ def _require_finite(squares: Mapping[str, Tensor]) -> None:
                 f"expected finite gradients of the block's output, but those of {name} hold NaN "
                 "or Inf; load the model with dtype float32 or bfloat16"
             )
-
-
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32

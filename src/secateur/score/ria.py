@@ -5,6 +5,7 @@ of its row and of its column, so that no channel is pruned away whole.
 from torch import Tensor
 
 from secateur_kernels.errors import SecateurError
+from secateur_kernels.precision import wide_dtype
 
 DEFAULT_POWER = 0.5
 
@@ -30,7 +31,7 @@ def score_ria(weight: Tensor, input_norm: Tensor, power: float = DEFAULT_POWER) 
             f"expected input_norm [{weight.shape[1]}] for weight {list(weight.shape)}, "
             f"got {list(input_norm.shape)}"
         )
-    size = (weight if weight.element_size() == 8 else weight.float()).abs()
+    size = weight.to(wide_dtype(weight.dtype)).abs()
     relative = size * (_inverse(size.sum(dim=0)) + _inverse(size.sum(dim=1, keepdim=True)))
     return (relative * input_norm**power).contiguous()
 

@@ -3,6 +3,7 @@
 from torch import Tensor
 
 from secateur_kernels.errors import SecateurError
+from secateur_kernels.precision import wide_dtype
 
 
 def score_wanda(weight: Tensor, input_norm: Tensor) -> Tensor:
@@ -24,5 +25,4 @@ def score_wanda(weight: Tensor, input_norm: Tensor) -> Tensor:
             f"expected input_norm [{weight.shape[1]}] for weight {list(weight.shape)}, "
             f"got {list(input_norm.shape)}"
         )
-    wide = weight if weight.element_size() == 8 else weight.float()
-    return (wide.abs() * input_norm).contiguous()
+    return (weight.to(wide_dtype(weight.dtype)).abs() * input_norm).contiguous()

@@ -29,6 +29,7 @@ from secateur.stages.factor_plan import SPARSE_PATTERN
 from secateur.stages.factor_statistics import SiteMoments
 from secateur.stages.factor_weights import OutputWeights, weights_of
 from secateur.update import conjugate_gradient
+from secateur_kernels.precision import wide_dtype
 
 _OVERSAMPLING = 16
 _LEAST_ZEROS = 1e-3
@@ -55,7 +56,7 @@ class FactorGroup:
     def weights(self) -> list[Tensor]:
         """Each matrix in fp32 or fp64."""
         found = [site.weight for site in self.sites]
-        return [weight if weight.element_size() == 8 else weight.float() for weight in found]
+        return [weight.to(wide_dtype(weight.dtype)) for weight in found]
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,6 +19,7 @@ from secateur.stages.prune_score import (
     selector,
 )
 from secateur.stages.prune_update import SharedHessians, settle, update_on_mask
+from secateur_kernels.precision import wide_dtype
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +57,7 @@ def prune_site(
     site = planned.site
     why_magnitude = _why_magnitude(planned, stage, facts.num_tokens)
     # Kept weights must come back bit for bit, so that float64 is not narrowed on the way.
-    dense = site.weight if site.weight.element_size() == 8 else site.weight.float()
+    dense = site.weight.to(wide_dtype(site.weight.dtype))
     if why_magnitude:
         mask = selector(planned.sparsity, stage)(score_magnitude(dense))
         outcome = _Outcome(dense.masked_fill(~mask, 0.0), mask)
