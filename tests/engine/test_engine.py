@@ -328,7 +328,10 @@ def test_engines_that_cannot_be_are_refused(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"max_new_tokens": 0}, "at least 1 new token, but got 0"),
+        ({"max_new_tokens": -1}, "expected 0 new tokens or more, but got -1"),
+        ({"top_logprobs": 21, "logprobs": True}, "expected top_logprobs from 0 to 20, but got 21"),
+        ({"top_logprobs": 1}, "expected logprobs with top_logprobs and with prompt_logprobs"),
+        ({"prompt_logprobs": True}, "expected logprobs with top_logprobs and with prompt_log"),
         ({"max_new_tokens": 2.5}, "expected max_new_tokens to be a whole number, but got 2.5"),
         ({"max_new_tokens": True}, "expected max_new_tokens to be a whole number, but got True"),
         ({"seed": 1.5}, "expected seed to be a whole number, but got 1.5"),

@@ -106,8 +106,8 @@ def test_rows_do_not_depend_on_each_other_nor_on_what_others_need() -> None:
         [1.0, 1.0, 1.0, 0.5, 0.9],
         [0, 0, 0, 0, 4],
     )
-    together, logprobs = next_tokens(logits, options, ALL)
-    assert logprobs is not None
+    together, scores = next_tokens(logits, options, ALL)
+    assert scores is not None
     kinds = [SamplingKind(), *[SamplingKind(sampled=True)] * 2, *[ALL] * 2]
     for row, kind in enumerate(kinds):
         alone = SamplingRows(*(getattr(options, name)[row : row + 1] for name in vars(options)))
@@ -129,10 +129,13 @@ def test_the_largest_random_number_draws_a_token_that_has_a_probability() -> Non
 
 def test_logprobs_are_those_at_temperature_one() -> None:
     logits = torch.randn(3, 50, generator=torch.Generator().manual_seed(1), dtype=torch.float32)
-    tokens, logprobs = next_tokens(logits, rows([0.0, 0.3, 2.0], [0.2, 0.4, 0.6]), ALL)
-    expected = torch.log_softmax(logits.double(), -1).gather(1, tokens.unsqueeze(1)).squeeze(1)
-    assert logprobs is not None
-    torch.testing.assert_close(logprobs.double(), expected, rtol=0, atol=1e-5)
+    tokens, scores = next_tokens(logits, rows([0.0, 0.3, 2.0], [0.2, 0.4, 0.6]), ALL)
+    expected = torch.log_softmax(logits.double(), -1)
+    assert scores is not None
+    chosen = expected.gather(1, tokens.unsqueeze(1)).squeeze(1)
+    torch.testing.assert_close(scores.chosen.double(), chosen, rtol=0, atol=1e-5)
+    torch.testing.assert_close(scores.top.double(), expected.topk(20).values, rtol=0, atol=1e-5)
+    assert scores.top_tokens.equal(expected.topk(20).indices)
 
 
 @pytest.mark.parametrize("kind", [SamplingKind(), SamplingKind(sampled=True)])

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from served import tokenizer
 
-from secateur.engine import GenerationOptions, Piece, Result, Timing
+from secateur.engine import GenerationOptions, Piece, Result, ScoredToken, Timing
 from secateur.errors import SecateurError
 from secateur.serve.app import build_app
 from secateur.serve.bodies import TokenLogprob
@@ -73,8 +73,9 @@ class Scripted:
         del self.left[request_id]
         text = letter * self.asked[request_id - 1].max_new_tokens
         timing = Timing(math.nan, ())
-        logprobs = (-0.5,) if self.asked[request_id - 1].logprobs else None
-        return Piece(request_id, letter, (5,), Result(text, (5,), "length", 2, timing, logprobs))
+        scores = (ScoredToken(5, -0.5),) if self.asked[request_id - 1].logprobs else ()
+        result = Result(text, (5,), "length", 2, timing, scores or None)
+        return Piece(request_id, letter, (5,), result, scores)
 
 
 def serve(test: Callable[[Service, Scripted], Awaitable[None]], max_waiting: int = 2) -> None:
@@ -117,6 +118,7 @@ def test_log_probabilities_come_with_the_text_of_their_token() -> None:
         answer = await service.begin(wanted(logprobs=0))
         engine.open.set()
         (choice,) = await answer.choices()
+        # The engine of this test scores its last piece only.
         assert choice.logprobs == (TokenLogprob(token=tokenizer().decode([5]), logprob=-0.5),)
 
     serve(test)

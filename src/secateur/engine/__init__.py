@@ -2,6 +2,15 @@
 
 from secateur.engine.engine import Engine, Prompt
 from secateur.engine.options import GenerationOptions
-from secateur.engine.result import FinishReason, Piece, Result, Timing
+from secateur.engine.result import FinishReason, Piece, Result, ScoredToken, Timing
 
-__all__ = ["Engine", "FinishReason", "GenerationOptions", "Piece", "Prompt", "Result", "Timing"]
+__all__ = [
+    "Engine",
+    "FinishReason",
+    "GenerationOptions",
+    "Piece",
+    "Prompt",
+    "Result",
+    "ScoredToken",
+    "Timing",
+]

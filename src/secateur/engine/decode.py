@@ -107,7 +107,8 @@ class DecodeSteps:
         """While this is open, a step touches nothing of any sequence."""
         rows = self._rows
         saved = [
-            (tensor, tensor.clone()) for tensor in (rows.tokens, rows.positions, rows.logprobs)
+            (tensor, tensor.clone())
+            for tensor in (rows.tokens, rows.positions, *rows.scores.tensors())
         ]
         rows.positions.fill_(rows.idle_position)
         try:
@@ -153,8 +154,8 @@ class DecodeSteps:
         @torch.no_grad()
         def step() -> None:
             sampling = rows.sampling(0, rows.positions[:batch])
-            tokens, logprobs = next_tokens(rows.logits[:batch], sampling, kind)
-            rows.advance(batch, tokens, logprobs)
+            tokens, scores = next_tokens(rows.logits[:batch], sampling, kind)
+            rows.advance(batch, tokens, scores)
 
         return step
 

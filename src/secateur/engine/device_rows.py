@@ -5,6 +5,7 @@ from torch import Tensor
 
 from secateur.engine.options import GenerationOptions
 from secateur.engine.sampling import SamplingRows
+from secateur.engine.scoring import Scores
 from secateur.engine.transfer import to_device
 
 
@@ -24,7 +25,8 @@ class DeviceRows:
         """Where it stands."""
         self.logits = logits.new_zeros(rows, logits.shape[-1])
         """Behind the newest token of every row: what a forward pass leaves to be chosen from."""
-        self.logprobs = torch.zeros(rows, dtype=torch.float32, device=device)
+        self.scores = Scores.zeros(rows, logits)
+        """Of the newest token of every row, where a row wants it."""
         self.temperature = torch.zeros(rows, dtype=torch.float32, device=device)
         self.top_p = torch.ones(rows, dtype=torch.float32, device=device)
         self.top_k = torch.zeros(rows, dtype=torch.int64, device=device)
@@ -49,12 +51,12 @@ class DeviceRows:
         self.tokens[row : row + 1].copy_(token)
         self.positions[row].fill_(position)
 
-    def advance(self, batch: int, tokens: Tensor, logprobs: Tensor | None) -> None:
+    def advance(self, batch: int, tokens: Tensor, scores: Scores | None) -> None:
         """Take the new tokens [batch] of a step."""
         self.tokens[:batch].copy_(tokens)
         self.positions[:batch].add_(1).clamp_(max=self.idle_position)
-        if logprobs is not None:
-            self.logprobs[:batch].copy_(logprobs)
+        if scores is not None:
+            self.scores.first(batch).copy_(scores)
 
     def make_idle(self, row: int) -> None:
         """Free a row."""

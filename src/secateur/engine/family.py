@@ -50,9 +50,25 @@ class RowModel:
         masks: Mapping[str, Tensor] | Mapping[str, BlockMask],
     ) -> Tensor:
         """Logits [B, vocabulary] behind the last of tokens int64 [B, T]; within `attending`."""
+        return self._logits(token_ids, window, masks, 1)[:, -1]
+
+    def all_logits(
+        self, token_ids: Tensor, window: WindowCache, masks: Mapping[str, Tensor]
+    ) -> Tensor:
+        """The same behind every token, [B, T, vocabulary]."""
+        return self._logits(token_ids, window, masks, 0)
+
+    def _logits(
+        self,
+        token_ids: Tensor,
+        window: WindowCache,
+        masks: Mapping[str, Tensor] | Mapping[str, BlockMask],
+        kept: int,
+    ) -> Tensor:
+        """Those of the last `kept` tokens at least; 0 for all."""
         # A model with layers of one kind takes the mask itself.
         mask = masks if len(masks) > 1 else next(iter(masks.values()))
-        more = {"logits_to_keep": 1} if self.keeps_logits else {}
+        more = {"logits_to_keep": kept} if self.keeps_logits else {}
         output = self.model(
             input_ids=token_ids,
             position_ids=window.position_ids,
@@ -61,7 +77,7 @@ class RowModel:
             **{self.cache: window},
             **more,
         )
-        logits: Tensor = output.logits[:, -1]
+        logits: Tensor = output.logits
         return logits
 
     def attending(self) -> AbstractContextManager[None]:

@@ -5,6 +5,8 @@ from numbers import Integral, Real
 
 from secateur.errors import SecateurError
 
+MOST_TOP_LOGPROBS = 20
+
 
 @dataclass(frozen=True)
 class GenerationOptions:
@@ -15,6 +17,7 @@ class GenerationOptions:
     """
 
     max_new_tokens: int = 128
+    """0 reads the prompt and no more, for its log-probabilities."""
     temperature: float = 0.0
     """0 takes the likeliest token each time; above, tokens are sampled."""
     top_p: float = 1.0
@@ -30,14 +33,18 @@ class GenerationOptions:
     """Go on after the tokens that end a text (to measure speed)."""
     logprobs: bool = False
     """Report the log-probability of every chosen token (natural logarithm, at temperature 1)."""
+    top_logprobs: int = 0
+    """With them those of this many likeliest tokens at each place, at most 20."""
+    prompt_logprobs: bool = False
+    """The same of the prompt's tokens, which is then computed in smaller chunks."""
 
     def __post_init__(self) -> None:
-        for name in ("max_new_tokens", "top_k", "seed"):
+        for name in ("max_new_tokens", "top_k", "seed", "top_logprobs"):
             require_whole(name, getattr(self, name))
         for name in ("temperature", "top_p"):
             _require_number(name, getattr(self, name))
-        if self.max_new_tokens < 1:
-            raise SecateurError(f"expected at least 1 new token, but got {self.max_new_tokens}")
+        if self.max_new_tokens < 0:
+            raise SecateurError(f"expected 0 new tokens or more, but got {self.max_new_tokens}")
         if not 0 <= self.temperature < float("inf"):
             raise SecateurError(f"expected a temperature of 0 or more, but got {self.temperature}")
         if not 0 < self.top_p <= 1:
@@ -46,6 +53,12 @@ class GenerationOptions:
             raise SecateurError(f"expected top_k of 0 (all tokens) or more, but got {self.top_k}")
         if not 0 <= self.seed < 2**63:
             raise SecateurError(f"expected a seed from 0 to 2**63 - 1, but got {self.seed}")
+        if not 0 <= self.top_logprobs <= MOST_TOP_LOGPROBS:
+            raise SecateurError(
+                f"expected top_logprobs from 0 to {MOST_TOP_LOGPROBS}, but got {self.top_logprobs}"
+            )
+        if not self.logprobs and (self.top_logprobs or self.prompt_logprobs):
+            raise SecateurError("expected logprobs with top_logprobs and with prompt_logprobs")
         if isinstance(self.stop, str) or not all(isinstance(s, str) and s for s in self.stop):
             raise SecateurError(
                 f"expected a tuple of stop strings, none of them empty, but got {self.stop!r}"

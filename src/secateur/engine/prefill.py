@@ -9,12 +9,16 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from secateur.engine.device_rows import DeviceRows
 from secateur.engine.family import RowModel
+from secateur.engine.scoring import scores_of
 from secateur.engine.sequence import Sequence
 from secateur.engine.slot_cache import KeyValueStore
-from secateur.engine.transfer import to_device
+from secateur.engine.transfer import Readback, to_device
 
 _GRANULE = 64
 _MOST_ROWS = 16
+# Logits of all its tokens are there at the same time, in fp32 half a megabyte each for a large
+# vocabulary.
+_SCORED_TOKENS = 256
 # Not cuDNN, torch's first choice on Hopper: it makes a plan for every new length, which takes tens
 # of milliseconds, and keeps it for good.
 _FOR_ANY_SHAPE = [
@@ -39,6 +43,11 @@ class Chunk:
         assert row is not None
         return row
 
+    @property
+    def is_scored(self) -> bool:
+        """Whether the tokens of its prompts are scored: of all members, or of none."""
+        return self.members[0].options.prompt_logprobs
+
     def share(self, member: Sequence) -> int:
         """Tokens of one member."""
         return min(len(member.prompt) - member.computed, self.width)
@@ -54,11 +63,13 @@ def next_chunk(prefilling: Mapping[int, Sequence], budget: int) -> Chunk:
     """
     oldest = min(prefilling.values(), key=lambda member: member.request_id)
     assert oldest.row is not None
+    scored = oldest.options.prompt_logprobs
+    budget = min(budget, _SCORED_TOKENS) if scored else budget
     members = [oldest]
     narrowest = width = min(_remaining(oldest), budget)
     while len(members) < _MOST_ROWS:
         neighbour = prefilling.get(oldest.row + len(members))
-        if neighbour is None:
+        if neighbour is None or neighbour.options.prompt_logprobs != scored:
             break
         share = min(_remaining(neighbour), budget)
         new_width, new_narrowest = max(width, share), min(narrowest, share)
@@ -77,7 +88,7 @@ def _remaining(sequence: Sequence) -> int:
 def compute_chunk(
     chunk: Chunk, model: RowModel, store: KeyValueStore, rows: DeviceRows
 ) -> tuple[Tensor, Tensor]:
-    """Write a chunk's keys and values.
+    """Write a chunk's keys and values; scores of its tokens go to its members, if they want any.
 
     Returns:
         Logits [R, vocabulary] behind the last token of every member, and where these tokens
@@ -96,10 +107,27 @@ def compute_chunk(
         masks = model.masks(positions, length)
     window = store.window(chunk.first_row, positions, length)
     with model.attending(), sdpa_kernel(_FOR_ANY_SHAPE):
-        logits = model.last_logits(token_ids, window, masks)
+        if chunk.is_scored:
+            logits = model.all_logits(token_ids, window, masks)
+            _score(chunk, logits)
+            logits = logits[:, -1]
+        else:
+            logits = model.last_logits(token_ids, window, masks)
     for member in chunk.members:
         member.computed += chunk.share(member)
     return logits, positions[:, -1]
+
+
+def _score(chunk: Chunk, logits: Tensor) -> None:
+    """Score what stands behind every token of the chunk by logits [R, width, vocabulary]."""
+    for own, member in zip(logits, chunk.members, strict=True):
+        first = member.computed + 1
+        following = torch.tensor(member.prompt[first : first + chunk.share(member)])
+        if len(following):
+            begin = chunk.width - chunk.share(member)
+            tokens = to_device(following, logits.device)
+            scores = scores_of(own[begin : begin + len(tokens)], tokens)
+            member.prompt_readbacks.append(Readback(tokens, scores))
 
 
 @torch.no_grad()

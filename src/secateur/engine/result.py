@@ -1,6 +1,6 @@
 """What comes out of the engine."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 FinishReason = Literal["eos", "stop", "length", "cancelled"]
@@ -17,6 +17,20 @@ class Timing:
 
 
 @dataclass(frozen=True)
+class ScoredToken:
+    """A token with its log-probability, natural, at temperature 1."""
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+    """The likeliest tokens in its place and theirs, the likeliest first; as many as asked for."""
+
+    def with_top(self, count: int) -> "ScoredToken":
+        """The same with no more than `count` of the likeliest."""
+        return replace(self, top=self.top[:count])
+
+
+@dataclass(frozen=True)
 class Result:
     """A request that is finished."""
 
@@ -28,8 +42,15 @@ class Result:
     """`eos`: a token of the model ended it; `stop`: a stop string; `length`: `max_new_tokens`."""
     prompt_tokens: int
     timing: Timing
-    logprobs: tuple[float, ...] | None
+    scores: tuple[ScoredToken, ...] | None
     """One a token, if asked for."""
+    prompt_scores: tuple[ScoredToken, ...] | None = None
+    """One for each token of the prompt but the first, if asked for."""
+
+    @property
+    def logprobs(self) -> tuple[float, ...] | None:
+        """Log-probabilities alone, one a token, if asked for."""
+        return None if self.scores is None else tuple(one.logprob for one in self.scores)
 
 
 @dataclass(frozen=True)
@@ -42,6 +63,10 @@ class Piece:
     token_ids: tuple[int, ...]
     result: Result | None = None
     """On the last piece of a request."""
+    scores: tuple[ScoredToken, ...] = ()
+    """One a token, if asked for."""
+    prompt_scores: tuple[ScoredToken, ...] = ()
+    """On the first piece, as `Result.prompt_scores`."""
 
     @property
     def finish_reason(self) -> FinishReason | None:

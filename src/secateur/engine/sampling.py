@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from secateur.engine.scoring import Scores, scores_of
+
 # Below it nothing changes but that quotients overflow: the likeliest token is taken anyway.
 _COLDEST = 1e-5
 _PIECE = 512
@@ -50,21 +52,18 @@ class SamplingRows:
 
 def next_tokens(
     logits: Tensor, rows: SamplingRows, kind: SamplingKind
-) -> tuple[Tensor, Tensor | None]:
+) -> tuple[Tensor, Scores | None]:
     """Choose a token for every row of logits [B, vocabulary].
 
     Returns:
-        int64 [B], and with `kind.logprobs` their log-probabilities fp32 [B] at temperature 1.
+        int64 [B], and with `kind.logprobs` their scores.
     """
     tokens = logits.argmax(-1)
     logits = logits.float()
     if kind.sampled:
         sampled = _sample(logits, rows, kind.filtered)
         tokens = torch.where(rows.temperature > 0, sampled, tokens)
-    if not kind.logprobs:
-        return tokens, None
-    chosen = logits.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
-    return tokens, chosen - logits.logsumexp(-1)
+    return tokens, scores_of(logits, tokens) if kind.logprobs else None
 
 
 def _sample(logits: Tensor, rows: SamplingRows, filtered: bool) -> Tensor:

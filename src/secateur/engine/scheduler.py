@@ -157,11 +157,11 @@ class Scheduler:
         if done:
             kind = _kind(one for _, one in done)
             sampling = self._rows.sampling(chunk.first_row, positions)
-            tokens, logprobs = next_tokens(logits, sampling, kind)
+            tokens, scores = next_tokens(logits, sampling, kind)
             for index, one in done:
                 assert one.row is not None
                 self._rows.start(one.row, tokens[index : index + 1], len(one.prompt))
-            self._fly(done, Readback(tokens, logprobs))
+            self._fly(done, Readback(tokens, scores))
         return True
 
     def _launch_decode(self) -> bool:
@@ -172,26 +172,26 @@ class Scheduler:
         length = max(one.length for _, one in decoding)
         kind = _kind(one for _, one in decoding)
         self._decode.run(self._decode.shape(batch, length), kind)
-        logprobs = self._rows.logprobs[:batch] if kind.logprobs else None
-        self._fly(decoding, Readback(self._rows.tokens[:batch], logprobs))
+        scores = self._rows.scores.first(batch) if kind.logprobs else None
+        self._fly(decoding, Readback(self._rows.tokens[:batch], scores))
         return True
 
     def _fly(self, sequences: list[tuple[int, Sequence]], readback: Readback) -> None:
         self._flights.append(_Flight(self._number, tuple(sequences), readback))
         for _, one in sequences:
             one.launched += 1
-            if one.launched == one.options.max_new_tokens:
+            if one.launched >= one.options.max_new_tokens:
                 self._free(one)
 
     def _landed(self, flight: _Flight) -> list[Piece]:
-        tokens, logprobs = flight.readback.wait()
+        tokens, scores = flight.readback.wait()
         now = perf_counter()
         pieces = []
         for index, sequence in flight.sequences:
             if sequence.result is not None:
                 continue
-            logprob = None if logprobs is None else logprobs[index]
-            pieces.append(sequence.take(tokens[index], logprob, now))
+            score = None if scores is None else scores[index]
+            pieces.append(sequence.take(tokens[index], score, now))
             if sequence.result is not None and sequence.row is not None:
                 self._free(sequence)
         return pieces

@@ -1,13 +1,14 @@
 """A request from its prompt to its result, as the host sees it."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from time import perf_counter
 
 from secateur.engine.options import GenerationOptions
-from secateur.engine.result import FinishReason, Piece, Result, Timing
+from secateur.engine.result import FinishReason, Piece, Result, ScoredToken, Timing
 from secateur.engine.sampling import SamplingKind
 from secateur.engine.text import Decoder, IncrementalText, StopStrings
+from secateur.engine.transfer import Readback
 
 
 @dataclass(eq=False)
@@ -27,10 +28,13 @@ class Sequence:
     launched: int = 0
     """New tokens that are here or on their way."""
     result: Result | None = None
+    prompt_readbacks: list[Readback] = field(default_factory=list)
+    """Scores of the prompt's tokens, in their order, on their way."""
 
     def __post_init__(self) -> None:
         self._token_ids: list[int] = []
-        self._logprobs: list[float] = []
+        self._scores: list[ScoredToken] = []
+        self._prompt_scores: tuple[ScoredToken, ...] = ()
         self._times: list[float] = []
         self._pieces: list[str] = []
         self._text = IncrementalText(self.decoder, self.prompt) if self.decoder else None
@@ -54,12 +58,27 @@ class Sequence:
         """Positions that are in use when the tokens launched so far are computed."""
         return len(self.prompt) + self.launched
 
-    def take(self, token_id: int, logprob: float | None, when: float) -> Piece:
-        """Add a token that has reached the host."""
+    def take(self, token_id: int, score: ScoredToken | None, when: float) -> Piece:
+        """Add a token that has reached the host; where none is wanted, it says no more than that.
+
+        Args:
+            token_id: behind the prompt and the tokens so far.
+            score: of this token, whoever wanted it.
+            when: it came, in seconds of `perf_counter`.
+        """
+        prompt_scores = () if self._token_ids else self._scores_of_prompt()
+        if self.options.max_new_tokens == 0:
+            return replace(self._finished("length", (), ""), prompt_scores=prompt_scores)
         self._token_ids.append(token_id)
         self._times.append(when)
-        if logprob is not None and self.options.logprobs:
-            self._logprobs.append(logprob)
+        scores: tuple[ScoredToken, ...] = ()
+        if score is not None and self.options.logprobs:
+            scores = (score.with_top(self.options.top_logprobs),)
+            self._scores += scores
+        return replace(self._piece(token_id), scores=scores, prompt_scores=prompt_scores)
+
+    def _piece(self, token_id: int) -> Piece:
+        """What the newest token adds to the text, and whether it ends it."""
         if token_id in self.eos and not self.options.ignore_eos:
             # Its text is empty by rights: tokens that end a text are special.
             return self._finished("eos", (token_id,), self._rest())
@@ -72,6 +91,13 @@ class Sequence:
             return self._finished(reason, (token_id,), text)
         self._pieces.append(text)
         return Piece(self.request_id, text, (token_id,))
+
+    def _scores_of_prompt(self) -> tuple[ScoredToken, ...]:
+        """Those that came with its chunks; once the first token is here, so are they."""
+        found = [score for readback in self.prompt_readbacks for score in readback.wait()[1] or ()]
+        self.prompt_readbacks.clear()
+        self._prompt_scores = tuple(one.with_top(self.options.top_logprobs) for one in found)
+        return self._prompt_scores
 
     def cancelled(self) -> Piece:
         """End it as it is."""
@@ -89,7 +115,8 @@ class Sequence:
             finish_reason=reason,
             prompt_tokens=len(self.prompt),
             timing=self._timing(),
-            logprobs=tuple(self._logprobs) if self.options.logprobs else None,
+            scores=tuple(self._scores) if self.options.logprobs else None,
+            prompt_scores=self._prompt_scores if self.options.prompt_logprobs else None,
         )
         return Piece(self.request_id, text, token_ids, self.result)
 

@@ -3,6 +3,9 @@
 import torch
 from torch import Tensor
 
+from secateur.engine.result import ScoredToken
+from secateur.engine.scoring import Scores
+
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """A tensor of the host's on the device, where it arrives before what is launched later.
@@ -15,23 +18,23 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 class Readback:
-    """Copies of tokens and log-probabilities, started now and waited for later."""
+    """Copies of tokens and their scores, started now and waited for later."""
 
-    def __init__(self, tokens: Tensor, logprobs: Tensor | None) -> None:
-        """Start to copy; the tensors [B] may be overwritten by later work on the same stream."""
+    def __init__(self, tokens: Tensor, scores: Scores | None) -> None:
+        """Start to copy; the tensors of B may be overwritten by later work on the same stream."""
         self._tokens = _to_host(tokens)
-        self._logprobs = None if logprobs is None else _to_host(logprobs)
+        self._scores = None if scores is None else Scores(*map(_to_host, scores.tensors()))
         self._event: torch.cuda.Event | None = None
         if tokens.is_cuda:
             self._event = torch.cuda.Event()
             self._event.record()
 
-    def wait(self) -> tuple[list[int], list[float] | None]:
+    def wait(self) -> tuple[list[int], list[ScoredToken] | None]:
         """The values, once they are here."""
         if self._event is not None:
             self._event.synchronize()
-        logprobs = None if self._logprobs is None else self._logprobs.tolist()
-        return self._tokens.tolist(), logprobs
+        tokens: list[int] = self._tokens.tolist()
+        return tokens, None if self._scores is None else self._scores.of_tokens(tokens)
 
 
 def _to_host(tensor: Tensor) -> Tensor:
