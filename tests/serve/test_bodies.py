@@ -8,7 +8,10 @@ from secateur.serve.bodies import Choice, Envelope, TokenLogprob, event
 from secateur.serve.faults import RequestFault, shutting_down
 from secateur.serve.metrics import Metrics
 
-LOGPROBS = (TokenLogprob(token="é", logprob=-0.5), TokenLogprob(token="\ufffd", logprob=-1.0))
+LOGPROBS = (
+    TokenLogprob(token="é", logprob=-0.5),
+    TokenLogprob(token="\ufffd", logprob=-1.0, offset=1, top=(("a", -0.7), ("a", -0.9))),
+)
 
 
 def choice(index: int, text: str) -> Choice:
@@ -30,6 +33,8 @@ def test_whole_completions_have_the_apis_shape() -> None:
     assert second["logprobs"]["tokens"] == ["é", "\ufffd"]
     assert second["logprobs"]["token_logprobs"] == [-0.5, -1.0]
     assert second["logprobs"]["text_offset"] == [0, 1]
+    # Of two tokens with one text the likelier is told, and always the one that is there.
+    assert second["logprobs"]["top_logprobs"] == [None, {"a": -0.7, "\ufffd": -1.0}]
     assert body["usage"] == {"prompt_tokens": 7, "completion_tokens": 10, "total_tokens": 17}
 
 
@@ -41,6 +46,8 @@ def test_whole_messages_have_the_apis_shape() -> None:
     assert whole["bytes"] == [0xC3, 0xA9]
     # A token that is a part of a character has bytes that nobody here knows.
     assert part["bytes"] is None
+    assert whole["top_logprobs"] == []
+    assert part["top_logprobs"][0] == {"token": "a", "logprob": -0.7, "bytes": [0x61]}
 
 
 def test_pieces_say_which_sequence_and_when_it_ends() -> None:
@@ -53,6 +60,8 @@ def test_pieces_say_which_sequence_and_when_it_ends() -> None:
     assert piece["choices"][0]["finish_reason"] is None
     last = chat.piece(0, "", "length")["choices"][0]
     assert (last["delta"], last["finish_reason"]) == ({}, "length")
+    scored = chat.piece(0, "é", None, LOGPROBS[:1])["choices"][0]
+    assert scored["logprobs"]["content"][0]["token"] == "é"
     completion = Envelope("completion", "m").piece(0, "x")
     assert completion["choices"][0]["text"] == "x"
     assert "usage" not in completion

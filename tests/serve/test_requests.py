@@ -46,6 +46,10 @@ def test_what_is_given_is_read() -> None:
     request = completion_request(LEAST | more | {"logprobs": 0, "user": "u", "n": 1})
     assert (request.max_tokens, request.temperature, request.top_p) == (3, 0.0, 0.5)
     assert (request.stop, request.seed, request.logprobs) == (("x", "y"), 7, True)
+    assert (request.top_logprobs, request.echo) == (0, False)
+    scored = completion_request(LEAST | {"logprobs": 5, "echo": True, "max_tokens": 0})
+    assert (scored.top_logprobs, scored.echo, scored.max_tokens) == (5, True, 0)
+    assert chat_request(TALK | {"logprobs": True, "top_logprobs": 3}).top_logprobs == 3
     assert completion_request(LEAST | {"stop": "x"}).stop == ("x",)
     assert completion_request(LEAST | {"top_k": 5, "n": 3}).top_k == 5
     assert completion_request(LEAST | {"top_k": -1}).top_k == 0
@@ -86,9 +90,9 @@ BAD = {
     "prompts": ({"prompt": ["a"] * (MOST_ANSWERS + 1)}, "at most 64 prompts, got 65"),
     "surrogate": ({"prompt": "\ud800"}, "expected valid unicode, got surrogates not allowed"),
     "stop surrogate": ({"stop": "\ud800"}, "expected valid unicode"),
-    "no tokens": ({"max_tokens": 0}, "max_tokens: expected a whole number from 1 to"),
-    "half": ({"max_tokens": 1.5}, "max_tokens: expected a whole number from 1 to"),
-    "flag": ({"max_tokens": True}, "max_tokens: expected a whole number from 1 to"),
+    "fewer": ({"max_tokens": -1}, "max_tokens: expected a whole number from 0 to"),
+    "half": ({"max_tokens": 1.5}, "max_tokens: expected a whole number from 0 to"),
+    "flag": ({"max_tokens": True}, "max_tokens: expected a whole number from 0 to"),
     "hot": ({"temperature": 2.1}, "temperature: expected a number from 0 to 2, got 2.1"),
     "NaN": ({"temperature": float("nan")}, "temperature: expected a number from 0 to 2, got nan"),
     "text": ({"temperature": "1"}, "temperature: expected a number from 0 to 2, got '1'"),
@@ -119,13 +123,12 @@ BAD = {
     "min_p": ({"min_p": 0.1}, "min_p is not supported, got 0.1"),
     "repetition": ({"repetition_penalty": 1.1}, "repetition_penalty is not supported, got 1.1"),
     "no end": ({"ignore_eos": True}, "ignore_eos is not supported, got True"),
-    "echo": ({"echo": True}, "echo is not supported, got True"),
+    "echo": ({"echo": 1}, "echo: expected true or false, got 1"),
     "penalty": ({"presence_penalty": 0.1}, "presence_penalty is not supported, got 0.1"),
     "bias": ({"logit_bias": {"1": 5}}, "logit_bias is not supported"),
     "format": ({"response_format": {"type": "json_object"}}, "response_format is not supported"),
-    "logprobs": ({"logprobs": 2}, "logprobs: expected 0, as only tokens that are chosen"),
+    "logprobs": ({"logprobs": 21}, "logprobs: expected a whole number from 0 to 20, got 21"),
     "logprobs flag": ({"logprobs": True}, "logprobs: expected a whole number from 0 to"),
-    "both": ({"logprobs": 0, "stream": True}, "expected logprobs without stream"),
 }
 
 
@@ -157,13 +160,15 @@ BAD_TALK = {
     "effort": ({"reasoning_effort": "high"}, "reasoning_effort is not supported, got 'high'"),
     "no turn": ({"add_generation_prompt": False}, "add_generation_prompt is not supported"),
     "special": ({"add_special_tokens": True}, "add_special_tokens is not supported, got True"),
-    "top": ({"logprobs": True, "top_logprobs": 3}, "top_logprobs: expected 0, as"),
+    "no tokens": ({"max_tokens": 0}, "max_tokens: expected a whole number from 1 to"),
+    "echo": ({"echo": True}, "echo is not supported, got True"),
+    "top": ({"logprobs": True, "top_logprobs": 21}, "top_logprobs: expected a whole number from"),
+    "top alone": ({"top_logprobs": 3}, "top_logprobs: expected logprobs: true with it, got 3"),
     "surrogate": ({"messages": [{"role": "\ud800", "content": "a"}]}, "expected valid unicode"),
     "calls": (
         {"messages": [{"role": "a", "content": "", "tool_calls": [{"id": "x"}]}]},
         "messages.0.tool_calls is not supported",
     ),
-    "both": ({"logprobs": True, "stream": True}, "expected logprobs without stream"),
 }
 
 

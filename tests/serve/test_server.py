@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from served import LENGTH, NAME, Server, events, tokenizer
 from thoroughness import most_telling
 
@@ -111,6 +112,58 @@ def test_seeds_stops_and_log_probabilities_reach_the_engine(server: Server, engi
     _, stopped = server.post("/v1/completions", body(max_tokens=12, stop=[stop, "never"]))
     assert stopped["choices"][0]["text"] == full[: full.index(stop)]
     assert stopped["choices"][0]["finish_reason"] == "stop"
+
+
+def logprobs_of(said: str, stream: bool) -> tuple[str, dict[str, list[Any]]]:
+    """Text and log-probabilities of an answer's only sequence, its pieces joined."""
+    text, joined = "", {}
+    for one in events(said)[:-1] if stream else [json.loads(said)]:
+        (choice,) = one["choices"]
+        text += choice["text"]
+        for name, values in choice["logprobs"].items():
+            joined[name] = [*joined.get(name, []), *values]
+    return text, joined
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("max_tokens", [0, 1, 4])
+def test_prompts_are_scored_as_by_the_model(
+    server: Server, engine: Engine, folder: Path, stream: bool, max_tokens: int
+) -> None:
+    asked = body(max_tokens=max_tokens, echo=True, logprobs=2, stream=stream)
+    text, scored = logprobs_of(server.ask("POST", "/v1/completions", asked)[1], stream)
+    ids = tokenizer().encode("Rose")
+    if max_tokens:
+        written = alone(engine, "Rose", max_new_tokens=max_tokens)
+        assert text == "Rose" + written.text
+        ids += written.token_ids
+    with torch.no_grad():
+        logits = load_with_tokenizer(folder).model(torch.tensor([ids])).logits[0]
+    expected = torch.log_softmax(logits.double(), -1)
+    assert scored["tokens"] == [tokenizer().decode([token]) for token in ids]
+    assert scored["token_logprobs"][0] is None
+    assert scored["token_logprobs"][1:] == pytest.approx(
+        [float(place[token]) for place, token in zip(expected, ids[1:], strict=False)], abs=1e-4
+    )
+    assert scored["top_logprobs"][0] is None
+    for place, told in zip(expected, scored["top_logprobs"][1:], strict=False):
+        assert sorted(told.values())[-2:] == pytest.approx(
+            sorted(place.topk(2).values.tolist()), abs=1e-4
+        )
+
+
+def test_a_conversation_is_scored_in_pieces_as_in_one(server: Server) -> None:
+    messages = [{"role": "user", "content": "Hi"}]
+    asked = {"model": NAME, "messages": messages, "max_tokens": 6, "temperature": 0}
+    asked |= {"logprobs": True, "top_logprobs": 2}
+    whole = server.post("/v1/chat/completions", asked)[1]["choices"][0]["logprobs"]["content"]
+    said = server.ask("POST", "/v1/chat/completions", {**asked, "stream": True})[1]
+    pieces = [one["choices"][0]["logprobs"] for one in events(said)[:-1]]
+    assert [one for piece in pieces if piece for one in piece["content"]] == whole
+    for one in whole:
+        # Greedily the token that is taken is the likeliest one.
+        assert one["top_logprobs"][0]["logprob"] == one["logprob"]
+        assert len(one["top_logprobs"]) == 2
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -159,7 +159,8 @@ async def _events(answer: Answer, envelope: Envelope) -> AsyncIterator[str]:
             if delta.choice is not None:
                 finished.append(delta.choice)
                 reason = delta.choice.finish_reason
-            yield bodies.event(envelope.piece(delta.index, delta.text, reason))
+            piece = envelope.piece(delta.index, delta.text, reason, delta.logprobs)
+            yield bodies.event(piece)
         if envelope.counts_tokens:
             yield bodies.event(envelope.counts(finished))
         yield bodies.DONE

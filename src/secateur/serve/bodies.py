@@ -5,7 +5,6 @@ import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
 from typing import Any, Literal
 
 Kind = Literal["completion", "chat"]
@@ -16,7 +15,12 @@ class TokenLogprob:
     """One token with its log-probability, natural, before temperature."""
 
     token: str
-    logprob: float
+    logprob: float | None
+    """None of the first token of a prompt: nothing is in front of it."""
+    top: tuple[tuple[str, float], ...] = ()
+    """The likeliest tokens in its place, the likeliest first; as many as asked for."""
+    offset: int = 0
+    """Characters of the text in front of it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,21 +86,24 @@ class Envelope:
         index: int,
         text: str,
         finish_reason: str | None = None,
+        logprobs: Sequence[TokenLogprob] | None = None,
     ) -> dict[str, Any]:
         """One piece of a stream; the last one of a sequence has a finish reason."""
         if self.kind == "chat":
             content: dict[str, Any] = {"delta": {"content": text} if text else {}}
         else:
             content = {"text": text}
-        return self._piece(index, content, finish_reason)
+        return self._piece(index, content, finish_reason, logprobs)
 
     def _piece(
         self,
         index: int,
         content: dict[str, Any],
         finish_reason: str | None,
+        logprobs: Sequence[TokenLogprob] | None = None,
     ) -> dict[str, Any]:
-        choice = {"index": index, **content, "logprobs": None, "finish_reason": finish_reason}
+        shown = None if logprobs is None else self._logprobs(logprobs)
+        choice = {"index": index, **content, "logprobs": shown, "finish_reason": finish_reason}
         counted = {"usage": None} if self.counts_tokens else {}
         return {**self._outer(True), "choices": [choice], **counted}
 
@@ -110,21 +117,34 @@ class Envelope:
         return {
             "tokens": [token.token for token in tokens],
             "token_logprobs": [token.logprob for token in tokens],
-            "top_logprobs": None,
-            "text_offset": [0, *accumulate(len(token.token) for token in tokens[:-1])][
-                : len(tokens)
-            ],
+            "top_logprobs": list(map(_by_text, tokens)) if any(x.top for x in tokens) else None,
+            "text_offset": [token.offset for token in tokens],
         }
 
 
+def _by_text(token: TokenLogprob) -> dict[str, float] | None:
+    """The likeliest tokens, and the one that is there: one more where it is none of them."""
+    if not token.top or token.logprob is None:
+        return None
+    found: dict[str, float] = {}
+    # Different tokens may have one text: the likeliest of them is told.
+    for text, logprob in (*token.top, (token.token, token.logprob)):
+        found.setdefault(text, logprob)
+    return found
+
+
 def _chat_logprob(token: TokenLogprob) -> dict[str, Any]:
+    top = [_chat_token(text, logprob) for text, logprob in token.top]
+    return {**_chat_token(token.token, token.logprob), "top_logprobs": top}
+
+
+def _chat_token(text: str, logprob: float | None) -> dict[str, Any]:
     # A token may be a part of a character, whose bytes its text does not tell.
-    whole = "\ufffd" not in token.token
+    whole = "\ufffd" not in text
     return {
-        "token": token.token,
-        "logprob": token.logprob,
-        "bytes": list(token.token.encode("utf-8")) if whole else None,
-        "top_logprobs": [],
+        "token": text,
+        "logprob": logprob,
+        "bytes": list(text.encode("utf-8")) if whole else None,
     }
 
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from secateur.engine.options import MOST_TOP_LOGPROBS
 from secateur.serve.faults import RequestFault
 
 Prompt = str | tuple[int, ...]
@@ -21,7 +22,6 @@ _LARGEST_SEED = 2**63 - 1
 # Field -> the values that ask for nothing beyond what this server does. The lower ones are not
 # OpenAI's, but other servers take them.
 _FIXED: dict[str, tuple[object, ...]] = {
-    "echo": (None, False),
     "suffix": (None, ""),
     "presence_penalty": (None, 0),
     "frequency_penalty": (None, 0),
@@ -61,6 +61,7 @@ _FIXED: dict[str, tuple[object, ...]] = {
 }
 _FIXED_IN_COMPLETIONS: dict[str, tuple[object, ...]] = {"add_special_tokens": (None, True)}
 _FIXED_IN_CHATS: dict[str, tuple[object, ...]] = {
+    "echo": (None, False),
     "add_special_tokens": (None, False),
     "add_generation_prompt": (None, True),
     "continue_final_message": (None, False),
@@ -106,6 +107,10 @@ class GenerationRequest:
     """Whether a stream ends with a count of tokens."""
     logprobs: bool
     """Whether the log-probability of each token is wanted."""
+    top_logprobs: int
+    """Of how many of the likeliest tokens they are wanted as well."""
+    echo: bool = False
+    """Whether an answer begins with its prompt."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,11 +156,17 @@ def completion_request(
         RequestFault: a field is missing, wrong, or asks for what is not supported.
     """
     _require_supported(body, _FIXED | _FIXED_IN_COMPLETIONS)
-    shared = _shared(body, ("max_tokens", "max_completion_tokens"), defaults)
+    # None at all are of use with the prompt's own log-probabilities.
+    shared = _shared(body, ("max_tokens", "max_completion_tokens"), 0, defaults)
     shared["usual_tokens"] = _USUAL_COMPLETION
-    wanted = _no_alternatives(body, "logprobs") is not None
-    _no_stream(wanted and shared["stream"])
-    request = CompletionRequest(**shared, logprobs=wanted, prompts=_prompts(body))
+    top = _whole(body, "logprobs", 0, MOST_TOP_LOGPROBS)
+    request = CompletionRequest(
+        **shared,
+        logprobs=top is not None,
+        top_logprobs=top or 0,
+        echo=_flag(body, "echo"),
+        prompts=_prompts(body),
+    )
     if len(request.prompts) * request.n > MOST_ANSWERS:
         raise RequestFault(
             f"expected at most {MOST_ANSWERS} answers, got {len(request.prompts)} prompts with "
@@ -184,26 +195,14 @@ def chat_request(
         RequestFault: as `completion_request`.
     """
     _require_supported(body, _FIXED | _FIXED_IN_CHATS)
-    shared = _shared(body, ("max_completion_tokens", "max_tokens"), defaults)
+    shared = _shared(body, ("max_completion_tokens", "max_tokens"), 1, defaults)
     wanted = _flag(body, "logprobs")
-    _no_alternatives(body, "top_logprobs")
-    _no_stream(wanted and shared["stream"])
-    return ChatRequest(**shared, logprobs=wanted, messages=tuple(_messages(body)))
-
-
-def _no_alternatives(body: Mapping[str, Any], name: str) -> int | None:
-    """0 asks for the tokens chosen alone."""
-    count = _whole(body, name, 0, 2**31)
-    if count:
+    top = _whole(body, "top_logprobs", 0, MOST_TOP_LOGPROBS) or 0
+    if top and not wanted:
         raise RequestFault(
-            f"{name}: expected 0, as only tokens that are chosen are told, got {count}", param=name
+            f"top_logprobs: expected logprobs: true with it, got {top} alone", param="top_logprobs"
         )
-    return count
-
-
-def _no_stream(asked: bool) -> None:
-    if asked:
-        raise RequestFault("expected logprobs without stream: they come at the end", param="stream")
+    return ChatRequest(**shared, logprobs=wanted, top_logprobs=top, messages=tuple(_messages(body)))
 
 
 def _require_supported(body: Mapping[str, Any], fixed: Mapping[str, tuple[object, ...]]) -> None:
@@ -217,9 +216,9 @@ def _require_supported(body: Mapping[str, Any], fixed: Mapping[str, tuple[object
 
 
 def _shared(
-    body: Mapping[str, Any], limits: tuple[str, ...], defaults: SamplingDefaults
+    body: Mapping[str, Any], limits: tuple[str, ...], fewest: int, defaults: SamplingDefaults
 ) -> dict[str, Any]:
-    asked = [_whole(body, name, 1, 2**31) for name in limits]
+    asked = [_whole(body, name, fewest, 2**31) for name in limits]
     seed = _whole(body, "seed", -_LARGEST_SEED, _LARGEST_SEED)
     top_k = _whole(body, "top_k", -1, 2**31)
     return {

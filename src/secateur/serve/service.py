@@ -4,12 +4,12 @@ import asyncio
 import secrets
 import time
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
-from secateur.engine import GenerationOptions, Piece, Result
+from secateur.engine import GenerationOptions, Piece
 from secateur.errors import SecateurError
-from secateur.serve.bodies import Choice, TokenLogprob
+from secateur.serve.bodies import Choice
 from secateur.serve.faults import RequestFault, shutting_down
 from secateur.serve.metrics import Metrics
 from secateur.serve.prompts import PromptEncoder
@@ -20,20 +20,12 @@ from secateur.serve.requests import (
     SamplingDefaults,
     shown,
 )
+from secateur.serve.token_texts import TokenTexts
+from secateur.serve.told import Delta, Told
 from secateur.serve.worker import Broken, EngineWorker, Update, engine_failed
 
 _SEED_BITS = 63
 _REASONS = {"eos": "stop", "stop": "stop", "length": "length"}
-
-
-@dataclass(frozen=True)
-class Delta:
-    """New text of one sequence of an answer."""
-
-    index: int
-    text: str
-    choice: Choice | None
-    """The whole sequence, once it is finished."""
 
 
 class Answer:
@@ -49,14 +41,23 @@ class Answer:
         self._open: dict[int, int] = {}
         self._prompt_tokens: list[int] = []
         self._started: dict[int, float] = {}
+        self._told: list[Told] = []
 
     def add(
-        self, token_ids: Sequence[int], options: GenerationOptions, is_another: bool = False
+        self,
+        token_ids: Sequence[int],
+        options: GenerationOptions,
+        *,
+        is_another: bool = False,
+        echo: str | None = None,
     ) -> None:
         """Submit one more sequence.
 
         Args:
+            token_ids: its prompt.
+            options: of the engine.
             is_another: to the prompt of the sequence before, whose tokens are not counted again.
+            echo: the prompt's text if the answer is to begin with it.
 
         Raises:
             SecateurError: the engine refuses it.
@@ -71,6 +72,8 @@ class Answer:
         request_id = self._service.worker.submit(token_ids, options, sink)
         self._open[index] = request_id
         self._started[index] = time.perf_counter()
+        texts = self._service.token_texts
+        self._told.append(Told(index, token_ids, texts, options.logprobs, echo))
         self._service.metrics.prompt_tokens += len(token_ids)
 
     def abort(self, fault: RequestFault) -> None:
@@ -100,7 +103,7 @@ class Answer:
                 self._open.clear()
                 raise engine_failed(piece.reason)
             delta = self._delta(index, piece)
-            if delta.text or delta.choice is not None:
+            if delta.says_something:
                 yield delta
 
     async def choices(self) -> list[Choice]:
@@ -118,32 +121,16 @@ class Answer:
             metrics.first_tokens += 1
             metrics.first_token_seconds += time.perf_counter() - started
         metrics.generated_tokens += len(piece.token_ids)
+        delta = self._told[index].delta(piece)
         if piece.result is None:
-            return Delta(index, piece.text, None)
+            return delta
         del self._open[index]
         reason = _REASONS.get(piece.result.finish_reason)
         metrics.sequences[reason or piece.result.finish_reason] += 1
         if reason is None:
             raise RequestFault("the request was cancelled", status=500, code="cancelled")
-        choice = self._choice(index, piece.result, reason)
-        return Delta(index, piece.text, choice)
-
-    def _choice(self, index: int, result: Result, reason: str) -> Choice:
-        logprobs = None
-        if result.logprobs is not None:
-            texts = self._service.token_texts(result.token_ids)
-            logprobs = tuple(
-                TokenLogprob(token=text, logprob=value)
-                for text, value in zip(texts, result.logprobs, strict=True)
-            )
-        return Choice(
-            index=index,
-            text=result.text,
-            finish_reason=reason,
-            prompt_tokens=self._prompt_tokens[index],
-            completion_tokens=len(result.token_ids),
-            logprobs=logprobs,
-        )
+        told = self._told[index].choice(piece.result, reason, self._prompt_tokens[index])
+        return replace(delta, choice=told)
 
 
 class Service:
@@ -174,7 +161,7 @@ class Service:
         self.metrics = Metrics()
         self.draining = False
         self._encoder = PromptEncoder(tokenizer, worker.engine.max_length)
-        self._tokenizer = tokenizer
+        self.token_texts = TokenTexts(tokenizer)
         self._answers: set[Answer] = set()
 
     def start(self) -> None:
@@ -204,10 +191,6 @@ class Service:
         """An answer was closed."""
         self._answers.discard(answer)
 
-    def token_texts(self, token_ids: Sequence[int]) -> list[str]:
-        """Each token alone as text."""
-        return [self._tokenizer.decode([token_id]) for token_id in token_ids]
-
     async def begin(self, request: CompletionRequest | ChatRequest) -> Answer:
         """Check a request against the model, and queue it.
 
@@ -228,10 +211,11 @@ class Service:
         answer = Answer(self)
         self._answers.add(answer)
         try:
-            for token_ids, options in zip(prompts, all_options, strict=True):
+            for place, (token_ids, options) in enumerate(zip(prompts, all_options, strict=True)):
+                echo = self._echo(request, place, token_ids)
                 for number in range(request.n):
                     own = replace(options, seed=_seed(request.seed, number))
-                    answer.add(token_ids, own, is_another=number > 0)
+                    answer.add(token_ids, own, is_another=number > 0, echo=echo)
         except SecateurError as error:
             answer.close()
             raise error if isinstance(error, RequestFault) else RequestFault(str(error)) from None
@@ -248,15 +232,24 @@ class Service:
                 code="model_not_found",
             )
 
+    def _echo(
+        self, request: CompletionRequest | ChatRequest, place: int, token_ids: Sequence[int]
+    ) -> str | None:
+        """The text of a prompt, if it is to be told."""
+        if not isinstance(request, CompletionRequest) or not request.echo:
+            return None
+        prompt = request.prompts[place]
+        return prompt if isinstance(prompt, str) else self.token_texts.text(token_ids)
+
     def _options(self, request: GenerationRequest, length: int) -> GenerationOptions:
         limit = self.worker.engine.max_length
         wanted = request.max_tokens
         if wanted is None:
-            wanted = min(limit - length, request.usual_tokens or limit)
-        if length + max(wanted, 1) > limit:
+            wanted = max(1, min(limit - length, request.usual_tokens or limit))
+        if length + wanted > limit:
             raise RequestFault(
                 f"expected at most {limit} tokens, prompt and answer together, but the prompt has "
-                f"{length} and {max(wanted, 1)} are to follow",
+                f"{length} and {wanted} are to follow",
                 param="max_tokens" if length < limit else "prompt",
                 code="context_length_exceeded",
             )
@@ -267,6 +260,8 @@ class Service:
             top_k=request.top_k,
             stop=request.stop,
             logprobs=request.logprobs,
+            top_logprobs=request.top_logprobs,
+            prompt_logprobs=request.logprobs and request.echo,
         )
 
 
