@@ -86,6 +86,26 @@ def test_the_models_generation_settings_are_followed_or_told() -> None:
     model.generation_config = GenerationConfig(do_sample=False, min_p=0.1)
     assert start.sampling_defaults(model) == SamplingDefaults()
     assert start.unheard(model) == ["min_p 0.1"]
+    model.generation_config = GenerationConfig(stop_strings=["x"], max_new_tokens=7)
+    assert start.unheard(model) == ["max_new_tokens 7", "stop_strings ['x']"]
+
+
+def test_settings_without_a_limit_are_followed() -> None:
+    model = tiny_model("llama")
+    model.generation_config = GenerationConfig(do_sample=True, top_k=-1)
+    assert start.sampling_defaults(model) == SamplingDefaults()
+
+
+@pytest.mark.parametrize("own", [{"temperature": -1.0}, {"top_k": 50.0}, {"top_p": 0.0}])
+def test_settings_by_which_no_token_can_be_chosen_are_refused_at_the_start(
+    own: dict[str, Any],
+) -> None:
+    model = tiny_model("llama")
+    model.generation_config = GenerationConfig(do_sample=True, **own)
+    with pytest.raises(
+        SecateurError, match=f"generation_config.json: expected .*{next(iter(own))}"
+    ):
+        start.sampling_defaults(model)
 
 
 def test_vllm_is_told_what_was_asked_for() -> None:

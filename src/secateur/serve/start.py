@@ -35,6 +35,13 @@ _NEUTRAL: dict[str, tuple[object, ...]] = {
     "typical_p": (None, 1),
     "no_repeat_ngram_size": (None, 0),
     "min_new_tokens": (None, 0),
+    "min_length": (None, 0),
+    "max_new_tokens": (None,),
+    "stop_strings": (None, []),
+    "forced_eos_token_id": (None,),
+    "exponential_decay_length_penalty": (None,),
+    "guidance_scale": (None, 1),
+    "penalty_alpha": (None, 0),
     "bad_words_ids": (None, []),
     "suppress_tokens": (None, []),
     "begin_suppress_tokens": (None, []),
@@ -143,12 +150,26 @@ def make_service(options: ServeOptions, folder: Path) -> tuple[Service, list[str
 
 
 def sampling_defaults(model: Any) -> SamplingDefaults:
-    """How the model's generation settings want tokens chosen; the API's defaults for the rest."""
+    """How the model's generation settings want tokens chosen; the API's defaults for the rest.
+
+    Raises:
+        SecateurError: no tokens can be chosen like that.
+    """
     settings = getattr(model, "generation_config", None)
     if settings is None or settings.do_sample is False:
         return SamplingDefaults()
-    given = {name: getattr(settings, name, None) for name in ("temperature", "top_p", "top_k")}
-    return SamplingDefaults(**{name: value for name, value in given.items() if value is not None})
+    given: dict[str, Any] = {
+        name: getattr(settings, name, None) for name in ("temperature", "top_p", "top_k")
+    }
+    given = {name: value for name, value in given.items() if value is not None}
+    if given.get("top_k") == -1:
+        # As in requests another word for no limit, which other servers take as well.
+        given["top_k"] = 0
+    try:
+        GenerationOptions(**given)
+    except SecateurError as error:
+        raise SecateurError(f"the model's generation_config.json: {error}") from None
+    return SamplingDefaults(**given)
 
 
 def unheard(model: Any) -> list[str]:
