@@ -87,6 +87,9 @@ def test_a_slow_or_unbeaten_model_is_not_praised() -> None:
         measurements=(measurement("books"), measurement("thin", 0.02)),
     )
     assert "no other model decodes faster" in throughput_words.headline(made)
+    unmeasured = (measurement("books", None), measurement("thin", None))
+    undecided = throughput_words.headline(replace(made, measurements=unmeasured))
+    assert "no decoding that could be compared" in undecided
     lone = record(models=(model("books"),), measurements=(measurement("books", None),))
     assert "give more models to compare it with" in throughput_words.headline(lone)
     assert throughput_words.rows(lone)[0].per_token == "–"

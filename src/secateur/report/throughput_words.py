@@ -115,29 +115,30 @@ def model_note(model: ThroughputModel) -> str:
 
 def headline(record: ThroughputRecord) -> str:
     """The fastest model at decoding against the baseline, in one sentence."""
-    best = _best(record)
+    compared = _decode_speedups(record)
     base = printable(record.baseline)
-    if best is None and len(record.models) == 1:
+    if len(record.models) == 1:
         return f"{base}, measured on {_device(record)}; give more models to compare it with."
-    if best is None:
+    if not compared:
+        return f"Measured on {_device(record)}, beside {base}: no decoding that could be compared."
+    one, ratio = max(compared, key=lambda pair: pair[1])
+    if ratio <= 1:
         return f"Measured on {_device(record)}, beside {base}: no other model decodes faster."
-    one, ratio = best
     return (
         f"{printable(one.model)} decodes {format_ratio(ratio)} as fast as {base} at batch "
         f"{one.batch_size} after {one.prompt_length} tokens, on {_device(record)}."
     )
 
 
-def _best(record: ThroughputRecord) -> tuple[ThroughputMeasurement, float] | None:
-    found = [
+def _decode_speedups(record: ThroughputRecord) -> list[tuple[ThroughputMeasurement, float]]:
+    """Of all models but the baseline for which they may be claimed, where they were measured."""
+    return [
         (one, ratio)
         for one in record.measurements
         if one.model != record.baseline
         and is_claimed(record, one)
         and (ratio := decode_speedup(record, one)) is not None
-        and ratio > 1
     ]
-    return max(found, key=lambda pair: pair[1], default=None)
 
 
 def _device(record: ThroughputRecord) -> str:
