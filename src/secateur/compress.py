@@ -125,8 +125,9 @@ def compress_with_report(
         recipe: a `Recipe`, its plain values, a stage or a list of stages, or the path of a YAML or
             JSON file.
         calibration: where calibration tokens come from (see `load_calibration`): a path, texts,
-            or a LongTensor [samples, length]. Needed by all methods but magnitude, and by
-            drop_blocks with a count; where it is given, output errors are measured in any case.
+            or a LongTensor [samples, length]. Needed where the recipe's `needs_calibration` says
+            so: by all methods that prune or factor but plain magnitude, svd and laser, and by
+            drop_blocks that measures; where it is given, output errors are measured in any case.
         output: folder to write; None to return the model only.
         tokenizer: needed with a model object when calibration is text; saved with the output.
         num_calibration_samples: windows to draw from text.

@@ -53,7 +53,7 @@ class Entry:
 
 
 def entries(num_blocks: int) -> tuple[Entry, ...]:
-    """Every method at 2:4, plain ones at 50%, factors at two sizes, a quarter of blocks dropped."""
+    """Five pruners at 2:4, plain ones at 50%, factors at two sizes, a quarter of blocks dropped."""
     pruned = [
         Entry(
             f"{title} {setting}",

@@ -52,7 +52,7 @@ def write_manifest(folder: Path, known: Mapping[str, str] | None = None) -> None
 def added_files(folder: Path) -> list[Path]:
     """Files below a folder that its manifest does not list: somebody else put them there.
 
-    None where there is no manifest that can be read: nothing tells then whose they are.
+    Empty where there is no manifest that can be read: nothing tells then whose they are.
     """
     try:
         names = read_json(folder / MANIFEST_FILE).get("files")

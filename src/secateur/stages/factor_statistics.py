@@ -1,4 +1,6 @@
-"""Statistics for factoring: one run of a dense block on two streams of the same tokens."""
+"""Statistics for factoring: one run of a dense block on two streams of the same tokens, or of a
+block and its dense copy on one.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
