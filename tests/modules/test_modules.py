@@ -164,8 +164,6 @@ def test_what_is_frozen_stays_frozen(kind: str, weight: bool, bias: bool) -> Non
 def test_a_packed_weight_remembers_whether_it_was_frozen(kind: str) -> None:
     layer = make(kind).unpack()
     layer.weight.requires_grad_(False)
-    layer.set_weight(layer.canonical())
-    assert not layer.weight.requires_grad
     layer.pack().load_state_dict(layer.state_dict())
     assert not layer.unpack().weight.requires_grad
     layer.pack().requires_grad_(True)
@@ -200,9 +198,7 @@ def test_a_dense_copy_on_request() -> None:
 
 
 def test_a_dense_copy_goes_with_the_weight_that_it_is_a_copy_of() -> None:
-    other = Canonical24.from_dense(torch.zeros(32, 64).bfloat16())
     for change in (
-        lambda layer: layer.set_weight(other),
         lambda layer: layer.load_state_dict(make("sparse").state_dict()),
         lambda layer: layer.half(),
     ):
@@ -245,8 +241,6 @@ def test_errors() -> None:
     with pytest.raises(SecateurError, match=r"a rank of 1 to min\(N, K\), got \[32, 64\] and 33"):
         LowRankLinear.from_linear(linear(), 33)
     wrong = Canonical24.from_dense(torch.zeros(32, 60).bfloat16())
-    with pytest.raises(SecateurError, match=r"expected a weight \[32, 64\], got \[32, 60\]"):
-        make("sparse").set_weight(wrong)
     factors = LowRank.from_dense(torch.ones(32, 64), 4)
     with pytest.raises(SecateurError, match="expected parts of one shape and dtype"):
         SparseLowRankLinear.from_parts(wrong, factors)

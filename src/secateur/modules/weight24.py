@@ -82,20 +82,6 @@ class Weight24Module(nn.Module):
         shape = (self.out_features, self.in_features)
         return plain_order(self.data, shape, self.value_dtype, self.row_order)[0]
 
-    def set_weight(self, weight: Canonical24) -> None:
-        """Replace the weight; the form stays what it is.
-
-        Raises:
-            SecateurError: the shape is another.
-        """
-        if weight.shape != (self.out_features, self.in_features):
-            expected = [self.out_features, self.in_features]
-            raise SecateurError(f"expected a weight {expected}, got {list(weight.shape)}")
-        was_packed = self.is_packed
-        self._hold_canonical(weight.values, weight.indices)
-        if was_packed:
-            self.pack()
-
     def pack(self) -> "Weight24Module":
         """Into the order of the kernels, for serving; the values are not trainable until `unpack`.
 
