@@ -16,7 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from secateur.checkpoint.files import INDEX_FILE, SINGLE_FILE, check_shards, read_json
+from secateur.checkpoint.files import INDEX_FILE, SINGLE_FILE, check_shards, read_json, tensor_files
 from secateur.errors import SecateurError
 
 BITMASK_FORMAT = "sparse-24-bitmask"
@@ -106,7 +106,7 @@ def write_dense(source: Path, target: Path) -> list[str]:
         target: an empty folder.
 
     Returns:
-        names of the layers that were 2:4, in the order of the files.
+        names of the layers that were 2:4, in the order of `tensor_files`.
 
     Raises:
         SecateurError: the checkpoint is not such a one, or not whole.
@@ -114,7 +114,7 @@ def write_dense(source: Path, target: Path) -> list[str]:
     config = read_json(source / "config.json")
     check_bitmask_config(config)
     check_shards(source)
-    places = _places(source)
+    places = tensor_files(source)
     layers = [name.removesuffix(".bitmask") for name in places if name.endswith(".bitmask")]
     for name in layers:
         _require_all_parts(name, places)
@@ -135,20 +135,6 @@ def write_dense(source: Path, target: Path) -> list[str]:
         if path.is_file() and not is_weights and path.name != "config.json":
             shutil.copyfile(path, target / path.name)
     return layers
-
-
-def _places(source: Path) -> dict[str, Path]:
-    """Every tensor and the file that holds it."""
-    if (source / SINGLE_FILE).is_file():
-        files = [source / SINGLE_FILE]
-    else:
-        names = read_json(source / INDEX_FILE)["weight_map"].values()
-        files = [source / name for name in sorted(set(names))]
-    places = {}
-    for path in files:
-        with safe_open(path, framework="pt") as file:
-            places.update(dict.fromkeys(file.keys(), path))
-    return places
 
 
 def _require_all_parts(name: str, places: Mapping[str, Path]) -> None:

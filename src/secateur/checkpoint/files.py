@@ -109,6 +109,19 @@ def check_shards(folder: Path) -> None:
             )
 
 
+def tensor_files(folder: Path) -> dict[str, Path]:
+    """The weight file of every tensor by the tensor's name, in the order of the file or the index.
+
+    The folder was accepted by `check_shards`.
+    """
+    # transformers loads the single file where there is one, whatever an index says.
+    if (folder / SINGLE_FILE).is_file():
+        with safe_open(folder / SINGLE_FILE, framework="pt") as file:
+            return dict.fromkeys(file.keys(), folder / SINGLE_FILE)
+    weight_map = read_json(folder / INDEX_FILE)["weight_map"]
+    return {name: folder / file_name for name, file_name in weight_map.items()}
+
+
 def _expected_tensors(folder: Path) -> dict[str, set[str] | None]:
     """Weight files and the tensors that must be in each; None where no index says."""
     # transformers loads the single file where there is one, whatever an index says.

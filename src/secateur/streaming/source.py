@@ -16,7 +16,7 @@ from transformers.core_model_loading import (
 )
 from transformers.modeling_utils import LoadStateDictConfig
 
-from secateur.checkpoint.files import INDEX_FILE, SINGLE_FILE, read_json
+from secateur.checkpoint.files import tensor_files
 from secateur.errors import SecateurError
 from secateur.models.blocks import BlockList
 from secateur.models.measure import require_finite
@@ -53,7 +53,7 @@ class BlockSource:
         self._held = held
         self._unused: list[HostCopies] = []
         self._in_use = HostCopies()
-        self._files = _files_of(folder)
+        self._files = tensor_files(folder)
         self._mapping = get_model_conversion_mapping(model)
         self._names = _by_block(self._named_in_model(self._files), blocks)
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="read")
@@ -155,16 +155,6 @@ class BlockSource:
                 "the checkpoint holds what its config does not ask for: "
                 f"{len(faults)} tensors, such as {faults[0]}"
             )
-
-
-def _files_of(folder: Path) -> dict[str, Path]:
-    """Tensor name -> file."""
-    # The single file counts where there is one, as for transformers.
-    if (folder / SINGLE_FILE).is_file():
-        with safe_open(folder / SINGLE_FILE, framework="pt") as file:
-            return dict.fromkeys(file.keys(), folder / SINGLE_FILE)
-    weight_map = read_json(folder / INDEX_FILE)["weight_map"]
-    return {name: folder / file_name for name, file_name in weight_map.items()}
 
 
 def _by_block(in_model: Mapping[str, str], blocks: BlockList) -> dict[int | None, list[str]]:
