@@ -1,7 +1,7 @@
 """The drop_blocks stage: measure what each block does, and take out the least of them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import perf_counter
 
 import torch
@@ -52,7 +52,10 @@ def run_drop(
     choice = DropChoice((), tuple(sorted(stage.blocks)), ())
     if calibration is not None:
         walk = Walk(model, blocks, calibration, device, part, sublayers)
-        choice = _choice(walk, stage, allowed, progress)
+        if stage.count is not None:
+            choice = choose_blocks(walk, stage, allowed, progress)
+        if stage.trace_loss:
+            choice = replace(choice, losses=trace_losses(walk, choice.order, progress))
     elif stage.needs_calibration:
         raise SecateurError("expected calibration tokens to measure blocks on, got none")
     taken = _take_out(model, blocks, choice.order, part, sublayers)
@@ -71,18 +74,6 @@ def run_drop(
         removed=taken.removed,
         emptied=taken.emptied,
     )
-
-
-def _choice(
-    walk: Walk, stage: DropBlocksStage, allowed: Sequence[int], progress: Progress
-) -> DropChoice:
-    choice = DropChoice((), tuple(sorted(stage.blocks)), ())
-    if stage.count is not None:
-        choice = choose_blocks(walk, stage, allowed, progress)
-    if not stage.trace_loss:
-        return choice
-    losses = trace_losses(walk, choice.order, progress)
-    return DropChoice(choice.rounds, choice.order, losses)
 
 
 def _protected(stage: DropBlocksStage, num_blocks: int) -> tuple[int, ...]:
