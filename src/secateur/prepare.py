@@ -88,11 +88,7 @@ def open_model(
             trust_remote_code=trust_remote_code,
             accept_compact=accept_compact,
         )
-        return (
-            loaded
-            if tokenizer is None
-            else LoadedModel(loaded.model, tokenizer, loaded.folder, loaded.source, loaded.revision)
-        )
+        return loaded if tokenizer is None else replace(loaded, tokenizer=tokenizer)
     if revision is not None or dtype != "auto":
         raise SecateurError("revision and dtype say how to load a model, but one was given loaded")
     is_quantised = getattr(getattr(model, "config", None), "quantization_config", None) is not None
