@@ -12,6 +12,7 @@ from typing import Any
 
 from secateur.engine.options import MOST_TOP_LOGPROBS
 from secateur.serve.faults import RequestFault
+from secateur.serve.fields import encodable, flag, number, shown, whole, wrong
 
 Prompt = str | tuple[int, ...]
 
@@ -159,12 +160,12 @@ def completion_request(
     # None at all are of use with the prompt's own log-probabilities.
     shared = _shared(body, ("max_tokens", "max_completion_tokens"), 0, defaults)
     shared["usual_tokens"] = _USUAL_COMPLETION
-    top = _whole(body, "logprobs", 0, MOST_TOP_LOGPROBS)
+    top = whole(body, "logprobs", 0, MOST_TOP_LOGPROBS)
     request = CompletionRequest(
         **shared,
         logprobs=top is not None,
         top_logprobs=top or 0,
-        echo=_flag(body, "echo"),
+        echo=flag(body, "echo"),
         prompts=_prompts(body),
     )
     if len(request.prompts) * request.n > MOST_ANSWERS:
@@ -174,7 +175,7 @@ def completion_request(
             param="n",
         )
     # The best of as many as are wanted are all of them.
-    if _whole(body, "best_of", 1, MOST_ANSWERS) not in (None, request.n):
+    if whole(body, "best_of", 1, MOST_ANSWERS) not in (None, request.n):
         raise RequestFault(
             f"best_of: expected n, {request.n}, as none are left out, got {body['best_of']}",
             param="best_of",
@@ -196,8 +197,8 @@ def chat_request(
     """
     _require_supported(body, _FIXED | _FIXED_IN_CHATS)
     shared = _shared(body, ("max_completion_tokens", "max_tokens"), 1, defaults)
-    wanted = _flag(body, "logprobs")
-    top = _whole(body, "top_logprobs", 0, MOST_TOP_LOGPROBS) or 0
+    wanted = flag(body, "logprobs")
+    top = whole(body, "top_logprobs", 0, MOST_TOP_LOGPROBS) or 0
     if top and not wanted:
         raise RequestFault(
             f"top_logprobs: expected logprobs: true with it, got {top} alone", param="top_logprobs"
@@ -210,7 +211,7 @@ def _require_supported(body: Mapping[str, Any], fixed: Mapping[str, tuple[object
         value = body.get(name)
         takes_flags = any(isinstance(one, bool) for one in allowed)
         if value is not None and isinstance(value, bool) != takes_flags:
-            raise _wrong(name, "a supported value", value)
+            raise wrong(name, "a supported value", value)
         if value not in allowed:
             raise RequestFault(f"{name} is not supported, got {shown(value)}", param=name)
 
@@ -218,21 +219,21 @@ def _require_supported(body: Mapping[str, Any], fixed: Mapping[str, tuple[object
 def _shared(
     body: Mapping[str, Any], limits: tuple[str, ...], fewest: int, defaults: SamplingDefaults
 ) -> dict[str, Any]:
-    asked = [_whole(body, name, fewest, 2**31) for name in limits]
-    seed = _whole(body, "seed", -_LARGEST_SEED, _LARGEST_SEED)
-    top_k = _whole(body, "top_k", -1, 2**31)
+    asked = [whole(body, name, fewest, 2**31) for name in limits]
+    seed = whole(body, "seed", -_LARGEST_SEED, _LARGEST_SEED)
+    top_k = whole(body, "top_k", -1, 2**31)
     return {
         "model": _model(body),
         "max_tokens": next((value for value in asked if value is not None), None),
         "usual_tokens": None,
-        "temperature": _number(body, "temperature", defaults.temperature, 0.0, 2.0),
+        "temperature": number(body, "temperature", defaults.temperature, 0.0, 2.0),
         "top_p": _top_p(body, defaults.top_p),
         # -1 is another word for no limit.
         "top_k": defaults.top_k if top_k is None else max(0, top_k),
-        "n": _whole(body, "n", 1, MOST_ANSWERS) or 1,
+        "n": whole(body, "n", 1, MOST_ANSWERS) or 1,
         "stop": _stops(body),
         "seed": None if seed is None else seed & _LARGEST_SEED,
-        "stream": _flag(body, "stream"),
+        "stream": flag(body, "stream"),
         "include_usage": _include_usage(body),
     }
 
@@ -240,14 +241,14 @@ def _shared(
 def _model(body: Mapping[str, Any]) -> str:
     value = body.get("model")
     if not isinstance(value, str) or not value:
-        raise _wrong("model", "the name of a model", value)
+        raise wrong("model", "the name of a model", value)
     return value
 
 
 def _top_p(body: Mapping[str, Any], default: float) -> float:
-    value = _number(body, "top_p", default, 0.0, 1.0)
+    value = number(body, "top_p", default, 0.0, 1.0)
     if value == 0:
-        raise _wrong("top_p", "a number above 0 and at most 1", value)
+        raise wrong("top_p", "a number above 0 and at most 1", value)
     return value
 
 
@@ -256,18 +257,18 @@ def _include_usage(body: Mapping[str, Any]) -> bool:
     if options is None:
         return False
     if not isinstance(options, dict):
-        raise _wrong("stream_options", "an object", options)
-    return _flag(options, "include_usage")
+        raise wrong("stream_options", "an object", options)
+    return flag(options, "include_usage")
 
 
 def _stops(body: Mapping[str, Any]) -> tuple[str, ...]:
     value = body.get("stop")
     stops = [] if value is None else [value] if isinstance(value, str) else value
     if not isinstance(stops, list) or not all(isinstance(s, str) and s for s in stops):
-        raise _wrong("stop", "a text or a list of texts, none empty", value)
+        raise wrong("stop", "a text or a list of texts, none empty", value)
     if len(stops) > MOST_STOPS:
         raise RequestFault(f"expected at most {MOST_STOPS} stops, got {len(stops)}", param="stop")
-    return tuple(_text(stop, "stop") for stop in stops)
+    return tuple(encodable(stop, "stop") for stop in stops)
 
 
 def _prompts(body: Mapping[str, Any]) -> tuple[Prompt, ...]:
@@ -284,12 +285,12 @@ def _prompts(body: Mapping[str, Any]) -> tuple[Prompt, ...]:
                 f"expected at most {MOST_ANSWERS} prompts, got {len(value)}", param="prompt"
             )
         return tuple(_prompt(item) for item in value)
-    raise _wrong("prompt", "a text, a list of token ids, or a list of either", value)
+    raise wrong("prompt", "a text, a list of token ids, or a list of either", value)
 
 
 def _prompt(value: str | list[int]) -> Prompt:
     if isinstance(value, str):
-        return _text(value, "prompt")
+        return encodable(value, "prompt")
     return tuple(value)
 
 
@@ -301,25 +302,16 @@ def _are_tokens(value: object) -> bool:
     )
 
 
-def _text(value: str, param: str) -> str:
-    """Text that can be encoded: JSON may hold half of a surrogate pair."""
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise RequestFault(f"expected valid unicode, got {error.reason}", param=param) from None
-    return value
-
-
 def _messages(body: Mapping[str, Any]) -> list[dict[str, str]]:
     value = body.get("messages")
     if not isinstance(value, list) or not value:
-        raise _wrong("messages", "a list of messages", value)
+        raise wrong("messages", "a list of messages", value)
     return [_message(item, f"messages.{place}") for place, item in enumerate(value)]
 
 
 def _message(value: object, param: str) -> dict[str, str]:
     if not isinstance(value, dict) or not isinstance(value.get("role"), str):
-        raise _wrong(param, "an object with a role and content", value)
+        raise wrong(param, "an object with a role and content", value)
     if value.get("tool_calls"):
         raise RequestFault(f"{param}.tool_calls is not supported", param=f"{param}.tool_calls")
     content = value.get("content")
@@ -329,9 +321,9 @@ def _message(value: object, param: str) -> dict[str, str]:
     if isinstance(content, list):
         content = "".join(_part(part, f"{param}.content") for part in content)
     if not isinstance(content, str):
-        raise _wrong(f"{param}.content", "a text, or parts of type text", content)
-    role = _text(value["role"], f"{param}.role")
-    return {"role": role, "content": _text(content, f"{param}.content")}
+        raise wrong(f"{param}.content", "a text, or parts of type text", content)
+    role = encodable(value["role"], f"{param}.role")
+    return {"role": role, "content": encodable(content, f"{param}.content")}
 
 
 def _part(value: object, param: str) -> str:
@@ -339,49 +331,7 @@ def _part(value: object, param: str) -> str:
         text = value.get("text")
         if isinstance(text, str):
             return text
-    raise _wrong(param, "parts of type text", value)
-
-
-def _flag(body: Mapping[str, Any], name: str) -> bool:
-    value = body.get(name)
-    if value is not None and not isinstance(value, bool):
-        raise _wrong(name, "true or false", value)
-    return bool(value)
-
-
-def _whole(body: Mapping[str, Any], name: str, lowest: int, highest: int) -> int | None:
-    value = body.get(name)
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int) or not lowest <= value <= highest:
-        raise _wrong(name, f"a whole number from {lowest} to {highest}", value)
-    return value
-
-
-def _number(
-    body: Mapping[str, Any], name: str, default: float, lowest: float, highest: float
-) -> float:
-    value = body.get(name)
-    if value is None:
-        return default
-    # Also NaN, which Python reads from JSON, is in no range.
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, int | float)
-        or not lowest <= value <= highest
-    ):
-        raise _wrong(name, f"a number from {lowest:g} to {highest:g}", value)
-    return float(value)
-
-
-def _wrong(name: str, expected: str, value: object) -> RequestFault:
-    return RequestFault(f"{name}: expected {expected}, got {shown(value)}", param=name)
-
-
-def shown(value: object) -> str:
-    """A value of a client as short text that can be sent back."""
-    text = ascii(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+    raise wrong(param, "parts of type text", value)
 
 
 def _kind(value: object) -> str:

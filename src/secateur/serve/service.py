@@ -11,6 +11,7 @@ from secateur.engine import GenerationOptions, Piece
 from secateur.errors import SecateurError
 from secateur.serve.bodies import Choice
 from secateur.serve.faults import RequestFault, shutting_down
+from secateur.serve.fields import shown
 from secateur.serve.metrics import Metrics
 from secateur.serve.prompts import PromptEncoder
 from secateur.serve.requests import (
@@ -18,7 +19,6 @@ from secateur.serve.requests import (
     CompletionRequest,
     GenerationRequest,
     SamplingDefaults,
-    shown,
 )
 from secateur.serve.token_texts import TokenTexts
 from secateur.serve.told import Delta, Told
