@@ -122,6 +122,20 @@ def test_the_models_end_of_text_ends_it(as_list: bool) -> None:
     assert whole.finish_reason == "length"
 
 
+def test_tokens_that_a_request_names_end_it_and_are_part_of_it(engine: Engine) -> None:
+    whole = engine.generate(["once"], GenerationOptions(max_new_tokens=8))[0]
+    end = whole.token_ids[3]
+    # Whoever ignores the model's ends still means his own.
+    options = GenerationOptions(max_new_tokens=8, stop_token_ids=(300, end), ignore_eos=True)
+    result = engine.generate(["once"], options)[0]
+    count = whole.token_ids.index(end) + 1
+    assert (result.token_ids, result.finish_reason) == (whole.token_ids[:count], "stop")
+    shorter = GenerationOptions(max_new_tokens=count)
+    assert result.text == engine.generate(["once"], shorter)[0].text
+    pieces = list(engine.stream("once", options))
+    assert "".join(piece.text for piece in pieces) == result.text
+
+
 def test_logprobs_are_those_of_the_model(byte_model: PreTrainedModel, engine: Engine) -> None:
     options = GenerationOptions(max_new_tokens=6, temperature=0.9, seed=2, logprobs=True)
     result = engine.generate(["once"], options)[0]
@@ -346,6 +360,8 @@ def test_engines_that_cannot_be_are_refused(
         ({"seed": -1}, "a seed from 0 to 2..63 - 1, but got -1"),
         ({"stop": ("a", "")}, "none of them empty, but got"),
         ({"stop": "a"}, "a tuple of stop strings, none of them empty, but got 'a'"),
+        ({"stop_token_ids": [2]}, "expected stop_token_ids to be a tuple, but got"),
+        ({"stop_token_ids": (2.0,)}, "every one of stop_token_ids to be a whole number, but got"),
     ],
 )
 def test_options_out_of_range_are_refused(changes: dict[str, Any], message: str) -> None:

@@ -17,7 +17,8 @@ NAME = "tiny"
 LENGTH = 96
 _TEMPLATE = (
     "{% for m in messages %}{% if m.role == 'tool' %}{{ raise_exception('no tools') }}{% endif %}"
-    "<{{ m.role }}>{{ m.content }}{% endfor %}{% if add_generation_prompt %}<answer>{% endif %}"
+    "<{{ m.role }}>{{ m.content }}{% endfor %}{{ note }}"
+    "{% if add_generation_prompt %}<answer>{% endif %}"
 )
 
 

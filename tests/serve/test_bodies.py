@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from secateur.serve.bodies import Choice, Envelope, TokenLogprob, event
+from secateur.serve.bodies import Choice, Envelope, TokenLogprob, event, usage
 from secateur.serve.faults import RequestFault, shutting_down
 from secateur.serve.metrics import Metrics
 
@@ -65,7 +65,12 @@ def test_pieces_say_which_sequence_and_when_it_ends() -> None:
     completion = Envelope("completion", "m").piece(0, "x")
     assert completion["choices"][0]["text"] == "x"
     assert "usage" not in completion
-    assert Envelope("completion", "m", counts_tokens=True).piece(0, "x")["usage"] is None
+    counting = Envelope("completion", "m", counts_tokens=True)
+    assert counting.piece(0, "x")["usage"] is None
+    total = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
+    assert usage(3, 2) == total
+    assert counting.piece(0, "x", so_far=usage(3, 2))["usage"] == total
+    assert counting.counts(usage(3, 2)) == counting.piece(0, "x") | {"choices": [], "usage": total}
 
 
 def test_events_are_one_line_of_ascii() -> None:

@@ -54,6 +54,7 @@ def test_what_is_given_is_read() -> None:
     assert completion_request(LEAST | {"top_k": 5, "n": 3}).top_k == 5
     assert completion_request(LEAST | {"top_k": -1}).top_k == 0
     neutral = {"min_p": 0.0, "repetition_penalty": 1.0, "ignore_eos": False, "stop_token_ids": []}
+    neutral |= {"min_tokens": 0}
     assert chat_request(TALK | neutral | {"n": 3}).n == 3
     talk = chat_request(TALK | {"max_tokens": 3, "max_completion_tokens": 4})
     assert talk.max_tokens == 4
@@ -61,6 +62,23 @@ def test_what_is_given_is_read() -> None:
     assert completion_request(LEAST | {"n": 2, "best_of": 2}).n == 2
     answered = {"messages": [{"role": "assistant", "content": None}, *TALK["messages"]]}
     assert chat_request(TALK | answered).messages[0] == {"role": "assistant", "content": ""}
+
+
+def test_load_generators_get_what_they_ask_for() -> None:
+    asked = {"ignore_eos": True, "min_tokens": 5, "max_tokens": 5, "stop_token_ids": [7, 2]}
+    counted = {"stream_options": {"include_usage": True, "continuous_usage_stats": True}}
+    for request in (completion_request(LEAST | asked | counted), chat_request(TALK | asked)):
+        assert (request.ignore_eos, request.stop_token_ids) == (True, (7, 2))
+    request = completion_request(LEAST | counted)
+    assert (request.include_usage, request.continuous_usage) == (True, True)
+    alone = completion_request(LEAST | {"stream_options": {"continuous_usage_stats": True}})
+    assert (alone.include_usage, alone.continuous_usage) == (False, False)
+
+
+def test_arguments_of_the_template_are_read() -> None:
+    assert chat_request(TALK).template_arguments == {}
+    asked = {"chat_template_kwargs": {"enable_thinking": False}}
+    assert chat_request(TALK | asked).template_arguments == {"enable_thinking": False}
 
 
 def test_seeds_are_those_that_are_given() -> None:
@@ -122,7 +140,16 @@ BAD = {
     "top_k": ({"top_k": -2}, "top_k: expected a whole number from -1 to"),
     "min_p": ({"min_p": 0.1}, "min_p is not supported, got 0.1"),
     "repetition": ({"repetition_penalty": 1.1}, "repetition_penalty is not supported, got 1.1"),
-    "no end": ({"ignore_eos": True}, "ignore_eos is not supported, got True"),
+    "no end": ({"ignore_eos": 1}, "ignore_eos: expected true or false, got 1"),
+    "fewest": ({"min_tokens": 3}, "min_tokens is supported only together with ignore_eos: true"),
+    "fewest kind": ({"min_tokens": "3"}, "min_tokens: expected a whole number from 0 to"),
+    "stop tokens": ({"stop_token_ids": 2}, "stop_token_ids: expected a list of token ids, got 2"),
+    "stop flags": ({"stop_token_ids": [True]}, "stop_token_ids: expected a list of token ids"),
+    "many stop tokens": ({"stop_token_ids": [2] * 17}, "expected at most 16 stop_token_ids"),
+    "each usage": (
+        {"stream_options": {"continuous_usage_stats": 1}},
+        "continuous_usage_stats: expected true or false",
+    ),
     "echo": ({"echo": 1}, "echo: expected true or false, got 1"),
     "penalty": ({"presence_penalty": 0.1}, "presence_penalty is not supported, got 0.1"),
     "bias": ({"logit_bias": {"1": 5}}, "logit_bias is not supported"),
@@ -154,8 +181,8 @@ BAD_TALK = {
     "no text": ({"messages": [{"role": "u", "content": [{"type": "text"}]}]}, "parts of type text"),
     "tools": ({"tools": [{"type": "function"}]}, "tools is not supported"),
     "template": (
-        {"chat_template_kwargs": {"enable_thinking": False}},
-        "chat_template_kwargs is not supported",
+        {"chat_template_kwargs": ["a"]},
+        "chat_template_kwargs: expected an object, got ['a']",
     ),
     "effort": ({"reasoning_effort": "high"}, "reasoning_effort is not supported, got 'high'"),
     "no turn": ({"add_generation_prompt": False}, "add_generation_prompt is not supported"),
@@ -201,9 +228,11 @@ JSON = st.recursive(
 )
 FIELDS = ["model", "prompt", "messages", "max_tokens", "stop", "seed", "n", "stream", "logprobs"]
 
+NEWER = ["stop_token_ids", "ignore_eos", "min_tokens", "stream_options", "chat_template_kwargs"]
+
 
 @settings(deadline=None)
-@given(st.dictionaries(st.sampled_from([*FIELDS, "temperature", "top_p", "tools"]), JSON))
+@given(st.dictionaries(st.sampled_from([*FIELDS, "temperature", "top_p", "tools", *NEWER]), JSON))
 def test_no_json_ends_in_anything_but_a_request_or_a_fault(body: dict[str, Any]) -> None:
     for read in (completion_request, chat_request):
         try:

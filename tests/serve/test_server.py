@@ -112,6 +112,12 @@ def test_seeds_stops_and_log_probabilities_reach_the_engine(server: Server, engi
     _, stopped = server.post("/v1/completions", body(max_tokens=12, stop=[stop, "never"]))
     assert stopped["choices"][0]["text"] == full[: full.index(stop)]
     assert stopped["choices"][0]["finish_reason"] == "stop"
+    token_ids = alone(engine, "Rose", max_new_tokens=12).token_ids
+    end = body(max_tokens=12, stop_token_ids=[token_ids[5]])
+    _, ended = server.post("/v1/completions", end)
+    count = token_ids.index(token_ids[5]) + 1
+    assert ended["choices"][0]["text"] == alone(engine, "Rose", max_new_tokens=count).text
+    assert ended["usage"]["completion_tokens"] == count
 
 
 def logprobs_of(said: str, stream: bool) -> tuple[str, dict[str, list[Any]]]:
@@ -207,6 +213,35 @@ def test_a_conversation_goes_through_the_models_template(server: Server, engine:
     assert done == "[DONE]"
 
 
+def test_a_template_gets_its_own_variables(server: Server, engine: Engine) -> None:
+    asked = {"model": NAME, "messages": [{"role": "u", "content": "Hi"}], "max_tokens": 4}
+    asked |= {"temperature": 0, "chat_template_kwargs": {"note": "!"}}
+    expected = alone(engine, "<u>Hi!<answer>", max_new_tokens=4)
+    answer = server.post("/v1/chat/completions", asked)[1]
+    assert answer["choices"][0]["message"]["content"] == expected.text
+
+
+@pytest.mark.parametrize("kind", ["completions", "chat/completions"])
+def test_a_load_generator_gets_as_many_tokens_as_it_wants_all_counted(
+    server: Server, kind: str
+) -> None:
+    """Also behind tokens that end a text, and with a count in every piece."""
+    say = {"messages": [{"role": "u", "content": "a"}]} if kind[1] == "h" else {"prompt": "Rose"}
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    asked = {"model": NAME, **say, "max_tokens": 60, "ignore_eos": True, "temperature": 2.0}
+    wanted = [{**asked, "seed": seed, "stream": True, "stream_options": options} for seed in (1, 2)]
+    for body in wanted:
+        *pieces, counts, done = events(server.ask("POST", f"/v1/{kind}", body)[1])
+        written = [piece["usage"]["completion_tokens"] for piece in pieces]
+        assert written == sorted(written)
+        assert 0 < written[0] < written[-1] == 60
+        assert counts["usage"] == pieces[-1]["usage"]
+        assert done == "[DONE]"
+    plain = server.post(f"/v1/{kind}", asked | {"seed": 1})[1]
+    assert plain["usage"]["completion_tokens"] == 60
+    assert plain["choices"][0]["finish_reason"] == "length"
+
+
 def test_without_a_limit_a_conversation_may_fill_the_context(server: Server) -> None:
     messages = [{"role": "user", "content": "Hi"}]
     asked = {"model": NAME, "messages": messages, "temperature": 0}
@@ -233,6 +268,26 @@ BAD: dict[str, tuple[str, Any, int, str]] = {
         400,
         "the chat template refuses these messages: no tools",
     ),
+    "replaced template": (
+        "/v1/chat/completions",
+        {
+            "model": NAME,
+            "messages": [{"role": "u", "content": "a"}],
+            "chat_template_kwargs": {"chat_template": "x"},
+        },
+        400,
+        "expected variables of the chat template, got chat_template",
+    ),
+    "half a character": (
+        "/v1/chat/completions",
+        {
+            "model": NAME,
+            "messages": [{"role": "u", "content": "a"}],
+            "chat_template_kwargs": {"note": "\ud800"},
+        },
+        400,
+        "expected valid unicode",
+    ),
     "no path": ("/v1/nothing", {}, 404, "Not Found"),
     "other method": ("/v1/models", {}, 405, "Method Not Allowed"),
     "other card": ("/v1/completions", body(stream=True) | {"model": "x"}, 404, "no model 'x'"),
@@ -251,8 +306,17 @@ def test_bad_requests_get_a_4xx_in_openais_shape(server: Server, name: str) -> N
     assert text in answer["error"]["message"]
 
 
+def test_a_wrong_method_is_told_the_right_one(server: Server) -> None:
+    connection = server.connect()
+    connection.request("GET", "/v1/completions")
+    response = connection.getresponse()
+    assert (response.status, response.getheader("Allow")) == (405, "POST")
+    connection.close()
+
+
 def test_facts_are_there_to_be_asked_for(server: Server) -> None:
     assert server.ask("GET", "/health") == (200, '{"status":"ok"}')
+    assert server.ask("HEAD", "/health") == (200, "")
     status, text = server.ask("GET", "/v1/models")
     assert status == 200
     (card,) = json.loads(text)["data"]

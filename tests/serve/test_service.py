@@ -214,7 +214,11 @@ def test_a_usual_length_that_nobody_asked_for_gives_way() -> None:
     ("path", "shown", "status"),
     [
         ("/v1/models", "Bearer secret", 200),
+        ("/v1/models", "bearer  secret", 200),
         ("/v1/models", "Bearer secre", 401),
+        ("/v1/models", "Basic secret", 401),
+        ("/v1/models", "secret", 401),
+        ("/v1/models", "Bearer", 401),
         ("/v1/models", None, 401),
         ("/v1/nothing", None, 401),
         ("/health", None, 200),

@@ -29,6 +29,8 @@ class GenerationOptions:
     """The same request with the same seed gets the same tokens, whatever else is running."""
     stop: tuple[str, ...] = ()
     """Strings that end the text, and are not part of it."""
+    stop_token_ids: tuple[int, ...] = ()
+    """Tokens that end the text, beside the model's own, and are part of it."""
     ignore_eos: bool = False
     """Go on after the tokens that end a text (to measure speed)."""
     logprobs: bool = False
@@ -63,6 +65,12 @@ class GenerationOptions:
             raise SecateurError(
                 f"expected a tuple of stop strings, none of them empty, but got {self.stop!r}"
             )
+        if not isinstance(self.stop_token_ids, tuple):
+            raise SecateurError(
+                f"expected stop_token_ids to be a tuple, but got {self.stop_token_ids!r}"
+            )
+        for token_id in self.stop_token_ids:
+            require_whole("every one of stop_token_ids", token_id)
 
 
 def require_whole(name: str, value: object) -> None:

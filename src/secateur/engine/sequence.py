@@ -85,6 +85,8 @@ class Sequence:
         text = self._stop.add(self._text.add(token_id)) if self._text else ""
         if self._stop.found:
             return self._finished("stop", (token_id,), text)
+        if token_id in self.options.stop_token_ids:
+            return self._finished("stop", (token_id,), text + self._rest())
         if len(self._token_ids) == self.options.max_new_tokens:
             text += self._rest()
             reason: FinishReason = "stop" if self._stop.found else "length"

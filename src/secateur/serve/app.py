@@ -9,7 +9,12 @@ from typing import Any
 from secateur.serve import bodies
 from secateur.serve.bodies import Choice, Envelope
 from secateur.serve.faults import RequestFault, shutting_down
-from secateur.serve.requests import ChatRequest, CompletionRequest, parse_body
+from secateur.serve.requests import (
+    ChatRequest,
+    CompletionRequest,
+    GenerationRequest,
+    parse_body,
+)
 from secateur.serve.requests import chat_request as checked_chat
 from secateur.serve.requests import completion_request as checked_completion
 from secateur.serve.service import Answer, Service
@@ -72,7 +77,7 @@ def _add_facts(app: Any, service: Service) -> None:
 
     app.add_api_route("/v1/models", models)
     app.add_api_route("/v1/models/{name:path}", model)
-    app.add_api_route("/health", health)
+    app.add_api_route("/health", health, methods=["GET", "HEAD"])
     app.add_api_route("/metrics", metrics)
 
 
@@ -127,7 +132,7 @@ async def _answered(
     if wanted.stream:
         # The task runs however the stream ends, also where it was never read from.
         return StreamingResponse(
-            _events(answer, replace(envelope, counts_tokens=wanted.include_usage)),
+            _events(answer, _counting(envelope, wanted)),
             media_type="text/event-stream",
             headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"},
             background=BackgroundTask(_close, answer),
@@ -142,27 +147,30 @@ async def _answered(
     return JSONResponse(envelope.whole(choices))
 
 
+def _counting(envelope: Envelope, wanted: GenerationRequest) -> Envelope:
+    return replace(
+        envelope, counts_tokens=wanted.include_usage, counts_each=wanted.continuous_usage
+    )
+
+
 async def _close(answer: Answer) -> None:
     answer.close()
 
 
 async def _events(answer: Answer, envelope: Envelope) -> AsyncIterator[str]:
     """The pieces of an answer as server-sent events; a fault on the way is the last of them."""
-    finished: list[Choice] = []
     begun: set[int] = set()
     try:
         async for delta in answer.deltas():
+            so_far = answer.usage if envelope.counts_each else None
             if envelope.kind == "chat" and delta.index not in begun:
                 begun.add(delta.index)
-                yield bodies.event(envelope.start(delta.index))
-            reason = None
-            if delta.choice is not None:
-                finished.append(delta.choice)
-                reason = delta.choice.finish_reason
-            piece = envelope.piece(delta.index, delta.text, reason, delta.logprobs)
+                yield bodies.event(envelope.start(delta.index, so_far))
+            reason = None if delta.choice is None else delta.choice.finish_reason
+            piece = envelope.piece(delta.index, delta.text, reason, delta.logprobs, so_far)
             yield bodies.event(piece)
         if envelope.counts_tokens:
-            yield bodies.event(envelope.counts(finished))
+            yield bodies.event(envelope.counts(answer.usage))
         yield bodies.DONE
     except RequestFault as fault:
         yield bodies.event(fault.body())
@@ -194,7 +202,10 @@ async def _told(_: Any, error: Exception) -> Any:
     if not isinstance(error, RequestFault):
         status = getattr(error, "status_code", 500)
         text = str(getattr(error, "detail", "")) or "internal error"
+        # Of a wrong method they say which would be right.
+        headers = getattr(error, "headers", None)
         error = RequestFault(text, status=status, code="internal" if status >= 500 else None)
+        return JSONResponse(error.body(), status_code=status, headers=headers)
     return JSONResponse(error.body(), status_code=error.status)
 
 
@@ -226,12 +237,15 @@ class _Guarded:
 
     def __init__(self, app: Any, key: str) -> None:
         self._app = app
-        self._expected = f"Bearer {key}".encode()
+        self._key = key.encode()
 
     async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
         shown = dict(scope.get("headers", [])).get(b"authorization", b"")
+        # The scheme's name may be written in any case.
+        scheme, _, key = shown.partition(b" ")
         # In a time that does not tell how much of it is right.
-        if scope.get("path", "").startswith("/v1/") and not compare_digest(shown, self._expected):
+        is_right = compare_digest(key.lstrip(b" "), self._key) and scheme.lower() == b"bearer"
+        if scope.get("path", "").startswith("/v1/") and not is_right:
             fault = RequestFault(
                 "expected the header Authorization: Bearer with the key of this server",
                 status=401,

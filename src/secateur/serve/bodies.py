@@ -46,6 +46,8 @@ class Envelope:
     created: int = field(default_factory=lambda: int(time.time()))
     counts_tokens: bool = False
     """Whether a stream ends with a count of tokens; its other pieces then say: none yet."""
+    counts_each: bool = False
+    """Whether they say instead how many there are so far."""
 
     def _outer(self, streamed: bool) -> dict[str, Any]:
         chat = self.kind == "chat"
@@ -60,7 +62,7 @@ class Envelope:
     def whole(self, choices: Sequence[Choice]) -> dict[str, Any]:
         """The body of a response that is not streamed."""
         shown = [self._whole_choice(choice) for choice in choices]
-        return {**self._outer(False), "choices": shown, "usage": usage(choices)}
+        return {**self._outer(False), "choices": shown, "usage": _usage_of(choices)}
 
     def _whole_choice(self, choice: Choice) -> dict[str, Any]:
         chat = self.kind == "chat"
@@ -77,9 +79,10 @@ class Envelope:
             "finish_reason": choice.finish_reason,
         }
 
-    def start(self, index: int) -> dict[str, Any]:
+    def start(self, index: int, so_far: dict[str, int] | None = None) -> dict[str, Any]:
         """The first piece of a chat stream, which says whose turn it is."""
-        return self._piece(index, {"delta": {"role": "assistant", "content": ""}}, None)
+        content = {"delta": {"role": "assistant", "content": ""}}
+        return self._piece(index, content, None, so_far=so_far)
 
     def piece(
         self,
@@ -87,13 +90,22 @@ class Envelope:
         text: str,
         finish_reason: str | None = None,
         logprobs: Sequence[TokenLogprob] | None = None,
+        so_far: dict[str, int] | None = None,
     ) -> dict[str, Any]:
-        """One piece of a stream; the last one of a sequence has a finish reason."""
+        """One piece of a stream; the last one of a sequence has a finish reason.
+
+        Args:
+            index: of the sequence.
+            text: that is new.
+            finish_reason: of its last piece.
+            logprobs: of its tokens, if they are told.
+            so_far: `usage` of all sequences up to here, where each piece counts.
+        """
         if self.kind == "chat":
             content: dict[str, Any] = {"delta": {"content": text} if text else {}}
         else:
             content = {"text": text}
-        return self._piece(index, content, finish_reason, logprobs)
+        return self._piece(index, content, finish_reason, logprobs, so_far)
 
     def _piece(
         self,
@@ -101,15 +113,16 @@ class Envelope:
         content: dict[str, Any],
         finish_reason: str | None,
         logprobs: Sequence[TokenLogprob] | None = None,
+        so_far: dict[str, int] | None = None,
     ) -> dict[str, Any]:
         shown = None if logprobs is None else self._logprobs(logprobs)
         choice = {"index": index, **content, "logprobs": shown, "finish_reason": finish_reason}
-        counted = {"usage": None} if self.counts_tokens else {}
+        counted = {"usage": so_far} if self.counts_tokens else {}
         return {**self._outer(True), "choices": [choice], **counted}
 
-    def counts(self, choices: Sequence[Choice]) -> dict[str, Any]:
-        """The last piece of a stream whose client asked for a count of tokens."""
-        return {**self._outer(True), "choices": [], "usage": usage(choices)}
+    def counts(self, total: dict[str, int]) -> dict[str, Any]:
+        """The last piece of a stream whose client asked for a count of tokens: `usage` of all."""
+        return {**self._outer(True), "choices": [], "usage": total}
 
     def _logprobs(self, tokens: Sequence[TokenLogprob]) -> dict[str, Any]:
         if self.kind == "chat":
@@ -148,10 +161,13 @@ def _chat_token(text: str, logprob: float | None) -> dict[str, Any]:
     }
 
 
-def usage(choices: Sequence[Choice]) -> dict[str, int]:
-    """Tokens that were read and written."""
+def _usage_of(choices: Sequence[Choice]) -> dict[str, int]:
     prompt = sum(choice.prompt_tokens for choice in choices)
-    written = sum(choice.completion_tokens for choice in choices)
+    return usage(prompt, sum(choice.completion_tokens for choice in choices))
+
+
+def usage(prompt: int, written: int) -> dict[str, int]:
+    """Tokens that were read and written."""
     return {
         "prompt_tokens": prompt,
         "completion_tokens": written,

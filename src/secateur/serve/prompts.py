@@ -2,10 +2,13 @@
 
 import asyncio
 import copy
+import inspect
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from secateur.serve.faults import RequestFault
+from secateur.serve.fields import encodable
 from secateur.serve.requests import Prompt
 
 
@@ -44,14 +47,20 @@ class PromptEncoder:
             raise RequestFault("expected a prompt with at least one token", param="prompt")
         return token_ids
 
-    async def chat(self, messages: tuple[dict[str, str], ...]) -> list[int]:
+    async def chat(
+        self, messages: tuple[dict[str, str], ...], template_arguments: Mapping[str, Any]
+    ) -> list[int]:
         """Token ids of a conversation up to where the answer begins.
 
+        Args:
+            messages: each with a role and a text.
+            template_arguments: what the template is given beside them, `enable_thinking` say.
+
         Raises:
-            RequestFault: the model has no chat template, the template refuses the messages, or
-                there are too many tokens.
+            RequestFault: the model has no chat template, the template refuses the messages, an
+                argument is not the template's, or there are too many tokens.
         """
-        return await self._in_thread(self._encode_chat, messages)
+        return await self._in_thread(self._encode_chat, messages, template_arguments)
 
     async def _in_thread(self, function: Any, *arguments: Any) -> list[int]:
         loop = asyncio.get_running_loop()
@@ -68,20 +77,29 @@ class PromptEncoder:
             )
         return list(self._tokenizer.encode(text, add_special_tokens=special, verbose=False))
 
-    def _encode_chat(self, messages: tuple[dict[str, str], ...]) -> list[int]:
+    def _encode_chat(
+        self, messages: tuple[dict[str, str], ...], template_arguments: Mapping[str, Any]
+    ) -> list[int]:
         if not getattr(self._tokenizer, "chat_template", None):
             raise RequestFault(
                 "this model has no chat template: use /v1/completions",
                 param="messages",
                 code="no_chat_template",
             )
+        # These are no variables of the template, but say how it is rendered, or replace it.
+        own = {"messages", *inspect.signature(self._tokenizer.apply_chat_template).parameters}
+        if taken := sorted(own & template_arguments.keys()):
+            raise RequestFault(
+                f"chat_template_kwargs: expected variables of the chat template, got {taken[0]}",
+                param="chat_template_kwargs",
+            )
         try:
             text = self._tokenizer.apply_chat_template(
-                list(messages), tokenize=False, add_generation_prompt=True
+                list(messages), tokenize=False, add_generation_prompt=True, **template_arguments
             )
         except Exception as error:  # templates are programs that come with the model
             raise RequestFault(
                 f"the chat template refuses these messages: {error}", param="messages"
             ) from None
         # A template writes the special tokens itself.
-        return self._encode(text, "messages", False)
+        return self._encode(encodable(text, "messages"), "messages", False)

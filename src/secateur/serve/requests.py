@@ -38,12 +38,9 @@ _FIXED: dict[str, tuple[object, ...]] = {
     "web_search_options": (None,),
     "min_p": (None, 0),
     "typical_p": (None, 1),
-    "min_tokens": (None, 0),
     "repetition_penalty": (None, 1),
     "length_penalty": (None, 1),
     "use_beam_search": (None, False),
-    "ignore_eos": (None, False),
-    "stop_token_ids": (None, []),
     "include_stop_str_in_output": (None, False),
     "bad_words": (None, []),
     "allowed_token_ids": (None,),
@@ -67,7 +64,6 @@ _FIXED_IN_CHATS: dict[str, tuple[object, ...]] = {
     "add_generation_prompt": (None, True),
     "continue_final_message": (None, False),
     "chat_template": (None,),
-    "chat_template_kwargs": (None, {}),
     "documents": (None, []),
 }
 
@@ -101,11 +97,16 @@ class GenerationRequest:
     n: int
     """Answers to each prompt."""
     stop: tuple[str, ...]
+    stop_token_ids: tuple[int, ...]
+    ignore_eos: bool
+    """Whether answers go on behind the tokens that end a text: load generators want it."""
     seed: int | None
     """None: every answer draws its own."""
     stream: bool
     include_usage: bool
     """Whether a stream ends with a count of tokens."""
+    continuous_usage: bool
+    """Whether each of its pieces has the count so far."""
     logprobs: bool
     """Whether the log-probability of each token is wanted."""
     top_logprobs: int
@@ -127,6 +128,8 @@ class ChatRequest(GenerationRequest):
 
     messages: tuple[dict[str, str], ...]
     """Each with a role and a text."""
+    template_arguments: Mapping[str, Any]
+    """What the chat template is given beside them."""
 
 
 def parse_body(raw: bytes) -> dict[str, Any]:
@@ -203,7 +206,13 @@ def chat_request(
         raise RequestFault(
             f"top_logprobs: expected logprobs: true with it, got {top} alone", param="top_logprobs"
         )
-    return ChatRequest(**shared, logprobs=wanted, top_logprobs=top, messages=tuple(_messages(body)))
+    return ChatRequest(
+        **shared,
+        logprobs=wanted,
+        top_logprobs=top,
+        messages=tuple(_messages(body)),
+        template_arguments=_template_arguments(body),
+    )
 
 
 def _require_supported(body: Mapping[str, Any], fixed: Mapping[str, tuple[object, ...]]) -> None:
@@ -233,8 +242,10 @@ def _shared(
         "n": whole(body, "n", 1, MOST_ANSWERS) or 1,
         "stop": _stops(body),
         "seed": None if seed is None else seed & _LARGEST_SEED,
+        "stop_token_ids": _stop_token_ids(body),
+        "ignore_eos": _ignore_eos(body),
         "stream": flag(body, "stream"),
-        "include_usage": _include_usage(body),
+        **_usage_wanted(body),
     }
 
 
@@ -252,13 +263,40 @@ def _top_p(body: Mapping[str, Any], default: float) -> float:
     return value
 
 
-def _include_usage(body: Mapping[str, Any]) -> bool:
+def _usage_wanted(body: Mapping[str, Any]) -> dict[str, bool]:
     options = body.get("stream_options")
     if options is None:
-        return False
+        options = {}
     if not isinstance(options, dict):
         raise wrong("stream_options", "an object", options)
-    return flag(options, "include_usage")
+    wanted = flag(options, "include_usage")
+    # A field of vLLM's, which counts there only with the other one.
+    each = flag(options, "continuous_usage_stats")
+    return {"include_usage": wanted, "continuous_usage": wanted and each}
+
+
+def _ignore_eos(body: Mapping[str, Any]) -> bool:
+    ignores = flag(body, "ignore_eos")
+    # Whoever ignores ends gets all the tokens there may be.
+    if whole(body, "min_tokens", 0, 2**31) and not ignores:
+        raise RequestFault(
+            "min_tokens is supported only together with ignore_eos: true", param="min_tokens"
+        )
+    return ignores
+
+
+def _stop_token_ids(body: Mapping[str, Any]) -> tuple[int, ...]:
+    value = body.get("stop_token_ids")
+    if value is None or value == []:
+        return ()
+    if not _are_tokens(value):
+        raise wrong("stop_token_ids", "a list of token ids", value)
+    if len(value) > MOST_STOPS:
+        raise RequestFault(
+            f"expected at most {MOST_STOPS} stop_token_ids, got {len(value)}",
+            param="stop_token_ids",
+        )
+    return tuple(value)
 
 
 def _stops(body: Mapping[str, Any]) -> tuple[str, ...]:
@@ -307,6 +345,15 @@ def _messages(body: Mapping[str, Any]) -> list[dict[str, str]]:
     if not isinstance(value, list) or not value:
         raise wrong("messages", "a list of messages", value)
     return [_message(item, f"messages.{place}") for place, item in enumerate(value)]
+
+
+def _template_arguments(body: Mapping[str, Any]) -> dict[str, Any]:
+    value = body.get("chat_template_kwargs")
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise wrong("chat_template_kwargs", "an object", value)
+    return value
 
 
 def _message(value: object, param: str) -> dict[str, str]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from secateur.engine import GenerationOptions, Piece
 from secateur.errors import SecateurError
-from secateur.serve.bodies import Choice
+from secateur.serve.bodies import Choice, usage
 from secateur.serve.faults import RequestFault, shutting_down
 from secateur.serve.fields import shown
 from secateur.serve.metrics import Metrics
@@ -42,6 +42,7 @@ class Answer:
         self._prompt_tokens: list[int] = []
         self._started: dict[int, float] = {}
         self._told: list[Told] = []
+        self._written = 0
 
     def add(
         self,
@@ -75,6 +76,11 @@ class Answer:
         texts = self._service.token_texts
         self._told.append(Told(index, token_ids, texts, options.logprobs, echo))
         self._service.metrics.prompt_tokens += len(token_ids)
+
+    @property
+    def usage(self) -> dict[str, int]:
+        """Tokens that were read and written so far."""
+        return usage(sum(self._prompt_tokens), self._written)
 
     def abort(self, fault: RequestFault) -> None:
         """Have whoever reads the answer meet `fault` next."""
@@ -121,6 +127,7 @@ class Answer:
             metrics.first_tokens += 1
             metrics.first_token_seconds += time.perf_counter() - started
         metrics.generated_tokens += len(piece.token_ids)
+        self._written += len(piece.token_ids)
         delta = self._told[index].delta(piece)
         if piece.result is None:
             return delta
@@ -200,7 +207,7 @@ class Service:
         self._check(request)
         self.worker.require_room(1)
         if isinstance(request, ChatRequest):
-            prompts = [await self._encoder.chat(request.messages)]
+            prompts = [await self._encoder.chat(request.messages, request.template_arguments)]
         else:
             prompts = [await self._encoder.text(prompt) for prompt in request.prompts]
         all_options = [self._options(request, len(token_ids)) for token_ids in prompts]
@@ -259,6 +266,8 @@ class Service:
             top_p=request.top_p,
             top_k=request.top_k,
             stop=request.stop,
+            stop_token_ids=request.stop_token_ids,
+            ignore_eos=request.ignore_eos,
             logprobs=request.logprobs,
             top_logprobs=request.top_logprobs,
             prompt_logprobs=request.logprobs and request.echo,
