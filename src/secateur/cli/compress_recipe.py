@@ -57,27 +57,34 @@ def _stage(options: StageOptions) -> dict[str, Any]:
             f"--method: expected one of {PRUNERS} (zeros) or {FACTORERS} (factors), "
             f"got {options.method!r}"
         )
-    if options.method not in get_args(FactorMethod):
-        if options.of_factoring:
-            raise SecateurError(
-                "--budget, --rank, --joint, --importance, --in-turn and --strict are for "
-                f"{FACTORERS}, not for {options.method}"
-            )
-        pattern = options.pattern or _pattern_of(options)
-        if pattern == UNSTRUCTURED and options.sparsity is None:
-            raise SecateurError(
-                f"--method {options.method} needs --pattern, such as 2:4, or --sparsity, the "
-                "fraction of zeros, such as 0.5"
-            )
-        return {
-            "stage": "prune",
-            "method": options.method,
-            "pattern": pattern,
-            "sparsity": options.sparsity,
-            "ignore": options.ignore or [],
-            "reconstruct": {"preset": "published"} if options.published else None,
-            "calibrate_all_experts": options.calibrate_all_experts,
-        }
+    is_factored = options.method in get_args(FactorMethod)
+    return _factor_stage(options) if is_factored else _prune_stage(options)
+
+
+def _prune_stage(options: StageOptions) -> dict[str, Any]:
+    if options.of_factoring:
+        raise SecateurError(
+            "--budget, --rank, --joint, --importance, --in-turn and --strict are for "
+            f"{FACTORERS}, not for {options.method}"
+        )
+    pattern = options.pattern or _pattern_of(options)
+    if pattern == UNSTRUCTURED and options.sparsity is None:
+        raise SecateurError(
+            f"--method {options.method} needs --pattern, such as 2:4, or --sparsity, the "
+            "fraction of zeros, such as 0.5"
+        )
+    return {
+        "stage": "prune",
+        "method": options.method,
+        "pattern": pattern,
+        "sparsity": options.sparsity,
+        "ignore": options.ignore or [],
+        "reconstruct": {"preset": "published"} if options.published else None,
+        "calibrate_all_experts": options.calibrate_all_experts,
+    }
+
+
+def _factor_stage(options: StageOptions) -> dict[str, Any]:
     if options.of_pruning:
         raise SecateurError(
             "--pattern, --sparsity, --published and --calibrate-all-experts are for "
