@@ -25,6 +25,7 @@ from secateur.calibration.tokens import tokens_from_tensor
 from secateur.models.inventory import take_inventory
 from secateur.reconstruct import ReconstructionSettings
 from secateur.report.record import Report
+from secateur_kernels.precision import dtype_name
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def trials() -> Iterator[Trial]:
         yield Trial("alpha, RGS alone", f"{alpha:g}", {"method": "rgs", "alpha": alpha})
     for dtype in (torch.float32, torch.bfloat16):
         stage = {"method": "wanda++", "reconstruct": {"preset": "published"}}
-        name = str(dtype).removeprefix("torch.")
+        name = dtype_name(dtype)
         yield Trial("published setting, by the model's dtype", name, stage, dtype=dtype)
     for sees in ("pruned", "dense"):
         yield Trial("inputs of the teacher", sees, {}, teacher=sees)

@@ -90,19 +90,10 @@ MAY_IMPORT = {
         "progress",
     }
     | {"parallel", "recipe", "report", "stages"},
-    "prepare": {
-        "calibration",
-        "checkpoint",
-        "clock",
-        "depth",
-        "errors",
-        "evaluate",
-        "models",
-        "modules",
-        "parallel",
-        "recipe",
-    }
-    | {"report", "stages"},
+    "prepare": {"calibration", "checkpoint", "depth", "errors", "evaluate", "models", "parallel"}
+    | {"recipe", "stages"},
+    "run_report": {"calibration", "checkpoint", "clock", "errors", "evaluate", "models"}
+    | {"recipe", "report"},
     "search": {"errors", "evaluate", "lowrank", "models", "plain", "progress", "recipe", "report"}
     | {"seeds"},
     "throughput": {"checkpoint", "depth", "engine", "errors", "mask", "models", "modules"}
@@ -111,7 +102,7 @@ MAY_IMPORT = {
     "lazy_attention": {"calibration", "depth", "models", "progress", "report"},
     "compress": FOUNDATION
     | {"ancestry", "calibration", "checkpoint", "evaluate", "models", "prepare"}
-    | {"prepare_training", "report", "run_stages"},
+    | {"prepare_training", "report", "run_report", "run_stages"},
     "streaming": {"calibration", "checkpoint", "errors", "models", "plain", "recipe", "report"}
     | {"integrations"},
     "prepare_streaming": {"calibration", "checkpoint", "errors", "models", "prepare"}
@@ -120,14 +111,14 @@ MAY_IMPORT = {
     | {"stages", "streaming"},
     "compress_streaming": FOUNDATION
     | {"calibration", "checkpoint", "integrations", "models", "prepare"}
-    | {"prepare_streaming", "report", "run_streamed", "streaming"},
+    | {"prepare_streaming", "report", "run_report", "run_streamed", "streaming"},
     "engine": {"errors", "models", "modules"},
-    "demo": FOUNDATION | {"checkpoint", "compress", "evaluate", "prepare", "report"},
+    "demo": FOUNDATION | {"checkpoint", "compress", "evaluate", "report", "run_report"},
     "plan": ALGORITHMS
     | {"calibration", "checkpoint", "compress", "errors", "evaluate", "models", "modules", "plain"}
     | {"progress", "recipe", "search", "spans", "stages"},
     "convert": {"ancestry", "checkpoint", "clock", "errors", "models", "prepare"}
-    | {"progress", "recipe", "report", "run_stages"},
+    | {"progress", "recipe", "report", "run_report", "run_stages"},
     "cli": FOUNDATION
     | {
         "checkpoint",
@@ -141,6 +132,7 @@ MAY_IMPORT = {
         "plan",
         "prepare",
         "prepare_streaming",
+        "run_report",
     }
     | {"plan", "report", "search", "streaming", "serve", "throughput"},
     "__init__": {"compress", "compress_streaming", "engine", "errors", "recipe", "runtime"},

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from secateur_kernels.epilogue import output_columns
 from secateur_kernels.errors import SecateurError
+from secateur_kernels.precision import dtype_name
 
 
 def check_linear(
@@ -36,8 +37,8 @@ def check_linear(
         SecateurError: what was expected and what came.
     """
     if x.dtype not in dtypes:
-        known = " or ".join(_short(dtype) for dtype in dtypes)
-        raise SecateurError(f"expected x of dtype {known}, got {_short(x.dtype)}")
+        known = " or ".join(dtype_name(dtype) for dtype in dtypes)
+        raise SecateurError(f"expected x of dtype {known}, got {dtype_name(x.dtype)}")
     if x.ndim < 1 or x.shape[-1] != columns:
         raise SecateurError(
             f"expected x [..., {columns}] for a weight [{rows}, {columns}], got {list(x.shape)}"
@@ -60,8 +61,8 @@ def _check_like(x: Tensor, tensor: Tensor | None, name: str, shape: list[int]) -
         return
     if list(tensor.shape) != shape or tensor.dtype != x.dtype:
         raise SecateurError(
-            f"expected {name} {_short(x.dtype)} {shape}, "
-            f"got {_short(tensor.dtype)} {list(tensor.shape)}"
+            f"expected {name} {dtype_name(x.dtype)} {shape}, "
+            f"got {dtype_name(tensor.dtype)} {list(tensor.shape)}"
         )
     check_device(x, **{name: tensor})
 
@@ -81,10 +82,6 @@ def rows_of(x: Tensor) -> Tensor:
 def contiguous(tensor: Tensor | None) -> Tensor | None:
     """The tensor as kernels read it, copied where it is strided."""
     return None if tensor is None else tensor.contiguous()
-
-
-def _short(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def with_aligned_rows(x: Tensor) -> Tensor:

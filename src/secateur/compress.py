@@ -4,7 +4,6 @@ The one file that sees every stage; it reads like the data path.
 """
 
 from contextlib import ExitStack
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -16,7 +15,6 @@ from secateur.ancestry import ancestry_of
 from secateur.calibration.data import CalibrationSource
 from secateur.checkpoint.fingerprint import fingerprint
 from secateur.checkpoint.form import CheckpointFormat, give_form, require_known_format
-from secateur.checkpoint.load import dtype_name
 from secateur.checkpoint.write import check_output, check_saving, check_space, write_checkpoint
 from secateur.clock import StepClock
 from secateur.errors import SecateurError
@@ -26,17 +24,12 @@ from secateur.models.measure import num_bytes
 from secateur.prepare import (
     DEFAULT_SAMPLES,
     CalibrationChoice,
-    EvaluationText,
-    calibration_record,
     check_calibration,
     check_form,
     check_model,
     draw_tokens,
-    measure_quality,
-    model_record,
     open_model,
     run_device,
-    size_record,
 )
 from secateur.prepare_training import (
     check_resume,
@@ -45,10 +38,18 @@ from secateur.prepare_training import (
 )
 from secateur.progress import Progress, default_progress
 from secateur.recipe import RecipeLike, RecoverStage, as_recipe
-from secateur.report.facts import machine_facts, package_versions, peak_memory_bytes
 from secateur.report.record import Report
+from secateur.run_report import (
+    EvaluationText,
+    calibration_record,
+    measure_quality,
+    model_record,
+    report_of,
+    size_record,
+)
 from secateur.run_stages import run_stages
 from secateur.settings import read_settings
+from secateur_kernels.precision import dtype_name
 
 
 class CompressOptions(TypedDict, total=False):
@@ -210,18 +211,15 @@ def compress_with_report(
         probe = fingerprint(loaded.model)
 
         def make_report() -> Report:
-            return Report(
-                created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-                versions=package_versions(),
-                machine=machine_facts(blocks_device),
+            return report_of(
                 model=before,
-                recipe=recipe.to_dict(),
+                recipe=recipe,
                 calibration=calibration_record(tokens, seed) if tokens else None,
-                stages=tuple(stages),
+                stages=stages,
                 size=after,
-                seconds=clock.seconds(),
-                peak_memory_bytes=peak_memory_bytes(),
                 verification=probe,
+                device=blocks_device,
+                clock=clock,
                 quality=quality,
             )
 

@@ -9,7 +9,6 @@ import shutil
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import replace
-from datetime import datetime, timezone
 from pathlib import Path
 
 import torch
@@ -18,7 +17,6 @@ from secateur.calibration.data import CalibrationSource
 from secateur.checkpoint.card import model_card
 from secateur.checkpoint.fingerprint import fingerprint
 from secateur.checkpoint.form import CheckpointFormat
-from secateur.checkpoint.load import dtype_name
 from secateur.checkpoint.manifest import write_manifest
 from secateur.checkpoint.write import (
     RECIPE_FILE,
@@ -32,12 +30,7 @@ from secateur.clock import StepClock
 from secateur.integrations.transformers_quantizer import mark_compressed
 from secateur.models.device import slow_products_note
 from secateur.models.measure import num_bytes, num_logical_parameters
-from secateur.prepare import (
-    DEFAULT_SAMPLES,
-    CalibrationChoice,
-    calibration_record,
-    model_record,
-)
+from secateur.prepare import DEFAULT_SAMPLES, CalibrationChoice
 from secateur.prepare_streaming import (
     StreamingJob,
     as_loaded,
@@ -46,7 +39,6 @@ from secateur.prepare_streaming import (
 )
 from secateur.progress import Progress, default_progress
 from secateur.recipe import RecipeLike
-from secateur.report.facts import machine_facts, package_versions, peak_memory_bytes
 from secateur.report.record import (
     REPORT_FILE,
     Report,
@@ -54,6 +46,7 @@ from secateur.report.record import (
     VerificationRecord,
     load_report,
 )
+from secateur.run_report import calibration_record, model_record, report_of
 from secateur.run_streamed import run_streamed
 from secateur.streaming.activations import Home
 from secateur.streaming.estimate import check_room
@@ -73,6 +66,7 @@ from secateur.streaming.shards import ShardPlan
 from secateur.streaming.skeleton import Skeleton
 from secateur.streaming.source import BlockSource, Held
 from secateur.streaming.walk import blocks_on_demand
+from secateur_kernels.precision import dtype_name
 
 
 def compress_streaming(
@@ -108,7 +102,7 @@ def compress_streaming(
         calibration: as of `compress_with_report`.
         output: folder to write.
         num_calibration_samples: windows to draw from text.
-        max_seq_length: tokens in a window.
+        max_seq_length: tokens in a window; by default 2048, or the model's context if shorter.
         seed: of the draw.
         device: where blocks run; by default the CPU.
         dtype: to read the weights in.
@@ -195,23 +189,21 @@ def _run(job: StreamingJob, folder: Path, clock: StepClock) -> Report:
     weights = folder / WEIGHTS_FOLDER
     with clock.step("run what was written"):
         probe = _fingerprint(skeleton, weights)
-    report = Report(
-        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        versions=package_versions(),
-        machine=machine_facts(job.device),
+    size = SizeRecord(
+        num_parameters=num_logical_parameters(skeleton.model),
+        num_bytes=num_bytes(skeleton.model),
+        num_zeros=zeros,
+        num_blocks=len(skeleton.blocks),
+    )
+    report = report_of(
         model=before,
-        recipe=job.recipe.to_dict(),
+        recipe=job.recipe,
         calibration=calibration_record(job.tokens, job.seed) if job.tokens else None,
         stages=(record,),
-        size=SizeRecord(
-            num_parameters=num_logical_parameters(skeleton.model),
-            num_bytes=num_bytes(skeleton.model),
-            num_zeros=zeros,
-            num_blocks=len(skeleton.blocks),
-        ),
-        seconds=clock.seconds(),
-        peak_memory_bytes=peak_memory_bytes(),
+        size=size,
         verification=probe,
+        device=job.device,
+        clock=clock,
     )
     _complete(job, weights, report, journal.digests(), is_compact)
     close_job(folder)

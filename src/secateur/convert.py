@@ -2,7 +2,6 @@
 
 import tempfile
 from dataclasses import replace
-from datetime import datetime, timezone
 from pathlib import Path
 
 import torch
@@ -19,11 +18,11 @@ from secateur.errors import SecateurError
 from secateur.models.inventory import take_inventory
 from secateur.models.measure import num_bytes
 from secateur.models.swap import find_sparse24
-from secateur.prepare import check_model, model_record, size_record
+from secateur.prepare import check_model
 from secateur.progress import Progress, default_progress
 from secateur.recipe import PruneStage, Recipe
-from secateur.report.facts import machine_facts, package_versions, peak_memory_bytes
 from secateur.report.record import Report
+from secateur.run_report import model_record, report_of, size_record
 from secateur.run_stages import run_stages
 
 # Dense weights are written once on the way: a bitmask checkpoint has 9/16 of their bytes.
@@ -137,18 +136,15 @@ def _write(
     size, probe = size_record(model), fingerprint(model)
 
     def make_report() -> Report:
-        return Report(
-            created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            versions=package_versions(),
-            machine=machine_facts(cpu),
+        return report_of(
             model=before,
-            recipe=recipe.to_dict(),
+            recipe=recipe,
             calibration=None,
-            stages=tuple(stages),
+            stages=stages,
             size=size,
-            seconds=clock.seconds(),
-            peak_memory_bytes=peak_memory_bytes(),
             verification=probe,
+            device=cpu,
+            clock=clock,
         )
 
     with clock.step("save and verify"):

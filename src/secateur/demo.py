@@ -16,12 +16,12 @@ from secateur.evaluate.generate import generate_text
 from secateur.evaluate.perplexity import encode_text, perplexity
 from secateur.evaluate.speed import decode_tokens_per_second, prefill_tokens_per_second
 from secateur.evaluate.suite import read_text
-from secateur.prepare import size_record
 from secateur.progress import Progress, SilentProgress
 from secateur.recipe import Recipe, recipe_from_dict
 from secateur.report.comparison import Comparison, Sample, Variant
 from secateur.report.facts import machine_facts, package_versions
 from secateur.report.record import DropRecord, QualityRecord, Report
+from secateur.run_report import size_record
 
 NUM_SAMPLES = 64
 SEQ_LENGTH = 256

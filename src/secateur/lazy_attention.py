@@ -27,6 +27,7 @@ from secateur.report.attention_record import (
     AttentionTextRecord,
 )
 from secateur.report.facts import machine_facts, package_versions
+from secateur_kernels.precision import dtype_name
 
 
 def analyse_attention(
@@ -81,7 +82,7 @@ def analyse_attention(
             source=source,
             architecture=type(model).__name__,
             num_blocks=len(blocks),
-            dtype=str(next(model.parameters()).dtype).removeprefix("torch."),
+            dtype=dtype_name(next(model.parameters()).dtype),
         ),
         text=AttentionTextRecord(
             source=Path(tokens.source).name,

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,27 +12,17 @@ from secateur.calibration.tokens import CalibrationTokens
 from secateur.checkpoint.compact import needs_own_format
 from secateur.checkpoint.fingerprint import probe_tokens
 from secateur.checkpoint.load import LoadedModel, load_model, usable_device
-from secateur.clock import StepClock
 from secateur.depth.drop import rehearse_drop
 from secateur.errors import SecateurError
-from secateur.evaluate.perplexity import encode_text, perplexity
-from secateur.evaluate.suite import read_text, window_length
-from secateur.models.blocks import find_blocks
-from secateur.models.device import input_embedding, on_device, require_one_device
+from secateur.evaluate.suite import window_length
+from secateur.models.device import input_embedding, require_one_device
 from secateur.models.inventory import Inventory, take_inventory
-from secateur.models.measure import (
-    num_bytes,
-    num_logical_parameters,
-    num_logical_zeros,
-    require_finite_outputs,
-    require_finite_weights,
-)
+from secateur.models.measure import require_finite_outputs, require_finite_weights
 from secateur.models.sites import renamed
 from secateur.models.sublayers import removed_sublayers
 from secateur.models.swap import find_sparse24
 from secateur.parallel import own_device
 from secateur.recipe import DropBlocksStage, FactorStage, InheritStage, PruneStage, Recipe, Stage
-from secateur.report.record import CalibrationRecord, ModelRecord, QualityRecord, SizeRecord
 from secateur.stages.drop_plan import check_drop_stage, check_sublayers
 from secateur.stages.factor_plan import plan_factoring
 from secateur.stages.prune_plan import plan_stage
@@ -49,14 +39,6 @@ class CalibrationChoice:
     max_seq_length: int | None = None
     """None: 2048, or the model's context if that is shorter."""
     seed: int = 0
-
-
-@dataclass(frozen=True)
-class EvaluationText:
-    """What perplexity is measured on, before and after; nothing if there is no path."""
-
-    path: str | Path | None
-    max_seq_length: int | None
 
 
 def open_model(
@@ -248,72 +230,6 @@ def draw_tokens(
     )
     tokens.check_fit(loaded.model)
     return tokens
-
-
-def model_record(loaded: LoadedModel, inventory: Inventory) -> ModelRecord:
-    """The model as it came in, for the report."""
-    model = loaded.model
-    return ModelRecord(
-        source=loaded.source,
-        from_hub=loaded.folder is not None and not Path(loaded.source).is_dir(),
-        revision=loaded.revision,
-        architecture=type(model).__name__,
-        num_blocks=len(inventory.blocks),
-        num_parameters=sum(parameter.numel() for parameter in model.parameters()),
-        num_bytes=num_bytes(model),
-        dtype=str(next(model.parameters()).dtype).removeprefix("torch."),
-        unmatched=tuple(f"{entry.name}: {entry.reason}" for entry in inventory.unmatched),
-    )
-
-
-def measure_quality(
-    loaded: LoadedModel,
-    text: EvaluationText,
-    when: Literal["before", "after"],
-    device: torch.device,
-    clock: StepClock,
-) -> tuple[QualityRecord, ...]:
-    """Perplexity of the model as it is now, for the report; nothing if there is no text.
-
-    The whole model goes to `device` for it.
-
-    Raises:
-        SecateurError: the text cannot be read or there is no tokenizer for it.
-    """
-    if text.path is None:
-        return ()
-    if loaded.tokenizer is None:
-        raise SecateurError("an evaluation text needs the model's tokenizer; give `tokenizer`")
-    token_ids = encode_text(loaded.tokenizer, read_text(Path(text.path)))
-    length = window_length(loaded.model, text.max_seq_length)
-    with clock.measured(f"perplexity {when}"), on_device(loaded.model, device):
-        result = perplexity(loaded.model, token_ids, length, progress=clock.progress)
-    return (replace(result.to_record(Path(text.path).name), when=when),)
-
-
-def size_record(model: nn.Module) -> SizeRecord:
-    """The model as it is now: parameters, bytes, zeros and blocks.
-
-    A 2:4 layer counts as its logical weight [N, K], removed weights as zeros, whatever its form.
-    """
-    return SizeRecord(
-        num_parameters=num_logical_parameters(model),
-        num_bytes=num_bytes(model),
-        num_zeros=num_logical_zeros(model),
-        num_blocks=len(find_blocks(model)),
-    )
-
-
-def calibration_record(tokens: CalibrationTokens, seed: int) -> CalibrationRecord:
-    """The tokens, for the report."""
-    return CalibrationRecord(
-        source=tokens.source,
-        num_samples=len(tokens.samples),
-        max_seq_length=tokens.max_seq_length,
-        num_tokens=tokens.num_tokens,
-        seed=seed,
-        tokens_sha256=tokens.sha256(),
-    )
 
 
 def run_device(device: str | torch.device | None, model: nn.Module) -> torch.device:

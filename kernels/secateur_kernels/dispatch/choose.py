@@ -14,6 +14,7 @@ from secateur_kernels.dispatch.candidates import (
 from secateur_kernels.dispatch.choice import Choice, Policy
 from secateur_kernels.dispatch.problem import Problem
 from secateur_kernels.dispatch.table import Entry, Measurement, Table
+from secateur_kernels.precision import dtype_name
 
 # A shape that was not measured borrows the times of one whose N and K differ by less than this
 # factor each.
@@ -100,7 +101,7 @@ def _entry_for(problem: Problem, table: Table | None) -> tuple[Entry | None, str
     """The entry whose times stand for the problem, and in what relation it is to it."""
     if table is None or table.device != problem.device.name:
         return None, f"nothing measured on {problem.device.name}; secateur tune does"
-    dtype = str(problem.dtype).removeprefix("torch.")
+    dtype = dtype_name(problem.dtype)
     alike = [
         entry
         for entry in table.entries

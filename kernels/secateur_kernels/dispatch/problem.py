@@ -8,6 +8,7 @@ import torch
 
 from secateur_kernels.backends import HAS_TRITON
 from secateur_kernels.library import library_status
+from secateur_kernels.precision import dtype_name
 
 Op = Literal["sparse24_linear", "low_rank_linear", "sparse24_low_rank_linear"]
 
@@ -74,7 +75,7 @@ class Problem:
     def __str__(self) -> str:
         rank = f", rank {self.rank}" if self.rank else ""
         groups = f" in {self.groups} groups" if self.groups > 1 else ""
-        dtype = str(self.dtype).removeprefix("torch.")
+        dtype = dtype_name(self.dtype)
         return (
             f"{self.op} of {self.m} tokens with a weight [{self.n}, {self.k}]{rank}{groups}, "
             f"{dtype}, on {self.device.name}"

@@ -10,6 +10,7 @@ from typing import Any
 from secateur_kernels.dispatch.candidates import config_from
 from secateur_kernels.dispatch.problem import DeviceFacts, Problem
 from secateur_kernels.errors import SecateurError
+from secateur_kernels.precision import dtype_name
 from secateur_kernels.version import __version__
 
 FORMAT = 1
@@ -49,7 +50,7 @@ class Entry:
         left_out: Iterable[str] = (),
     ) -> "Entry":
         """For a problem that was measured."""
-        dtype = str(problem.dtype).removeprefix("torch.")
+        dtype = dtype_name(problem.dtype)
         return cls(
             problem.op,
             problem.m,

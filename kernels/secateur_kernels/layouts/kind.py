@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from secateur_kernels.errors import SecateurError
+from secateur_kernels.precision import dtype_name
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ def kind_of(dtype: torch.dtype) -> WeightKind:
         SecateurError: there is none.
     """
     if dtype not in _KINDS:
-        known = ", ".join(str(known).removeprefix("torch.") for known in _KINDS)
+        known = ", ".join(dtype_name(known) for known in _KINDS)
         raise SecateurError(
             f"expected weights of dtype {known}, got {str(dtype).removeprefix('torch.')}"
         )

@@ -119,11 +119,6 @@ def _download(repository: str, revision: str | None, patterns: list[str]) -> Pat
         ) from error
 
 
-def dtype_name(dtype: str | torch.dtype) -> str:
-    """How options and records name a dtype: `torch.bfloat16` is `bfloat16`."""
-    return str(dtype).removeprefix("torch.") if isinstance(dtype, torch.dtype) else dtype
-
-
 def load_model(
     source: str | Path,
     *,

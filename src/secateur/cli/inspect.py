@@ -17,8 +17,8 @@ from secateur.models.measure import num_bytes
 from secateur.models.sites import WeightSite
 from secateur.models.sublayers import removed_sublayers
 from secateur.models.swap import compressed_modules
-from secateur.prepare import size_record
 from secateur.report.numbers import format_bytes
+from secateur.run_report import size_record
 
 
 def inspect_command(

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import SecateurError
+from secateur_kernels.precision import dtype_name
 
 
 def input_embedding(model: nn.Module) -> Tensor:
@@ -60,7 +61,7 @@ def slow_products_note(model: nn.Module, device: torch.device) -> str:
     dtype = input_embedding(model).dtype
     if not has_slow_products(dtype, device):
         return ""
-    name = str(dtype).removeprefix("torch.")
+    name = dtype_name(dtype)
     return f"this CPU is slow in {name}: --dtype float32, twice as large"
 
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from secateur.errors import SecateurError
 from secateur.modules.weight24 import Weight24Module
+from secateur_kernels.precision import dtype_name
 
 _ELEMENTS_AT_ONCE = 1 << 22
 
@@ -62,7 +63,7 @@ def is_finite(tensor: Tensor) -> bool:
 def require_finite(name: str, parameter: Tensor) -> None:
     """Raise SecateurError, with the tensor's name, if it is not finite, or of 8 bits or less."""
     if parameter.is_floating_point() and parameter.itemsize < 2:
-        name_of_dtype = str(parameter.dtype).removeprefix("torch.")
+        name_of_dtype = dtype_name(parameter.dtype)
         raise SecateurError(
             f"expected weights of at least 16 bits, but {name} is {name_of_dtype}: load the model "
             "in another dtype, such as bfloat16"

@@ -12,6 +12,7 @@ from secateur_kernels.dispatch import (
     gain_over_dense,
     wants_dense_copy,
 )
+from secateur_kernels.precision import dtype_name
 
 NO_CLAIM = "reference backend, no speed-up claimed"
 _NO_CLAIM_FOR_FACTORS = "nothing measured on this CPU, no speed-up claimed"
@@ -87,7 +88,7 @@ def _judge_dense(layers: Sequence[LayerFacts], now: Circumstances) -> Verdict:
     if not first.could_be_24:
         return Verdict("dense", "dense weights")
     if not first.is_packable:
-        dtype = str(first.dtype).removeprefix("torch.")
+        dtype = dtype_name(first.dtype)
         return Verdict("dense", f"2:4, but {dtype} cannot be packed")
     measured = _measure(layers, "2:4", now)
     if now.force:

@@ -34,6 +34,7 @@ from secateur.search.space import rank_of
 from secateur.search.states import state_records
 from secateur.search.task import SearchTask
 from secateur.search.trials import Trials
+from secateur_kernels.precision import dtype_name
 
 
 def search_laser(
@@ -178,7 +179,7 @@ def _model_record(model: nn.Module, ready: Ready, source: str) -> SearchedModelR
         source=source,
         architecture=type(model).__name__,
         num_blocks=len(ready.blocks),
-        dtype=str(next(model.parameters()).dtype).removeprefix("torch."),
+        dtype=dtype_name(next(model.parameters()).dtype),
     )
 
 

@@ -18,6 +18,7 @@ from secateur.throughput.bandwidth import copy_bandwidth
 from secateur.throughput.candidates import Candidate, described
 from secateur.throughput.runners import EngineRunner, Prompts, Runner, TransformersRunner
 from secateur.throughput.turn import Turn, Workload, check_turn, summarise
+from secateur_kernels.precision import dtype_name
 
 _FLEX = "The engine's decode steps attended by flex attention."
 
@@ -79,7 +80,7 @@ def run_throughput(
         created=datetime.now(timezone.utc).isoformat(timespec="microseconds"),
         machine=machine_facts(device),
         versions=package_versions(),
-        dtype=_dtype_name(candidates[0].model),
+        dtype=dtype_name(next(candidates[0].model.parameters()).dtype),
         copy_bandwidth=copy_bandwidth(device),
         baseline=baseline,
         models=tuple(described(candidate, deepest) for candidate in candidates),
@@ -176,7 +177,3 @@ def _vocabulary(model: nn.Module) -> int:
     if not isinstance(size, int):
         raise SecateurError(f"expected a model with input embeddings, got {type(model).__name__}")
     return size
-
-
-def _dtype_name(model: nn.Module) -> str:
-    return str(next(model.parameters()).dtype).removeprefix("torch.")
