@@ -119,6 +119,8 @@ MAY_IMPORT = {
     | {"progress", "recipe", "search", "spans", "stages"},
     "convert": {"ancestry", "checkpoint", "clock", "errors", "models", "prepare"}
     | {"progress", "recipe", "report", "run_report", "run_stages"},
+    "make_dense": {"checkpoint", "clock", "errors", "models", "progress", "recipe", "report"}
+    | {"run_report"},
     "cli": FOUNDATION
     | {
         "checkpoint",
@@ -128,6 +130,7 @@ MAY_IMPORT = {
         "demo",
         "evaluate",
         "lazy_attention",
+        "make_dense",
         "models",
         "plan",
         "prepare",

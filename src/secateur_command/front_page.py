@@ -17,7 +17,7 @@ SUMMARIES = {
     "generate": "Print the prompt with its continuation.",
     "report": "Show what a compression did; with --html, write the self-contained page.",
     "verify": "Check files, strict reload, zero pattern and logits of a compressed model.",
-    "convert": "Turn a 2:4 checkpoint, dense or of compressed-tensors, into a compact one.",
+    "convert": "Turn 2:4 checkpoints of other formats into compact ones, or these into dense ones.",
     "search": "Find matrices of MODEL that are better cut to a low rank (LASER).",
     "plan": "Measure every layer in every form, choose the best forms for a limit, and check them.",
     "attention": "Find the blocks of MODEL whose attention is lazy: near rank 1 in every head "

@@ -67,8 +67,7 @@ def check_config(
         raise SecateurError(
             f"{folder} is compressed already (a compact Secateur checkpoint); compress the model "
             "that it was made of, all stages in one recipe, or (unless it is without the attention "
-            "or MLP of some blocks) make it dense first: load it with transformers and save what "
-            "model.dequantize() returns"
+            "or MLP of some blocks) make it dense first: secateur convert --format dense"
         )
     if method and method != QUANT_METHOD:
         raise SecateurError(
