@@ -260,7 +260,9 @@ def _config(
     while up_warps > 1 and _up_shared(shape, 2, up_warps, 1) > shared_bytes:
         up_warps -= 1
     up_stages = _stages(_RING_BYTES // min(side_by_side, 2), up_warps, stage, units)
-    while up_stages > 1 and _up_shared(shape, up_row_tiles, up_warps, up_stages) > shared_bytes:
+    while (
+        up_stages > 1 and _most_up_shared(shape, up_row_tiles, up_warps, up_stages) > shared_bytes
+    ):
         up_stages -= 1
     while (
         down_warps > 1
@@ -320,6 +322,12 @@ def _up_shared(shape: LowRankShape, row_tiles: int, warps: int, stages: int) -> 
     hidden = min(shape.groups, 2) * _chunks(shape.rank) * shape.m * _HIDDEN_ROW_BYTES
     stage = _up_stage(shape, row_tiles)
     return hidden + _shared(warps, stages, stage, row_tiles, shape.m)
+
+
+def _most_up_shared(shape: LowRankShape, row_tiles: int, warps: int, stages: int) -> int:
+    """With gate and up rows as well, for which one row tile becomes two, with twice the sums."""
+    alone = _up_shared(shape, row_tiles, warps, stages)
+    return max(alone, _up_shared(shape, 2, warps, max(1, row_tiles * stages // 2)))
 
 
 def _shared(warps: int, stages: int, stage_bytes: int, row_tiles: int, m: int) -> int:

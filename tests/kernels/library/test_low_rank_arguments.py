@@ -254,6 +254,15 @@ def test_defaults_and_candidates_are_accepted(
                 assert up_shared_bytes(twice, shape) <= limit
 
 
+@pytest.mark.parametrize(("m", "rank", "groups"), [(1, 1280, 2), (2, 1280, 1), (4, 640, 1)])
+def test_sums_of_gate_and_up_find_room_beside_a_full_ring(m: int, rank: int, groups: int) -> None:
+    shape = LowRankShape(m, 4096, 4096, rank, groups)
+    for capability in ((8, 6), (8, 9), (12, 0)):
+        limit = shared_bytes_of(capability)
+        for config in candidate_configs(shape, 84, capability):
+            assert up_shared_bytes(fitted(config, (4096 // groups,) * groups, True), shape) <= limit
+
+
 @pytest.mark.parametrize("size", SHAPES, ids=str)
 def test_variants_ask_for_weights_ahead(size: tuple[int, int, int], emulator: Any) -> None:
     n, k, rank = size
