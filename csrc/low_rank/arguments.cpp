@@ -160,6 +160,10 @@ Up secateur::low_rank::up_of(const SecateurLowRank& a) {
     // Rows of a group begin at pairs of columns as well.
     u.output.paired = u.output.paired && (end % 2 == 0 || gate_up(a) || group + 1 == u.groups);
   }
+  // And up rows where they are columns of their own.
+  if (gate_up(a) && !a.linear.silu_and_mul) {
+    u.output.paired = u.output.paired && u.output.rows / 2 % 2 == 0;
+  }
   u.sparse = static_cast<const uint8_t*>(a.sparse);
   u.x = a.linear.x;
   u.x_stride = a.linear.x_stride;

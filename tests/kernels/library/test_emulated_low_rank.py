@@ -172,6 +172,12 @@ def test_silu_of_an_odd_number_of_features(emulator: Any) -> None:
     torch.testing.assert_close(y.float(), expected.float(), rtol=2**-7, atol=2**-12)
 
 
+def test_up_rows_that_begin_at_an_odd_column(emulator: Any) -> None:
+    case = Case(3, (74,), 64, 16, (1, 1, 1, 1), (2, 2, 1, 2), gate_up=True, residual=True)
+    y, expected = run(case, emulator)
+    assert torch.equal(y, expected)
+
+
 @settings(
     deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
