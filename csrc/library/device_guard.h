@@ -3,6 +3,8 @@
 
 #include <cuda_runtime_api.h>
 
+#include <string_view>
+
 #include "secateur/core/status.h"
 
 namespace secateur {
@@ -31,8 +33,11 @@ class DeviceGuard {
   bool changed_ = false;
 };
 
-// What is compiled for sm_90a alone is empty on other devices, newer ones too.
+// What is compiled for sm_90a alone is empty on other devices, newer ones too, and in a library
+// that was built without it.
 inline int require_sm90(int device) {
+  constexpr std::string_view built_for = SECATEUR_ARCHITECTURES;
+  if (built_for.find("sm_90a") == std::string_view::npos) return SECATEUR_NEEDS_SM90;
   int major = 0, minor = 0;
   cudaError_t error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
   if (error == cudaSuccess) {

@@ -68,7 +68,7 @@ const char* own_error_text(int code) {
     case SECATEUR_BAD_X_STRIDE:
       return "expected rows of x that do not overlap, less than 2**39 apart";
     case SECATEUR_NEEDS_SM90:
-      return "this kernel needs a GPU of compute capability 9.0";
+      return "this kernel needs a GPU of compute capability 9.0, and a library built for sm_90a";
     case SECATEUR_NO_TENSOR_MAP:
       return "the driver cannot describe a matrix to the tensor memory accelerator";
     case SECATEUR_BAD_GROUPS:

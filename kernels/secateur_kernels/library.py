@@ -50,7 +50,7 @@ class LibraryStatus:
     """None where there is no file."""
     architectures: tuple[str, ...] = ()
     """What it was built for: `sm_80` runs on 8.x from 8.0 on, `sm_90a` on 9.0 only, `compute_80`
-    is compiled by the driver for anything from 8.0 on."""
+    is compiled by the driver for anything from 8.0 on but 9.0, whose configs want `sm_90a`."""
     version: str | None = None
     """Of the package that it was built from."""
     reason: str = ""
@@ -62,6 +62,8 @@ class LibraryStatus:
 
 
 def _covers(architecture: str, capability: tuple[int, int]) -> bool:
+    if capability == (9, 0):  # configs ask for clusters and warpgroups: other code has neither
+        return architecture == "sm_90a"
     kind, _, number = architecture.partition("_")
     exact = number.endswith("a")
     digits = number.rstrip("a")

@@ -27,6 +27,8 @@ BUILT = LibraryStatus(True, Path("lib.so"), ("sm_80", "sm_90a"), "0.1.0")
         (("sm_90a",), (9, 1), False),
         (("sm_80", "compute_80"), (12, 0), True),
         (("compute_80",), (7, 5), False),
+        (("sm_80", "compute_80"), (9, 0), False),
+        (("sm_90",), (9, 0), False),
         (("sm_120",), (12, 1), True),
         ((), (9, 0), False),
     ],
