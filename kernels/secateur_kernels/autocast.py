@@ -1,11 +1,13 @@
 """What `torch.autocast` does to a linear op: what it does to `nn.Linear`."""
 
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from secateur_kernels.dependent_launch import dependent_launch
 from secateur_kernels.namespace import LIBRARY
 
 _KEYS = {"cpu": "AutocastCPU", "cuda": "AutocastCUDA"}
@@ -33,7 +35,11 @@ def _cast_and_call(op: Any, device: str, *arguments: Any) -> Any:
     with torch.autocast(device, enabled=False):
         if arguments[0].dtype == torch.float64:
             return op(*arguments)
-        return op(*(_cast(value, inner) for value in arguments)).to(asked)
+        cast = [_cast(value, inner) for value in arguments]
+        # Factors that are cast are the work of a kernel in front: none to overlap with.
+        made = any(new is not old for new, old in zip(cast[1:], arguments[1:], strict=True))
+        with dependent_launch(False) if made else nullcontext():
+            return op(*cast).to(asked)
 
 
 def _cast(value: Any, dtype: torch.dtype) -> Any:

@@ -11,14 +11,15 @@ graph it is on. `dependent_launch` forces either. The library leaves it out by i
 or the code that runs on it, has no such wait; and in a capture where the call does not follow
 exactly one kernel: at the start of a graph, behind a memset or a copy, behind a join of streams. A
 programmatic edge of a graph leads from a kernel to a kernel. A call that first has to copy factors,
-since they are strided or do not start at a multiple of 16 bytes, leaves it out, too.
+since they are strided, do not start at a multiple of 16 bytes or are cast by autocast, leaves it
+out, too.
 
 **What must hold.** The weights are read before the kernel in front has ended, so nothing that may
 still run then can have written them:
 
-- In a graph: no kernel of that graph writes the weights (packs, loads or swaps them). Whatever was
-  written on the stream before a replay has ended when its first kernel starts, for that one is
-  never a dependent.
+- In a graph: no kernel of that graph writes the weights (packs, loads or swaps them, or casts them
+  in what a compiler makes of autocast). Whatever was written on the stream before a replay has
+  ended when its first kernel starts, for that one is never a dependent.
 - Forced on in eager calls: synchronise once after weights were packed, loaded or swapped, whatever
   the stream they were written on.
 

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from secateur_kernels.dependent_launch import dependent_launch, wants_dependent_launch
-from secateur_kernels.layouts import Fragment24
+from secateur_kernels.layouts import Fragment24, LowRank
 from secateur_kernels.low_rank_linear import cuda_kernel
+from secateur_kernels.low_rank_linear import op as low_rank_op
 from secateur_kernels.low_rank_linear.cuda_choice import default_config
 from secateur_kernels.low_rank_linear.cuda_config import LowRankShape
 from secateur_kernels.sparse24_linear import cuda_call, cuda_kernels
@@ -54,6 +55,24 @@ def test_forced_either_way_and_back(capturing: list[bool]) -> None:
         with pytest.raises(ValueError, match="within"), dependent_launch(not captured):
             raise ValueError("within")
         assert wants_dependent_launch(CPU) == captured
+
+
+@pytest.mark.parametrize(("factor", "wanted"), [(torch.bfloat16, True), (torch.float32, False)])
+def test_off_where_autocast_has_cast_the_factors(
+    factor: torch.dtype, wanted: bool, capturing: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    capturing.append(True)
+    seen: list[bool] = []
+
+    def multiply(choice: Any, x: Tensor, *arguments: Any) -> Tensor:
+        seen.append(wants_dependent_launch(CPU))
+        return x
+
+    monkeypatch.setattr(low_rank_op, "launch", multiply)
+    down, up = torch.zeros(16, 16, dtype=factor), torch.zeros(16, 16, dtype=factor)
+    with torch.autocast("cpu", torch.bfloat16):
+        low_rank_op.low_rank_linear(torch.zeros(1, 16), LowRank(down, up, (16,)))
+    assert seen == [wanted]
 
 
 def test_other_threads_are_not_forced(capturing: list[bool]) -> None:
