@@ -288,8 +288,8 @@ BAD: dict[str, tuple[str, Any, int, str]] = {
         400,
         "expected valid unicode",
     ),
-    "no path": ("/v1/nothing", {}, 404, "Not Found"),
-    "other method": ("/v1/models", {}, 405, "Method Not Allowed"),
+    "no path": ("/v1/nothing", {}, 404, "no '/v1/nothing' here, but /v1/models, /v1/completions"),
+    "other method": ("/v1/models", {}, 405, "'/v1/models' takes GET, got POST"),
     "other card": ("/v1/completions", body(stream=True) | {"model": "x"}, 404, "no model 'x'"),
     "large": ("/v1/completions", b" " * ((8 << 20) + 1), 413, "at most 8388608 bytes"),
 }

@@ -1,7 +1,7 @@
 """The HTTP side: OpenAI's endpoints over a `Service`."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import replace
 from hmac import compare_digest
 from typing import Any
@@ -9,6 +9,7 @@ from typing import Any
 from secateur.serve import bodies
 from secateur.serve.bodies import Choice, Envelope
 from secateur.serve.faults import RequestFault, shutting_down
+from secateur.serve.fields import shown
 from secateur.serve.requests import (
     ChatRequest,
     CompletionRequest,
@@ -195,18 +196,28 @@ async def _disconnect(request: Any) -> None:
         pass
 
 
-async def _told(_: Any, error: Exception) -> Any:
+async def _told(request: Any, error: Exception) -> Any:
     """Any error in OpenAI's shape."""
     from fastapi.responses import JSONResponse
 
     if not isinstance(error, RequestFault):
         status = getattr(error, "status_code", 500)
-        text = str(getattr(error, "detail", "")) or "internal error"
         # Of a wrong method they say which would be right.
         headers = getattr(error, "headers", None)
+        text = _reason(request, status, headers or {})
         error = RequestFault(text, status=status, code="internal" if status >= 500 else None)
         return JSONResponse(error.body(), status_code=status, headers=headers)
     return JSONResponse(error.body(), status_code=error.status)
+
+
+def _reason(request: Any, status: int, headers: Mapping[str, str]) -> str:
+    """Why there was no answer, where the framework found it: mostly a wrong base URL."""
+    path = shown(request.scope["path"])
+    if status == 404:
+        return f"there is no {path} here, but {', '.join(_PATHS)}"
+    if status == 405:
+        return f"{path} takes {headers.get('Allow', 'other methods')}, got {request.method}"
+    return "internal error" if status >= 500 else "the request is wrong"
 
 
 Receive = Callable[[], Awaitable[dict[str, Any]]]
