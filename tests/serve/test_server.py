@@ -1,5 +1,6 @@
 """A real server process: many streams at once, clients that leave, bad requests, its end."""
 
+import gzip
 import json
 import signal
 import socket
@@ -311,6 +312,20 @@ def test_a_wrong_method_is_told_the_right_one(server: Server) -> None:
     connection.request("GET", "/v1/completions")
     response = connection.getresponse()
     assert (response.status, response.getheader("Allow")) == (405, "POST")
+    connection.close()
+
+
+def test_a_compressed_body_is_refused_by_its_encoding(server: Server) -> None:
+    connection = server.connect()
+    raw = json.dumps(body(max_tokens=1)).encode()
+    connection.request("POST", "/v1/completions", raw, {"Content-Encoding": "identity"})
+    response = connection.getresponse()
+    assert (response.status, bool(response.read())) == (200, True)
+    packed = gzip.compress(raw)
+    connection.request("POST", "/v1/completions", packed, {"Content-Encoding": "gzip"})
+    response = connection.getresponse()
+    assert response.status == 415
+    assert "got Content-Encoding 'gzip'" in json.load(response)["error"]["message"]
     connection.close()
 
 

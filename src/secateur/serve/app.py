@@ -104,9 +104,16 @@ def _add_generation(app: Any, service: Service) -> None:
 
 
 async def _read(request: Any) -> bytes:
-    """The body, given up as soon as it is too large or its client has gone."""
+    """The body as it was sent, given up as soon as it is too large or its client has gone."""
     from starlette.requests import ClientDisconnect
 
+    encoding = request.headers.get("content-encoding", "")
+    if encoding.lower() not in ("", "identity"):
+        raise RequestFault(
+            f"expected a body that is not compressed, got Content-Encoding {shown(encoding)}",
+            status=415,
+            code="unsupported_encoding",
+        )
     parts, size = [], 0
     try:
         async for part in request.stream():
