@@ -329,6 +329,17 @@ def test_a_compressed_body_is_refused_by_its_encoding(server: Server) -> None:
     connection.close()
 
 
+def test_a_connection_that_a_client_may_use_again_stays_open(server: Server) -> None:
+    connection = server.connect()
+    connection.request("GET", "/health")
+    connection.getresponse().read()
+    # Load generators keep connections for 5 s and more.
+    connection.sock.settimeout(5.5)
+    with pytest.raises(TimeoutError):
+        connection.sock.recv(1)
+    connection.close()
+
+
 def test_facts_are_there_to_be_asked_for(server: Server) -> None:
     assert server.ask("GET", "/health") == (200, '{"status":"ok"}')
     assert server.ask("HEAD", "/health") == (200, "")

@@ -18,6 +18,9 @@ _GRACE = 5.0
 _LAST_WORDS = 1.0
 _STOP_SECONDS = 10.0
 _BACKLOG = 2048
+# Idle connections stay open longer than clients and proxies keep theirs (httpx 5 s, aiohttp 15 s,
+# nginx and load balancers 60 s): who closes second may just have sent a request.
+_KEEP_ALIVE_SECONDS = 75
 
 
 def reserve(host: str, port: int) -> socket.socket:
@@ -80,6 +83,7 @@ def run_server(
         log_level="warning",
         access_log=False,
         lifespan="off",
+        timeout_keep_alive=_KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=round(drain_seconds + _GRACE),
     )
     with _signals_not_fatal():
