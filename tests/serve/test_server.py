@@ -260,8 +260,8 @@ BAD: dict[str, tuple[str, Any, int, str]] = {
     "no model": ("/v1/completions", {"prompt": "a"}, 400, "model: expected the name of a model"),
     "other model": ("/v1/completions", body() | {"model": "x"}, 404, "no model 'x' here, but tiny"),
     "empty prompt": ("/v1/completions", body(""), 400, "a prompt with at least one token"),
-    "too long": ("/v1/completions", body("a" * LENGTH, max_tokens=1), 400, "at most 96 tokens"),
-    "too many": ("/v1/completions", body("a", max_tokens=LENGTH), 400, "at most 96 tokens"),
+    "too long": ("/v1/completions", body("a" * LENGTH, max_tokens=1), 400, "length is 96 tokens"),
+    "too many": ("/v1/completions", body("a", max_tokens=LENGTH), 400, "length is 96 tokens"),
     "bad token": ("/v1/completions", body() | {"prompt": [4, 259]}, 400, "259"),
     "refused template": (
         "/v1/chat/completions",

@@ -298,9 +298,10 @@ def test_what_is_too_long_is_refused_by_the_field_at_fault(
     prompt: str, tokens: int, param: str
 ) -> None:
     async def test(service: Service, engine: Scripted) -> None:
-        with pytest.raises(RequestFault, match="at most 20 tokens") as caught:
+        with pytest.raises(RequestFault, match="model's maximum context length is 20") as caught:
             await service.begin(wanted(prompt=prompt, max_tokens=tokens))
         assert (caught.value.param, caught.value.code) == (param, "context_length_exceeded")
+        assert ("prompt is too long" in str(caught.value)) == (param == "prompt")
         await service.begin(wanted(prompt="a" * 18, max_tokens=2))
 
     serve(test)
@@ -324,7 +325,7 @@ def test_a_text_that_no_context_can_hold_is_not_even_encoded(
         with pytest.raises(RequestFault, match="but the prompt has 100 and"):
             await service.begin(request(longest))
         monkeypatch.setattr(service._encoder._tokenizer, "encode", None)
-        with pytest.raises(RequestFault, match=r"at most 20 tokens.* 101 characters") as caught:
+        with pytest.raises(RequestFault, match=r"prompt is too long: .* 101 characters") as caught:
             await service.begin(request(longest + 1))
         assert caught.value.param == ("messages" if chat else "prompt")
         assert caught.value.code == "context_length_exceeded"

@@ -41,3 +41,22 @@ class RequestFault(SecateurError):
 def shutting_down() -> RequestFault:
     """The server was told to stop."""
     return RequestFault("the server is shutting down", status=503, code="shutting_down")
+
+
+def too_long(limit: int, but: str, param: str) -> RequestFault:
+    """There is no room for a prompt with its answer.
+
+    Agents and proxies know by these very words that a conversation has to be shortened.
+
+    Args:
+        limit: tokens that there is room for.
+        but: what came instead.
+        param: the field at fault.
+    """
+    start = "" if param == "max_tokens" else "the prompt is too long: "
+    return RequestFault(
+        f"{start}this model's maximum context length is {limit} tokens, prompt and answer "
+        f"together, but {but}",
+        param=param,
+        code="context_length_exceeded",
+    )

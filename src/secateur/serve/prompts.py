@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from secateur.serve.faults import RequestFault
+from secateur.serve.faults import RequestFault, too_long
 from secateur.serve.fields import encodable
 from secateur.serve.requests import Prompt
 
@@ -69,12 +69,7 @@ class PromptEncoder:
 
     def _encode(self, text: str, param: str, special: bool) -> list[int]:
         if len(text) > self._max_length * self._longest_token:
-            raise RequestFault(
-                f"expected at most {self._max_length} tokens, prompt and answer together, but a "
-                f"text of {len(text)} characters has more",
-                param=param,
-                code="context_length_exceeded",
-            )
+            raise too_long(self._max_length, f"a text of {len(text)} characters has more", param)
         return list(self._tokenizer.encode(text, add_special_tokens=special, verbose=False))
 
     def _encode_chat(

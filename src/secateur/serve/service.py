@@ -10,7 +10,7 @@ from typing import Any
 from secateur.engine import GenerationOptions, Piece
 from secateur.errors import SecateurError
 from secateur.serve.bodies import Choice, usage
-from secateur.serve.faults import RequestFault, shutting_down
+from secateur.serve.faults import RequestFault, shutting_down, too_long
 from secateur.serve.fields import shown
 from secateur.serve.metrics import Metrics
 from secateur.serve.prompts import PromptEncoder
@@ -254,11 +254,10 @@ class Service:
         if wanted is None:
             wanted = max(1, min(limit - length, request.usual_tokens or limit))
         if length + wanted > limit:
-            raise RequestFault(
-                f"expected at most {limit} tokens, prompt and answer together, but the prompt has "
-                f"{length} and {wanted} are to follow",
-                param="max_tokens" if length < limit else "prompt",
-                code="context_length_exceeded",
+            raise too_long(
+                limit,
+                f"the prompt has {length} and {wanted} are to follow",
+                "max_tokens" if length < limit else "prompt",
             )
         return GenerationOptions(
             max_new_tokens=wanted,
