@@ -76,10 +76,10 @@ def _add_facts(app: Any, service: Service) -> None:
         text = service.metrics.text(engine.num_running, engine.num_waiting)
         return PlainTextResponse(text, media_type="text/plain; version=0.0.4")
 
-    app.add_api_route("/v1/models", models)
-    app.add_api_route("/v1/models/{name:path}", model)
-    app.add_api_route("/health", health, methods=["GET", "HEAD"])
-    app.add_api_route("/metrics", metrics)
+    routes = {"/v1/models": models, "/health": health, "/metrics": metrics}
+    for path, answer in {**routes, "/v1/models/{name:path}": model}.items():
+        # Probes of uptime ask for the head alone.
+        app.add_api_route(path, answer, methods=["GET", "HEAD"])
 
 
 def _card(service: Service) -> dict[str, Any]:
