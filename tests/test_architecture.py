@@ -98,7 +98,7 @@ MAY_IMPORT = {
     | {"seeds"},
     "throughput": {"checkpoint", "depth", "engine", "errors", "mask", "models", "modules"}
     | {"progress", "report", "runtime"},
-    "serve": {"checkpoint", "engine", "errors", "report", "runtime"},
+    "serve": {"checkpoint", "engine", "errors", "models", "report", "runtime"},
     "lazy_attention": {"calibration", "depth", "models", "progress", "report"},
     "compress": FOUNDATION
     | {"ancestry", "calibration", "checkpoint", "evaluate", "models", "prepare"}

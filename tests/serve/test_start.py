@@ -13,6 +13,7 @@ from typing import Any
 from unittest.mock import Mock
 
 import pytest
+import torch
 import typer
 from families import tiny_model
 from served import write_model
@@ -88,6 +89,20 @@ def test_the_models_generation_settings_are_followed_or_told() -> None:
     assert start.unheard(model) == ["min_p 0.1"]
     model.generation_config = GenerationConfig(stop_strings=["x"], max_new_tokens=7)
     assert start.unheard(model) == ["max_new_tokens 7", "stop_strings ['x']"]
+
+
+def test_a_dtype_that_is_slow_on_this_cpu_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    slow = {torch.bfloat16}
+    monkeypatch.setattr(
+        "secateur.models.device.has_slow_products", lambda dtype, device: dtype in slow
+    )
+    model = tiny_model("llama")
+    assert start.remarks(model) == []
+    note = "this CPU is slow in bfloat16: --dtype float32, twice as large"
+    assert start.remarks(model.bfloat16()) == [note]
+    model.generation_config = GenerationConfig(min_p=0.1)
+    unfollowed = "generation settings that are not followed: min_p 0.1"
+    assert start.remarks(model) == [unfollowed, note]
 
 
 def test_settings_without_a_limit_are_followed() -> None:

@@ -84,9 +84,9 @@ def serve_command(
     with reserve(host, port) as place:
         folder = _verified(options)
         with waiting_for(f"load {model}"):
-            service, unheard = make_service(options, folder)
-        if unheard:
-            typer.echo(f"generation settings that are not followed: {', '.join(unheard)}")
+            service, remarks = make_service(options, folder)
+        for remark in remarks:
+            typer.echo(remark)
         run_server(service, place, drain_seconds, _ready)
 
 

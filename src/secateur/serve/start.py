@@ -10,6 +10,7 @@ from secateur.checkpoint.manifest import MANIFEST_FILE
 from secateur.checkpoint.verify import verify_checkpoint
 from secateur.engine import Engine, GenerationOptions
 from secateur.errors import SecateurError, VerificationError
+from secateur.models.device import slow_products_note
 from secateur.report.record import REPORT_FILE
 from secateur.runtime.accelerate import accelerate
 from secateur.serve.requests import SamplingDefaults
@@ -126,7 +127,7 @@ def make_service(options: ServeOptions, folder: Path) -> tuple[Service, list[str
         folder: of the model, verified.
 
     Returns:
-        (the service, generation settings of the model that it does not follow).
+        (the service, what to tell before it serves).
 
     Raises:
         SecateurError: it cannot be loaded or served.
@@ -146,7 +147,7 @@ def make_service(options: ServeOptions, folder: Path) -> tuple[Service, list[str
     worker = EngineWorker(engine, options.max_waiting)
     defaults = sampling_defaults(loaded.model)
     service = Service(options.served_name, worker, loaded.tokenizer, defaults, options.api_key)
-    return service, unheard(loaded.model)
+    return service, remarks(loaded.model)
 
 
 def sampling_defaults(model: Any) -> SamplingDefaults:
@@ -170,6 +171,14 @@ def sampling_defaults(model: Any) -> SamplingDefaults:
     except SecateurError as error:
         raise SecateurError(f"the model's generation_config.json: {error}") from None
     return SamplingDefaults(**given)
+
+
+def remarks(model: Any) -> list[str]:
+    """What to tell before a model is served: what is not followed, and what will be slow."""
+    settings = unheard(model)
+    unfollowed = f"generation settings that are not followed: {', '.join(settings)}"
+    slow = slow_products_note(model, model.device)
+    return [*([unfollowed] if settings else []), *([slow] if slow else [])]
 
 
 def unheard(model: Any) -> list[str]:
