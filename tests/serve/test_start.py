@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import resource
 import shutil
 import socket
 import sys
@@ -26,7 +27,7 @@ from secateur.engine import Engine, GenerationOptions
 from secateur.errors import SecateurError, VerificationError
 from secateur.serve import start, vllm
 from secateur.serve.requests import SamplingDefaults
-from secateur.serve.server import reserve, run_server
+from secateur.serve.server import allow_many_connections, reserve, run_server
 from secateur.serve.start import choose_backend, require_verified
 from secateur.serve.vllm import VllmOptions, run_vllm, vllm_arguments
 
@@ -310,3 +311,19 @@ def test_a_key_may_come_by_the_environment(
     assert expected not in vllm_arguments(one)
     with pytest.raises(SecateurError, match="expected --api-key of ASCII characters"):
         CliRunner().invoke(APP, ["m", "--api-key", "schlüssel"], catch_exceptions=False)
+
+
+def test_as_many_connections_are_taken_as_the_system_allows() -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    highest = before[1] if before[1] != resource.RLIM_INFINITY else 65536
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(512, highest), before[1]))
+        allow_many_connections()
+        expected = (min(highest, 65536), before[1])
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == expected
+        # Nor is it lowered.
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+        allow_many_connections()
+        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] >= before[0]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)

@@ -1,6 +1,7 @@
 """Runs a service until it is told to stop, and stops cleanly."""
 
 import asyncio
+import resource
 import signal
 import socket
 import time
@@ -18,6 +19,8 @@ _GRACE = 5.0
 _LAST_WORDS = 1.0
 _STOP_SECONDS = 10.0
 _BACKLOG = 2048
+# Shells allow 1024 open files, which load generators use up; then not even probes are answered.
+_OPEN_FILES = 65536
 # Idle connections stay open longer than clients and proxies keep theirs (httpx 5 s, aiohttp 15 s,
 # nginx and load balancers 60 s): who closes second may just have sent a request.
 _KEEP_ALIVE_SECONDS = 75
@@ -74,6 +77,7 @@ def run_server(
     uvicorn = _uvicorn()
     host, port = place.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
+    allow_many_connections()
     try:
         place.listen(_BACKLOG)
     except OSError as error:
@@ -96,6 +100,14 @@ def run_server(
                 lambda: on_ready(f"http://{shown}:{port}"),
             )
         )
+
+
+def allow_many_connections() -> None:
+    """Raise the limit of open files, of which each connection is one, as far as it may go."""
+    limit, highest = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _OPEN_FILES if highest == resource.RLIM_INFINITY else min(_OPEN_FILES, highest)
+    if limit != resource.RLIM_INFINITY and limit < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, highest))
 
 
 def _uvicorn() -> Any:
