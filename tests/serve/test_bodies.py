@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from secateur.serve.bodies import Choice, Envelope, TokenLogprob, event, usage
 from secateur.serve.faults import RequestFault, shutting_down
@@ -92,16 +93,29 @@ def test_faults_say_whose_fault_it_is(status: int, kind: str) -> None:
 
 
 def test_counters_are_in_prometheus_text() -> None:
-    metrics = Metrics(prompt_tokens=4, generated_tokens=9, first_tokens=2, first_token_seconds=0.5)
-    metrics.requests["/health", 200] = 3
-    metrics.sequences["stop"] = 1
-    lines = metrics.text(running=5, waiting=6).splitlines()
-    assert 'secateur_requests_total{path="/health",status="200"} 3' in lines
-    assert "secateur_generated_tokens_total 9" in lines
-    assert "secateur_time_to_first_token_seconds_sum 0.500000" in lines
-    assert "secateur_running 5" in lines
-    assert "secateur_waiting 6" in lines
-    names = [line.split()[2] for line in lines if line.startswith("# TYPE")]
-    assert len(names) == len(set(names)) == 7
-    for line in lines:
-        assert line.startswith("#") or float(line.split()[-1]) >= 0
+    metrics = Metrics()
+    metrics.prompt_tokens.inc(4)
+    metrics.requests.labels("/health", 200).inc(3)
+    metrics.sequences.labels("stop").inc()
+    metrics.first_token_seconds.observe(0.02)
+    for seconds in (0.0035, 0.004, 100.0):
+        metrics.inter_token_seconds.observe(seconds)
+    text = metrics.text(running=5, waiting=6).decode()
+    families = {family.name: family for family in text_string_to_metric_families(text)}
+    lines = text.splitlines()
+    assert 'secateur_requests_total{path="/health",status="200"} 3.0' in lines
+    assert "secateur_prompt_tokens_total 4.0" in lines
+    assert "secateur_generated_tokens_total 0.0" in lines
+    assert 'secateur_sequences_total{reason="stop"} 1.0' in lines
+    assert "secateur_running 5.0" in lines
+    assert "secateur_waiting 6.0" in lines
+    assert families["secateur_time_to_first_token_seconds"].type == "histogram"
+    assert "secateur_time_to_first_token_seconds_sum 0.02" in lines
+    for edge, count in (("0.003", 0), ("0.004", 2), ("60.0", 2), ("+Inf", 3)):
+        assert f'secateur_inter_token_seconds_bucket{{le="{edge}"}} {count}.0' in lines
+
+
+def test_each_server_counts_for_itself() -> None:
+    one, other = Metrics(), Metrics()
+    one.prompt_tokens.inc()
+    assert "secateur_prompt_tokens_total 0.0" in other.text(0, 0).decode().splitlines()

@@ -244,7 +244,7 @@ class _Counted:
 
         async def counting(message: dict[str, Any]) -> None:
             if message["type"] == "http.response.start":
-                self._service.metrics.requests[(known, message["status"])] += 1
+                self._service.metrics.requests.labels(known, message["status"]).inc()
             await send(message)
 
         await self._app(scope, receive, counting)

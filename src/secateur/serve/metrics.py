@@ -1,69 +1,65 @@
-"""Counters of the server, as text that Prometheus reads."""
+"""What the server counts and times, as text that Prometheus reads."""
 
-from collections import Counter
-from dataclasses import dataclass, field
-
-_PREFIX = "secateur"
-
-_HELP = {
-    "requests": ("counter", "Answered HTTP requests by path and status."),
-    "prompt_tokens": ("counter", "Tokens of prompts that were accepted."),
-    "generated_tokens": ("counter", "Tokens that were generated."),
-    "sequences": ("counter", "Sequences that ended, by reason."),
-    "time_to_first_token_seconds": ("summary", "From acceptance to the first token."),
-    "running": ("gauge", "Sequences in a slot of the engine."),
-    "waiting": ("gauge", "Sequences that wait for a slot."),
-}
+_TOKEN_SECONDS = (0.001, 0.002, 0.003, 0.004, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05)
+_SECONDS = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 
 
-@dataclass
 class Metrics:
-    """What was counted so far; changed on the server's event loop only."""
+    """What was counted so far; changed on the server's event loop only.
 
-    requests: Counter[tuple[str, int]] = field(default_factory=Counter)
-    """By path and status."""
-    prompt_tokens: int = 0
-    generated_tokens: int = 0
-    sequences: Counter[str] = field(default_factory=Counter)
-    """By reason of their end."""
-    first_tokens: int = 0
-    first_token_seconds: float = 0.0
+    Each has a registry of its own, so that a process may serve more than once.
+    """
 
-    def text(self, running: int, waiting: int) -> str:
+    def __init__(self) -> None:
+        """Nothing was counted yet."""
+        # Only here: who does not serve need not have it.
+        from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+        registry = CollectorRegistry()
+        self._registry = registry
+        self.requests = Counter(
+            "secateur_requests",
+            "Answered HTTP requests by path and status.",
+            ("path", "status"),
+            registry=registry,
+        )
+        self.prompt_tokens = Counter(
+            "secateur_prompt_tokens", "Tokens of prompts that were accepted.", registry=registry
+        )
+        self.generated_tokens = Counter(
+            "secateur_generated_tokens", "Tokens that were generated.", registry=registry
+        )
+        self.sequences = Counter(
+            "secateur_sequences", "Sequences that ended, by reason.", ("reason",), registry=registry
+        )
+        self.first_token_seconds = Histogram(
+            "secateur_time_to_first_token_seconds",
+            "From acceptance to the first token.",
+            buckets=(*_TOKEN_SECONDS, *_SECONDS),
+            registry=registry,
+        )
+        self.inter_token_seconds = Histogram(
+            "secateur_inter_token_seconds",
+            "From one token of a sequence to the next.",
+            buckets=(*_TOKEN_SECONDS, *_SECONDS),
+            registry=registry,
+        )
+        self._running = Gauge(
+            "secateur_running", "Sequences in a slot of the engine.", registry=registry
+        )
+        self._waiting = Gauge(
+            "secateur_waiting", "Sequences that wait for a slot.", registry=registry
+        )
+
+    def text(self, running: int, waiting: int) -> bytes:
         """The text of `/metrics`.
 
         Args:
             running: sequences in a slot now.
             waiting: sequences without one.
         """
-        first = "time_to_first_token_seconds"
-        lines = [
-            *_header("requests"),
-            *(
-                f'{_PREFIX}_requests_total{{path="{path}",status="{status}"}} {count}'
-                for (path, status), count in sorted(self.requests.items())
-            ),
-            *_header("prompt_tokens"),
-            f"{_PREFIX}_prompt_tokens_total {self.prompt_tokens}",
-            *_header("generated_tokens"),
-            f"{_PREFIX}_generated_tokens_total {self.generated_tokens}",
-            *_header("sequences"),
-            *(
-                f'{_PREFIX}_sequences_total{{reason="{reason}"}} {count}'
-                for reason, count in sorted(self.sequences.items())
-            ),
-            *_header(first),
-            f"{_PREFIX}_{first}_sum {self.first_token_seconds:.6f}",
-            f"{_PREFIX}_{first}_count {self.first_tokens}",
-            *_header("running"),
-            f"{_PREFIX}_running {running}",
-            *_header("waiting"),
-            f"{_PREFIX}_waiting {waiting}",
-        ]
-        return "\n".join(lines) + "\n"
+        from prometheus_client import generate_latest
 
-
-def _header(name: str) -> tuple[str, str]:
-    kind, text = _HELP[name]
-    full = f"{_PREFIX}_{name}" + ("_total" if kind == "counter" else "")
-    return f"# HELP {full} {text}", f"# TYPE {full} {kind}"
+        self._running.set(running)
+        self._waiting.set(waiting)
+        return generate_latest(self._registry)

@@ -34,7 +34,7 @@ def reserve(host: str, port: int) -> socket.socket:
         port: 0 for any that is free.
 
     Raises:
-        SecateurError: nothing can listen there, or uvicorn and FastAPI are not installed.
+        SecateurError: nothing can listen there, or what serving needs is not installed.
     """
     _uvicorn()
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -113,10 +113,12 @@ def allow_many_connections() -> None:
 def _uvicorn() -> Any:
     try:
         import fastapi  # noqa: F401
+        import prometheus_client  # noqa: F401
         import uvicorn
     except ImportError:
         raise SecateurError(
-            "expected FastAPI and uvicorn, which are not installed: pip install 'secateur[serve]'"
+            "expected FastAPI, prometheus-client and uvicorn, not all of which are installed: "
+            "pip install 'secateur[serve]'"
         ) from None
     return uvicorn
 

@@ -41,6 +41,7 @@ class Answer:
         self._open: dict[int, int] = {}
         self._prompt_tokens: list[int] = []
         self._started: dict[int, float] = {}
+        self._newest: dict[int, float] = {}
         self._told: list[Told] = []
         self._written = 0
 
@@ -75,7 +76,7 @@ class Answer:
         self._started[index] = time.perf_counter()
         texts = self._service.token_texts
         self._told.append(Told(index, token_ids, texts, options.logprobs, echo))
-        self._service.metrics.prompt_tokens += len(token_ids)
+        self._service.metrics.prompt_tokens.inc(len(token_ids))
 
     @property
     def usage(self) -> dict[str, int]:
@@ -90,7 +91,7 @@ class Answer:
         """Cancel what is not finished."""
         for request_id in self._open.values():
             self._service.worker.cancel(request_id)
-            self._service.metrics.sequences["cancelled"] += 1
+            self._service.metrics.sequences.labels("cancelled").inc()
         self._open.clear()
         self._service.forget(self)
 
@@ -123,21 +124,30 @@ class Answer:
 
     def _delta(self, index: int, piece: Piece) -> Delta:
         metrics = self._service.metrics
-        if piece.token_ids and (started := self._started.pop(index, None)) is not None:
-            metrics.first_tokens += 1
-            metrics.first_token_seconds += time.perf_counter() - started
-        metrics.generated_tokens += len(piece.token_ids)
+        if piece.token_ids:
+            self._time(index)
+        metrics.generated_tokens.inc(len(piece.token_ids))
         self._written += len(piece.token_ids)
         delta = self._told[index].delta(piece)
         if piece.result is None:
             return delta
         del self._open[index]
         reason = _REASONS.get(piece.result.finish_reason)
-        metrics.sequences[reason or piece.result.finish_reason] += 1
+        metrics.sequences.labels(reason or piece.result.finish_reason).inc()
         if reason is None:
             raise RequestFault("the request was cancelled", status=500, code="cancelled")
         told = self._told[index].choice(piece.result, reason, self._prompt_tokens[index])
         return replace(delta, choice=told)
+
+    def _time(self, index: int) -> None:
+        """A token of a sequence has come."""
+        now, metrics = time.perf_counter(), self._service.metrics
+        started = self._started.pop(index, None)
+        if started is not None:
+            metrics.first_token_seconds.observe(now - started)
+        else:
+            metrics.inter_token_seconds.observe(now - self._newest[index])
+        self._newest[index] = now
 
 
 class Service:
