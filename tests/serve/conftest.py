@@ -20,6 +20,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def server(folder: Path) -> Iterator[Server]:
-    server = Server(folder, "--max-batch-size", "8")
+    server = Server(folder, "--max-batch-size", "8", "--prefill-chunk", "24")
     yield server
     server.stop()

@@ -40,6 +40,7 @@ OPTIONS = VllmOptions(
     port=80,
     max_batch_size=4,
     max_length=None,
+    prefill_chunk=512,
     dtype="auto",
     revision=None,
     trust_remote_code=True,
@@ -131,6 +132,7 @@ def test_vllm_is_told_what_was_asked_for() -> None:
     pairs = dict(pairwise(command))
     assert pairs["--served-model-name"] == "m"
     assert (pairs["--host"], pairs["--port"], pairs["--max-num-seqs"]) == ("0.0.0.0", "80", "4")
+    assert pairs["--max-num-batched-tokens"] == "512"
     assert "--max-model-len" not in command
     assert "--trust-remote-code" in command
 
@@ -218,6 +220,7 @@ def test_a_compact_folder_without_any_proof_is_refused(tmp_path: Path) -> None:
     [
         ("--max-batch-size", "0", "expected --max-batch-size of at least 1, got 0"),
         ("--max-length", "0", "expected --max-length of at least 1, got 0"),
+        ("--prefill-chunk", "0", "expected --prefill-chunk of at least 1, got 0"),
         ("--max-waiting", "0", "expected --max-waiting of at least 1, got 0"),
         ("--drain-seconds", "-1", "expected --drain-seconds from 0 to a day"),
         ("--port", "65536", "expected --port from 0 to 65535, got 65536"),
@@ -256,7 +259,7 @@ def test_a_place_refuses_clients_until_it_is_served_and_the_first_gets_it() -> N
                 run_server(Mock(), second, 0.0, print)
 
 
-@pytest.mark.parametrize("missing", ["fastapi", "uvicorn"])
+@pytest.mark.parametrize("missing", ["fastapi", "prometheus_client", "uvicorn"])
 def test_what_serving_needs_is_asked_for_at_once(
     missing: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

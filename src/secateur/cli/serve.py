@@ -1,5 +1,6 @@
 """`secateur serve`: an OpenAI-compatible server for a compressed model."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -37,6 +38,13 @@ def serve_command(
             "engine at most 4096."
         ),
     ] = None,
+    prefill_chunk: Annotated[
+        int | None,
+        typer.Option(
+            help="Tokens of prompts computed at once, for which answers under way wait. Default: "
+            "2048 in the engine; vLLM has its own."
+        ),
+    ] = None,
     max_waiting: Annotated[
         int, typer.Option(help="Sequences that may wait for a place; more get status 429.")
     ] = 1024,
@@ -62,7 +70,13 @@ def serve_command(
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Serve MODEL under /v1/completions and /v1/chat/completions, after verifying it."""
-    _check(max_batch_size, max_length, max_waiting, drain_seconds, port)
+    counts = {
+        "--max-batch-size": max_batch_size,
+        "--max-length": max_length,
+        "--prefill-chunk": prefill_chunk,
+        "--max-waiting": max_waiting,
+    }
+    _check(counts, drain_seconds, port)
     api_key = read_settings().api_key if api_key is None else api_key
     if api_key is not None and not (api_key and api_key.isascii()):
         raise SecateurError("expected --api-key of ASCII characters, at least one")
@@ -75,6 +89,7 @@ def serve_command(
         trust_remote_code=trust_remote_code,
         max_batch_size=max_batch_size,
         max_length=max_length,
+        prefill_chunk=prefill_chunk,
         max_waiting=max_waiting,
         api_key=api_key,
     )
@@ -102,14 +117,7 @@ def _ready(address: str) -> None:
     typer.echo(f"listening on {address}")
 
 
-def _check(
-    max_batch_size: int | None, max_length: int | None, max_waiting: int, drain: float, port: int
-) -> None:
-    counts = {
-        "--max-batch-size": max_batch_size,
-        "--max-waiting": max_waiting,
-        "--max-length": max_length,
-    }
+def _check(counts: Mapping[str, int | None], drain: float, port: int) -> None:
     for name, value in counts.items():
         if value is not None and value < 1:
             raise SecateurError(f"expected {name} of at least 1, got {value}")
@@ -128,6 +136,7 @@ def _for_vllm(options: ServeOptions, folder: Path, host: str, port: int) -> Vllm
         port=port,
         max_batch_size=options.max_batch_size,
         max_length=options.max_length,
+        prefill_chunk=options.prefill_chunk,
         dtype=options.dtype,
         revision=None,
         trust_remote_code=options.trust_remote_code,

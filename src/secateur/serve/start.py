@@ -22,6 +22,7 @@ Backend = Literal["vllm", "engine"]
 BACKENDS = ("auto", "vllm", "engine")
 
 _ROWS = 16
+_PREFILL_CHUNK = 2048
 # Every way in which a request may have its tokens chosen.
 _KINDS = tuple(
     GenerationOptions(temperature=temperature, top_p=top_p, logprobs=logprobs)
@@ -64,6 +65,8 @@ class ServeOptions:
     max_batch_size: int | None = None
     """None: 16 in the engine, and what vLLM thinks best there."""
     max_length: int | None = None
+    prefill_chunk: int | None = None
+    """None: 2048 in the engine, and what vLLM thinks best there."""
     max_waiting: int = 1024
     api_key: str | None = None
     """What requests must show; None: nothing."""
@@ -142,6 +145,7 @@ def make_service(options: ServeOptions, folder: Path) -> tuple[Service, list[str
         loaded.tokenizer,
         max_batch_size=rows,
         max_length=options.max_length,
+        prefill_chunk=options.prefill_chunk or _PREFILL_CHUNK,
     )
     engine.warm_up(options=_KINDS)
     worker = EngineWorker(engine, options.max_waiting)

@@ -40,6 +40,7 @@ class VllmOptions:
     port: int
     max_batch_size: int | None
     max_length: int | None
+    prefill_chunk: int | None
     dtype: str
     revision: str | None
     trust_remote_code: bool
@@ -60,6 +61,7 @@ def vllm_arguments(options: VllmOptions) -> list[str]:
         "--dtype": options.dtype,
         "--max-num-seqs": options.max_batch_size,
         "--max-model-len": options.max_length,
+        "--max-num-batched-tokens": options.prefill_chunk,
         "--revision": options.revision,
     }
     pairs = [(name, str(value)) for name, value in given.items() if value is not None]
