@@ -39,7 +39,8 @@ class Result:
     token_ids: tuple[int, ...]
     """Every new token, also the one that ended the text."""
     finish_reason: FinishReason
-    """`eos`: a token of the model ended it; `stop`: a stop string; `length`: `max_new_tokens`."""
+    """`eos`: a token of the model ended it; `stop`: a string or token of the options; `length`:
+    `max_new_tokens`."""
     prompt_tokens: int
     timing: Timing
     scores: tuple[ScoredToken, ...] | None
