@@ -65,10 +65,12 @@ def test_what_is_given_is_read() -> None:
 
 
 def test_load_generators_get_what_they_ask_for() -> None:
-    asked = {"ignore_eos": True, "min_tokens": 5, "max_tokens": 5, "stop_token_ids": [7, 2]}
+    asked = {"ignore_eos": True, "max_tokens": 5, "stop_token_ids": [7, 2]}
     counted = {"stream_options": {"include_usage": True, "continuous_usage_stats": True}}
     for request in (completion_request(LEAST | asked | counted), chat_request(TALK | asked)):
         assert (request.ignore_eos, request.stop_token_ids) == (True, (7, 2))
+    fewest = {"ignore_eos": True, "min_tokens": 5, "max_tokens": 5, "stop": None}
+    assert completion_request(LEAST | fewest).max_tokens == 5
     request = completion_request(LEAST | counted)
     assert (request.include_usage, request.continuous_usage) == (True, True)
     alone = completion_request(LEAST | {"stream_options": {"continuous_usage_stats": True}})
@@ -141,7 +143,24 @@ BAD = {
     "min_p": ({"min_p": 0.1}, "min_p is not supported, got 0.1"),
     "repetition": ({"repetition_penalty": 1.1}, "repetition_penalty is not supported, got 1.1"),
     "no end": ({"ignore_eos": 1}, "ignore_eos: expected true or false, got 1"),
-    "fewest": ({"min_tokens": 3}, "min_tokens is supported only together with ignore_eos: true"),
+    "fewest alone": ({"min_tokens": 3}, "min_tokens is supported only with ignore_eos: true and"),
+    "fewest and stop": (
+        {"min_tokens": 3, "max_tokens": 3, "ignore_eos": True, "stop": "a"},
+        "min_tokens is supported only with ignore_eos: true and without stop and stop_token_ids",
+    ),
+    "fewest and stop tokens": (
+        {"min_tokens": 3, "max_tokens": 3, "ignore_eos": True, "stop_token_ids": [2]},
+        "min_tokens is supported only with ignore_eos: true and without stop",
+    ),
+    "fewest above most": (
+        {"min_tokens": 3, "max_tokens": 2, "ignore_eos": True},
+        "min_tokens: expected max_tokens of as many with it, 3, got 2",
+    ),
+    "fewest without most": (
+        {"min_tokens": 3, "ignore_eos": True},
+        "min_tokens: expected max_tokens of as many with it, 3, got None",
+    ),
+    "stop below": ({"stop_token_ids": [-5]}, "stop_token_ids: expected a list of token ids"),
     "fewest kind": ({"min_tokens": "3"}, "min_tokens: expected a whole number from 0 to"),
     "stop tokens": ({"stop_token_ids": 2}, "stop_token_ids: expected a list of token ids, got 2"),
     "stop flags": ({"stop_token_ids": [True]}, "stop_token_ids: expected a list of token ids"),

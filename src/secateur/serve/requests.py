@@ -229,11 +229,12 @@ def _shared(
     body: Mapping[str, Any], limits: tuple[str, ...], fewest: int, defaults: SamplingDefaults
 ) -> dict[str, Any]:
     asked = [whole(body, name, fewest, 2**31) for name in limits]
+    most = next((value for value in asked if value is not None), None)
     seed = whole(body, "seed", -_LARGEST_SEED, _LARGEST_SEED)
     top_k = whole(body, "top_k", -1, 2**31)
     return {
         "model": _model(body),
-        "max_tokens": next((value for value in asked if value is not None), None),
+        "max_tokens": most,
         "usual_tokens": None,
         "temperature": number(body, "temperature", defaults.temperature, 0.0, 2.0),
         "top_p": _top_p(body, defaults.top_p),
@@ -243,7 +244,7 @@ def _shared(
         "stop": _stops(body),
         "seed": None if seed is None else seed & _LARGEST_SEED,
         "stop_token_ids": _stop_token_ids(body),
-        "ignore_eos": _ignore_eos(body),
+        "ignore_eos": _ignore_eos(body, most),
         "stream": flag(body, "stream"),
         **_usage_wanted(body),
     }
@@ -275,12 +276,20 @@ def _usage_wanted(body: Mapping[str, Any]) -> dict[str, bool]:
     return {"include_usage": wanted, "continuous_usage": wanted and each}
 
 
-def _ignore_eos(body: Mapping[str, Any]) -> bool:
+def _ignore_eos(body: Mapping[str, Any], most: int | None) -> bool:
     ignores = flag(body, "ignore_eos")
-    # Whoever ignores ends gets all the tokens there may be.
-    if whole(body, "min_tokens", 0, 2**31) and not ignores:
+    fewest = whole(body, "min_tokens", 0, 2**31)
+    # Whoever ignores ends, and names none, gets all the tokens there may be.
+    if fewest and (not ignores or body.get("stop") or body.get("stop_token_ids")):
         raise RequestFault(
-            "min_tokens is supported only together with ignore_eos: true", param="min_tokens"
+            "min_tokens is supported only with ignore_eos: true and without stop and "
+            "stop_token_ids",
+            param="min_tokens",
+        )
+    if fewest and fewest > (most or 0):
+        raise RequestFault(
+            f"min_tokens: expected max_tokens of as many with it, {fewest}, got {most}",
+            param="min_tokens",
         )
     return ignores
 
@@ -289,7 +298,7 @@ def _stop_token_ids(body: Mapping[str, Any]) -> tuple[int, ...]:
     value = body.get("stop_token_ids")
     if value is None or value == []:
         return ()
-    if not _are_tokens(value):
+    if not _are_tokens(value) or min(value) < 0:
         raise wrong("stop_token_ids", "a list of token ids", value)
     if len(value) > MOST_STOPS:
         raise RequestFault(
