@@ -18,6 +18,7 @@ LENGTH = 96
 _TEMPLATE = (
     "{% for m in messages %}{% if m.role == 'tool' %}{{ raise_exception('no tools') }}{% endif %}"
     "<{{ m.role }}>{{ m.content }}{% endfor %}{{ note }}"
+    "{% if wrong %}{{ raise_exception('not ' + wrong) }}{% endif %}"
     "{% if add_generation_prompt %}<answer>{% endif %}"
 )
 

@@ -230,12 +230,13 @@ def test_a_load_generator_gets_as_many_tokens_as_it_wants_all_counted(
     say = {"messages": [{"role": "u", "content": "a"}]} if kind[1] == "h" else {"prompt": "Rose"}
     options = {"include_usage": True, "continuous_usage_stats": True}
     asked = {"model": NAME, **say, "max_tokens": 60, "ignore_eos": True, "temperature": 2.0}
-    wanted = [{**asked, "seed": seed, "stream": True, "stream_options": options} for seed in (1, 2)]
-    for body in wanted:
+    streamed = {**asked, "stream": True, "stream_options": options}
+    for seed, n in ((1, 1), (2, 1), (3, 2)):
+        body = streamed | {"seed": seed, "n": n}
         *pieces, counts, done = events(server.ask("POST", f"/v1/{kind}", body)[1])
         written = [piece["usage"]["completion_tokens"] for piece in pieces]
         assert written == sorted(written)
-        assert 0 < written[0] < written[-1] == 60
+        assert 0 < written[0] < written[-1] == 60 * n
         assert counts["usage"] == pieces[-1]["usage"]
         assert done == "[DONE]"
     plain = server.post(f"/v1/{kind}", asked | {"seed": 1})[1]
@@ -288,6 +289,26 @@ BAD: dict[str, tuple[str, Any, int, str]] = {
         },
         400,
         "expected valid unicode",
+    ),
+    "half a character told": (
+        "/v1/chat/completions",
+        {
+            "model": NAME,
+            "messages": [{"role": "u", "content": "a"}],
+            "chat_template_kwargs": {"wrong": "\ud800"},
+        },
+        400,
+        "the chat template refuses these messages: not \\ud800",
+    ),
+    "not the template's": (
+        "/v1/chat/completions",
+        {
+            "model": NAME,
+            "messages": [{"role": "u", "content": "a"}],
+            "chat_template_kwargs": {"conversations": []},
+        },
+        400,
+        "expected variables of the chat template, got conversations",
     ),
     "no path": ("/v1/nothing", {}, 404, "no '/v1/nothing' here, but /v1/models, /v1/completions"),
     "other method": ("/v1/models", {}, 405, ", got POST"),

@@ -28,9 +28,11 @@ class RequestFault(SecateurError):
         """The JSON body of the response."""
         kinds = {401: "authentication_error", 429: "rate_limit_error"}
         kind = "server_error" if self.status >= 500 else "invalid_request_error"
+        # It may quote what a client sent: JSON holds halves of characters, which UTF-8 cannot.
+        message = str(self).encode("utf-8", "backslashreplace").decode("utf-8")
         return {
             "error": {
-                "message": str(self),
+                "message": message,
                 "type": kinds.get(self.status, kind),
                 "param": self.param,
                 "code": self.code,

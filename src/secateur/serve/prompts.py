@@ -82,7 +82,12 @@ class PromptEncoder:
                 code="no_chat_template",
             )
         # These are no variables of the template, but say how it is rendered, or replace it.
-        own = {"messages", *inspect.signature(self._tokenizer.apply_chat_template).parameters}
+        own = {
+            "self",
+            "messages",
+            "conversations",
+            *inspect.signature(self._tokenizer.apply_chat_template).parameters,
+        }
         if taken := sorted(own & template_arguments.keys()):
             raise RequestFault(
                 f"chat_template_kwargs: expected variables of the chat template, got {taken[0]}",
