@@ -37,7 +37,7 @@ class Answer:
     def __init__(self, service: "Service") -> None:
         """Wait for sequences; `Service.start` adds them."""
         self._service = service
-        self._updates: asyncio.Queue[tuple[int, Update] | RequestFault] = asyncio.Queue()
+        self._updates: asyncio.Queue[tuple[int, Update, float] | RequestFault] = asyncio.Queue()
         self._open: dict[int, int] = {}
         self._prompt_tokens: list[int] = []
         self._started: dict[int, float] = {}
@@ -68,7 +68,8 @@ class Answer:
         self._prompt_tokens.append(0 if is_another else len(token_ids))
 
         def sink(update: Update) -> None:
-            self._updates.put_nowait((index, update))
+            # Timed here: a client that reads slowly gets what has long been there.
+            self._updates.put_nowait((index, update, time.perf_counter()))
 
         # Pieces come on this very loop, so none can come before these lines are done.
         request_id = self._service.worker.submit(token_ids, options, sink)
@@ -105,11 +106,11 @@ class Answer:
             update = await self._updates.get()
             if isinstance(update, RequestFault):
                 raise update
-            index, piece = update
+            index, piece, when = update
             if isinstance(piece, Broken):
                 self._open.clear()
                 raise engine_failed(piece.reason)
-            delta = self._delta(index, piece)
+            delta = self._delta(index, piece, when)
             if delta.says_something:
                 yield delta
 
@@ -122,10 +123,10 @@ class Answer:
         found = [delta.choice async for delta in self.deltas() if delta.choice is not None]
         return sorted(found, key=lambda choice: choice.index)
 
-    def _delta(self, index: int, piece: Piece) -> Delta:
+    def _delta(self, index: int, piece: Piece, when: float) -> Delta:
         metrics = self._service.metrics
         if piece.token_ids:
-            self._time(index)
+            self._time(index, when)
         metrics.generated_tokens.inc(len(piece.token_ids))
         self._written += len(piece.token_ids)
         delta = self._told[index].delta(piece)
@@ -139,15 +140,15 @@ class Answer:
         told = self._told[index].choice(piece.result, reason, self._prompt_tokens[index])
         return replace(delta, choice=told)
 
-    def _time(self, index: int) -> None:
+    def _time(self, index: int, when: float) -> None:
         """A token of a sequence has come."""
-        now, metrics = time.perf_counter(), self._service.metrics
+        metrics = self._service.metrics
         started = self._started.pop(index, None)
         if started is not None:
-            metrics.first_token_seconds.observe(now - started)
+            metrics.first_token_seconds.observe(when - started)
         else:
-            metrics.inter_token_seconds.observe(now - self._newest[index])
-        self._newest[index] = now
+            metrics.inter_token_seconds.observe(when - self._newest[index])
+        self._newest[index] = when
 
 
 class Service:
