@@ -13,7 +13,7 @@ from word_tokenizer import word_tokenizer
 from secateur import compress
 from secateur.checkpoint.verify import verify_checkpoint
 from secateur.cli.app import app
-from secateur.errors import SecateurError
+from secateur.errors import SecateurError, VerificationError
 from secateur.make_dense import make_dense
 from secateur.report.record import load_report
 
@@ -63,6 +63,18 @@ def test_the_command_keeps_the_tokenizer_and_tells_sizes(tmp_path: Path) -> None
     again = CliRunner().invoke(app, arguments)
     assert "is not empty" in str(again.exception)
     assert CliRunner().invoke(app, [*arguments, "--overwrite"]).exit_code == 0
+
+
+def test_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
+    """Its proof would be lost: the dense one has a proof of its own."""
+    source = compact(tmp_path / "compact", PRUNE)
+    weights = source / "model.safetensors"
+    raw = bytearray(weights.read_bytes())
+    raw[-5] ^= 0x40
+    weights.write_bytes(raw)
+    with pytest.raises(VerificationError, match=r"not as it was written: model\.safetensors"):
+        make_dense(source, tmp_path / "dense")
+    assert [path.name for path in tmp_path.iterdir()] == ["compact"]
 
 
 def test_a_block_without_attention_is_refused(tmp_path: Path) -> None:

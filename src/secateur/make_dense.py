@@ -7,9 +7,10 @@ from typing import Any
 from secateur.checkpoint.compact import needs_own_format
 from secateur.checkpoint.fingerprint import fingerprint
 from secateur.checkpoint.load import load_model
+from secateur.checkpoint.manifest import manifest_faults
 from secateur.checkpoint.write import check_output, check_saving, check_space, write_checkpoint
 from secateur.clock import StepClock
-from secateur.errors import SecateurError
+from secateur.errors import SecateurError, VerificationError
 from secateur.models.measure import num_bytes
 from secateur.models.sublayers import removed_sublayers
 from secateur.progress import Progress, default_progress
@@ -45,6 +46,7 @@ def make_dense(
         The report, as it was written.
 
     Raises:
+        VerificationError: files of the source are not those that were written.
         SecateurError: the source is no compact checkpoint with a report, lacks attention or MLP in
             some blocks, which a dense one cannot say, or the output cannot be written; nothing was
             written.
@@ -54,6 +56,8 @@ def make_dense(
         raise SecateurError(f"expected the folder of a checkpoint, got {source}")
     place = check_output(output, overwrite, source)
     compact = load_report(source)
+    if faults := manifest_faults(source):
+        raise VerificationError(f"{source} is not as it was written: {'; '.join(faults[:3])}")
     clock = StepClock(progress or default_progress())
     try:
         with clock.step("load"):

@@ -184,7 +184,7 @@ def test_a_dense_checkpoint_becomes_compact_where_it_is_24(tmp_path: Path) -> No
         assert torch.equal(loaded.state_dict()[name], tensor), name
     assert report.model.source == str(tmp_path / "source")
     # Nothing is compressed twice.
-    with pytest.raises(SecateurError, match="got quant_method secateur"):
+    with pytest.raises(SecateurError, match="compact already; --format dense makes it dense"):
         convert(tmp_path / "made", tmp_path / "again")
 
 

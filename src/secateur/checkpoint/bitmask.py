@@ -18,6 +18,7 @@ from torch import Tensor
 
 from secateur.checkpoint.files import INDEX_FILE, SINGLE_FILE, check_shards, read_json, tensor_files
 from secateur.errors import SecateurError
+from secateur.integrations.layer_specs import QUANT_METHOD
 
 BITMASK_FORMAT = "sparse-24-bitmask"
 _LEAVES = ("compressed", "bitmask", "shape")
@@ -45,6 +46,8 @@ def check_bitmask_config(config: Mapping[str, Any]) -> None:
     found = sparsity.get("format") if isinstance(sparsity, dict) else None
     if found != BITMASK_FORMAT:
         method = holder.get("quant_method")
+        if method == QUANT_METHOD:
+            raise SecateurError("the checkpoint is compact already; --format dense makes it dense")
         raise SecateurError(
             f"expected a checkpoint with sparsity_config of format {BITMASK_FORMAT}, got "
             f"{f'format {found}' if found else f'quant_method {method}' if method else 'none'}"
