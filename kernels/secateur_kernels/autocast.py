@@ -1,5 +1,6 @@
 """What `torch.autocast` does to a linear op: what it does to `nn.Linear`."""
 
+from collections.abc import Collection
 from contextlib import nullcontext
 from functools import partial
 from typing import Any
@@ -10,6 +11,8 @@ from torch import Tensor
 from secateur_kernels.dependent_launch import dependent_launch
 from secateur_kernels.namespace import LIBRARY
 
+# What kernels read only once the one in front has ended.
+_READ_LATE = ("x", "bias", "residual")
 _KEYS = {"cpu": "AutocastCPU", "cuda": "AutocastCUDA"}
 
 
@@ -24,11 +27,13 @@ def register_autocast(name: str) -> None:
         name: of the op, defined before.
     """
     op = getattr(torch.ops.secateur, name).default
+    names = [argument.name for argument in op._schema.arguments]
+    late = [names.index(name) for name in _READ_LATE]
     for device, key in _KEYS.items():
-        LIBRARY.impl(name, partial(_cast_and_call, op, device), key)
+        LIBRARY.impl(name, partial(_cast_and_call, op, device, late), key)
 
 
-def _cast_and_call(op: Any, device: str, *arguments: Any) -> Any:
+def _cast_and_call(op: Any, device: str, late: Collection[int], *arguments: Any) -> Any:
     asked = torch.get_autocast_dtype(device)
     # The one dtype among an op's arguments is that of its packed weight.
     inner = next((value for value in arguments if isinstance(value, torch.dtype)), asked)
@@ -36,8 +41,9 @@ def _cast_and_call(op: Any, device: str, *arguments: Any) -> Any:
         if arguments[0].dtype == torch.float64:
             return op(*arguments)
         cast = [_cast(value, inner) for value in arguments]
-        # Factors that are cast are the work of a kernel in front: none to overlap with.
-        made = any(new is not old for new, old in zip(cast[1:], arguments[1:], strict=True))
+        # Weights that are cast are the work of a kernel in front: none to overlap with.
+        pairs = enumerate(zip(cast, arguments, strict=True))
+        made = any(new is not old for place, (new, old) in pairs if place not in late)
         with dependent_launch(False) if made else nullcontext():
             return op(*cast).to(asked)
 

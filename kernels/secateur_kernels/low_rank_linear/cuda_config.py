@@ -325,7 +325,10 @@ def _up_shared(shape: LowRankShape, row_tiles: int, warps: int, stages: int) -> 
 
 
 def _most_up_shared(shape: LowRankShape, row_tiles: int, warps: int, stages: int) -> int:
-    """With gate and up rows as well, for which one row tile becomes two, with twice the sums."""
+    """With gate and up rows as well, for which one row tile becomes two, with twice the sums.
+
+    A config serves calls with and without them: whether there are any is not its business.
+    """
     alone = _up_shared(shape, row_tiles, warps, stages)
     return max(alone, _up_shared(shape, 2, warps, max(1, row_tiles * stages // 2)))
 

@@ -75,6 +75,24 @@ def test_off_where_autocast_has_cast_the_factors(
     assert seen == [wanted]
 
 
+def test_on_where_autocast_has_cast_what_is_read_late(
+    capturing: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel waits before it reads a bias or a residual."""
+    capturing.append(True)
+    seen: list[bool] = []
+
+    def multiply(choice: Any, x: Tensor, *arguments: Any) -> Tensor:
+        seen.append(wants_dependent_launch(CPU))
+        return x
+
+    monkeypatch.setattr(low_rank_op, "launch", multiply)
+    factors = LowRank(*(torch.zeros(16, 16, dtype=torch.bfloat16) for _ in range(2)), (16,))
+    with torch.autocast("cpu", torch.bfloat16):
+        low_rank_op.low_rank_linear(torch.zeros(1, 16), factors, bias=torch.zeros(16))
+    assert seen == [True]
+
+
 def test_other_threads_are_not_forced(capturing: list[bool]) -> None:
     seen: list[bool] = []
     with dependent_launch(True):
