@@ -28,7 +28,7 @@ from secateur.errors import SecateurError, VerificationError
 from secateur.serve import start, vllm
 from secateur.serve.requests import SamplingDefaults
 from secateur.serve.server import allow_many_connections, reserve, run_server
-from secateur.serve.start import choose_backend, require_verified
+from secateur.serve.start import ServeOptions, choose_backend, make_service, require_verified
 from secateur.serve.vllm import VllmOptions, run_vllm, vllm_arguments
 
 APP = typer.Typer()
@@ -314,6 +314,22 @@ def test_a_key_may_come_by_the_environment(
     assert expected not in vllm_arguments(one)
     with pytest.raises(SecateurError, match="expected --api-key of ASCII characters"):
         CliRunner().invoke(APP, ["m", "--api-key", "schlüssel"], catch_exceptions=False)
+
+
+@pytest.mark.parametrize("chunk", [None, 24])
+def test_prompts_are_computed_in_chunks_as_asked(compressed: Path, chunk: int | None) -> None:
+    options = ServeOptions(model="m", served_name="m", prefill_chunk=chunk, max_batch_size=1)
+    service, _ = make_service(options, compressed / "dense")
+    assert service.worker.engine._prefill_chunk == (2048 if chunk is None else chunk)
+
+
+def test_a_limit_that_cannot_be_raised_is_no_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise ValueError("current limit exceeds maximum limit")
+
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (512, 1024))
+    monkeypatch.setattr(resource, "setrlimit", refuse)
+    allow_many_connections()
 
 
 def test_as_many_connections_are_taken_as_the_system_allows() -> None:

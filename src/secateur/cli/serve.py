@@ -41,8 +41,8 @@ def serve_command(
     prefill_chunk: Annotated[
         int | None,
         typer.Option(
-            help="Tokens of prompts computed at once, for which answers under way wait. Default: "
-            "2048 in the engine; vLLM has its own."
+            help="Tokens of prompts computed at once, for which answers under way wait; in vLLM "
+            "all tokens of a step. Default: 2048 in the engine; vLLM has its own."
         ),
     ] = None,
     max_waiting: Annotated[

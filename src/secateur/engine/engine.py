@@ -30,6 +30,7 @@ from secateur.models.device import input_embedding
 Prompt = str | SequenceOf[int]
 """Text, which the tokenizer turns into tokens, or token ids as they are."""
 
+PREFILL_CHUNK = 2048
 # The cache's length is a multiple of this: of a block of flex attention, which suits kernels with
 # masks as well.
 _GRANULE = 128
@@ -57,7 +58,7 @@ class Engine:
         max_length: int | None = None,
         device: torch.device | str | None = None,
         compile: bool | None = None,
-        prefill_chunk: int = 2048,
+        prefill_chunk: int = PREFILL_CHUNK,
         cuda_graphs: bool | None = None,
         attention: str = "sdpa",
     ) -> None:

@@ -6,7 +6,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 from secateur.errors import SecateurError
@@ -103,11 +103,12 @@ def run_server(
 
 
 def allow_many_connections() -> None:
-    """Raise the limit of open files, of which each connection is one, as far as it may go."""
+    """Raise the limit of open files, of which each connection is one; where it may be raised."""
     limit, highest = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = _OPEN_FILES if highest == resource.RLIM_INFINITY else min(_OPEN_FILES, highest)
     if limit != resource.RLIM_INFINITY and limit < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, highest))
+        with suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, highest))
 
 
 def _uvicorn() -> Any:

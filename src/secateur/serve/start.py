@@ -9,6 +9,7 @@ from secateur.checkpoint.load import load_with_tokenizer, resolve_folder
 from secateur.checkpoint.manifest import MANIFEST_FILE
 from secateur.checkpoint.verify import verify_checkpoint
 from secateur.engine import Engine, GenerationOptions
+from secateur.engine.engine import PREFILL_CHUNK
 from secateur.errors import SecateurError, VerificationError
 from secateur.models.device import slow_products_note
 from secateur.report.record import REPORT_FILE
@@ -22,7 +23,6 @@ Backend = Literal["vllm", "engine"]
 BACKENDS = ("auto", "vllm", "engine")
 
 _ROWS = 16
-_PREFILL_CHUNK = 2048
 # Every way in which a request may have its tokens chosen.
 _KINDS = tuple(
     GenerationOptions(temperature=temperature, top_p=top_p, logprobs=logprobs)
@@ -66,7 +66,7 @@ class ServeOptions:
     """None: 16 in the engine, and what vLLM thinks best there."""
     max_length: int | None = None
     prefill_chunk: int | None = None
-    """None: 2048 in the engine, and what vLLM thinks best there."""
+    """None: what the engine or vLLM thinks best."""
     max_waiting: int = 1024
     api_key: str | None = None
     """What requests must show; None: nothing."""
@@ -145,7 +145,7 @@ def make_service(options: ServeOptions, folder: Path) -> tuple[Service, list[str
         loaded.tokenizer,
         max_batch_size=rows,
         max_length=options.max_length,
-        prefill_chunk=options.prefill_chunk or _PREFILL_CHUNK,
+        prefill_chunk=options.prefill_chunk or PREFILL_CHUNK,
     )
     engine.warm_up(options=_KINDS)
     worker = EngineWorker(engine, options.max_waiting)
