@@ -48,7 +48,7 @@ def shutting_down() -> RequestFault:
 def too_long(limit: int, but: str, param: str) -> RequestFault:
     """There is no room for a prompt with its answer.
 
-    Agents and proxies know by these very words that a conversation has to be shortened.
+    Clients and proxies know by these very words that a conversation has to be shortened.
 
     Args:
         limit: tokens that there is room for.

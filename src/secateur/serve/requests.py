@@ -278,20 +278,24 @@ def _usage_wanted(body: Mapping[str, Any]) -> dict[str, bool]:
 
 def _ignore_eos(body: Mapping[str, Any], most: int | None) -> bool:
     ignores = flag(body, "ignore_eos")
-    fewest = whole(body, "min_tokens", 0, 2**31)
-    # Whoever ignores ends, and names none, gets all the tokens there may be.
-    if fewest and (not ignores or body.get("stop") or body.get("stop_token_ids")):
+    if fewest := whole(body, "min_tokens", 0, 2**31):
+        _check_fewest(body, fewest, most, ignores)
+    return ignores
+
+
+def _check_fewest(body: Mapping[str, Any], fewest: int, most: int | None, ignores: bool) -> None:
+    """Whoever ignores ends, and names none, gets all the tokens there may be."""
+    if not ignores or body.get("stop") or body.get("stop_token_ids"):
         raise RequestFault(
             "min_tokens is supported only with ignore_eos: true and without stop and "
             "stop_token_ids",
             param="min_tokens",
         )
-    if fewest and fewest > (most or 0):
+    if fewest > (most or 0):
         raise RequestFault(
             f"min_tokens: expected max_tokens of as many with it, {fewest}, got {most}",
             param="min_tokens",
         )
-    return ignores
 
 
 def _stop_token_ids(body: Mapping[str, Any]) -> tuple[int, ...]:
