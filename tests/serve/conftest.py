@@ -1,5 +1,6 @@
 """Lets the tests of this folder import what they share (`served`) by name, and one server."""
 
+import resource
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def server(folder: Path) -> Iterator[Server]:
-    server = Server(folder, "--max-batch-size", "8", "--prefill-chunk", "24")
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (512, before[1]))
+    try:
+        server = Server(folder, "--max-batch-size", "8", "--prefill-chunk", "24")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
     yield server
     server.stop()

@@ -254,6 +254,11 @@ def test_without_a_limit_a_conversation_may_fill_the_context(server: Server) -> 
     assert reason == "stop" or used == LENGTH
 
 
+def chat(**template_arguments: Any) -> dict[str, Any]:
+    said = {"model": NAME, "messages": [{"role": "u", "content": "a"}]}
+    return {**said, "chat_template_kwargs": template_arguments}
+
+
 BAD: dict[str, tuple[str, Any, int, str]] = {
     "no JSON": ("/v1/completions", b"{", 400, "not valid JSON"),
     "no UTF-8": ("/v1/completions", b'{"model": "\xff"}', 400, "not valid JSON"),
@@ -272,41 +277,25 @@ BAD: dict[str, tuple[str, Any, int, str]] = {
     ),
     "replaced template": (
         "/v1/chat/completions",
-        {
-            "model": NAME,
-            "messages": [{"role": "u", "content": "a"}],
-            "chat_template_kwargs": {"chat_template": "x"},
-        },
+        chat(chat_template="x"),
         400,
         "expected variables of the chat template, got chat_template",
     ),
     "half a character": (
         "/v1/chat/completions",
-        {
-            "model": NAME,
-            "messages": [{"role": "u", "content": "a"}],
-            "chat_template_kwargs": {"note": "\ud800"},
-        },
+        chat(note="\ud800"),
         400,
         "expected valid unicode",
     ),
     "half a character told": (
         "/v1/chat/completions",
-        {
-            "model": NAME,
-            "messages": [{"role": "u", "content": "a"}],
-            "chat_template_kwargs": {"wrong": "\ud800"},
-        },
+        chat(wrong="\ud800"),
         400,
         "the chat template refuses these messages: not \\ud800",
     ),
     "not the template's": (
         "/v1/chat/completions",
-        {
-            "model": NAME,
-            "messages": [{"role": "u", "content": "a"}],
-            "chat_template_kwargs": {"conversations": []},
-        },
+        chat(conversations=[]),
         400,
         "expected variables of the chat template, got conversations",
     ),
@@ -359,6 +348,13 @@ def test_a_connection_that_a_client_may_use_again_stays_open(server: Server) -> 
     with pytest.raises(TimeoutError):
         connection.sock.recv(1)
     connection.close()
+
+
+def test_more_connections_are_taken_than_shells_allow(server: Server) -> None:
+    """The fixture starts it with room for a few hundred."""
+    limits = Path(f"/proc/{server.process.pid}/limits").read_text().splitlines()
+    soft, hard = next(line.split()[3:5] for line in limits if line.startswith("Max open files"))
+    assert soft == str(min(65536, int(hard)))
 
 
 def test_facts_are_there_to_be_asked_for(server: Server) -> None:

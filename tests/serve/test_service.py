@@ -4,7 +4,9 @@ import asyncio
 import json
 import math
 import threading
+import time
 from collections.abc import Awaitable, Callable, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +14,7 @@ from served import tokenizer
 
 from secateur.engine import GenerationOptions, Piece, Result, ScoredToken, Timing
 from secateur.errors import SecateurError
+from secateur.serve import service as service_module
 from secateur.serve.app import build_app
 from secateur.serve.bodies import TokenLogprob
 from secateur.serve.faults import RequestFault
@@ -118,6 +121,25 @@ def test_texts_of_several_prompts_stay_apart() -> None:
         # The first token of each is timed by itself, the other two from token to token.
         assert counted(service, "time_to_first_token_seconds_count") == 2
         assert counted(service, "inter_token_seconds_count") == 4
+
+    serve(test)
+
+
+def test_a_slow_reader_makes_no_token_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    clock = SimpleNamespace(perf_counter=lambda: now[0], time=time.time)
+    monkeypatch.setattr(service_module, "time", clock)
+
+    async def test(service: Service, engine: Scripted) -> None:
+        answer = await service.begin(wanted())
+        engine.open.set()
+        while answer._updates.qsize() < 3:
+            await asyncio.sleep(0.01)
+        now[0] = 10.0
+        await answer.choices()
+        assert counted(service, "time_to_first_token_seconds_sum") == 0.0
+        assert counted(service, "inter_token_seconds_sum") == 0.0
+        assert counted(service, "inter_token_seconds_count") == 2
 
     serve(test)
 

@@ -57,9 +57,21 @@ def test_forced_either_way_and_back(capturing: list[bool]) -> None:
         assert wants_dependent_launch(CPU) == captured
 
 
-@pytest.mark.parametrize(("factor", "wanted"), [(torch.bfloat16, True), (torch.float32, False)])
+@pytest.mark.parametrize(
+    ("factor", "bias", "wanted"),
+    [
+        (torch.bfloat16, None, True),
+        (torch.float32, None, False),
+        # The kernel waits before it reads a bias.
+        (torch.bfloat16, torch.float32, True),
+    ],
+)
 def test_off_where_autocast_has_cast_the_factors(
-    factor: torch.dtype, wanted: bool, capturing: list[bool], monkeypatch: pytest.MonkeyPatch
+    factor: torch.dtype,
+    bias: torch.dtype | None,
+    wanted: bool,
+    capturing: list[bool],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     capturing.append(True)
     seen: list[bool] = []
@@ -69,28 +81,11 @@ def test_off_where_autocast_has_cast_the_factors(
         return x
 
     monkeypatch.setattr(low_rank_op, "launch", multiply)
-    down, up = torch.zeros(16, 16, dtype=factor), torch.zeros(16, 16, dtype=factor)
+    factors = LowRank(*(torch.zeros(16, 16, dtype=factor) for _ in range(2)), (16,))
+    added = None if bias is None else torch.zeros(16, dtype=bias)
     with torch.autocast("cpu", torch.bfloat16):
-        low_rank_op.low_rank_linear(torch.zeros(1, 16), LowRank(down, up, (16,)))
+        low_rank_op.low_rank_linear(torch.zeros(1, 16), factors, bias=added)
     assert seen == [wanted]
-
-
-def test_on_where_autocast_has_cast_what_is_read_late(
-    capturing: list[bool], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The kernel waits before it reads a bias or a residual."""
-    capturing.append(True)
-    seen: list[bool] = []
-
-    def multiply(choice: Any, x: Tensor, *arguments: Any) -> Tensor:
-        seen.append(wants_dependent_launch(CPU))
-        return x
-
-    monkeypatch.setattr(low_rank_op, "launch", multiply)
-    factors = LowRank(*(torch.zeros(16, 16, dtype=torch.bfloat16) for _ in range(2)), (16,))
-    with torch.autocast("cpu", torch.bfloat16):
-        low_rank_op.low_rank_linear(torch.zeros(1, 16), factors, bias=torch.zeros(16))
-    assert seen == [True]
 
 
 def test_other_threads_are_not_forced(capturing: list[bool]) -> None:
