@@ -148,7 +148,7 @@ ONLY_IN = {
     | {"throughput/random_model.py"}
     | {f"streaming/{name}.py" for name in ("skeleton", "source", "shards")}
     | {f"training/{name}.py" for name in ("trainer", "callbacks", "checkpoints", "run")}
-    | {"engine/attention.py", "engine/slot_cache.py"},
+    | {"engine/attention.py", "engine/slot_cache.py", "depth/rebuild.py"},
     "peft": {"training/adapters.py"},
     "huggingface_hub": {"checkpoint/load.py"},
     "datasets": {"texts/dataset_rows.py"},

@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import nn
+from transformers.initialization import no_init_weights
 
 from secateur.errors import SecateurError
 from secateur.models.blocks import INDEX_NAMES, BlockList
@@ -76,8 +77,8 @@ def attributes_to_adopt(
 def _built(model: nn.Module, config: Any) -> nn.Module:
     try:
         reloaded = type(config).from_dict(config.to_dict())
-        # Building draws random weights even where none are stored.
-        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        # A model's own code may draw random weights even where none are stored.
+        with torch.random.fork_rng(devices=[]), torch.device("meta"), no_init_weights():
             built = type(model)(reloaded)
     except Exception as error:  # whatever the model's code raises, a reload would raise it too
         raise SecateurError(

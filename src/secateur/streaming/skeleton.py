@@ -11,6 +11,7 @@ from accelerate import init_empty_weights
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.core_model_loading import build_glob_alternation
+from transformers.initialization import no_init_weights
 
 from secateur.checkpoint.files import check_model_folder
 from secateur.checkpoint.load import DTYPES, load_tokenizer, resolve_folder
@@ -66,17 +67,27 @@ def build_skeleton(
 
 
 def _without_weights(config: Any, dtype: torch.dtype) -> Any:
-    # Buffers such as rotary frequencies are computed, not loaded: they are made for real.
-    with init_empty_weights(include_buffers=False):
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
-        if dtype == torch.float32:
-            return model
-        # On loading, transformers computes them in fp32, whatever the dtype of the weights; GPT-J
-        # here does not. A configuration takes over the dtype that it is given.
-        exact = AutoModelForCausalLM.from_config(deepcopy(config), dtype=torch.float32)
+    model = _built(config, dtype)
+    if dtype == torch.float32:
+        return model
+    # On loading, transformers computes buffers in fp32, whatever the dtype of the weights; GPT-J
+    # here does not. A configuration takes over the dtype that it is given.
+    exact = _built(deepcopy(config), torch.float32)
     values = dict(exact.named_buffers())
     for name, buffer in model.named_buffers():
         buffer.copy_(values[name])
+    return model
+
+
+def _built(config: Any, dtype: torch.dtype) -> Any:
+    # Buffers such as rotary frequencies are computed, not loaded: they are made for real.
+    with init_empty_weights(include_buffers=False), no_init_weights():
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    # Weights need no values, and to draw them takes most of the time; some buffers get theirs so.
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        for module in model.modules():
+            if any(True for _ in module.buffers(recurse=False)):
+                model._init_weights(module)
     return model
 
 
