@@ -1,6 +1,5 @@
 """Lets the tests of this folder import what they share (`served`) by name, and one server."""
 
-import resource
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,11 +20,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def server(folder: Path) -> Iterator[Server]:
-    before = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (512, before[1]))
-    try:
-        server = Server(folder, "--max-batch-size", "8", "--prefill-chunk", "24")
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    server = Server(folder, "--max-batch-size", "8", "--prefill-chunk", "24")
     yield server
     server.stop()

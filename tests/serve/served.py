@@ -4,17 +4,27 @@ import http.client
 import json
 import os
 import signal
-import subprocess
-import sys
+import time
 from pathlib import Path
+from subprocess import CompletedProcess
 from typing import Any
 
 from families import model_from
+from forked import fork_python
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, PreTrainedTokenizerFast
 
 NAME = "tiny"
 LENGTH = 96
+FEW_FILES = 512
+"""What the server may have open when it starts: less than it needs for its default limits."""
+_PROGRAM = f"""
+import resource, runpy, sys
+_, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, ({FEW_FILES}, most))
+sys.argv[0] = "secateur"
+runpy.run_module("secateur", run_name="__main__")
+"""
 _TEMPLATE = (
     "{% for m in messages %}{% if m.role == 'tool' %}{{ raise_exception('no tools') }}{% endif %}"
     "<{{ m.role }}>{{ m.content }}{% endfor %}{{ note }}"
@@ -55,27 +65,23 @@ def write_model(folder: Path) -> None:
 
 
 class Server:
-    """`secateur serve` in a process of its own, on a port that was free."""
+    """`secateur serve` in a process of its own, on a port that was free, with few open files."""
 
     def __init__(self, folder: Path, *arguments: str) -> None:
-        command = [sys.executable, "-m", "secateur", "serve", str(folder), "--port", "0"]
-        own = ("--served-name", NAME, "--backend", "engine", *arguments)
-        self.process = subprocess.Popen(
-            [*command, *own],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
-        self.said: list[str] = []
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            self.said.append(line.strip())
-            if line.startswith("listening on http://"):
-                self.address = line.strip().rpartition("/")[2]
-                return
-        assert self.process.stderr is not None
-        raise AssertionError(self.process.stderr.read())
+        command = ("serve", str(folder), "--port", "0", "--served-name", NAME)
+        self.program = fork_python("-c", _PROGRAM, *command, "--backend", "engine", *arguments)
+        self.process = self.program.process
+        deadline = time.monotonic() + 120
+        # Up to the last line that is whole.
+        while "listening on http://" not in (said := self._said().rpartition("\n")[0]):
+            if self.process.exitcode is not None or time.monotonic() > deadline:
+                raise AssertionError(self.program.wait(0).stderr)
+            time.sleep(0.05)
+        self.said = said.splitlines()
+        self.address = self.said[-1].rpartition("/")[2]
+
+    def _said(self) -> str:
+        return self.program.stdout.read_text()
 
     def connect(self) -> http.client.HTTPConnection:
         return http.client.HTTPConnection(self.address, timeout=60)
@@ -101,15 +107,19 @@ class Server:
         lines = self.ask("GET", "/metrics")[1].splitlines()
         return float(next((x.split()[-1] for x in lines if x.startswith(f"{name} ")), 0.0))
 
+    def send_signal(self, number: signal.Signals) -> None:
+        """Of a server that still runs."""
+        assert self.process.pid is not None
+        os.kill(self.process.pid, number)
+
+    def ended(self) -> "CompletedProcess[str]":
+        """Wait for its end."""
+        return self.program.wait(60)
+
     def stop(self) -> int:
         """Terminate, and wait for the exit code."""
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
-        code = self.process.wait(60)
-        for pipe in (self.process.stdout, self.process.stderr):
-            assert pipe is not None
-            pipe.close()
-        return code
+        self.send_signal(signal.SIGTERM)
+        return self.ended().returncode
 
 
 def events(text: str) -> list[Any]:
