@@ -1,5 +1,5 @@
 """One of several processes that prune a model together: started by test_processes_that_prune.py
-through torchrun, or called for one process alone.
+as torchrun starts them, or called for one process alone.
 """
 
 import json

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 from families import tiny_model
+from forked import run_together
 from prune_worker import prune, samples
-from thoroughness import most_telling
+from thoroughness import is_thorough, most_telling
 
 TESTS = Path(__file__).parent
 CASES = most_telling(
@@ -27,16 +28,25 @@ CASES = most_telling(
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Everything that two processes made."""
     path = tmp_path_factory.mktemp("processes")
+    arguments = (str(TESTS / "prune_worker.py"), str(path), *CASES, "llama:best")
+    if is_thorough():
+        started_by_torchrun(arguments)
+    else:
+        run_together(2, *arguments)
+    return path
+
+
+def started_by_torchrun(arguments: tuple[str, ...]) -> None:
+    """As a user starts them; what is forked need not import everything three times."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     done = subprocess.run(
-        [*command, str(TESTS / "prune_worker.py"), str(path), *CASES, "llama:best"],
+        [*command, *arguments],
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS)},
         capture_output=True,
         text=True,
         timeout=240,
     )
     assert done.returncode == 0, done.stderr[-4000:]
-    return path
 
 
 def made(folder: Path, case: str, rank: int) -> tuple[dict[str, torch.Tensor], dict[str, object]]:
