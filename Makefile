@@ -1,6 +1,6 @@
 # make demo    compress the bundled model in every way and compare (up to twenty minutes on two slow cores)
 # make test    the default test suite (no GPU, no network needed by the tests themselves)
-# make test-compiled   the tests that compile first: kernels emulated, for GPUs, and the stand-in GPU
+# make test-compiled   the tests that compile first: kernels (emulated, for GPUs), whole models
 # All set up .venv by themselves; a second run uses it as it is.
 
 PYTHON ?= python3

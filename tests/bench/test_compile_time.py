@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 from bench.compile_time import Form, Way, main, seconds_to_compile
 
+pytestmark = pytest.mark.compiled
+
 
 @pytest.mark.parametrize(
     ("form", "way", "programs"),

@@ -168,9 +168,9 @@ def same_when_compiled(model: PreTrainedModel, flex: bool = False) -> None:
     assert [result.token_ids for result in results] == [one.token_ids for one in expected]
 
 
+@pytest.mark.compiled
 @pytest.mark.parametrize(
-    "family",
-    most_telling(list(FAMILIES), ["gemma3", "gptj", "opt", "mixtral"]),
+    "family", most_telling(list(FAMILIES), ["gemma3", "gptj", "opt", "mixtral"])
 )
 def test_parts_are_one_graph_each_that_writes_in_place(
     family: str, monkeypatch: pytest.MonkeyPatch
@@ -181,7 +181,7 @@ def test_parts_are_one_graph_each_that_writes_in_place(
     same_when_compiled(tiny_model(family, num_blocks=7 if family == "gemma3" else 2))
 
 
-@pytest.mark.slow
+@pytest.mark.compiled
 def test_compressed_layers_are_in_their_blocks_graphs(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -201,7 +201,7 @@ def test_accelerated_models_give_the_same_tokens() -> None:
     assert [result.token_ids for result in results] == [one.token_ids for one in expected]
 
 
-@pytest.mark.slow
+@pytest.mark.compiled
 def test_accelerated_layers_are_in_their_blocks_graphs(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -212,7 +212,7 @@ def test_accelerated_layers_are_in_their_blocks_graphs(
     same_when_compiled(model)
 
 
-@pytest.mark.slow
+@pytest.mark.compiled
 def test_flex_attention_is_in_the_blocks_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(COMPILER, "aot_eager")
     torch.compiler.reset()

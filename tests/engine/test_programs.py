@@ -18,12 +18,13 @@ from secateur.modules import LowRankLinear, SparseLowRankLinear
 from secateur.modules.removed_sublayer import RemovedSublayer
 from secateur_kernels import Canonical24, LowRank
 
+pytestmark = pytest.mark.compiled
+
 COMPILER = "secateur.engine.fused_residuals.COMPILER"
 PARTS = 3
 """Block, rotary positions, last norm."""
 
 
-@pytest.mark.slow
 def test_all_lengths_batches_and_blocks_share_programs(monkeypatch: pytest.MonkeyPatch) -> None:
     programs: list[torch.fx.GraphModule] = []
 
@@ -74,7 +75,6 @@ def test_blocks_of_another_kind_have_a_program_of_their_own(
     assert len(programs) == PARTS + 1
 
 
-@pytest.mark.slow
 def test_blocks_that_share_keys_and_values_are_programs_for_all_lengths_and_batches(
     programs: list[torch.fx.GraphModule], monkeypatch: pytest.MonkeyPatch
 ) -> None:

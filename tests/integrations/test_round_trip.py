@@ -241,6 +241,7 @@ def test_generation_is_that_of_the_model_in_memory(tmp_path: Path) -> None:
     assert torch.equal(model.generate(IDS, **options), again.generate(IDS, **options))
 
 
+@pytest.mark.compiled
 def test_a_whole_model_compiles(tmp_path: Path) -> None:
     model = loaded(saved(compressed("llama", "mixed"), tmp_path))
     quantizer: Any = model.hf_quantizer

@@ -267,6 +267,7 @@ def test_without_fusing() -> None:
     assert len(compressed_modules(model)) == len(done.rows) == 14
 
 
+@pytest.mark.compiled
 @pytest.mark.parametrize("kind", ["pruned", "low_rank"])
 def test_a_whole_model_compiles(kind: str) -> None:
     """One graph, also the second time: nothing is kept from one call to the next."""

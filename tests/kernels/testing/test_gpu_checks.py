@@ -151,6 +151,7 @@ def test_gradients(activation: str) -> None:
     check_factor_gradients(factors, 5, activation)
 
 
+@pytest.mark.compiled
 @EVERY_SIZE
 def test_compiled_graphs(size: Size) -> None:
     layer = random_layer(size, BF16, CPU)
