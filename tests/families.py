@@ -119,6 +119,9 @@ FAMILIES: dict[str, Callable[[int], PreTrainedConfig]] = {
 `qwen3_moe` has experts in every second block; `qwen3_moe_listed` in every block but block 1. Every
 sixth block of `gemma3` sees everything, the others a sliding window."""
 
+MOST_DIFFERENT = ("llama", "gemma3", "phi3", "gpt2", "opt", "gptj", "mixtral", "qwen3_moe_listed")
+"""What takes long is tried with these by default, with all of them thoroughly."""
+
 TURNED_EXPERTS: dict[str, Callable[[int], PreTrainedConfig]] = {
     "llama4": _llama_like(
         Llama4TextConfig,

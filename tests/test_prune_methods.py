@@ -12,6 +12,7 @@ import pytest
 import torch
 from families import VOCAB_SIZE, tiny_model
 from rich.console import Console
+from thoroughness import most_telling
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
@@ -124,7 +125,7 @@ def test_every_group_keeps_two(method: str, family: str) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("method", ["wanda++", "best-2:4"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", most_telling(FAMILIES, ("llama", "mixtral")))
 def test_tuning_lowers_the_error_of_blocks(family: str, method: str, dtype: torch.dtype) -> None:
     model, record, _ = compressed(method, family, dtype, reconstruct={**QUICK, "rounds": 3})
     before = [block.error_before_tuning for block in record.blocks]

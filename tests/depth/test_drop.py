@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 import torch
-from families import FAMILIES, model_from, tiny_model
+from families import FAMILIES, MOST_DIFFERENT, model_from, tiny_model
+from thoroughness import most_telling
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
@@ -149,7 +150,7 @@ def test_dropped_model_equals_one_made_by_hand(family: str, dropped: tuple[int, 
 
 
 @pytest.mark.parametrize("dropped", DROPS)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", most_telling(list(FAMILIES), MOST_DIFFERENT))
 def test_reloaded_model_is_the_same(family: str, dropped: tuple[int, ...], tmp_path: Path) -> None:
     model = tiny_model(family, NUM_BLOCKS)
     before = logits(model)

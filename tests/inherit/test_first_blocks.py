@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from families import FAMILIES, VOCAB_SIZE, model_from, tiny_model
+from families import FAMILIES, MOST_DIFFERENT, VOCAB_SIZE, model_from, tiny_model
 from small_trainings import same_values, values_of
+from thoroughness import most_telling
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GPT2Config, PreTrainedModel
 
@@ -48,7 +49,7 @@ def built_with(family: str, model: PreTrainedModel, count: int) -> PreTrainedMod
     return other
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", most_telling(list(FAMILIES), MOST_DIFFERENT))
 def test_first_blocks_of_every_family(family: str) -> None:
     model = tiny_model(family, NUM_BLOCKS)
     config, everything = copy.deepcopy(vars(model.config)), values_of(model)

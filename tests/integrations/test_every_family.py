@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from families import FAMILIES, tiny_model
+from families import FAMILIES, MOST_DIFFERENT, tiny_model
 from integrations.compact_models import (
     assert_same,
     compressed,
@@ -19,6 +19,7 @@ from integrations.compact_models import (
     stored_config,
 )
 from integrations.test_round_trip import ROUND_TRIPS
+from thoroughness import most_telling
 from transformers import PreTrainedModel
 
 from secateur.compress import compress_with_report
@@ -79,7 +80,7 @@ def compress_layers(model: PreTrainedModel) -> None:
 
 
 @pytest.mark.parametrize("layers", ["dense", "compressed"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", most_telling(list(FAMILIES), MOST_DIFFERENT))
 def test_dropped_blocks(family: str, layers: str, tmp_path: Path) -> None:
     model = dropped(family, blocks=[1])
     assert len(find_blocks(model).modules) == 2
@@ -93,7 +94,7 @@ def test_dropped_blocks(family: str, layers: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("part", ["attention", "mlp"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", most_telling(list(FAMILIES), MOST_DIFFERENT))
 def test_removed_parts_beside_layers_of_all_kinds(family: str, part: str, tmp_path: Path) -> None:
     model = in_dtype(tiny_model(family, 3), BF16)
     stage = {"stage": "drop_blocks", "granularity": part, "blocks": [1]}

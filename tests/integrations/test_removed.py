@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from families import FAMILIES, tiny_model
+from families import FAMILIES, MOST_DIFFERENT, tiny_model
 from integrations.compact_models import (
     IDS,
     assert_same,
@@ -17,6 +17,7 @@ from integrations.compact_models import (
     spoil,
     stored_config,
 )
+from thoroughness import most_telling
 from torch import Tensor
 from transformers import AutoModel, PreTrainedModel
 
@@ -52,7 +53,7 @@ def continued(model: PreTrainedModel) -> list[list[int]]:
 
 
 @pytest.mark.parametrize("part", ["attention", "mlp"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", most_telling(list(FAMILIES), MOST_DIFFERENT))
 def test_reloads_bit_for_bit_and_generates_the_same(family: str, part: str, tmp_path: Path) -> None:
     model = without(family, part)
     again = loaded(saved(model, tmp_path))

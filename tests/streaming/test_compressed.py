@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from families import FAMILIES, TURNED_EXPERTS, tiny_model
+from families import FAMILIES, MOST_DIFFERENT, TURNED_EXPERTS, tiny_model
 from streaming_jobs import factors, recipe_of, samples, save, stream
 from streaming_same import require_same
+from thoroughness import most_telling
 
 from secateur.compress import compress
 
@@ -28,7 +29,7 @@ FACTORED: dict[str, dict[str, Any]] = {
 NEEDS_NO_TOKENS = ("by weights", "with a sketch", "laser")
 
 
-@pytest.mark.parametrize("name", [*FAMILIES, *TURNED_EXPERTS])
+@pytest.mark.parametrize("name", [*most_telling(list(FAMILIES), MOST_DIFFERENT), *TURNED_EXPERTS])
 def test_every_family_as_24(tmp_path: Path, name: str) -> None:
     folder = save(tiny_model(name, 3).bfloat16(), tmp_path / "in", "20KB")
     recipe = recipe_of(method="wanda")
@@ -83,7 +84,7 @@ def test_no_matrix_gets_factors(tmp_path: Path, is_24: bool) -> None:
     assert "import secateur" not in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", most_telling(list(FAMILIES), MOST_DIFFERENT))
 def test_every_family_as_factors(tmp_path: Path, name: str) -> None:
     folder = save(tiny_model(name, 3), tmp_path / "in", "20KB")
     # Fused experts cannot become layers.

@@ -13,7 +13,7 @@ import torch
 from families import tiny_model
 from safetensors.torch import save_file
 from streaming_jobs import CHAIN, STAGE, factors, recipe_of, samples, save, stream, weight_bytes
-from thoroughness import is_thorough
+from thoroughness import most_telling
 from transformers.models.llama.modeling_llama import LlamaMLP
 
 from secateur.calibration.inputs import BlockInputs
@@ -38,8 +38,13 @@ METHODS: dict[str, dict[str, Any]] = {
     "factors by weights": factors(method="svd", budget=0.1),
     "beside 2:4": factors(method="sparse-plus-low-rank", rank=16, rounds=2),
 }
-IN_BOTH_FORMS = METHODS if is_thorough() else ("magnitude", "wanda++", "factors")
-FORMS = [("compact", name) for name in METHODS] + [("auto", name) for name in IN_BOTH_FORMS]
+FORMS = most_telling(
+    [(form, name) for form in ("compact", "auto") for name in METHODS],
+    [
+        *(("compact", name) for name in ("magnitude", "best-2:4", "a budget", "beside 2:4")),
+        *(("auto", name) for name in ("wanda++", "undone", "factors by weights")),
+    ],
+)
 FULL = OSError(errno.ENOSPC, "No space left on device")
 
 
@@ -366,8 +371,14 @@ def test_blocks_written_beside_the_work(
     assert weight_bytes(tmp_path / "out") == expected
 
 
-@pytest.mark.parametrize("beside", [False, True], ids=["", "written beside the work"])
-@pytest.mark.parametrize("name", FULL_DISKS)
+@pytest.mark.parametrize(
+    ("name", "beside"),
+    most_telling(
+        [(name, beside) for name in FULL_DISKS for beside in (False, True)],
+        # Only of what blocks are written as does it matter who writes.
+        [*((name, False) for name in FULL_DISKS), ("a block", True), ("an entry", True)],
+    ),
+)
 def test_a_full_disk(
     folder: Path,
     expected: dict[str, bytes],

@@ -8,6 +8,7 @@ import pytest
 from families import tiny_model
 from forked import run_python
 from streaming_jobs import NUM_BLOCKS, save, weight_bytes
+from thoroughness import examples
 
 from secateur.checkpoint.manifest import manifest_faults
 from secateur.report.record import load_report
@@ -15,7 +16,7 @@ from secateur.report.record import load_report
 TESTS = Path(__file__).parent.parent
 
 
-KILLS = {"moments": 20, "steps": 8, "factors": 8}
+KILLS = {"moments": examples(20), "steps": examples(8), "factors": examples(8)}
 
 
 @pytest.fixture(scope="module")

@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from families import FAMILIES, TURNED_EXPERTS, model_from, tiny_model
+from families import FAMILIES, MOST_DIFFERENT, TURNED_EXPERTS, model_from, tiny_model
 from safetensors.torch import load_file, save_file
 from streaming_jobs import edit_weights, recipe_of, samples, save
 from streaming_same import require_same
+from thoroughness import most_telling
 from transformers import AutoModelForCausalLM, DeepseekV3Config, GenerationConfig, LlamaConfig
 
 QUICK = {"rounds": 1, "samples_per_round": 3}
@@ -24,7 +25,11 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", [*FAMILIES, *TURNED_EXPERTS])
+# The others are streamed as 2:4 layers.
+OTHERS = [name for name in FAMILIES if name not in MOST_DIFFERENT]
+
+
+@pytest.mark.parametrize("name", most_telling([*FAMILIES, *TURNED_EXPERTS], ["llama", *OTHERS]))
 def test_every_family(tmp_path: Path, name: str) -> None:
     # In shards that split blocks; the other tests read single files.
     folder = save(tiny_model(name, 3), tmp_path / "in", "20KB")
