@@ -72,7 +72,7 @@ def test_seeds_matter(engine: Engine) -> None:
     assert results[0].token_ids == results[2].token_ids != results[1].token_ids
 
 
-@pytest.mark.parametrize("narrow", [{"top_k": 1}, {"top_p": 1e-6}])
+@pytest.mark.parametrize("narrow", [{"top_k": 1}, {"top_p": 1e-6}, {"min_p": 1.0}])
 def test_a_choice_of_one_is_greedy_however_hot(engine: Engine, narrow: dict[str, Any]) -> None:
     wide = GenerationOptions(max_new_tokens=12, temperature=9.0)
     options = [replace(wide, **narrow), wide, replace(wide, **narrow)]
@@ -356,6 +356,15 @@ def test_engines_that_cannot_be_are_refused(
         ({"temperature": float("inf")}, "a temperature of 0 or more, but got inf"),
         ({"top_p": 0.0}, "top_p above 0 and at most 1, but got 0.0"),
         ({"top_p": 1.1}, "top_p above 0 and at most 1, but got 1.1"),
+        ({"min_p": -0.1}, "expected min_p from 0 to 1, but got -0.1"),
+        ({"min_p": 1.5}, "expected min_p from 0 to 1, but got 1.5"),
+        ({"min_p": "0"}, "expected min_p to be a number, but got '0'"),
+        ({"repetition_penalty": 0}, "expected repetition_penalty above 0, but got 0"),
+        ({"repetition_penalty": float("inf")}, "repetition_penalty above 0, but got inf"),
+        ({"repetition_penalty": None}, "repetition_penalty to be a number, but got None"),
+        ({"presence_penalty": 2.1}, "presence_penalty from -2 to 2, but got 2.1"),
+        ({"frequency_penalty": -3}, "frequency_penalty from -2 to 2, but got -3"),
+        ({"frequency_penalty": float("nan")}, "frequency_penalty from -2 to 2, but got nan"),
         ({"top_k": -1}, "top_k of 0 .all tokens. or more, but got -1"),
         ({"seed": -1}, "a seed from 0 to 2..63 - 1, but got -1"),
         ({"stop": ("a", "")}, "none of them empty, but got"),

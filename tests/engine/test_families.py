@@ -159,7 +159,7 @@ def test_compressed_layers_run_as_they_are() -> None:
 def same_when_compiled(model: PreTrainedModel, flex: bool = False) -> None:
     options = [
         GenerationOptions(6, logprobs=True),
-        GenerationOptions(5, temperature=0.7, top_p=0.8, seed=1),
+        GenerationOptions(5, temperature=0.7, top_p=0.8, seed=1, presence_penalty=0.5),
     ]
     expected = Engine(model, max_batch_size=2, max_length=64).generate(prompts()[:2], options)
     engine = Engine(model, max_batch_size=2, max_length=64, compile=True)

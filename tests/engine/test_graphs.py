@@ -16,7 +16,8 @@ from secateur.engine.graphs import GraphCapture
 PROMPTS = [[5 + length * place % 90 for place in range(length)] for length in (3, 30, 1, 17, 9)]
 GREEDY = GenerationOptions(max_new_tokens=7)
 SAMPLED = GenerationOptions(max_new_tokens=6, temperature=0.9, top_p=0.9, seed=4, logprobs=True)
-ASKED = [GREEDY, SAMPLED, GREEDY, SAMPLED, GREEDY]
+PENALIZED = GenerationOptions(max_new_tokens=9, repetition_penalty=1.3, frequency_penalty=0.3)
+ASKED = [GREEDY, SAMPLED, PENALIZED, SAMPLED, GREEDY]
 
 
 def with_graphs(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> Engine:

@@ -16,18 +16,25 @@ def rows(
     uniform: list[float],
     top_p: list[float] | None = None,
     top_k: list[int] | None = None,
+    min_p: list[float] | None = None,
 ) -> SamplingRows:
     count = len(temperature)
+    nothing = torch.zeros(count)
     return SamplingRows(
         torch.tensor(temperature),
         torch.tensor(top_p or [1.0] * count),
         torch.tensor(top_k or [0] * count),
+        torch.tensor(min_p or [0.0] * count),
+        torch.ones(count),
+        nothing,
+        nothing,
+        torch.zeros(count, 1, dtype=torch.int32),
         torch.tensor(uniform),
     )
 
 
 def reference(
-    logits: list[float], temperature: float, top_p: float, top_k: int, u: float
+    logits: list[float], temperature: float, top_p: float, top_k: int, min_p: float, u: float
 ) -> set[int]:
     """Tokens that may be drawn: more than one where `u` is within rounding of a border."""
     weights = [math.exp((value - max(logits)) / temperature) for value in logits]
@@ -39,6 +46,8 @@ def reference(
         if before < top_p * total:
             nucleus.append(index)
         before += weights[index]
+    # The likeliest weighs 1.
+    nucleus = [index for index in nucleus if weights[index] >= min_p]
     total = sum(weights[index] for index in nucleus)
     allowed, cumulated = set(), 0.0
     # Probabilities are fp32: each is off by a few units in its last place.
@@ -56,15 +65,17 @@ def reference(
     st.floats(0.25, 3.0),
     st.sampled_from([0.3, 0.5, 0.77, 0.95, 1.0]),
     st.integers(0, VOCABULARY + 2),
+    st.sampled_from([0.0, 0.05, 0.3, 1.0]),
     st.floats(0.0, 1.0, exclude_max=True, width=32),
 )
 def test_tokens_are_those_of_a_reference_in_fp64(
-    seed: int, temperature: float, top_p: float, top_k: int, u: float
+    seed: int, temperature: float, top_p: float, top_k: int, min_p: float, u: float
 ) -> None:
     logits = torch.randn(1, VOCABULARY, generator=torch.Generator().manual_seed(seed)) * 2
-    tokens, _ = next_tokens(logits, rows([temperature], [u], [top_p], [top_k]), ALL)
-    values = logits[0].double().tolist()
-    assert int(tokens) in reference(values, float(torch.tensor(temperature)), top_p, top_k, u)
+    options = rows([temperature], [u], [top_p], [top_k], [min_p])
+    tokens, _ = next_tokens(logits, options, ALL)
+    values, exact = logits[0].double().tolist(), float(torch.tensor(temperature))
+    assert int(tokens) in reference(values, exact, top_p, top_k, min_p, u)
 
 
 def test_draws_have_the_probabilities_of_the_softmax() -> None:
@@ -105,6 +116,7 @@ def test_rows_do_not_depend_on_each_other_nor_on_what_others_need() -> None:
         [0.5, 0.1, 0.999, 0.3, 0.7],
         [1.0, 1.0, 1.0, 0.5, 0.9],
         [0, 0, 0, 0, 4],
+        [0, 0, 0, 0, 0.1],
     )
     together, scores = next_tokens(logits, options, ALL)
     assert scores is not None

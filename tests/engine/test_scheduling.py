@@ -56,7 +56,9 @@ def any_engine(request: pytest.FixtureRequest, byte_model: PreTrainedModel) -> E
 
 def request(length: int, count: int, temperature: float) -> tuple[Any, GenerationOptions]:
     prompt = tuple((37 * place + length) % 250 for place in range(length))
-    return prompt, GenerationOptions(count, temperature=temperature, seed=length)
+    penalties = ({}, {"repetition_penalty": 1.5}, {"frequency_penalty": 0.5, "min_p": 0.02})
+    asked: dict[str, Any] = penalties[length % 3]
+    return prompt, GenerationOptions(count, temperature=temperature, seed=length, **asked)
 
 
 @settings(max_examples=12, deadline=None)

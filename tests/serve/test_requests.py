@@ -32,12 +32,14 @@ def test_defaults_are_those_of_the_api() -> None:
 
 
 def test_a_models_own_defaults_stand_where_nothing_is_said() -> None:
-    own = SamplingDefaults(temperature=0.6, top_p=0.9, top_k=20)
+    own = SamplingDefaults(temperature=0.6, top_p=0.9, top_k=20, min_p=0.1, repetition_penalty=1.05)
     for request in (completion_request(LEAST, own), chat_request(TALK, own)):
         assert (request.temperature, request.top_p, request.top_k) == (0.6, 0.9, 20)
-    said = {"temperature": 0, "top_p": 1, "top_k": 0}
+        assert (request.min_p, request.repetition_penalty) == (0.1, 1.05)
+    said = {"temperature": 0, "top_p": 1, "top_k": 0, "min_p": 0, "repetition_penalty": 1}
     request = completion_request(LEAST | said, own)
     assert (request.temperature, request.top_p, request.top_k) == (0.0, 1.0, 0)
+    assert (request.min_p, request.repetition_penalty) == (0.0, 1.0)
     assert completion_request(LEAST | {"top_k": -1}, own).top_k == 0
 
 
@@ -53,6 +55,10 @@ def test_what_is_given_is_read() -> None:
     assert completion_request(LEAST | {"stop": "x"}).stop == ("x",)
     assert completion_request(LEAST | {"top_k": 5, "n": 3}).top_k == 5
     assert completion_request(LEAST | {"top_k": -1}).top_k == 0
+    lowered = {"presence_penalty": -2, "frequency_penalty": 0.5, "repetition_penalty": 1.2}
+    talk = chat_request(TALK | lowered | {"min_p": 0.05})
+    assert (talk.presence_penalty, talk.frequency_penalty) == (-2.0, 0.5)
+    assert (talk.repetition_penalty, talk.min_p) == (1.2, 0.05)
     neutral = {"min_p": 0.0, "repetition_penalty": 1.0, "ignore_eos": False, "stop_token_ids": []}
     neutral |= {"min_tokens": 0}
     assert chat_request(TALK | neutral | {"n": 3}).n == 3
@@ -140,8 +146,12 @@ BAD = {
     "no special": ({"add_special_tokens": False}, "add_special_tokens is not supported"),
     "cut": ({"truncate_prompt_tokens": 10}, "truncate_prompt_tokens is not supported, got 10"),
     "top_k": ({"top_k": -2}, "top_k: expected a whole number from -1 to"),
-    "min_p": ({"min_p": 0.1}, "min_p is not supported, got 0.1"),
-    "repetition": ({"repetition_penalty": 1.1}, "repetition_penalty is not supported, got 1.1"),
+    "min_p": ({"min_p": 1.1}, "min_p: expected a number from 0 to 1, got 1.1"),
+    "repetition": (
+        {"repetition_penalty": 0},
+        "repetition_penalty: expected a number above 0 and at most 100, got 0.0",
+    ),
+    "typical_p": ({"typical_p": 0.9}, "typical_p is not supported, got 0.9"),
     "no end": ({"ignore_eos": 1}, "ignore_eos: expected true or false, got 1"),
     "fewest alone": ({"min_tokens": 3}, "min_tokens is supported only with ignore_eos: true and"),
     "fewest and stop": (
@@ -170,7 +180,14 @@ BAD = {
         "continuous_usage_stats: expected true or false",
     ),
     "echo": ({"echo": 1}, "echo: expected true or false, got 1"),
-    "penalty": ({"presence_penalty": 0.1}, "presence_penalty is not supported, got 0.1"),
+    "presence": (
+        {"presence_penalty": 2.1},
+        "presence_penalty: expected a number from -2 to 2, got 2.1",
+    ),
+    "frequency": (
+        {"frequency_penalty": "1"},
+        "frequency_penalty: expected a number from -2 to 2, got '1'",
+    ),
     "bias": ({"logit_bias": {"1": 5}}, "logit_bias is not supported"),
     "format": ({"response_format": {"type": "json_object"}}, "response_format is not supported"),
     "logprobs": ({"logprobs": 21}, "logprobs: expected a whole number from 0 to 20, got 21"),

@@ -106,6 +106,11 @@ def test_seeds_stops_and_log_probabilities_reach_the_engine(server: Server, engi
     assert answer["choices"][0]["text"] == expected.text
     shown = answer["choices"][0]["logprobs"]["token_logprobs"]
     assert shown == pytest.approx(expected.logprobs, rel=1e-4)
+    lowered = {"min_p": 0.01, "repetition_penalty": 1.3}
+    lowered |= {"presence_penalty": 0.5, "frequency_penalty": 1.0}
+    again = server.post("/v1/completions", sampled | lowered)[1]["choices"][0]["text"]
+    assert again == alone(engine, "Rose", max_new_tokens=8, **settings, **lowered).text
+    assert again != expected.text
     other = server.post("/v1/completions", sampled | {"seed": 12})[1]
     assert other["choices"][0]["text"] != expected.text
     full = alone(engine, "Rose", max_new_tokens=12).text

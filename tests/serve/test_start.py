@@ -68,27 +68,31 @@ def test_nothing_is_left_to_prepare_for_any_request(monkeypatch: pytest.MonkeyPa
     engine._decode.few_shapes = True
     engine.warm_up(options=start._KINDS)
     prepared = (set(engine._decode._forwards), set(engine._decode._choices))
-    settings = product((0, 1.0), (1.0, 0.5), (0, 3), (False, True), (2, 30))
+    settings = product((0, 1.0), (1.0, 0.5), (0, 3), (False, True), (1.0, 1.2), (2, 30))
     options = [
-        GenerationOptions(length, temperature=t, top_p=p, top_k=k, logprobs=logprobs)
-        for t, p, k, logprobs, length in settings
+        GenerationOptions(
+            length, temperature=t, top_p=p, top_k=k, logprobs=logprobs, repetition_penalty=r
+        )
+        for t, p, k, logprobs, r, length in settings
     ]
     engine.generate([[5, 6, 7]] * len(options), options)
     assert prepared == (set(engine._decode._forwards), set(engine._decode._choices))
-    assert len(prepared[1]) == 3 * 6
+    assert len(prepared[1]) == 3 * 12
 
 
 def test_the_models_generation_settings_are_followed_or_told() -> None:
     model = tiny_model("llama")
     assert start.sampling_defaults(model) == SamplingDefaults()
     assert start.unheard(model) == []
-    own = {"do_sample": True, "temperature": 0.6, "top_k": 20, "repetition_penalty": 1.5}
-    model.generation_config = GenerationConfig(**own, num_beams=1)
-    assert start.sampling_defaults(model) == SamplingDefaults(temperature=0.6, top_k=20)
-    assert start.unheard(model) == ["repetition_penalty 1.5"]
-    model.generation_config = GenerationConfig(do_sample=False, min_p=0.1)
-    assert start.sampling_defaults(model) == SamplingDefaults()
-    assert start.unheard(model) == ["min_p 0.1"]
+    own: dict[str, Any] = {"temperature": 0.6, "top_k": 20, "min_p": 0.1}
+    own["repetition_penalty"] = 1.5
+    model.generation_config = GenerationConfig(**own, do_sample=True, typical_p=0.9)
+    assert start.sampling_defaults(model) == SamplingDefaults(**own)
+    assert start.unheard(model) == ["typical_p 0.9"]
+    # As in transformers: greedy or not, what is there already is penalized.
+    model.generation_config = GenerationConfig(**own, do_sample=False)
+    assert start.sampling_defaults(model) == SamplingDefaults(repetition_penalty=1.5)
+    assert start.unheard(model) == []
     model.generation_config = GenerationConfig(stop_strings=["x"], max_new_tokens=7)
     assert start.unheard(model) == ["max_new_tokens 7", "stop_strings ['x']"]
 
@@ -102,8 +106,8 @@ def test_a_dtype_that_is_slow_on_this_cpu_is_told(monkeypatch: pytest.MonkeyPatc
     assert start.remarks(model) == []
     note = "this CPU is slow in bfloat16: --dtype float32, twice as large"
     assert start.remarks(model.bfloat16()) == [note]
-    model.generation_config = GenerationConfig(min_p=0.1)
-    unfollowed = "generation settings that are not followed: min_p 0.1"
+    model.generation_config = GenerationConfig(typical_p=0.9)
+    unfollowed = "generation settings that are not followed: typical_p 0.9"
     assert start.remarks(model) == [unfollowed, note]
 
 
@@ -113,7 +117,9 @@ def test_settings_without_a_limit_are_followed() -> None:
     assert start.sampling_defaults(model) == SamplingDefaults()
 
 
-@pytest.mark.parametrize("own", [{"temperature": -1.0}, {"top_k": 50.0}, {"top_p": 0.0}])
+@pytest.mark.parametrize(
+    "own", [{"temperature": -1.0}, {"top_k": 50.0}, {"repetition_penalty": 0.0}]
+)
 def test_settings_by_which_no_token_can_be_chosen_are_refused_at_the_start(
     own: dict[str, Any],
 ) -> None:

@@ -155,7 +155,7 @@ class DecodeSteps:
         def step() -> None:
             sampling = rows.sampling(0, rows.positions[:batch])
             tokens, scores = next_tokens(rows.logits[:batch], sampling, kind)
-            rows.advance(batch, tokens, scores)
+            rows.advance(batch, tokens, scores, kind.penalized)
 
         return step
 

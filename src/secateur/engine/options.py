@@ -6,6 +6,8 @@ from numbers import Integral, Real
 from secateur.errors import SecateurError
 
 MOST_TOP_LOGPROBS = 20
+MOST_PENALTY = 2.0
+PENALTIES = ("repetition_penalty", "presence_penalty", "frequency_penalty")
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,14 @@ class GenerationOptions:
     as the last of them are kept too."""
     top_k: int = 0
     """Sample from this many likeliest tokens, and what is as likely as the last; 0: from all."""
+    min_p: float = 0.0
+    """Sample only what is at least this many times as likely as the likeliest token."""
+    repetition_penalty: float = 1.0
+    """Above 1 tokens of the prompt and of the text so far become less likely (see `penalties`)."""
+    presence_penalty: float = 0.0
+    """Taken off the logits of tokens that the text so far holds."""
+    frequency_penalty: float = 0.0
+    """Taken off them as often as the text so far holds each."""
     seed: int = 0
     """The same request with the same seed gets the same tokens, whatever else is running."""
     stop: tuple[str, ...] = ()
@@ -43,7 +53,7 @@ class GenerationOptions:
     def __post_init__(self) -> None:
         for name in ("max_new_tokens", "top_k", "seed", "top_logprobs"):
             require_whole(name, getattr(self, name))
-        for name in ("temperature", "top_p"):
+        for name in ("temperature", "top_p", "min_p", *PENALTIES):
             _require_number(name, getattr(self, name))
         if self.max_new_tokens < 0:
             raise SecateurError(f"expected 0 new tokens or more, but got {self.max_new_tokens}")
@@ -53,6 +63,9 @@ class GenerationOptions:
             raise SecateurError(f"expected top_p above 0 and at most 1, but got {self.top_p}")
         if self.top_k < 0:
             raise SecateurError(f"expected top_k of 0 (all tokens) or more, but got {self.top_k}")
+        if not 0 <= self.min_p <= 1:
+            raise SecateurError(f"expected min_p from 0 to 1, but got {self.min_p}")
+        self._check_penalties()
         if not 0 <= self.seed < 2**63:
             raise SecateurError(f"expected a seed from 0 to 2**63 - 1, but got {self.seed}")
         if not 0 <= self.top_logprobs <= MOST_TOP_LOGPROBS:
@@ -71,6 +84,23 @@ class GenerationOptions:
             )
         for token_id in self.stop_token_ids:
             require_whole("every one of stop_token_ids", token_id)
+
+    def _check_penalties(self) -> None:
+        if not 0 < self.repetition_penalty < float("inf"):
+            raise SecateurError(
+                f"expected repetition_penalty above 0, but got {self.repetition_penalty}"
+            )
+        for name in ("presence_penalty", "frequency_penalty"):
+            if not -MOST_PENALTY <= getattr(self, name) <= MOST_PENALTY:
+                raise SecateurError(
+                    f"expected {name} from {-MOST_PENALTY:g} to {MOST_PENALTY:g}, "
+                    f"but got {getattr(self, name)}"
+                )
+
+    @property
+    def penalizes(self) -> bool:
+        """Whether what the text holds already is chosen less, or more, than the model would."""
+        return (self.repetition_penalty, self.presence_penalty, self.frequency_penalty) != (1, 0, 0)
 
 
 def require_whole(name: str, value: object) -> None:

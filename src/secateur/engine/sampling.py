@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from secateur.engine.penalties import penalized
 from secateur.engine.scoring import Scores, scores_of
 
 # Below it nothing changes but that quotients overflow: the likeliest token is taken anyway.
@@ -25,14 +26,17 @@ class SamplingKind:
 
     sampled: bool = False
     filtered: bool = False
-    """By top-k or top-p, which needs the logits sorted."""
+    """By top-k, top-p or min-p, which needs the logits sorted."""
     logprobs: bool = False
+    penalized: bool = False
+    """By what the text holds already, which is then counted."""
 
     def __or__(self, other: "SamplingKind") -> "SamplingKind":
         return SamplingKind(
             self.sampled or other.sampled,
             self.filtered or other.filtered,
             self.logprobs or other.logprobs,
+            self.penalized or other.penalized,
         )
 
 
@@ -46,6 +50,14 @@ class SamplingRows:
     """fp32 [B]."""
     top_k: Tensor
     """int64 [B]; 0 for all tokens."""
+    min_p: Tensor
+    """fp32 [B]; 0 for all tokens."""
+    repetition: Tensor
+    """fp32 [B], and so the next two; see `penalized`."""
+    presence: Tensor
+    frequency: Tensor
+    seen: Tensor
+    """int32 [B, vocabulary]: what each text holds."""
     uniform: Tensor
     """fp32 [B], at least 0 and below 1: this step's random numbers."""
 
@@ -56,12 +68,15 @@ def next_tokens(
     """Choose a token for every row of logits [B, vocabulary].
 
     Returns:
-        int64 [B], and with `kind.logprobs` their scores.
+        int64 [B], and with `kind.logprobs` their scores, which are the model's own.
     """
-    tokens = logits.argmax(-1)
-    logits = logits.float()
+    wanted = logits
+    if kind.penalized:
+        penalties = (rows.repetition, rows.presence, rows.frequency)
+        wanted = penalized(logits.float(), rows.seen, *penalties)
+    tokens = wanted.argmax(-1)
     if kind.sampled:
-        sampled = _sample(logits, rows, kind.filtered)
+        sampled = _sample(wanted.float(), rows, kind.filtered)
         tokens = torch.where(rows.temperature > 0, sampled, tokens)
     return tokens, scores_of(logits, tokens) if kind.logprobs else None
 
@@ -71,7 +86,7 @@ def _sample(logits: Tensor, rows: SamplingRows, filtered: bool) -> Tensor:
     temperature = rows.temperature.clamp_min(_COLDEST)
     probabilities = torch.softmax(logits / temperature.unsqueeze(-1), -1)
     if filtered:
-        least = _least_kept(probabilities, rows.top_p, rows.top_k)
+        least = _least_kept(probabilities, rows)
         probabilities = probabilities.masked_fill(probabilities < least, 0.0)
     cumulated = _cumulated(probabilities)
     total = cumulated[..., -1:]
@@ -79,8 +94,9 @@ def _sample(logits: Tensor, rows: SamplingRows, filtered: bool) -> Tensor:
     return passed.to(torch.int32).argmax(-1)
 
 
-def _least_kept(probabilities: Tensor, top_p: Tensor, top_k: Tensor) -> Tensor:
+def _least_kept(probabilities: Tensor, rows: SamplingRows) -> Tensor:
     """The lowest probability that is kept, [B, 1]. Top-p is of what top-k leaves."""
+    top_p, top_k = rows.top_p, rows.top_k
     ordered = probabilities.sort(-1, descending=True).values
     places = torch.arange(ordered.shape[-1], device=ordered.device)
     limit = top_k.masked_fill(top_k <= 0, ordered.shape[-1]).unsqueeze(-1)
@@ -91,7 +107,7 @@ def _least_kept(probabilities: Tensor, top_p: Tensor, top_k: Tensor) -> Tensor:
     kept = ((cumulated - ordered) < wanted) | (top_p.unsqueeze(-1) >= 1)
     kept &= places < limit
     last = kept.sum(-1, keepdim=True).clamp_min(1) - 1
-    return ordered.gather(-1, last)
+    return ordered.gather(-1, last).maximum(rows.min_p.unsqueeze(-1) * ordered[..., :1])
 
 
 def _cumulated(values: Tensor) -> Tensor:

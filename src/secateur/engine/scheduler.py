@@ -138,7 +138,7 @@ class Scheduler:
             sequence = self._waiting.popleft()
             sequence.row = row
             self._in_row[row] = sequence
-            self._rows.place(row, sequence.options, len(sequence.prompt))
+            self._rows.place(row, sequence.options, sequence.prompt)
 
     def _free(self, sequence: Sequence) -> None:
         assert sequence.row is not None

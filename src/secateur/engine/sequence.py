@@ -45,8 +45,8 @@ class Sequence:
         """What choosing its tokens takes."""
         options = self.options
         sampled = options.temperature > 0
-        filtered = sampled and (options.top_p < 1 or options.top_k > 0)
-        return SamplingKind(sampled, filtered, options.logprobs)
+        filtered = sampled and (options.top_p < 1 or options.top_k > 0 or options.min_p > 0)
+        return SamplingKind(sampled, filtered, options.logprobs, options.penalizes)
 
     @property
     def is_prefilled(self) -> bool:

@@ -43,6 +43,14 @@ def number(
     return float(value)
 
 
+def above_zero(body: Mapping[str, Any], name: str, default: float, highest: float) -> float:
+    """A number above 0 and at most another, or the default where nothing is said."""
+    value = number(body, name, default, 0.0, highest)
+    if value == 0:
+        raise wrong(name, f"a number above 0 and at most {highest:g}", value)
+    return value
+
+
 def wrong(name: str, expected: str, value: object) -> RequestFault:
     """The fault of a field that holds something else."""
     return RequestFault(f"{name}: expected {expected}, got {shown(value)}", param=name)

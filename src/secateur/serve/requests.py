@@ -10,22 +10,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from secateur.engine.options import MOST_TOP_LOGPROBS
+from secateur.engine.options import MOST_PENALTY, MOST_TOP_LOGPROBS
 from secateur.serve.faults import RequestFault
-from secateur.serve.fields import encodable, flag, number, shown, whole, wrong
+from secateur.serve.fields import above_zero, encodable, flag, number, shown, whole, wrong
 
 Prompt = str | tuple[int, ...]
 
 MOST_STOPS = 16
 MOST_ANSWERS = 64
 _LARGEST_SEED = 2**63 - 1
+_MOST_REPETITION = 100.0
 
 # Field -> the values that ask for nothing beyond what this server does. The lower ones are not
 # OpenAI's, but other servers take them.
 _FIXED: dict[str, tuple[object, ...]] = {
     "suffix": (None, ""),
-    "presence_penalty": (None, 0),
-    "frequency_penalty": (None, 0),
     "logit_bias": (None, {}),
     "tools": (None, []),
     "tool_choice": (None, "none", "auto"),
@@ -36,9 +35,7 @@ _FIXED: dict[str, tuple[object, ...]] = {
     "modalities": (None, ["text"]),
     "audio": (None,),
     "web_search_options": (None,),
-    "min_p": (None, 0),
     "typical_p": (None, 1),
-    "repetition_penalty": (None, 1),
     "length_penalty": (None, 1),
     "use_beam_search": (None, False),
     "include_stop_str_in_output": (None, False),
@@ -76,6 +73,8 @@ class SamplingDefaults:
     top_p: float = 1.0
     top_k: int = 0
     """0: no limit."""
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
 
 
 _API_DEFAULTS = SamplingDefaults()
@@ -94,6 +93,10 @@ class GenerationRequest:
     top_p: float
     top_k: int
     """0: no limit."""
+    min_p: float
+    repetition_penalty: float
+    presence_penalty: float
+    frequency_penalty: float
     n: int
     """Answers to each prompt."""
     stop: tuple[str, ...]
@@ -237,9 +240,15 @@ def _shared(
         "max_tokens": most,
         "usual_tokens": None,
         "temperature": number(body, "temperature", defaults.temperature, 0.0, 2.0),
-        "top_p": _top_p(body, defaults.top_p),
+        "top_p": above_zero(body, "top_p", defaults.top_p, 1.0),
         # -1 is another word for no limit.
         "top_k": defaults.top_k if top_k is None else max(0, top_k),
+        "min_p": number(body, "min_p", defaults.min_p, 0.0, 1.0),
+        "repetition_penalty": above_zero(
+            body, "repetition_penalty", defaults.repetition_penalty, _MOST_REPETITION
+        ),
+        "presence_penalty": number(body, "presence_penalty", 0.0, -MOST_PENALTY, MOST_PENALTY),
+        "frequency_penalty": number(body, "frequency_penalty", 0.0, -MOST_PENALTY, MOST_PENALTY),
         "n": whole(body, "n", 1, MOST_ANSWERS) or 1,
         "stop": _stops(body),
         "seed": None if seed is None else seed & _LARGEST_SEED,
@@ -254,13 +263,6 @@ def _model(body: Mapping[str, Any]) -> str:
     value = body.get("model")
     if not isinstance(value, str) or not value:
         raise wrong("model", "the name of a model", value)
-    return value
-
-
-def _top_p(body: Mapping[str, Any], default: float) -> float:
-    value = number(body, "top_p", default, 0.0, 1.0)
-    if value == 0:
-        raise wrong("top_p", "a number above 0 and at most 1", value)
     return value
 
 

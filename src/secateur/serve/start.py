@@ -25,15 +25,19 @@ BACKENDS = ("auto", "vllm", "engine")
 _ROWS = 16
 # Every way in which a request may have its tokens chosen.
 _KINDS = tuple(
-    GenerationOptions(temperature=temperature, top_p=top_p, logprobs=logprobs)
+    GenerationOptions(
+        temperature=temperature, top_p=top_p, logprobs=logprobs, presence_penalty=penalty
+    )
     for temperature, top_p in ((0.0, 1.0), (1.0, 1.0), (1.0, 0.5))
     for logprobs in (False, True)
+    for penalty in (0.0, 1.0)
 )
+
+# What generation settings that do not sample leave to the API's defaults.
+_SAMPLED = ("temperature", "top_p", "top_k", "min_p")
 
 # Generation settings -> the values that ask for nothing.
 _NEUTRAL: dict[str, tuple[object, ...]] = {
-    "repetition_penalty": (None, 1),
-    "min_p": (None, 0),
     "typical_p": (None, 1),
     "no_repeat_ngram_size": (None, 0),
     "min_new_tokens": (None, 0),
@@ -161,10 +165,9 @@ def sampling_defaults(model: Any) -> SamplingDefaults:
         SecateurError: no tokens can be chosen like that.
     """
     settings = getattr(model, "generation_config", None)
-    if settings is None or settings.do_sample is False:
-        return SamplingDefaults()
+    sampled = () if getattr(settings, "do_sample", None) is False else _SAMPLED
     given: dict[str, Any] = {
-        name: getattr(settings, name, None) for name in ("temperature", "top_p", "top_k")
+        name: getattr(settings, name, None) for name in ("repetition_penalty", *sampled)
     }
     given = {name: value for name, value in given.items() if value is not None}
     if given.get("top_k") == -1:

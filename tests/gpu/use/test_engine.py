@@ -23,7 +23,10 @@ GREEDY = GenerationOptions(max_new_tokens=24, ignore_eos=True)
 SAMPLED = GenerationOptions(
     max_new_tokens=24, temperature=0.9, top_p=0.9, seed=4, ignore_eos=True, logprobs=True
 )
-ASKED = [GREEDY, SAMPLED, GREEDY, GREEDY, SAMPLED]
+PENALIZED = GenerationOptions(
+    max_new_tokens=24, repetition_penalty=1.3, frequency_penalty=0.3, ignore_eos=True
+)
+ASKED = [GREEDY, SAMPLED, PENALIZED, GREEDY, SAMPLED]
 
 
 def llama(kind: str, device: torch.device) -> nn.Module:
