@@ -4,6 +4,8 @@ import os
 import platform
 import resource
 import sys
+from contextlib import suppress
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -19,11 +21,16 @@ def package_versions() -> dict[str, str]:
     found = {"secateur": __version__, "python": platform.python_version()}
     # As torch says it: metadata of PyPI's wheels leave out for which CUDA they were built.
     found["torch"] = str(torch.__version__)
+    return found | _installed()
+
+
+@cache
+def _installed() -> dict[str, str]:
+    """Read once: to look for packages takes longer than to prune a tiny model."""
+    found = {}
     for name in _PACKAGES:
-        try:
+        with suppress(PackageNotFoundError):
             found[name] = version(name)
-        except PackageNotFoundError:
-            continue
     return found
 
 
