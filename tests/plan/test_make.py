@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from families import tiny_model
+from families import model_from, tiny_model
 from told import Told
 from torch import nn
+from transformers import LlamaConfig
 
 from secateur import compress
 from secateur.calibration.tokens import tokens_from_tensor
@@ -122,6 +123,22 @@ def test_parts_may_be_left_out(model: nn.Module) -> None:
 def test_experts_are_left_alone() -> None:
     plan = plan_of(tiny_model("mixtral", 3), 0.8, build=False)
     assert not [layer for layer in plan.layers if "experts" in layer.name]
+
+
+def test_2_4_only_where_rows_are_groups_of_four() -> None:
+    config = LlamaConfig(
+        vocab_size=128,
+        hidden_size=32,
+        intermediate_size=66,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+    )
+    options = PlanOptions(("2:4",), rounds=1)
+    plan = plan_of(model_from(config).bfloat16(), 0.85, options=options, build=False)
+    forms = {layer.name.rpartition(".")[2]: layer.form for layer in plan.layers}
+    assert forms["down_proj"] == "dense"
+    assert "2:4" in forms.values()
 
 
 def test_bad_input(model: nn.Module, tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from secateur.models.sublayers import Sublayers, silenced
 from secateur.models.trace import Trace, trace_blocks
 from secateur.plan.held_out import HeldOutLoss
 from secateur.plan.layer_times import form_name
+from secateur.plan.options import fits_sparse24
 from secateur.plan.table import SPARSE24, Part
 from secateur.progress import Progress
 from secateur.spans import apart
@@ -45,6 +46,7 @@ class Asked:
     ranks: Mapping[str, Sequence[int]]
     """By site."""
     with_sparse24: bool
+    """Of every site whose rows are whole groups of four."""
     removals: bool
     """Whole blocks."""
     sublayers: Sequence[Sublayers] = ()
@@ -194,7 +196,7 @@ class _BlockWalk:
             found = whitened_svd(stack, root)
             for rank in ranks:
                 losses.left_out[site.name, form_name(rank)] = found.relative_error(rank) ** 2
-        if self.asked.with_sparse24:
+        if self.asked.with_sparse24 and fits_sparse24(site.shape):
             factor = factor_hessian(moments.statistics.hessian(count), self.damping)
             pruned, _ = sparsegpt(weight.to(factor.upper.dtype), factor, _two_of_four, 4)
             lost = _energy(weights.stack([weight - pruned]), root)

@@ -78,6 +78,11 @@ def offered_ranks(shape: tuple[int, int], fractions: Sequence[float]) -> tuple[i
     return tuple(sorted(rank for rank in wanted if RANK_STEP <= rank < min(most, *shape)))
 
 
+def fits_sparse24(shape: tuple[int, int]) -> bool:
+    """Whether the rows of a matrix [N, K] are whole groups of four, so that 2:4 can be offered."""
+    return shape[1] % 4 == 0
+
+
 def check_sparse24(methods: Sequence[str], dtype: torch.dtype) -> None:
     """Raise SecateurError if 2:4 is asked for in a dtype in which nothing runs it."""
     if "2:4" in methods and dtype not in PACKABLE_DTYPES:

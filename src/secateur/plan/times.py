@@ -18,6 +18,7 @@ from secateur.models.entering import OutputForms
 from secateur.models.sites import WeightSite
 from secateur.models.sublayers import Sublayers, silenced
 from secateur.plan.layer_times import LayerKind, factored_layer, form_name, layer_milliseconds
+from secateur.plan.options import fits_sparse24
 from secateur.plan.skip import skipped
 from secateur.plan.table import DENSE, Part
 from secateur.plan.turns import Variant, milliseconds_in_turns, replaced
@@ -100,7 +101,7 @@ def _layers_alone(setup: Setup, progress: Progress) -> dict[str, dict[str, float
         times = layer_milliseconds(
             kind,
             setup.ranks[sites[0].name],
-            setup.with_sparse24 and kind.columns % 4 == 0,
+            setup.with_sparse24 and fits_sparse24((kind.rows, kind.columns)),
             len(sites),
             setup.workload.tokens,
             sites[0].parameter.dtype,
