@@ -1,5 +1,6 @@
 """The table's arithmetic, from times and losses that were made up."""
 
+import copy
 import weakref
 from typing import Any
 
@@ -10,8 +11,10 @@ from torch import nn
 
 from secateur.calibration.tokens import tokens_from_tensor
 from secateur.checkpoint.fingerprint import probe_tokens
+from secateur.depth.drop import drop_blocks
 from secateur.models.blocks import find_blocks
 from secateur.models.inventory import take_inventory
+from secateur.models.measure import num_bytes
 from secateur.plan.losses import Asked, Losses
 from secateur.plan.measure import Measured, build_table, measure_table
 from secateur.plan.options import PlanOptions
@@ -72,6 +75,25 @@ def test_removals_take_what_was_measured(model: nn.Module, table: Table) -> None
         gone = sum(p.numel() * 4 for p in block.get_submodule(inside).parameters())
         assert table.dense_bytes - found.num_bytes == gone
         assert found.loss == {"block": 1.0, "attention": 0.5, "mlp": 0.0}[removal.part]
+
+
+def test_what_other_blocks_hold_too_stays_in_memory() -> None:
+    model = tiny_model("llama", 3)
+    model.model.layers[2].mlp = model.model.layers[0].mlp
+    inventory = take_inventory(model)
+    asked = Asked({site.name: () for site in inventory.all_sites}, False, True)
+    times = Times(
+        DENSE_MS,
+        {site.name: {"dense": 2.0} for site in inventory.all_sites},
+        {(block, "block"): 20.0 for block in range(3)},
+        1.0,
+    )
+    losses = Losses(4.0, removals={(block, "block"): 5.0 for block in range(3)})
+    table = build_table(model, inventory, inventory.all_sites, asked, losses, times)
+    for removal in table.removals:
+        left = copy.deepcopy(model)
+        drop_blocks(left, find_blocks(left), [removal.block])
+        assert select(table, {}, [removal]).num_bytes == num_bytes(left)
 
 
 def test_forms(table: Table) -> None:

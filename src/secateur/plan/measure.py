@@ -1,9 +1,10 @@
 """The table of choices of a model, measured here."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from secateur.calibration.tokens import CalibrationTokens
 from secateur.checkpoint.fingerprint import probe_tokens
@@ -11,7 +12,7 @@ from secateur.errors import SecateurError
 from secateur.models.device import full_precision_products
 from secateur.models.entering import enterable_forms
 from secateur.models.inventory import Inventory, take_inventory
-from secateur.models.measure import num_bytes
+from secateur.models.measure import num_bytes, own_tensors
 from secateur.models.sites import WeightSite
 from secateur.models.sublayers import Sublayers
 from secateur.plan.layer_times import form_name
@@ -187,8 +188,9 @@ def build_table(
         )
         for site in sites
     )
+    freed = _Freed(model)
     removals = tuple(
-        _removal(inventory, index, part, units, asked, loss=losses.rise(loss), times=times)
+        _removal(inventory, index, part, units, asked, freed, loss=losses.rise(loss), times=times)
         for (index, part), loss in losses.removals.items()
     )
     return Table(
@@ -225,6 +227,7 @@ def _removal(
     part: Part,
     units: tuple[Unit, ...],
     asked: Asked,
+    freed: "_Freed",
     *,
     loss: float,
     times: Times,
@@ -237,15 +240,36 @@ def _removal(
         for unit in units
         if unit.block == index and unit.name.removeprefix(prefix).split(".")[0] in children
     ]
-    held = sum(num_bytes(block.get_submodule(name)) for name in children)
     return Removal(
         block=index,
         part=part,
         units=tuple(unit.name for unit in own),
         milliseconds=times.parts[index, part] - sum(unit.dense.milliseconds for unit in own),
-        num_bytes=held - sum(unit.dense.num_bytes for unit in own),
+        num_bytes=freed.bytes([prefix + name for name in children])
+        - sum(unit.dense.num_bytes for unit in own),
         loss=loss,
     )
+
+
+class _Freed:
+    """What goes out of memory with parts of a model: not what others hold as well."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._tensors: dict[int, Tensor] = {}
+        self._holders: dict[int, list[str]] = {}
+        for name, module in model.named_modules(remove_duplicate=False):
+            for tensor in own_tensors(module).values():
+                self._tensors[id(tensor)] = tensor
+                self._holders.setdefault(id(tensor), []).append(f"{name}.")
+
+    def bytes(self, names: Sequence[str]) -> int:
+        """Of the modules with these names and all that is in them."""
+        prefixes = tuple(f"{name}." for name in names)
+        return sum(
+            self._tensors[key].nbytes
+            for key, holders in self._holders.items()
+            if all(holder.startswith(prefixes) for holder in holders)
+        )
 
 
 def _children(block: nn.Module, index: int, part: Part, asked: Asked) -> tuple[str, ...]:
