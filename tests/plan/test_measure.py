@@ -1,6 +1,7 @@
 """The table's arithmetic, from times and losses that were made up."""
 
 import copy
+import math
 import weakref
 from typing import Any
 
@@ -94,6 +95,22 @@ def test_what_other_blocks_hold_too_stays_in_memory() -> None:
         left = copy.deepcopy(model)
         drop_blocks(left, find_blocks(left), [removal.block])
         assert select(table, {}, [removal]).num_bytes == num_bytes(left)
+
+
+def test_what_the_model_overflows_without_does_not_go(model: nn.Module) -> None:
+    inventory = take_inventory(model)
+    asked = Asked({site.name: () for site in inventory.all_sites}, False, True)
+    times = Times(
+        DENSE_MS,
+        {site.name: {"dense": 2.0} for site in inventory.all_sites},
+        {(block, "block"): 20.0 for block in range(3)},
+        1.0,
+    )
+    found: dict[tuple[int, Part], float]
+    found = {(0, "block"): math.nan, (1, "block"): 5.0, (2, "block"): math.inf}
+    losses = Losses(4.0, removals=found)
+    table = build_table(model, inventory, inventory.all_sites, asked, losses, times)
+    assert [(removal.block, removal.loss) for removal in table.removals] == [(1, 1.0)]
 
 
 def test_forms(table: Table) -> None:

@@ -1,5 +1,6 @@
 """The search among built models: with losses that were made up, then with a tiny model."""
 
+import math
 from collections.abc import Callable, Mapping
 from statistics import fmean
 from types import SimpleNamespace
@@ -124,6 +125,26 @@ def test_it_begins_with_the_start_that_loses_least(order: tuple[int, int]) -> No
     assert found(table, most=0, starts=tuple(both[i] for i in order)) is both[0]
 
 
+@pytest.mark.parametrize("broken", [math.nan, math.inf])
+def test_what_overflows_is_worse_than_anything_else(
+    monkeypatch: pytest.MonkeyPatch, broken: float
+) -> None:
+    """Without block 0 no loss is a number."""
+
+    def loss(selection: Selection) -> float:
+        gone = removed(selection)
+        return broken if "block 0" in gone else DENSE_LOSS + sum(ALONE[n] for n in gone)
+
+    table = table_of(ALONE)
+    starts = (started(table, loss, 0, 1), started(table, loss, 2, 3))
+    assert found(table, most=0, starts=starts) is starts[1]
+    tries(monkeypatch, loss)
+    best = found(table, starts=starts[:1])
+    assert "block 0" not in removed(best.selection)
+    assert math.isfinite(best.loss + best.selection.loss)
+    assert math.isfinite(found(table, starts=starts[1:]).loss)
+
+
 def test_two_forms_are_mixed_where_nothing_goes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each form alone keeps to the limit and was built; the two together lose less."""
 
@@ -182,6 +203,9 @@ def test_the_table_as_seen_from_a_built_model() -> None:
         ((3.0, 4.0), (3.0, 4.0), False),
         ((3.0,), (3.1,), True),
         ((3.0,), (3.0,), False),
+        ((3.0, 4.0), (math.nan, 4.0), True),
+        ((3.0, math.inf), (4.0, 5.0), False),
+        ((math.nan, math.nan), (math.nan, math.nan), False),
     ],
 )
 def test_less_by_more_than_chance(

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isfinite
 
 import torch
 from torch import Tensor, nn
@@ -192,6 +193,8 @@ def build_table(
     removals = tuple(
         _removal(inventory, index, part, units, asked, freed, loss=losses.rise(loss), times=times)
         for (index, part), loss in losses.removals.items()
+        # Without some parts a model in 16 bits overflows: these do not go.
+        if isfinite(loss)
     )
     return Table(
         units,

@@ -8,7 +8,7 @@ chance. The ranks are the table's: they are the best for what is left and the ti
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from math import sqrt
+from math import inf, isfinite, sqrt
 from statistics import stdev
 
 from secateur.plan.build import Bench, Trial, build_trial
@@ -52,7 +52,7 @@ def search(
     progress.begin("build what may be best", 1 + most)
     if not starts:
         starts = (build_trial(bench, solve(table, limit)),)
-    best = min(starts, key=lambda trial: trial.loss)
+    best = min(starts, key=lambda trial: trial.loss if isfinite(trial.loss) else inf)
     progress.advance(f"loss {best.loss:.4f}")
     tried = {removed(trial.selection) for trial in starts if _is_best_left(table, limit, trial)}
     dearer: dict[str, float] = {}
@@ -73,6 +73,8 @@ def search(
             continue
         misses += 1
         more = trial.loss - measured.dense_loss - selection.loss
+        if not isfinite(more):
+            continue
         for name in new:
             dearer[name] = dearer.get(name, 0.0) + max(0.0, more) / len(new)
     return best
@@ -91,14 +93,19 @@ def removed(selection: Selection) -> frozenset[str]:
 
 
 def clearly_less(new: Sequence[float], old: Sequence[float]) -> bool:
-    """Whether losses by sample are less by more than the standard error of their differences."""
+    """Whether losses by sample are less by more than the standard error of their differences.
+
+    What overflows, so that a loss is no number, is worse than anything that does not.
+    """
+    if not all(map(isfinite, (*new, *old))):
+        return all(map(isfinite, new))
     gains = [before - after for before, after in zip(old, new, strict=True)]
     mean = sum(gains) / len(gains)
     return mean > (stdev(gains) / sqrt(len(gains)) if len(gains) > 1 else 0.0)
 
 
 def seen_from(table: Table, best: Trial, dense_loss: float, dearer: Mapping[str, float]) -> Table:
-    """The table with losses that say of a built selection what it loses.
+    """The table with losses that say of a built selection what it loses, if that is a number.
 
     Args:
         table: the choices.
@@ -111,8 +118,10 @@ def seen_from(table: Table, best: Trial, dense_loss: float, dearer: Mapping[str,
         for removal in table.removals
     )
     table = replace(table, removals=removals)
-    counted = counted_by(table, best.selection)
     rise = best.loss - dense_loss
+    if not isfinite(rise):
+        return table
+    counted = counted_by(table, best.selection)
     of_forms = sum(choice.loss for choice in counted.forms.values())
     growth = max(1.0, (rise - counted.loss + of_forms) / of_forms) if of_forms > 0 else 1.0
     units = tuple(
