@@ -646,6 +646,18 @@ def test_evaluate_tasks(cli: Cli) -> None:
     assert task["num_items"] == 3
 
 
+def test_evaluate_tells_tasks_of_one_name_apart(cli: Cli, tmp_path: Path) -> None:
+    tasks: list[object] = []
+    for folder, name, number in (("a", "cloze", 2), ("b", "choices", 3)):
+        lines = (BOOKS / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
+        file = tmp_path / folder / "test.jsonl"
+        file.parent.mkdir()
+        file.write_text("\n".join(lines[:number]), encoding="utf-8")
+        tasks += ["--tasks", file]
+    values = json.loads(good(cli("evaluate", BOOKS, *tasks, "--json")))["tasks"]
+    assert {name: task["num_items"] for name, task in values.items()} == {"a/test": 2, "b/test": 3}
+
+
 def test_evaluate_tells_lm_eval_how_to_run_its_tasks(
     cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -1,6 +1,7 @@
 """A text and tasks measured on one model, and on two for comparison."""
 
 import math
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -128,9 +129,10 @@ def run_evaluation(
         token_ids = encode_text(tokenizer, read_text(choice.text))
         length = window_length(model, choice.max_seq_length)
         measured = perplexity(model, token_ids, length, choice.batch_size, progress)
+    names = task_file_names(choice.task_files, choice.lm_eval_tasks)
     results = [
-        run_task(model, tokenizer, file, None, choice.batch_size, choice.limit, progress)
-        for file in choice.task_files
+        run_task(model, tokenizer, file, name, choice.batch_size, choice.limit, progress)
+        for file, name in zip(choice.task_files, names, strict=True)
     ]
     if choice.lm_eval_tasks:
         results += run_lm_eval(
@@ -144,6 +146,25 @@ def run_evaluation(
             choice.seed,
         )
     return Evaluation(measured, tuple(results))
+
+
+def task_file_names(files: Sequence[str], taken: Collection[str] = ()) -> list[str]:
+    """What the results of task files are called: as much of their paths as tells them apart.
+
+    Args:
+        files: paths.
+        taken: names that others have.
+
+    Returns:
+        their names without ending, with the folders above them where these are needed; the
+        paths as they are where nothing less will do.
+    """
+    paths = [Path(file).with_suffix("").parts for file in files]
+    for length in range(1, max(map(len, paths), default=0) + 1):
+        names = [Path(*parts[-length:]).as_posix() for parts in paths]
+        if len({*names, *taken}) == len(names) + len(set(taken)):
+            return names
+    return list(files)
 
 
 def window_length(model: nn.Module, asked: int | None) -> int:
