@@ -637,6 +637,19 @@ def test_evaluate_two_models_and_fail_if_one_is_worse(cli: Cli, pruned: tuple[Pa
     good(cli("evaluate", BOOKS, "--baseline", folder, *short, "--fail-if-drop", 0, "--json"))
 
 
+def test_evaluate_json_has_no_nan(cli: Cli, tmp_path: Path) -> None:
+    """Of a single window there is no standard error."""
+
+    def refuse(name: str) -> None:
+        raise ValueError(f"{name} is no JSON")
+
+    text = tmp_path / "short.txt"
+    text.write_text("A text of one short window.", encoding="utf-8")
+    found = good(cli("evaluate", BOOKS, "--text", text, "--baseline", BOOKS, "--json"))
+    (drop,) = json.loads(found, parse_constant=refuse)["drops"]
+    assert (drop["drop"], drop["standard_error"]) == (0.0, None)
+
+
 def test_evaluate_tasks(cli: Cli) -> None:
     values = json.loads(
         good(cli("evaluate", BOOKS, "--tasks", BOOKS / "cloze.jsonl", "--limit", 3, "--json"))

@@ -21,6 +21,7 @@ from secateur.evaluate.suite import (
     EvaluationChoice,
     check_choice,
     compare,
+    finite,
     run_evaluation,
 )
 
@@ -146,8 +147,8 @@ def _as_json(result: Evaluation, reference: Evaluation | None, drops: list[Any])
         "drops": [
             {
                 "metric": drop.metric,
-                "drop": drop.drop,
-                "standard_error": drop.standard_error,
+                "drop": finite(drop.drop),
+                "standard_error": finite(drop.standard_error),
                 "relative": drop.is_relative,
             }
             for drop in drops

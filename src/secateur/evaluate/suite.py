@@ -76,7 +76,7 @@ class Evaluation:
         values: dict[str, Any] = {}
         if self.perplexity is not None:
             values = {
-                "perplexity": _finite(self.perplexity.perplexity),
+                "perplexity": finite(self.perplexity.perplexity),
                 "num_tokens": self.perplexity.num_tokens,
                 "max_seq_length": self.perplexity.max_seq_length,
             }
@@ -88,12 +88,13 @@ class Evaluation:
 def _task_values(task: TaskResult) -> dict[str, Any]:
     values: dict[str, Any] = {"num_items": task.num_items, "num_truncated": task.num_truncated}
     for metric, estimate in task.metrics.items():
-        values[metric] = _finite(estimate.value)
-        values[f"{metric}_standard_error"] = _finite(estimate.standard_error)
+        values[metric] = finite(estimate.value)
+        values[f"{metric}_standard_error"] = finite(estimate.standard_error)
     return values
 
 
-def _finite(value: float) -> float | None:
+def finite(value: float) -> float | None:
+    """A number as JSON can hold it: None in the place of NaN and of what is infinite."""
     return value if math.isfinite(value) else None
 
 
