@@ -699,7 +699,6 @@ def test_evaluate_tells_lm_eval_how_to_run_its_tasks(
         (["--text", "no-such.txt"], "expected a UTF-8 text file, but no-such.txt"),
         (["--text", BOOKS / "prompts.txt", "--fail-if-drop", 1], "--baseline MODEL, which is"),
         (["--text", BOOKS / "prompts.txt", "--max-seq-length", 1025], "at most 1024 tokens"),
-        (["--text", BOOKS / "prompts.txt", "--max-seq-length", 1], "at least 2 tokens"),
         (["--text", BOOKS / "prompts.txt", "--batch-size", 0], "batch size of at least 1"),
         (["--text", BOOKS / "prompts.txt", "--device", "tpu9"], "device tpu9 cannot be used"),
         (["--tasks", "./no-such.jsonl"], "no-such.jsonl"),
@@ -718,6 +717,14 @@ def test_evaluate_refuses(cli: Cli, options: list[object], message: str) -> None
         (["--tasks", BOOKS / "prompts.txt", "--tasks", "own"], "prompts.txt"),
         (["--tasks", "own"], "own: no such file here"),
         (["--text", BOOKS / "prompts.txt", "--baseline", "no/such/model"], "got no/such/model"),
+        (["--text", BOOKS / "prompts.txt", "--max-seq-length", 1], "at least 2 tokens"),
+        (["--text", BOOKS / "prompts.txt", "--limit", 3], "--limit: expected --tasks"),
+        (["--tasks", BOOKS / "cloze.jsonl", "--max-seq-length", 9], "expected --text, whose"),
+        (["--tasks", "own", "--limit", 0], "expected a limit of at least 1 item, but got 0"),
+        (
+            ["--text", BOOKS / "prompts.txt", "--baseline", BOOKS, "--fail-if-drop", -1],
+            "expected a largest drop of 0 or more, but got -1.0",
+        ),
         (["--text", BOOKS / "prompts.txt", "--batch-size", 0], "batch size of at least 1"),
     ],
 )

@@ -15,7 +15,7 @@ from secateur.cli.option_groups import with_option_groups
 from secateur.cli.options import JsonOutput, ModelArgument
 from secateur.cli.waiting import shown_progress
 from secateur.errors import SecateurError
-from secateur.evaluate.compare import check_drop
+from secateur.evaluate.compare import check_drop, check_max_drop
 from secateur.evaluate.suite import (
     Evaluation,
     EvaluationChoice,
@@ -87,6 +87,8 @@ def evaluate_command(
         raise SecateurError("say what to measure: --text FILE or --tasks FILE (or both)")
     if fail_if_drop is not None and baseline is None:
         raise SecateurError("--fail-if-drop compares with --baseline MODEL, which is missing")
+    if fail_if_drop is not None:
+        check_max_drop(fail_if_drop)
     choice = EvaluationChoice(
         text,
         max_seq_length,
@@ -97,6 +99,7 @@ def evaluate_command(
         num_fewshot,
         include_path,
     )
+    _check_heeded(choice)
     _check_lm_eval_options(choice)
     check_choice(choice)
     if baseline is not None:
@@ -121,6 +124,14 @@ def evaluate_command(
             console.print(PROTOCOL, style="dim")
     if fail_if_drop is not None:
         check_drop(drops, fail_if_drop)
+
+
+def _check_heeded(choice: EvaluationChoice) -> None:
+    """Find out before a model is loaded that nothing that is measured would heed an option."""
+    if choice.limit is not None and not choice.tasks:
+        raise SecateurError("--limit: expected --tasks, whose items it limits, got no tasks")
+    if choice.max_seq_length is not None and choice.text is None:
+        raise SecateurError("--max-seq-length: expected --text, whose windows it cuts, got none")
 
 
 def _check_lm_eval_options(choice: EvaluationChoice) -> None:

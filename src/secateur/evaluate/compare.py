@@ -86,8 +86,7 @@ def check_drop(drops: Iterable[Drop], max_drop: float) -> None:
         QualityDropError: with every metric that fell by more, or by what is not a number.
         SecateurError: a negative or infinite `max_drop`.
     """
-    if not 0 <= max_drop < math.inf:
-        raise SecateurError(f"expected a largest drop of 0 or more, but got {max_drop}")
+    check_max_drop(max_drop)
     # Not `drop > max_drop`: a drop that is not a number has to fail.
     failed = [str(drop) for drop in drops if not drop.drop <= max_drop]
     if failed:
@@ -95,6 +94,12 @@ def check_drop(drops: Iterable[Drop], max_drop: float) -> None:
             f"expected no metric to fall by more than {100 * max_drop:g}%, but got "
             + "; ".join(failed)
         )
+
+
+def check_max_drop(max_drop: float) -> None:
+    """Refuse a negative or infinite largest drop."""
+    if not 0 <= max_drop < math.inf:
+        raise SecateurError(f"expected a largest drop of 0 or more, but got {max_drop}")
 
 
 def _check_baseline(name: str, value: float) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from secateur.errors import SecateurError
-from secateur.evaluate.items import Cloze, required_text, text_lines
+from secateur.evaluate.items import Cloze, check_limit, required_text, text_lines
 
 _FLAT = frozenset({"subject", "relation", "answer"})
 _PUBLISHED = "requested_rewrite"
@@ -57,8 +57,7 @@ def read_counterfact(path: str | Path, limit: int | None = None) -> tuple[Fact, 
         SecateurError: with file, record, what was expected and what came.
     """
     path = Path(path)
-    if limit is not None and limit < 1:
-        raise SecateurError(f"expected a limit of at least 1 item, but got {limit}")
+    check_limit(limit)
     facts: list[Fact] = []
     for where, record in _records(path):
         facts.append(_fact(record, where))

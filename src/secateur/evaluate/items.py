@@ -59,8 +59,7 @@ def read_items(path: str | Path, limit: int | None = None) -> tuple[Item, ...]:
         SecateurError: with file, line, what was expected and what came.
     """
     path = Path(path)
-    if limit is not None and limit < 1:
-        raise SecateurError(f"expected a limit of at least 1 item, but got {limit}")
+    check_limit(limit)
     items: list[Item] = []
     for where, line in text_lines(path):
         items.append(_parse_line(line, where))
@@ -71,6 +70,12 @@ def read_items(path: str | Path, limit: int | None = None) -> tuple[Item, ...]:
     if not items:
         raise SecateurError(f"expected items in {path}, one a line, but it is empty")
     return tuple(items)
+
+
+def check_limit(limit: int | None) -> None:
+    """Refuse a limit that leaves no item."""
+    if limit is not None and limit < 1:
+        raise SecateurError(f"expected a limit of at least 1 item, but got {limit}")
 
 
 def is_task_file(task: str) -> bool:

@@ -77,7 +77,8 @@ def perplexity(
             vocabulary, or windows longer than the model's context.
     """
     check_batch_size(batch_size)
-    _check_window_length(model, max_seq_length)
+    check_window_length(max_seq_length)
+    _check_fit(model, max_seq_length)
     windows = _cut_windows(token_ids, max_seq_length)
     check_token_ids(model, windows)
     losses = _window_losses(model, windows, batch_size, progress or SilentProgress())
@@ -107,11 +108,15 @@ def encode_text(tokenizer: Tokenizer, text: str) -> Tensor:
     return torch.tensor(token_ids, dtype=torch.int64)
 
 
-def _check_window_length(model: nn.Module, max_seq_length: int) -> None:
+def check_window_length(max_seq_length: int) -> None:
+    """Refuse windows in which nothing is predicted."""
     if max_seq_length < 2:
         raise SecateurError(
             f"expected windows of at least 2 tokens, but max_seq_length is {max_seq_length}"
         )
+
+
+def _check_fit(model: nn.Module, max_seq_length: int) -> None:
     limit = context_length(model)
     if limit is not None and max_seq_length > limit:
         raise SecateurError(

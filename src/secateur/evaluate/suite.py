@@ -12,9 +12,14 @@ from torch import nn
 from secateur.errors import SecateurError
 from secateur.evaluate.compare import Drop, compare_perplexity, compare_task
 from secateur.evaluate.forward import check_batch_size
-from secateur.evaluate.items import is_task_file, read_items
+from secateur.evaluate.items import check_limit, is_task_file, read_items
 from secateur.evaluate.lm_eval_tasks import check_lm_eval_tasks, run_lm_eval
-from secateur.evaluate.perplexity import PerplexityResult, encode_text, perplexity
+from secateur.evaluate.perplexity import (
+    PerplexityResult,
+    check_window_length,
+    encode_text,
+    perplexity,
+)
 from secateur.evaluate.result import Estimate, TaskResult
 from secateur.evaluate.tasks import run_task
 from secateur.evaluate.tokenizer import Tokenizer
@@ -109,6 +114,9 @@ def check_choice(choice: EvaluationChoice) -> None:
     check_batch_size(choice.batch_size)
     if choice.text is not None:
         read_text(choice.text)
+    if choice.max_seq_length is not None:
+        check_window_length(choice.max_seq_length)
+    check_limit(choice.limit)
     for file in choice.task_files:
         read_items(file, choice.limit)
     if choice.lm_eval_tasks:
