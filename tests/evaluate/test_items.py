@@ -79,6 +79,8 @@ def test_line_that_is_not_an_item_is_refused(tmp_path: Path, record: Any, messag
     [
         (b'{"text": "a b"}\n{"text": ', "line 2: expected JSON, but Expecting value"),
         (b'{"text": "a \xff"}', "line 1: expected UTF-8, but invalid start byte"),
+        (b'{"text": "a \\ud800"}', "line 1: a .u escape stands for half a character"),
+        (b"[" * 100_000, "line 1: expected JSON, but "),
         (b"\n\n", "expected items in .*items.jsonl, one a line, but it is empty"),
         (
             b'{"text": "a b"}\n{"sentence_good": "a", "sentence_bad": "b"}',

@@ -11,14 +11,13 @@ Two formats of a record, in JSON lines or as one JSON array:
 Other keys (the counterfactual target, neighbours) are ignored; paraphrases may be missing.
 """
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from secateur.errors import SecateurError
-from secateur.evaluate.items import Cloze, check_limit, required_text, text_lines
+from secateur.evaluate.items import Cloze, check_limit, parse_json, required_text, text_lines
 
 _FLAT = frozenset({"subject", "relation", "answer"})
 _PUBLISHED = "requested_rewrite"
@@ -76,19 +75,12 @@ def _records(path: Path) -> Iterator[tuple[str, Any]]:
         return
     if first[1].lstrip().startswith("["):
         whole = "".join([first[1], *(line for _, line in lines)])
-        for number, record in enumerate(_json(whole, str(path)), start=1):
+        for number, record in enumerate(parse_json(whole, str(path)), start=1):
             yield f"{path}, record {number}", record
         return
-    yield first[0], _json(first[1], first[0])
+    yield first[0], parse_json(first[1], first[0])
     for where, line in lines:
-        yield where, _json(line, where)
-
-
-def _json(text: str, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise SecateurError(f"{where}: expected JSON, but {error}") from None
+        yield where, parse_json(line, where)
 
 
 def _fact(record: Any, where: str) -> Fact:

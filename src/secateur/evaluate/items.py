@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from secateur.errors import SecateurError
+from secateur.texts.rows import is_text
 
 
 @dataclass(frozen=True)
@@ -108,11 +109,27 @@ def _decode(line: bytes, where: str) -> str:
         raise SecateurError(f"{where}: expected UTF-8, but {error.reason}") from None
 
 
-def _parse_line(line: str, where: str) -> Item:
+def parse_json(text: str, where: str) -> Any:
+    """The value that a JSON text stands for.
+
+    Raises:
+        SecateurError: it is none, or an escape in it is half a character, which no tokenizer
+            takes; `where` says in which line.
+    """
     try:
-        record = json.loads(line)
-    except json.JSONDecodeError as error:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:  # numbers too long, values too deep
         raise SecateurError(f"{where}: expected JSON, but {error}") from None
+    if not is_text(value):
+        raise SecateurError(
+            f"{where}: a \\u escape stands for half a character (a surrogate without its other "
+            "half), which is no text"
+        )
+    return value
+
+
+def _parse_line(line: str, where: str) -> Item:
+    record = parse_json(line, where)
     if not isinstance(record, dict):
         raise SecateurError(f"{where}: {_EXPECTED}; got {type(record).__name__}")
     if {"context", "choices", "answer"} <= record.keys():
