@@ -72,6 +72,12 @@ def test_other_windows_are_refused(length: int) -> None:
         compare_perplexity(perplexity_of([1.0] * 4), other)
 
 
+def test_other_tokens_in_as_many_windows_are_refused() -> None:
+    one = perplexity_of([1.0] * 4)
+    with pytest.raises(SecateurError, match="expected the same tokens for books as in the basel"):
+        compare_perplexity(one, replace(one, tokens_sha256="of another tokenizer"), "books")
+
+
 def test_broken_baseline_is_refused() -> None:
     broken = perplexity_of([math.inf, 1.0])
     with pytest.raises(SecateurError, match="a baseline with a finite perplexity, but it is inf"):

@@ -71,6 +71,15 @@ def test_integers_of_any_type_do(model: LlamaForCausalLM) -> None:
     assert perplexity(model, TOKENS.to(torch.int16), 7) == perplexity(model, TOKENS, 7)
 
 
+def test_windows_of_other_tokens_have_another_digest(model: LlamaForCausalLM) -> None:
+    digest = perplexity(model, TOKENS, 7).tokens_sha256
+    other = TOKENS.clone()
+    other[3] += 1
+    assert perplexity(model, other, 7).tokens_sha256 != digest
+    # 101 tokens are 14 windows of 7: the rest does not count.
+    assert perplexity(model, TOKENS[:98], 7).tokens_sha256 == digest
+
+
 def test_bf16_logits_are_summed_in_higher_precision(model: LlamaForCausalLM) -> None:
     half = LlamaForCausalLM(model.config).to(torch.bfloat16).eval()
     expected = reference_losses(half, TOKENS, 48)

@@ -51,6 +51,11 @@ def compare_perplexity(
             f"expected {left[0]} windows of {left[1]} tokens as in the baseline, "
             f"but got {right[0]} of {right[1]}"
         )
+    if baseline.tokens_sha256 != other.tokens_sha256:
+        raise SecateurError(
+            f"expected the same tokens for {name} as in the baseline, but they differ: are the "
+            "tokenizers of different models?"
+        )
     values = (baseline.perplexity, other.perplexity)
     _check_baseline(name, baseline.perplexity)
     return _relative_drop(name, values, _exp_paired(baseline.window_losses, other.window_losses))

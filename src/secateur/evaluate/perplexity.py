@@ -4,6 +4,7 @@ Protocol of the reference code of Wanda and SparseGPT. The window length decides
 perplexities at different lengths, or of different tokenizers, must not be compared.
 """
 
+import hashlib
 from dataclasses import dataclass
 
 import torch
@@ -40,6 +41,8 @@ class PerplexityResult:
     """Tokens in a window; less than what was asked for if the whole text is shorter."""
     window_losses: tuple[float, ...]
     """Mean negative log-likelihood in nats of each window's predictions, in text order."""
+    tokens_sha256: str = ""
+    """Digest of the windows' token ids: only results on the same can be compared."""
 
     def to_record(self, text: str) -> QualityRecord:
         """What the report keeps; `text` names the text that was measured on."""
@@ -84,7 +87,8 @@ def perplexity(
     losses = _window_losses(model, windows, batch_size, progress or SilentProgress())
     value, error = exp_estimate(losses)
     num_windows, length = windows.shape
-    return PerplexityResult(value, error, num_windows * (length - 1), length, tuple(losses))
+    digest = hashlib.sha256(windows.cpu().numpy().tobytes()).hexdigest()
+    return PerplexityResult(value, error, num_windows * (length - 1), length, tuple(losses), digest)
 
 
 def encode_text(tokenizer: Tokenizer, text: str) -> Tensor:
