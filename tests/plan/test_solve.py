@@ -95,6 +95,26 @@ def test_without_need_nothing_is_changed_even_where_it_would_cost_nothing() -> N
     assert solve(table, Limit(milliseconds=10.0)).is_dense
 
 
+def free_blocks(count: int) -> Table:
+    """Blocks that all may go: the first loses much, the others nothing."""
+    choices = (Choice("dense", 10.0, 100, 0.0), Choice("rank 16", 5.0, 50, 1e-7, 16))
+    units = tuple(Unit(f"u{block}", block, (64, 48), choices) for block in range(count))
+    removals = tuple(
+        Removal(unit.block, "block", (unit.name,), 1.0, 5, 0.0 if unit.block else 4.0)
+        for unit in units
+    )
+    return Table(units, removals, count, 2.0, 50)
+
+
+@pytest.mark.parametrize("needed", [0, 1, 3])
+def test_no_more_goes_than_must_where_it_would_cost_nothing(needed: int) -> None:
+    """However much other choices lose."""
+    table = free_blocks(8)
+    found = solve(table, Limit(num_bytes=table.dense_bytes - 105 * needed))
+    assert len(found.removals) == needed
+    assert all(choice.form == "dense" for choice in found.forms.values())
+
+
 def test_what_is_removed_has_no_form() -> None:
     removal = Removal(0, "block", ("u",), 1.0, 5, 0.1)
     table = table_of(Choice("rank 16", 6.0, 60, 0.5, 16), removals=(removal,))

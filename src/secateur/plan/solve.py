@@ -35,6 +35,10 @@ Floats = NDArray[np.float64]
 # Of all losses together: among equal losses the fewest changes win.
 _TIE = 1e-9
 
+# What the largest loss is to the solver: it ends within 1e-6 of the best sum, however large losses
+# are, and scipy has no option for that.
+_LARGEST = 1e6
+
 
 @dataclass(frozen=True)
 class _Variables:
@@ -213,7 +217,7 @@ def _minimise(
     # HiGHS now and then writes a line for its own developers, whatever it is told to display.
     with quiet_libraries():
         result = optimize.milp(
-            objective / scale,
+            objective * (_LARGEST / scale),
             constraints=constraints,
             integrality=np.ones(len(variables)),
             bounds=optimize.Bounds(0, 1),
