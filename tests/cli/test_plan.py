@@ -93,6 +93,17 @@ def test_an_output_is_not_overwritten(model: Path, text: Path, tmp_path: Path) -
         run(model, text, "--memory", "110KB", "--output", tmp_path)
 
 
+def test_no_older_recipe_is_left_where_nothing_is_to_be_done(
+    model: Path, text: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "plan.yaml"
+    output.write_text("of another limit")
+    options = ("--memory", "1GB", "--no-build", "--methods", "drop")
+    printed = run(model, text, *options, "--output", output, "--overwrite")
+    assert "The dense model keeps to the limit: there is no recipe to write." in printed
+    assert not output.exists()
+
+
 def test_sizes() -> None:
     assert parse_bytes("10GB") == 10**10
     assert parse_bytes(" 1.5 mb ") == 1_500_000

@@ -132,6 +132,8 @@ def plan_command(
     console.print(plan_table(plan))
     if written is not None:
         say_wrote(console, written)
+    elif output is not None:
+        console.print("The dense model keeps to the limit: there is no recipe to write.")
 
 
 def parse_bytes(text: str) -> int:
@@ -159,8 +161,15 @@ def _check_output(output: Path | None, overwrite: bool) -> None:
 
 
 def _write(plan: Plan, output: Path | None) -> Path | None:
-    """The recipe, with what was predicted and measured in comments before it."""
-    if output is None or plan.recipe is None:
+    """The recipe, with what was predicted and measured in comments before it.
+
+    An older one goes where nothing is to be done: it would be taken for that of this plan.
+    """
+    if output is None:
+        return None
+    if plan.recipe is None:
+        with suppress(FileNotFoundError):
+            output.unlink()
         return None
     comments = "".join(f"# {line}\n" for line in recipe_words(plan))
     write_whole(output, comments + recipe_from_dict(plan.recipe).to_yaml())
