@@ -141,6 +141,24 @@ def test_2_4_only_where_rows_are_groups_of_four() -> None:
     assert "2:4" in forms.values()
 
 
+def test_bytes_of_2_4_are_those_of_what_is_built() -> None:
+    """Of 68 columns the last four have half a byte, and are given a whole one."""
+    config = LlamaConfig(
+        vocab_size=128,
+        hidden_size=32,
+        intermediate_size=68,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+    )
+    options = PlanOptions(("2:4",), rounds=1, trials=0)
+    plan = plan_of(model_from(config).bfloat16(), 0.75, options=options)
+    assert plan.chosen.predicted is not None
+    assert plan.chosen.measured is not None
+    assert "2:4" in {x.form for x in plan.layers if x.name.endswith("down_proj")}
+    assert plan.chosen.predicted.num_bytes == plan.chosen.measured.num_bytes
+
+
 def test_bad_input(model: nn.Module, tmp_path: Path) -> None:
     with pytest.raises(SecateurError, match="the smallest plan's"):
         plan_of(model, 0.01)

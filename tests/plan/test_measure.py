@@ -120,7 +120,7 @@ def test_forms(table: Table) -> None:
     found = {choice.form: choice for choice in unit.choices}
     assert list(found) == ["dense", "2:4", "rank 24", "rank 16"]
     assert found["rank 16"].num_bytes == 16 * (rows + columns) * 4
-    assert found["2:4"].num_bytes == 0.5625 * rows * columns * 4
+    assert found["2:4"].num_bytes == (0.5 * 4 + 0.125) * rows * columns
     # Half of what the output is worth, times the share of it that is lost.
     assert [found[form].loss for form in found] == [0.0, 0.25, 0.375, 0.5]
     assert (found["rank 16"].milliseconds, found["rank 16"].rank) == (1.0, 16)

@@ -31,9 +31,8 @@ from secateur.progress import Progress
 from secateur.recipe import DropBlocksStage, ImportanceName
 from secateur.stages.drop_plan import check_sublayers
 from secateur.stages.factor_importance import Importance, measure_importance
+from secateur_kernels.layouts.canonical24 import COLUMNS_PER_BYTE
 
-# Of a weight in 16 bits: half the values, and an eighth for their places.
-_SPARSE24_BYTES = 0.5625
 # An error e of an output moves a token's loss by g . e; the mean rise is half the mean square.
 _RISE_BY_WORTH = 0.5
 _NOTES = {
@@ -216,7 +215,9 @@ def _choices(site: WeightSite, asked: Asked, losses: Losses, times: Times) -> tu
 
     choices = [Choice(DENSE, found[DENSE], rows * columns * size, 0.0)]
     if SPARSE24 in found:
-        choices.append(choice(SPARSE24, int(_SPARSE24_BYTES * rows * columns * size)))
+        # Half the values, and a byte for the places of those of eight columns.
+        row_bytes = columns // 2 * size + -(-columns // COLUMNS_PER_BYTE)
+        choices.append(choice(SPARSE24, rows * row_bytes))
     factors = [
         choice(form_name(rank), rank * (rows + columns) * size, rank)
         for rank in reversed(asked.ranks[site.name])
