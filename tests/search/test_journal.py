@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from families import tiny_model
+from word_tokenizer import WORDS, word_tokenizer
 from words import choices, task
 
 from secateur import compress
@@ -14,6 +15,7 @@ from secateur.progress import SilentProgress
 from secateur.search import SearchOptions
 from secateur.search.journal import JOURNAL_FILE, Fingerprint, Journal, fingerprint_of
 
+TOKENIZER = word_tokenizer()
 PRINT = Fingerprint("m", "t", {"seed": 0, "filter": None}, {"torch": "2.11"})
 
 
@@ -52,6 +54,7 @@ def test_a_line_that_was_cut_short_is_dropped(tmp_path: Path) -> None:
     [
         ({"model": "other"}, "the model's weights are others"),
         ({"task": "other"}, "the task is another"),
+        ({"tokens": "other"}, "the tokenizer encodes the task otherwise"),
         ({"options": {"seed": 1, "filter": None}}, "seed was 0 and is 1"),
         ({"options": {"seed": 0, "filter": 5}}, "filter was None and is 5"),
         ({"versions": {"torch": "2.12"}}, "torch was '2.11' and is '2.12'"),
@@ -98,18 +101,21 @@ def test_places_that_cannot_be_written(tmp_path: Path) -> None:
 
 def test_the_fingerprint_sees_weights_items_and_options() -> None:
     model, questions = tiny_model("llama"), task(choices(4))
-    first = fingerprint_of(model, questions, SearchOptions())
-    assert first == fingerprint_of(model, questions, SearchOptions())
+    first = fingerprint_of(model, TOKENIZER, questions, SearchOptions())
+    assert first == fingerprint_of(model, TOKENIZER, questions, SearchOptions())
     assert json.loads(json.dumps(first.options)) == first.options
+    other_words = word_tokenizer()
+    other_words.add_tokens([f"{word} " for word in WORDS])
     others = [
-        fingerprint_of(model, task(choices(4, seed=1)), SearchOptions()),
-        fingerprint_of(model, task(choices(4), "loss"), SearchOptions()),
-        fingerprint_of(model, questions, SearchOptions(seed=1)),
-        fingerprint_of(model.to(torch.bfloat16), questions, SearchOptions()),
+        fingerprint_of(model, other_words, questions, SearchOptions()),
+        fingerprint_of(model, TOKENIZER, task(choices(4, seed=1)), SearchOptions()),
+        fingerprint_of(model, TOKENIZER, task(choices(4), "loss"), SearchOptions()),
+        fingerprint_of(model, TOKENIZER, questions, SearchOptions(seed=1)),
+        fingerprint_of(model.to(torch.bfloat16), TOKENIZER, questions, SearchOptions()),
     ]
     with torch.no_grad():
         next(model.parameters())[0, 0] += 1
-    others.append(fingerprint_of(model, questions, SearchOptions()))
+    others.append(fingerprint_of(model, TOKENIZER, questions, SearchOptions()))
     assert all(other != first for other in others)
 
 
@@ -117,9 +123,9 @@ def test_the_fingerprint_sees_packed_weights() -> None:
     model, questions = tiny_model("llama").to(torch.bfloat16), task(choices(4))
     recipe = {"stages": [{"stage": "prune", "method": "magnitude", "pattern": "2:4"}]}
     compress(model, recipe, checkpoint_format="compact", progress=SilentProgress())
-    first = fingerprint_of(model, questions, SearchOptions())
+    first = fingerprint_of(model, TOKENIZER, questions, SearchOptions())
     layer = model.model.layers[0].mlp.up_proj
     state = layer.state_dict()
     layer.load_state_dict(state | {"weight": 2 * state["weight"]})
     assert layer.is_packed
-    assert fingerprint_of(model, questions, SearchOptions()) != first
+    assert fingerprint_of(model, TOKENIZER, questions, SearchOptions()) != first

@@ -17,9 +17,11 @@ import torch
 from torch import nn
 
 from secateur.errors import SecateurError
+from secateur.evaluate.tasks import item_requests
+from secateur.evaluate.tokenizer import Tokenizer
 from secateur.plain import to_plain
 from secateur.search.options import SearchOptions
-from secateur.search.task import SearchTask
+from secateur.search.task import ItemTask, SearchTask
 from secateur_kernels.version import __version__
 
 JOURNAL_FILE = "search.journal.jsonl"
@@ -35,13 +37,21 @@ class Fingerprint:
     task: str
     options: dict[str, Any]
     versions: dict[str, str]
+    tokens: str = ""
+    """SHA-256 of the items as the tokenizer encodes them; blank where a task has its own."""
 
 
-def fingerprint_of(model: nn.Module, task: SearchTask, options: SearchOptions) -> Fingerprint:
+def fingerprint_of(
+    model: nn.Module, tokenizer: Tokenizer, task: SearchTask, options: SearchOptions
+) -> Fingerprint:
     """The fingerprint of a search; reads every weight once."""
-    plain = json.loads(json.dumps(to_plain(options)))
-    versions = {"secateur": __version__, "torch": torch.__version__}
-    return Fingerprint(_model_digest(model), f"{task.name}: {task.digest}", plain, versions)
+    return Fingerprint(
+        model=_model_digest(model),
+        task=f"{task.name}: {task.digest}",
+        options=json.loads(json.dumps(to_plain(options))),
+        versions={"secateur": __version__, "torch": torch.__version__},
+        tokens=_tokens_digest(tokenizer, task) if isinstance(task, ItemTask) else "",
+    )
 
 
 class Journal:
@@ -126,6 +136,11 @@ def _model_digest(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
+def _tokens_digest(tokenizer: Tokenizer, task: ItemTask) -> str:
+    requests = [item_requests(tokenizer, question.item, None) for question in task.questions]
+    return hashlib.sha256(json.dumps(to_plain(requests)).encode()).hexdigest()
+
+
 def _whole_lines(path: Path) -> list[bytes]:
     """The lines of a file; what follows the last line feed is cut off, on disk too."""
     try:
@@ -157,6 +172,8 @@ def _check_same(old: Mapping[str, Any], new: Fingerprint, path: Path) -> None:
         reasons.append("the model's weights are others")
     if old.get("task") != new.task:
         reasons.append("the task is another")
+    elif old.get("tokens") != new.tokens:
+        reasons.append("the tokenizer encodes the task otherwise")
     for part in ("options", "versions"):
         before, now = old.get(part) or {}, getattr(new, part)
         reasons += [

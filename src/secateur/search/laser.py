@@ -75,7 +75,7 @@ def search_laser(
     options, progress = options or SearchOptions(), progress or SilentProgress()
     started = perf_counter()
     ready = make_ready(model, tokenizer, task, options)
-    fingerprint = fingerprint_of(model, task, options)
+    fingerprint = fingerprint_of(model, tokenizer, task, options)
     journal = _open_journal(folder, fingerprint, resume)
     ranking = _ranking(model, ready, options, journal, progress)
     if ranking:
