@@ -12,6 +12,7 @@ from families import model_from, tiny_model
 from told import Told
 from torch import nn
 from transformers import LlamaConfig
+from word_tokenizer import word_tokenizer
 
 from secateur import compress
 from secateur.calibration.tokens import tokens_from_tensor
@@ -166,6 +167,15 @@ def test_bad_input(model: nn.Module, tmp_path: Path) -> None:
         plan_of(model, 0.9, workload=Workload(1, 129))
     with pytest.raises(SecateurError, match="an evaluation text needs the model's tokenizer"):
         plan_of(model, 0.9, evaluation_text=tmp_path / "text.txt")
+    (tmp_path / "one.txt").write_text("w1")
+    text = {"evaluation_text": tmp_path / "one.txt", "tokenizer": word_tokenizer()}
+    with pytest.MonkeyPatch.context() as patch:
+        # Before anything is measured.
+        patch.setattr("secateur.plan.make.measure_table", None)
+        with pytest.raises(SecateurError, match="expected a text of at least 2 tokens"):
+            plan_of(model, 0.9, **text)
+        with pytest.raises(SecateurError, match="an evaluation text is for what is built"):
+            plan_of(model, 0.9, build=False, **text)
     with pytest.raises(SecateurError, match="bfloat16 or float16 to offer 2:4"):
         plan_of(model, 0.9, options=replace(OPTIONS, methods=("2:4",)))
     with pytest.raises(SecateurError, match="at least 2 calibration samples"):

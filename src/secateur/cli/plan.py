@@ -63,7 +63,7 @@ def plan_command(
     ] = None,
     evaluation_text: Annotated[
         Path | None,
-        typer.Option(help="Text file to measure perplexity on.", show_default=False),
+        typer.Option(help="With --build: text file to measure perplexity on.", show_default=False),
     ] = None,
     output: Annotated[
         Path | None,

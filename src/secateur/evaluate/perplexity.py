@@ -80,15 +80,21 @@ def perplexity(
             vocabulary, or windows longer than the model's context.
     """
     check_batch_size(batch_size)
-    check_window_length(max_seq_length)
-    _check_fit(model, max_seq_length)
-    windows = _cut_windows(token_ids, max_seq_length)
-    check_token_ids(model, windows)
+    windows = windows_of(model, token_ids, max_seq_length)
     losses = _window_losses(model, windows, batch_size, progress or SilentProgress())
     value, error = exp_estimate(losses)
     num_windows, length = windows.shape
     digest = hashlib.sha256(windows.cpu().numpy().tobytes()).hexdigest()
     return PerplexityResult(value, error, num_windows * (length - 1), length, tuple(losses), digest)
+
+
+def windows_of(model: nn.Module, token_ids: Tensor, max_seq_length: int) -> Tensor:
+    """The windows int64 [number, length] that `perplexity` measures on; raises as it does."""
+    check_window_length(max_seq_length)
+    _check_fit(model, max_seq_length)
+    windows = _cut_windows(token_ids, max_seq_length)
+    check_token_ids(model, windows)
+    return windows
 
 
 def encode_text(tokenizer: Tokenizer, text: str) -> Tensor:

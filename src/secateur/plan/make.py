@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from secateur.calibration.data import CalibrationSource, load_calibration
 from secateur.errors import SecateurError
 from secateur.evaluate.forward import evaluating
-from secateur.evaluate.perplexity import encode_text
+from secateur.evaluate.perplexity import encode_text, windows_of
 from secateur.evaluate.suite import read_text, window_length
 from secateur.plan.build import Bench, Built, Trial, fitted_to, measure_built, restricted
 from secateur.plan.measure import Measured, measure_table
@@ -97,7 +97,7 @@ def make_plan(
         num_calibration_samples: windows to draw from text.
         max_seq_length: tokens in a window; by default 2048, or the model's context if shorter.
         seed: of the draw.
-        evaluation_text: a text file to measure perplexity on.
+        evaluation_text: a text file to measure perplexity on; only with `build`.
         build: also build the plan and others near it, go by what they lose on the held-out
             samples, and choose ranks anew where the plan is not as fast as predicted. It takes
             up to a copy of the model for each single method and three more.
@@ -120,26 +120,27 @@ def make_plan(
         seed=seed,
     )
     tokens.check_fit(model)
-    bench = Bench(
-        model,
-        tokens,
-        workload,
-        options.rounds,
-        options.damping,
-        _evaluation(tokenizer, evaluation_text),
-        window_length(model, max_seq_length),
-    )
+    length = window_length(model, max_seq_length)
+    if evaluation_text is not None and not build:
+        raise SecateurError("an evaluation text is for what is built: leave it out, or build")
+    evaluation = _evaluation(model, tokenizer, evaluation_text, length)
+    bench = Bench(model, tokens, workload, options.rounds, options.damping, evaluation, length)
     with evaluating(model):
         measured = measure_table(model, tokens, workload, options, progress)
         return plan_from(measured, bench, target, options, build, compare, source, progress)
 
 
-def _evaluation(tokenizer: Any | None, text: str | Path | None) -> Tensor | None:
+def _evaluation(
+    model: nn.Module, tokenizer: Any | None, text: str | Path | None, length: int
+) -> Tensor | None:
+    """Its tokens, which windows of `length` can be cut of; None without a text."""
     if text is None:
         return None
     if tokenizer is None:
         raise SecateurError("an evaluation text needs the model's tokenizer; give `tokenizer`")
-    return encode_text(tokenizer, read_text(Path(text)))
+    token_ids = encode_text(tokenizer, read_text(Path(text)))
+    windows_of(model, token_ids, length)
+    return token_ids
 
 
 def plan_from(
