@@ -40,6 +40,12 @@ def test_blank_lines_are_ignored_and_counted(tmp_path: Path) -> None:
         read_items(file)
 
 
+def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
+    file = tmp_path / "items.jsonl"
+    file.write_text('{"text": "a b"}\n{"text": "c d"}\n', encoding="utf-8-sig")
+    assert read_items(file) == (Cloze("a ", "b"), Cloze("c ", "d"))
+
+
 def test_limit_takes_the_first_items(tmp_path: Path) -> None:
     file = write(tmp_path, *({"text": f"a {number}"} for number in range(5)))
     assert [item.target for item in read_items(file, 2) if isinstance(item, Cloze)] == ["0", "1"]

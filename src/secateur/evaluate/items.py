@@ -11,6 +11,7 @@ Other keys are ignored, and so are blank lines.
 
 import json
 import re
+from codecs import BOM_UTF8
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,6 +91,8 @@ def is_task_file(task: str) -> bool:
 def text_lines(path: Path) -> Iterator[tuple[str, str]]:
     """The UTF-8 lines of a file that are not blank, each after where it stands, for messages.
 
+    The file may begin with a byte order mark, as other texts may.
+
     Raises:
         SecateurError: there is no such file, or a line is not UTF-8.
     """
@@ -98,6 +101,8 @@ def text_lines(path: Path) -> Iterator[tuple[str, str]]:
     # Bytes, so that only line feeds end a line: text may hold other separators.
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
+            if number == 1:
+                line = line.removeprefix(BOM_UTF8)
             if line.strip():
                 yield (where := f"{path}, line {number}"), _decode(line, where)
 
