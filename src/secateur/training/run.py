@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils.data import Dataset
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 
 from secateur.errors import SecateurError
@@ -26,6 +27,7 @@ from secateur.training.callbacks import (
 from secateur.training.checkpoints import CheckpointFolder
 from secateur.training.curve import curve
 from secateur.training.data import TrainingData
+from secateur.training.data.streamed import EndlessPasses, StreamedWindows
 from secateur.training.evaluate import held_out_loss
 from secateur.training.objective import Objective
 from secateur.training.precision import restore, widen
@@ -122,7 +124,7 @@ def run_training(
             trainer = RecoveryTrainer(
                 model=trainable,
                 args=arguments,
-                train_dataset=texts.train.dataset,
+                train_dataset=_as_trained(texts.train),
                 eval_dataset=texts.held_out.dataset,
                 callbacks=_callbacks(options, arguments, PrunedWeights(pruned), progress, task),
                 objective=(objective or Objective()).on(arguments.device),
@@ -261,7 +263,8 @@ def tokens_per_step(arguments: TrainingArguments, options: Training) -> int:
 def num_steps(arguments: TrainingArguments, options: Training, data: TrainingData) -> int:
     """Optimizer steps that see `num_tokens` tokens, or the data `epochs` times.
 
-    Each pass over the data ends with a step on what is left, which may be less than a whole one.
+    Each pass over the data ends with a step on what is left, which may be less than a whole one;
+    passes over a stream follow one another without.
     """
     if options.num_tokens is None:
         windows = math.ceil(options.epochs * data.num_windows)
@@ -272,6 +275,11 @@ def num_steps(arguments: TrainingArguments, options: Training, data: TrainingDat
         return math.ceil(windows / in_step)
     passes, rest = divmod(windows, data.num_windows)
     return passes * math.ceil(data.num_windows / in_step) + math.ceil(rest / in_step)
+
+
+def _as_trained(data: TrainingData) -> Dataset[dict[str, Tensor]]:
+    windows = data.dataset
+    return EndlessPasses(windows) if isinstance(windows, StreamedWindows) else windows
 
 
 def _callbacks(

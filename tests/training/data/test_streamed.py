@@ -5,6 +5,19 @@ import pytest
 import torch
 from accelerate.data_loader import IterableDatasetShard
 from byte_tokenizers import CountingTokenizer, byte_tokenizer
+from families import tiny_model
+from small_trainings import (
+    LENGTH,
+    Interrupted,
+    StopAt,
+    everything,
+    options,
+    same_values,
+    train,
+    training_data,
+    values_of,
+)
+from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
 
@@ -17,6 +30,7 @@ from secateur.training.data import (
     hold_out,
     load_training_data,
 )
+from secateur.training.run import TrainingTexts
 
 CHAT = [{"prompt": f"{n}:", "response": "x" * (n % 7)} for n in range(40)]
 TEXTS = [f"text number {n}" for n in range(40)]
@@ -155,6 +169,52 @@ def test_trainer_takes_a_stream(tmp_path: Path) -> None:
     trainer.train()
     assert trainer.state.global_step == 12
     assert torch.isfinite(torch.tensor(trainer.state.log_history[-1]["train_loss"]))
+
+
+def trained_on_ten(folder: Path, **changes: Any) -> tuple[list[int], dict[str, Tensor]]:
+    """The windows that a training saw of a stream of ten in random order, and the weights."""
+    text = TrainingText([[f"{n:011}" for n in range(10)]], LENGTH, streaming=True, shuffle_buffer=4)
+    texts = TrainingTexts(load_training_data(text, byte_tokenizer()), training_data(5, 1))
+    model, seen = tiny_model("llama"), []
+    more = {name: changes.pop(name) for name in ("resume", "progress") if name in changes}
+
+    def note(module: Any, _: Any, given: dict[str, Tensor]) -> None:
+        if module.training:
+            seen.extend(given["input_ids"][:, -2].tolist())
+
+    model.register_forward_pre_hook(note, with_kwargs=True)
+    training = options(keep_best=False, **changes)
+    try:
+        train(model, everything(model), folder, training, texts=texts, **more)
+    except Interrupted:
+        assert "progress" in more
+    return seen, values_of(model)
+
+
+@pytest.mark.parametrize(
+    ("steps", "batch_size", "gradient_accumulation"), [(6, 4, 1), (6, 4, 2), (3, 2, 8)]
+)
+def test_steps_on_a_stream_are_whole_ones(
+    tmp_path: Path, steps: int, batch_size: int, gradient_accumulation: int
+) -> None:
+    seen, _ = trained_on_ten(
+        tmp_path,
+        steps=steps,
+        batch_size=batch_size,
+        gradient_accumulation=gradient_accumulation,
+    )
+    assert len(seen) == steps * batch_size * gradient_accumulation
+    passes = [seen[start : start + 10] for start in range(0, len(seen) - 9, 10)]
+    assert all(len(set(windows)) == 10 for windows in passes)
+    assert passes[0] != passes[1]
+
+
+def test_a_stream_goes_on_where_it_was_in_a_later_pass(tmp_path: Path) -> None:
+    seen, values = trained_on_ten(tmp_path / "whole", steps=12)
+    trained_on_ten(tmp_path / "other", steps=12, progress=StopAt(9))
+    rest, resumed = trained_on_ten(tmp_path / "other", steps=12, resume=True)
+    assert rest == seen[16:]
+    assert same_values(resumed, values)
 
 
 def test_faults_of_a_stream() -> None:

@@ -1,7 +1,7 @@
 """The iterable dataset: windows made while they are asked for."""
 
 from collections.abc import Iterable, Iterator
-from itertools import islice
+from itertools import count, islice
 from random import Random
 
 from torch import Tensor
@@ -34,7 +34,7 @@ class StreamedWindows(IterableDataset[Item]):
         self._epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Another draw; Trainer and accelerate call it before each epoch."""
+        """Another draw."""
         self._epoch = epoch
 
     def __iter__(self) -> Iterator[Item]:
@@ -53,6 +53,26 @@ class StreamedWindows(IterableDataset[Item]):
                 loss = None if block.loss is None else block.loss[row]
                 starts = block.starts[row] if is_packed and block.starts is not None else None
                 yield training_item(tokens, loss, starts)
+
+
+class EndlessPasses(IterableDataset[Item]):
+    """A stream again and again, each pass in an order of its own.
+
+    The Trainer does not know how long a stream is. At its end it would neither take a step on what
+    is left of one nor drop that, and a training that is resumed would begin with another pass.
+
+    Args:
+        windows: of one pass; at least one.
+    """
+
+    def __init__(self, windows: StreamedWindows) -> None:
+        super().__init__()
+        self._windows = windows
+
+    def __iter__(self) -> Iterator[Item]:
+        for number in count():
+            self._windows.set_epoch(number)
+            yield from self._windows
 
 
 def drawn(items: Iterable[Item], buffer_size: int, random: Random) -> Iterator[Item]:
