@@ -509,7 +509,9 @@ def _curve(record: RecoverRecord) -> list[tuple[Any, ...]]:
     return [(p.step, p.num_tokens, p.train_loss, p.held_out_loss) for p in record.run.points]
 
 
-def test_another_run_is_not_resumed(tmp_path: Path, text: Path) -> None:
+def test_another_run_is_not_resumed(
+    tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     output, model = tmp_path / "out", tiny_model("llama")
     with pytest.raises(Interrupted):
         run(model, recover(text), output=output, progress=StopAt(4))
@@ -527,6 +529,11 @@ def test_another_run_is_not_resumed(tmp_path: Path, text: Path) -> None:
             resume=True,
             calibration=torch.full((1, 8), 5),
         )
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    message = "another training: the number of processes has changed since"
+    with pytest.raises(SecateurError, match=message):
+        run(tiny_model("llama"), recover(text), output=output, resume=True)
+    monkeypatch.delenv("WORLD_SIZE")
     run(tiny_model("llama"), recover(text, "all"), output=output)
     assert beside(output) == []
 

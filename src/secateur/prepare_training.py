@@ -218,6 +218,8 @@ def _identity(
         "the training text": texts.train.sha256,
         "the held-out text": texts.held_out.sha256,
         "versions": digest(str(package_versions())),
+        # A step takes a batch from each of them, so that steps are counted otherwise.
+        "the number of processes": str(read_settings().world_size),
     }
 
 
