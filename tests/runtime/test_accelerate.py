@@ -130,6 +130,29 @@ def test_gates_are_told_apart_by_what_they_do(activation: str) -> None:
     assert ways(done)[GATE_UP] == ("silu_and_mul" if activation == "silu" else "side by side")
 
 
+@pytest.mark.parametrize("limited", ["gate", "silu", "up"])
+@pytest.mark.parametrize("limit", [7.0, 16.0])
+def test_a_limit_of_gate_or_up_is_kept(limited: str, limit: float) -> None:
+    """As DeepSeek-V4 and Step 3.7 have it, far beyond what most inputs make."""
+    model = made("llama", "dense")
+    mlp = model.get_submodule(MLP)
+
+    class LimitedMlp(type(mlp)):  # type: ignore[misc]
+        def forward(self, x: Tensor) -> Tensor:
+            kinds = {"gate": self.gate_proj(x), "up": self.up_proj(x)}
+            if limited != "silu":
+                kinds[limited] = kinds[limited].clamp(max=limit)
+            silu = torch.nn.functional.silu(kinds["gate"])
+            silu = silu.clamp(max=limit) if limited == "silu" else silu
+            found: Tensor = self.down_proj(silu * kinds["up"])
+            return found
+
+    mlp.__class__ = LimitedMlp
+    done = secateur.accelerate(model, force=True)
+    fused = {row.names[0].rpartition(".")[0]: row.fused for row in done.rows if "gate" in str(row)}
+    assert fused == {MLP: "side by side", MLP.replace("0", "1"): "silu_and_mul"}
+
+
 def test_a_layer_with_gate_and_up_in_one() -> None:
     done = secateur.accelerate(made("phi3", "pruned"), force=True)
     assert ways(done)[("gate_up_proj",)] == "silu_and_mul"
