@@ -95,6 +95,10 @@ def inherit(**changes: Any) -> InheritStage:
             "temperature and distillation_weight need loss: distillation",
         ),
         (
+            {"num_tokens": 10, "epochs": 2.0},
+            "expected num_tokens or epochs, got both (10 and 2.0)",
+        ),
+        (
             {"streaming": True, "num_tokens": 10},
             "streaming needs `evaluation`, a text of its own, and `num_tokens`",
         ),
@@ -157,6 +161,12 @@ def test_who_needs_a_teacher() -> None:
         (
             {"near_cut": 1, "method": "head_and_last_blocks"},
             "near_cut is for gates, linears and lora, not for head_and_last_blocks",
+        ),
+        ({"last_blocks": 2}, "last_blocks is for head_and_last_blocks, not for gates"),
+        ({"lora_rank": 16}, "lora_rank is for lora, not for gates"),
+        (
+            {"lora_alpha": 8.0, "method": "head_and_last_blocks"},
+            "lora_alpha is for lora, not for head_and_last_blocks",
         ),
     ],
 )
@@ -222,6 +232,7 @@ def trainings(draw: st.DrawFn, loss: str | None = None, blocks: bool = True) -> 
     is_distilled = chosen == "distillation"
     streaming = draw(st.booleans())
     keep_best = draw(st.booleans())
+    num_tokens = draw(COUNTS if streaming else st.none() | COUNTS)
     return Training(
         data=tuple(draw(st.lists(NAMES, min_size=1, max_size=3))),
         format=draw(st.sampled_from(get_args(DataFormat))),
@@ -229,8 +240,8 @@ def trainings(draw: st.DrawFn, loss: str | None = None, blocks: bool = True) -> 
         held_out=draw(COUNTS),
         streaming=streaming,
         max_seq_length=draw(st.integers(2, 10**6)),
-        num_tokens=draw(COUNTS if streaming else st.none() | COUNTS),
-        epochs=draw(RATES),
+        num_tokens=num_tokens,
+        epochs=draw(RATES) if num_tokens is None else 1.0,
         batch_size=draw(COUNTS),
         gradient_accumulation=draw(COUNTS),
         gradient_checkpointing=draw(st.booleans()),
@@ -261,9 +272,9 @@ def stages(draw: st.DrawFn) -> RecoverStage | InheritStage:
             training=draw(trainings()),
             teacher=draw(st.none() | NAMES),
             near_cut=draw(st.none() | COUNTS) if has_near else None,
-            last_blocks=draw(COUNTS),
-            lora_rank=draw(COUNTS),
-            lora_alpha=draw(RATES),
+            last_blocks=draw(COUNTS) if method == "head_and_last_blocks" else 3,
+            lora_rank=draw(COUNTS) if method == "lora" else 8,
+            lora_alpha=draw(RATES) if method == "lora" else 16.0,
         )
     start = draw(st.sampled_from(["inherited", "random", "stacked", "distilled"]))
     loss = "distillation" if start == "distilled" else None

@@ -17,6 +17,12 @@ DEFAULT_LEARNING_RATE: dict[RecoverMethod, float] = {
     "head_and_last_blocks": 1e-3,
 }
 
+_METHOD_OF_OPTION: dict[str, RecoverMethod] = {
+    "last_blocks": "head_and_last_blocks",
+    "lora_rank": "lora",
+    "lora_alpha": "lora",
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class RecoverStage:
@@ -60,6 +66,12 @@ class RecoverStage:
             self.near_cut is None or self.method in ("gates", "linears", "lora"),
             f"recover: near_cut is for gates, linears and lora, not for {self.method}",
         )
+        for name, method in _METHOD_OF_OPTION.items():
+            default = type(self).__dataclass_fields__[name].default
+            require(
+                self.method == method or getattr(self, name) == default,
+                f"recover: {name} is for {method}, not for {self.method}",
+            )
 
     @property
     def needs_calibration(self) -> bool:

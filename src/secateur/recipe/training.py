@@ -120,6 +120,11 @@ class Training:
             "training: temperature and distillation_weight need loss: distillation",
         )
         require(
+            self.num_tokens is None or self.epochs == 1.0,
+            f"training: expected num_tokens or epochs, got both ({self.num_tokens} and "
+            f"{self.epochs})",
+        )
+        require(
             not self.streaming or (self.evaluation is not None and self.num_tokens is not None),
             "training: streaming needs `evaluation`, a text of its own, and `num_tokens`",
         )
