@@ -35,6 +35,7 @@ from secateur.modules.gated_mlp import GatedMlp
 from secateur.modules.side_by_side import OneOfSeveral
 from secateur.runtime import accelerate as accelerate_module
 from secateur.runtime.acceleration import Acceleration, LayerRow
+from secateur.runtime.changes import Changes
 from secateur_kernels.dispatch import CPU, Entry, Measurement, Problem, Table
 from secateur_kernels.layouts import LowRank
 
@@ -235,6 +236,21 @@ def test_strict_makes_layers_dense_and_gives_them_back() -> None:
     assert_as_before(model, before, logits)
     secateur.accelerate(model, policy="memory", table=cpu_table(20.0))
     assert len(compressed_modules(model)) == 14
+
+
+@pytest.mark.parametrize("kind", ["sparse24", "low_rank", "sparse24_low_rank"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_layers_that_were_made_dense_come_back_as_the_model_was_cast(
+    kind: str, dtype: torch.dtype
+) -> None:
+    model, plain = compressed("llama", kind), compressed("llama", kind)
+    name = f"{MLP}.down_proj"
+    changes = Changes(model)
+    changes.make_dense([name])
+    assert name not in compressed_modules(model)
+    model.to(dtype)
+    changes.undo()
+    assert_as_before(model, state_of(plain.to(dtype)), logits_of(plain))
 
 
 def test_strict_keeps_dense_copies_until_undone() -> None:

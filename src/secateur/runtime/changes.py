@@ -70,7 +70,9 @@ class Changes:
             copied.drop_dense_copy()
         unfuse(self.model)
         for name, layer in self._replaced.items():
-            replace_module(self.model, name, layer)
+            # The model may have been cast or moved since.
+            dense = next(self.model.get_submodule(name).parameters())
+            replace_module(self.model, name, layer.to(dense.device, dense.dtype))
         to_dense(self.model, self._packed)
         for name, trainable in self._packed.items():
             self.model.get_submodule(name).get_parameter("weight").requires_grad_(trainable)
