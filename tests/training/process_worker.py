@@ -62,11 +62,11 @@ def train(model: torch.nn.Module, folder: Path, batch_size: int, steps: int = 6)
         num_tokens=steps * 8 * LENGTH,
         batch_size=batch_size,
         eval_steps=3,
-        held_out=8,
+        held_out=9,
         keep_best=False,
     )
     trained = mlp_parameters(model, range(NUM_BLOCKS))
-    texts = TrainingTexts(windows(64, 1), windows(8, 2))
+    texts = TrainingTexts(windows(64, 1), windows(9, 2))
     place = CheckpointFolder(folder)
     return run_training(
         model, options, 3e-3, texts, trained, place, SilentProgress(), on_cpu=True
@@ -82,4 +82,6 @@ def train_together(output: Path) -> None:
     torch.save(model.state_dict(), output / f"rank-{rank}.pt")
     if rank == 0:
         model.save_pretrained(output / "model")
-        (output / "loss.json").write_text(json.dumps([run.loss_after, run.num_tokens]))
+        (output / "loss.json").write_text(
+            json.dumps([run.loss_after, run.num_tokens, run.points[-1].held_out_loss])
+        )

@@ -62,9 +62,10 @@ def test_two_processes_keep_the_pattern_and_train_as_one(folder: Path, tmp_path:
     before = {name: item.clone() for name, item in alone.state_dict().items()}
     run = train(alone, tmp_path / "alone", batch_size=8)
     assert_two_of_four(alone)
-    loss_after, num_tokens = json.loads((folder / "ddp/loss.json").read_text())
+    loss_after, num_tokens, loss_at_last_step = json.loads((folder / "ddp/loss.json").read_text())
     assert num_tokens == run.num_tokens
     assert loss_after == pytest.approx(run.loss_after, abs=1e-4)
+    assert loss_at_last_step == pytest.approx(loss_after, abs=1e-5)
     assert_trained_alike(first, alone, before)
 
 

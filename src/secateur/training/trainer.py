@@ -81,6 +81,7 @@ class RecoveryTrainer(Trainer):  # type: ignore[misc]
         self._carried = carried or {}
         self._clock = _StepsClock()
         self._went_back_to: str | None = None
+        self._held_out: list[Tensor] = []  # of an evaluation: losses of windows, by batch
         # Our loss is divided by the predictions of the whole step, as models' own losses are.
         self.model_accepts_loss_kwargs = True
 
@@ -111,8 +112,9 @@ class RecoveryTrainer(Trainer):  # type: ignore[misc]
         if not model.training:
             rest = {name: value for name, value in inputs.items() if name != "labels"}
             logits = model(**rest, use_cache=False).logits
-            loss = window_losses(logits, inputs["labels"]).mean()
-            return (loss, {"logits": logits}) if return_outputs else loss
+            losses = window_losses(logits, inputs["labels"])
+            self._held_out.append(self.accelerator.gather_for_metrics(losses))
+            return (losses.mean(), {"logits": logits}) if return_outputs else losses.mean()
         loss = self._objective.loss(model, inputs, num_items_in_batch)
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
             loss = loss * self.accelerator.num_processes  # gradients are averaged over processes
@@ -178,6 +180,17 @@ class RecoveryTrainer(Trainer):  # type: ignore[misc]
     def _holds_plain_model(self) -> bool:
         """Neither sharded nor with adapters beside it."""
         return isinstance(self.model, PreTrainedModel) and not self.is_fsdp_enabled
+
+    def evaluation_loop(self, *arguments: Any, **options: Any) -> Any:
+        """The Trainer's, but every window counts once.
+
+        The Trainer takes the mean of a process's batch for the loss of each of its windows, where
+        there are several processes also of those that only fill up the last batch.
+        """
+        self._held_out = []
+        output = super().evaluation_loop(*arguments, **options)
+        output.metrics["eval_loss"] = float(torch.cat(self._held_out).double().mean())
+        return output
 
     def evaluate(self, *arguments: Any, **options: Any) -> dict[str, float]:
         """The mean loss of the held-out windows, while the clock of steps stands still."""
