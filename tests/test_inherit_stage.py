@@ -252,6 +252,20 @@ def test_moments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optimizer: str
     assert steps[2] == later
 
 
+def test_moments_of_sharded_weights_are_refused_before_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin = RecoveryTrainer.__init__
+
+    def sharded(self: RecoveryTrainer, **options: Any) -> None:
+        begin(self, **options)
+        self.is_fsdp_enabled = True
+
+    monkeypatch.setattr(RecoveryTrainer, "__init__", sharded)
+    with pytest.raises(SecateurError, match=r"carried needs weights that are not sharded \(FSDP\)"):
+        grown(tmp_path, optimizer="carried")
+
+
 # Interrupted.
 
 

@@ -125,7 +125,7 @@ class _Inheritance:
         carries = self.stage.optimizer == "carried"
         if folder.resume and (finished := journal.load(carries)) is not None:
             return finished
-        result = self._train(number, size, teacher, moments if carries else {}, folder)
+        result = self._train(number, size, teacher, moments if carries else None, folder)
         finished = InheritRound(num_blocks=size, run=result.run), result.optimizer_state
         journal.save(*finished, with_moments=carries)
         return finished
@@ -135,7 +135,7 @@ class _Inheritance:
         number: int,
         size: int,
         teacher: nn.Module | None,
-        carried: OptimizerState,
+        carried: OptimizerState | None,
         folder: CheckpointFolder,
     ) -> TrainingResult:
         options = self.stage.training

@@ -95,7 +95,8 @@ def run_training(
         place: of checkpoints; claimed by the caller.
         progress: told after each step.
         objective: what is minimised; by default cross-entropy.
-        carried: AdamW's moments of an earlier round, by parameter.
+        carried: AdamW's moments of an earlier round, by parameter; None if none are carried from
+            round to round.
         on_cpu: leave a GPU unused.
         task: its name for `progress`.
         known_pruned: see `pruned_parameters`.
@@ -104,9 +105,9 @@ def run_training(
         the record and the optimizer's moments.
 
     Raises:
-        SecateurError: adapters would fill pruned matrices, a library is not installed, or the loss
-            is no longer finite and there is no checkpoint to go back to: the model then has the
-            weights of the step that broke it.
+        SecateurError: adapters would fill pruned matrices, a library is not installed, moments are
+            to be carried but weights are sharded, or the loss is no longer finite and there is no
+            checkpoint to go back to: the model then has the weights of the step that broke it.
     """
     unpack_layers(model)
     pruned = pruned_parameters(model, known_pruned)
@@ -131,6 +132,11 @@ def run_training(
                 carried=carried,
             )
             trainer.remove_callback(PrinterCallback)
+            if carried is not None and trainer.is_fsdp_enabled:
+                raise SecateurError(
+                    "optimizer carried needs weights that are not sharded (FSDP), whose moments "
+                    "cannot be given to another round: give optimizer restarted"
+                )
             plain = meta_copy(model) if trainer.is_fsdp_enabled else None
             before = held_out_loss(trainable, texts.held_out, options.batch_size)
             ending, note = _train(trainer, place, options)
