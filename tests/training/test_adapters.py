@@ -5,9 +5,10 @@ from typing import Any
 
 import pytest
 import torch
-from families import tiny_model
+from families import model_from, tiny_model
 from small_trainings import same_values, values_of
 from torch import nn
+from transformers import MambaConfig
 
 from secateur.errors import SecateurError
 from secateur.training.adapters import (
@@ -99,6 +100,19 @@ def test_pruned_matrices_are_refused() -> None:
     )
     with pytest.raises(SecateurError, match=message):
         check_adapters(adapters, ["a.k.weight", "b.up.weight"])
+
+
+def test_what_peft_refuses_leaves_the_model_as_it_was() -> None:
+    model = model_from(
+        MambaConfig(num_hidden_layers=2, vocab_size=128, hidden_size=32, state_size=4)
+    )
+    before, classes = values_of(model), [type(module) for module in model.modules()]
+    with pytest.raises(
+        SecateurError, match=r"method lora: .*'out_proj' is incompatible with Mamba"
+    ):
+        add_adapters(model, Adapters(linear_modules(model, [0, 1])))
+    assert [type(module) for module in model.modules()] == classes
+    assert same_values(values_of(model), before)
 
 
 def test_without_peft(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -111,6 +111,19 @@ def test_kept_values_of_compact_layers_are_trained_and_indices_are_not() -> None
     assert mlp_parameters(model, [0, 1]) == gates
 
 
+def test_adapters_stand_beside_what_computes_a_linear_layer() -> None:
+    class ByGroups(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x) * 2
+
+    model = tiny_model("llama")
+    layer = model.get_submodule("model.layers.0.self_attn.o_proj")
+    layer.__class__ = ByGroups
+    names = linear_modules(model, [0, 1])
+    assert "model.layers.0.self_attn.o_proj" not in names
+    assert len(names) == 13
+
+
 def test_no_matrix_of_the_kind() -> None:
     model = tiny_model("llama", 2)
     for module in (model.model.layers[1].mlp, model.model.layers[1].self_attn):

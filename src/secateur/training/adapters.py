@@ -52,6 +52,10 @@ def add_adapters(model: nn.Module, adapters: Adapters, seed: int = 0) -> nn.Modu
     """A model around `model`, with adapters that take gradients and nothing else that does.
 
     `seed`: of the random A; B is zero. The same seed gives the same adapters.
+
+    Raises:
+        SecateurError: peft refuses a layer, as in blocks of Mamba, whose kernels read weights past
+            the adapters; the model is as it was.
     """
     peft = require_peft()
     config = peft.LoraConfig(
@@ -66,8 +70,22 @@ def add_adapters(model: nn.Module, adapters: Adapters, seed: int = 0) -> nn.Modu
         # peft asks transformers by a name that is about to be replaced.
         warnings.simplefilter("ignore", FutureWarning)
         torch.manual_seed(seed)
-        adapted: nn.Module = peft.get_peft_model(model, config)
+        try:
+            adapted: nn.Module = peft.get_peft_model(model, config)
+        except ValueError as error:
+            _take_out(model, peft.tuners.tuners_utils.BaseTunerLayer)
+            raise SecateurError(
+                f"method lora: {error} Train the matrices themselves, by gates, linears or all"
+            ) from None
     return adapted
+
+
+def _take_out(model: nn.Module, kind: type[Any]) -> None:
+    """Undo what peft did to a model before it refused the rest."""
+    for name, module in list(model.named_modules()):
+        if isinstance(module, kind):
+            parent, _, child = name.rpartition(".")
+            setattr(model.get_submodule(parent), child, module.get_base_layer())
 
 
 def merge_adapters(adapted: Any) -> None:

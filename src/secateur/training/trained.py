@@ -8,7 +8,7 @@ from torch import nn
 from secateur.errors import SecateurError
 from secateur.models.inventory import Inventory, take_inventory
 from secateur.models.matrix_types import in_attention
-from secateur.models.swap import compressed_modules
+from secateur.models.swap import compressed_modules, may_be_replaced
 
 
 def mlp_parameters(model: nn.Module, blocks: Sequence[int]) -> tuple[str, ...]:
@@ -37,12 +37,15 @@ def linear_parameters(model: nn.Module, blocks: Sequence[int]) -> tuple[str, ...
 def linear_modules(model: nn.Module, blocks: Sequence[int]) -> tuple[str, ...]:
     """Names of the modules that hold one matrix each, which adapters can stand beside.
 
+    Not those that compute something else of their matrix than a linear layer does, as DeepSeek-V4's
+    products by groups.
+
     Raises:
         SecateurError: there are none.
     """
     inventory = take_inventory(model)
     names = tuple(
-        site.name for index in blocks for site in inventory.sites[index] if site.expert is None
+        site.name for index in blocks for site in inventory.sites[index] if may_be_replaced(site)
     )
     return _not_empty(names, "a linear layer", blocks)
 
