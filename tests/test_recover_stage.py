@@ -24,6 +24,7 @@ from secateur.checkpoint.load import load_model
 from secateur.checkpoint.verify import verify_checkpoint
 from secateur.cli.app import app
 from secateur.errors import SecateurError
+from secateur.models.blocks import find_blocks
 from secateur.models.inventory import take_inventory
 from secateur.models.swap import compressed_modules, to_dense
 from secateur.modules import LowRankLinear, Sparse24Linear
@@ -479,6 +480,24 @@ def test_errors(tmp_path: Path, text: Path) -> None:
     prune = {"stage": "prune", "method": "magnitude", "pattern": "2:4"}
     with pytest.raises(SecateurError, match="resume goes on with training stages, and the recipe"):
         run(model, prune, output=output, resume=True)
+
+
+def test_blocks_that_will_be_gone_are_not_counted(tmp_path: Path, text: Path) -> None:
+    drop = {"stage": "drop_blocks", "blocks": [1, 2]}
+    model = tiny_model("llama", 4)
+    last = recover(text, "head_and_last_blocks", last_blocks=3)
+    message = "expected at least 3 blocks to train, the model has 2 by then"
+    for stages in ([drop, last], [{**drop, "blocks": [1]}, {**drop, "blocks": [1]}, last]):
+        with pytest.raises(SecateurError, match=message):
+            run(model, *stages)
+        assert len(find_blocks(model)) == 4
+    inherit = {"stage": "inherit", "blocks": 1, "tolerance": 99.0, "training": training(text)}
+    with pytest.raises(SecateurError, match="3 blocks to train, the model has 2 by then"):
+        run(model, {**inherit, "max_blocks": 2}, last)
+    assert len(find_blocks(model)) == 4
+    last = recover(text, "head_and_last_blocks", last_blocks=1)
+    run(model, {**inherit, "max_blocks": 3}, last)
+    assert len(find_blocks(model)) == 1
 
 
 # Interrupted.

@@ -164,6 +164,7 @@ def prepare_trainings(
 def _check_stages(model: nn.Module, ancestry: Ancestry, recipe: Recipe) -> None:
     """Find what a training stage cannot do, as far as it can be known before earlier stages."""
     will_be_pruned, is_compressed = False, bool(compressed_modules(model))
+    most = len(ancestry.kept)  # blocks, however far an inherit stage may grow
     for stage in recipe.stages:
         count = len(ancestry.kept)
         if isinstance(stage, PruneStage):
@@ -173,6 +174,7 @@ def _check_stages(model: nn.Module, ancestry: Ancestry, recipe: Recipe) -> None:
         elif isinstance(stage, DropBlocksStage) and stage.granularity == "block":
             # Which blocks a count will drop is not known yet: the last ones stand for them.
             ancestry = ancestry.without(stage.blocks or range(count - (stage.count or 0), count))
+            most -= count - len(ancestry.kept)
         elif isinstance(stage, InheritStage):
             check_inherit_stage(stage, count)
             if is_compressed and (stage.start, stage.part) != ("inherited", "both"):
@@ -181,11 +183,17 @@ def _check_stages(model: nn.Module, ancestry: Ancestry, recipe: Recipe) -> None:
                     "and part both, or a model without them"
                 )
             ancestry = ancestry.without(range(stage.blocks, count))
+            most = max(stage.blocks, stage.max_blocks or most - 1)
         elif isinstance(stage, RecoverStage):
             if will_be_pruned and stage.method == "lora":
                 raise SecateurError(
                     "method lora adds a dense product to each matrix: merging would fill the zeros "
                     "of the prune stage before it. Recover by gates, linears or all"
+                )
+            if stage.method == "head_and_last_blocks" and stage.last_blocks > most:
+                raise SecateurError(
+                    f"expected at least {stage.last_blocks} blocks to train, the model has {most} "
+                    "by then"
                 )
             pruned = pruned_names(ancestry.stages, find_blocks(model).name)
             check_recover(model, stage, ancestry.kept, ancestry.num_dense_blocks, pruned)
