@@ -115,6 +115,22 @@ def test_what_peft_refuses_leaves_the_model_as_it_was() -> None:
     assert same_values(values_of(model), before)
 
 
+def test_adapters_elsewhere_are_refused() -> None:
+    model = tiny_model("qwen3_moe")
+    before, classes = values_of(model), [type(module) for module in model.modules()]
+    names = linear_modules(model, [0])
+    assert "model.layers.0.mlp.gate_proj" in names
+    message = (
+        r"leaves out model\.layers\.0\.mlp\.down_proj and .* beside model\.layers\.1\.mlp\.experts"
+    )
+    with pytest.raises(SecateurError, match=message):
+        add_adapters(model, Adapters(names))
+    assert [type(module) for module in model.modules()] == classes
+    assert same_values(values_of(model), before)
+    others = tuple(name for name in names if ".mlp." not in name)
+    merge_adapters(add_adapters(model, Adapters(others)))
+
+
 def test_without_peft(monkeypatch: pytest.MonkeyPatch) -> None:
     real = builtins.__import__
 

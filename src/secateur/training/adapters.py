@@ -55,7 +55,7 @@ def add_adapters(model: nn.Module, adapters: Adapters, seed: int = 0) -> nn.Modu
 
     Raises:
         SecateurError: peft refuses a layer, as in blocks of Mamba, whose kernels read weights past
-            the adapters; the model is as it was.
+            the adapters, or takes others for it; the model is as it was.
     """
     peft = require_peft()
     config = peft.LoraConfig(
@@ -77,7 +77,22 @@ def add_adapters(model: nn.Module, adapters: Adapters, seed: int = 0) -> nn.Modu
             raise SecateurError(
                 f"method lora: {error} Train the matrices themselves, by gates, linears or all"
             ) from None
+    _require_places(adapted, adapters.modules)
     return adapted
+
+
+def _require_places(adapted: Any, modules: Collection[str]) -> None:
+    # Names of an MLP beside experts are, to peft, those that the experts had before transformers 5.
+    inner = adapted.base_model
+    found = {*inner.targeted_module_names, *getattr(inner, "targeted_parameter_names", ())}
+    others, missing = sorted(found - set(modules)), sorted(set(modules) - found)
+    if others or missing:
+        adapted.unload()
+        raise SecateurError(
+            f"method lora: peft leaves out {', '.join(missing[:1]) or 'nothing'} and puts adapters "
+            f"beside {', '.join(others[:1]) or 'nothing'} that was not to have any. Train the "
+            "matrices themselves, by gates, linears or all"
+        )
 
 
 def _take_out(model: nn.Module, kind: type[Any]) -> None:
