@@ -2,7 +2,6 @@
 
 import importlib.metadata
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from families import tiny_model
+from forked import run_python
 from safetensors.torch import load_file
 
 import secateur_command
@@ -96,14 +96,7 @@ def pruned(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
         *("--num-calibration-samples", "4", "--max-seq-length", "64", "--seed", "5"),
         *("--ignore", "re:.*q_proj", "--ignore", "re:.*k_proj", "--output", str(folder)),
     ]
-    done = subprocess.run(
-        [sys.executable, "-m", "secateur", *arguments],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
+    done = run_python("-m", "secateur", *arguments)
     assert done.returncode == 0, done.stderr
     # Not a terminal: no progress, no colours, no warnings.
     assert done.stderr == ""
