@@ -3,10 +3,12 @@
 import math
 
 from rich.table import Table
+from rich.text import Text
 
 from secateur.evaluate.compare import Drop
 from secateur.evaluate.result import Estimate
 from secateur.evaluate.suite import Evaluation
+from secateur.report.numbers import printable
 
 
 def evaluation_table(result: Evaluation, reference: Evaluation | None, drops: list[Drop]) -> Table:
@@ -25,7 +27,8 @@ def evaluation_table(result: Evaluation, reference: Evaluation | None, drops: li
         cells.append(_value(estimate))
         if reference is not None:
             cells.append(_change(by_metric.get(metric)))
-        table.add_row(metric, *cells)
+        # With a task file's name before it, which may hold brackets.
+        table.add_row(Text(printable(metric)), *cells)
     return table
 
 

@@ -12,7 +12,7 @@ from secateur.report.numbers import format_bytes, printable
 def plan_table(plan: Plan) -> RenderableType:
     """The ways to keep to the limit side by side, then what becomes of the layers."""
     title = f"{plan.model}: {plan.limit} ({plan.workload}, {plan.device})"
-    table = Table(title=printable(title), box=box.SIMPLE_HEAD, title_justify="left")
+    table = Table(title=Text(printable(title)), box=box.SIMPLE_HEAD, title_justify="left")
     table.add_column("")
     # `(...)` is what was predicted of the column before it.
     for header in ("ms", "speed", "(...)", "weights", "loss", "(...)", "perplexity"):

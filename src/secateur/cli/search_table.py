@@ -45,7 +45,9 @@ def _states(record: SearchRecord) -> Table:
             search_words.format_p(state.change),
         )
         for group, score in state.groups.items():
-            table.add_row(f"  {group}", "", "", search_words.format_estimate(task, score))
+            # A name out of the task's file: printed as it is, whatever brackets it holds.
+            name = Text(f"  {printable(group)}")
+            table.add_row(name, "", "", search_words.format_estimate(task, score))
     return table
 
 
