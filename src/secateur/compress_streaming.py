@@ -25,6 +25,7 @@ from secateur.checkpoint.write import (
     make_readable,
     put_in_place,
     space_errors,
+    write_card,
 )
 from secateur.clock import StepClock
 from secateur.integrations.transformers_quantizer import mark_compressed
@@ -240,7 +241,7 @@ def _complete(
         (weights / RECIPE_FILE).write_text(job.recipe.to_yaml(), encoding="utf-8")
         (weights / REPORT_FILE).write_text(report.to_json(), encoding="utf-8")
         card = model_card(job.recipe, report, is_compact)
-        (weights / "README.md").write_text(card, encoding="utf-8")
+        write_card(weights, card)
         # Of files that a killed run did not finish; safetensors writes under a name of its own.
         for left in (*weights.glob("*.partial"), *weights.glob(".tmp*")):
             left.unlink()

@@ -3,6 +3,7 @@
 import errno
 import json
 import math
+import os
 import stat
 from collections.abc import Callable
 from dataclasses import replace
@@ -24,14 +25,18 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
+from word_tokenizer import WORDS, save_tiny_llama
 
 from secateur.checkpoint.card import model_card
 from secateur.checkpoint.manifest import MANIFEST_FILE, manifest_faults
 from secateur.checkpoint.verify import verify_checkpoint
 from secateur.checkpoint.write import RECIPE_FILE, check_output, write_checkpoint
+from secateur.cli.written import write_whole
 from secateur.compress import compress, compress_with_report
+from secateur.compress_streaming import compress_streaming
 from secateur.errors import OutOfSpaceError, SecateurError, VerificationError
 from secateur.recipe import load_recipe, recipe_from_dict
+from secateur.report.page import render_report
 from secateur.report.record import (
     REPORT_FILE,
     FactorRecord,
@@ -334,6 +339,30 @@ def test_new_folders_are_made_on_the_way(tmp_path: Path, kind: Callable[[Path], 
     compress(tiny_model("llama"), MAGNITUDE, output=kind(tmp_path / "new" / "er" / "out"))
     assert (tmp_path / "new" / "er" / "out" / REPORT_FILE).is_file()
     assert [path.name for path in (tmp_path / "new" / "er").iterdir()] == ["out"]
+
+
+def test_an_output_that_no_weights_could_be_written_to(tmp_path: Path) -> None:
+    output = os.fsdecode(os.fsencode(tmp_path) + b"/out\xff")
+    with pytest.raises(SecateurError, match=r"whose path is UTF-8.*out\\udcff"):
+        check_output(Path(output), overwrite=False)
+
+
+@pytest.mark.parametrize("streams", [False, True])
+def test_texts_may_be_called_what_is_no_utf8(tmp_path: Path, streams: bool) -> None:
+    """It is only told of: all the work would be lost by it."""
+    save_tiny_llama(tmp_path / "model")
+    text = os.fsdecode(os.fsencode(tmp_path) + b"/text\xff.txt")
+    Path(text).write_text(" ".join(WORDS), encoding="utf-8")
+    options: dict[str, Any] = {"num_calibration_samples": 2, "max_seq_length": 8}
+    run = compress_streaming if streams else compress_with_report
+    output = tmp_path / "out"
+    run(tmp_path / "model", MAGNITUDE, calibration=text, output=output, **options)
+    assert "text\\udcff.txt" in (output / "README.md").read_text(encoding="utf-8")
+    report = load_report(output)
+    assert report.calibration is not None
+    assert report.calibration.source == text
+    write_whole(tmp_path / "page.html", render_report(report))
+    assert "text\\udcff.txt" in (tmp_path / "page.html").read_text(encoding="utf-8")
 
 
 def test_relative_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -785,6 +785,7 @@ def test_report(cli: Cli, pruned: tuple[Path, str], tmp_path: Path) -> None:
 def test_report_that_cannot_be_written(cli: Cli, pruned: tuple[Path, str], tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     refused(cli("report", pruned[0], "--html", tmp_path / "folder"), "cannot be written")
+    refused(cli("report", pruned[0], "--html", "."), ". cannot be written: it is a folder")
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
 
 

@@ -42,6 +42,14 @@ def check_output(output: Path, overwrite: bool, source: Path | None = None) -> P
         SecateurError: it cannot be made or must not be replaced.
     """
     place = Path(os.path.realpath(output))
+    try:
+        str(place).encode()
+    except UnicodeEncodeError:
+        # Found here, and not when hours of work are to be saved.
+        raise SecateurError(
+            "expected an output folder whose path is UTF-8, as safetensors needs it, got "
+            f"{str(place)!a}"
+        ) from None
     ancestor = place if place.exists() else _nearest_folder(place)
     if not ancestor.is_dir():
         raise SecateurError(f"expected an output folder, but {ancestor} is a file")
@@ -157,15 +165,18 @@ def write_checkpoint(
             report = make_report()
             (partial / RECIPE_FILE).write_text(recipe.to_yaml(), encoding="utf-8")
             (partial / REPORT_FILE).write_text(report.to_json(), encoding="utf-8")
-            (partial / "README.md").write_text(
-                model_card(recipe, report, needs_own_format(model)), encoding="utf-8"
-            )
+            write_card(partial, model_card(recipe, report, needs_own_format(model)))
             write_manifest(partial)
             make_readable(partial)
             flush_folder(partial)
         require_same_model(model, partial, report.verification, trust_remote_code)
         put_in_place(partial, output)
     return report
+
+
+def write_card(folder: Path, card: str) -> None:
+    """Write the model card; what is no UTF-8 in names of files that it tells of is escaped."""
+    (folder / "README.md").write_text(card, encoding="utf-8", errors="backslashreplace")
 
 
 @contextmanager

@@ -14,13 +14,17 @@ from secateur.settings import read_settings
 def write_whole(path: Path, text: str) -> None:
     """Write a text file, with folders for it, beside its final place; then rename it.
 
+    What is no UTF-8 in names of files that the text tells of is escaped.
+
     Raises:
         SecateurError: the place cannot be written to.
     """
+    if not path.name:
+        raise SecateurError(f"{path} cannot be written: it is a folder")
     partial = path.with_name(path.name + ".partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(text, encoding="utf-8")
+        partial.write_text(text, encoding="utf-8", errors="backslashreplace")
         partial.replace(path)
     except OSError as error:
         with suppress(OSError):
