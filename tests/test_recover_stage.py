@@ -261,9 +261,28 @@ def test_a_written_folder_knows_its_cuts(tmp_path: Path, text: Path, is_gone: bo
     assert moved == {
         n for n in before if n.startswith(("model.layers.1.mlp", "model.layers.2.mlp"))
     }
-    dense = load_model(short if is_gone else folder)
+    if is_gone:
+        assert record.dense_loss is None
+        assert record.warnings[0].startswith(f"the dense model ({folder}) is not there: nothing is")
+        return
+    dense = load_model(folder)
     texts = load_texts(dense, Training(**_plain(training(text))), None)
     assert record.dense_loss == held_out_loss(dense.model, texts.held_out, 2)
+    assert not any("is not there" in warning for warning in record.warnings)
+
+
+def test_a_compressed_ancestor_is_not_the_dense_model(tmp_path: Path, text: Path) -> None:
+    folder = dense_folder(tmp_path / "dense")
+    compress_with_report(folder, {"stages": [PRUNE]}, output=tmp_path / "first")
+    factor = {"stage": "factor", "method": "svd", "rank": 16, "write": "dense"}
+    compress_with_report(tmp_path / "first", {"stages": [factor]}, output=tmp_path / "second")
+    shutil.rmtree(folder)
+    _, _, record = run(tmp_path / "second", recover(text), output=tmp_path / "third")
+    assert record.dense_loss is None
+    named = recover(text, teacher=str(tmp_path / "first"))
+    _, _, record = run(tmp_path / "second", named, output=tmp_path / "fourth")
+    assert record.dense_loss is not None
+    assert not any("is not there" in warning for warning in record.warnings)
 
 
 def test_near_cut_without_a_cut(tmp_path: Path, text: Path) -> None:
@@ -301,6 +320,7 @@ def test_blocks_of_a_model_whose_source_is_gone(tmp_path: Path, text: Path) -> N
     shutil.rmtree(folder)
     _, _, record = run(short, recover(text, block_weight=1.0), output=tmp_path / "out")
     assert record.run.ending == "finished"
+    assert "what was learnt from is the model as it came in" in record.warnings[0]
 
 
 # The dense model.

@@ -21,6 +21,13 @@ class Ancestry:
     """All that the model went through, in order."""
     dense_folder: Path | None = None
     """Where the dense model is; None if there is no report, or it names no folder that is there."""
+    dense_source: str = ""
+    """What the first report calls the dense model; empty if there is no report."""
+
+    @property
+    def dense_is_missing(self) -> bool:
+        """Whether the model came of a dense one that is not there."""
+        return bool(self.dense_source) and self.dense_folder is None
 
     def after(self, record: AnyStage) -> "Ancestry":
         """The same once the model has gone through one more stage."""
@@ -48,7 +55,9 @@ def ancestry_of(loaded: LoadedModel) -> Ancestry:
     reports, dense_folder = _history(loaded)
     num_blocks = len(find_blocks(loaded.model))
     num_dense_blocks = reports[0].model.num_blocks if reports else num_blocks
-    ancestry = Ancestry(num_dense_blocks, tuple(range(num_dense_blocks)), (), dense_folder)
+    source = reports[0].model.source if reports else ""
+    kept = tuple(range(num_dense_blocks))
+    ancestry = Ancestry(num_dense_blocks, kept, (), dense_folder, source)
     for report in reports:
         for record in report.stages:
             ancestry = ancestry.after(record)
@@ -61,7 +70,7 @@ def ancestry_of(loaded: LoadedModel) -> Ancestry:
 def _history(loaded: LoadedModel) -> tuple[list[Report], Path | None]:
     """Reports of the compressions that led to a model, first one first, and where that one began.
 
-    The second is None if there is no report, or none of the folders that they name is there.
+    The second is None if there is no report, or the first one names no folder that is there.
     """
     reports: list[Report] = []
     begun: Path | None = None
@@ -72,5 +81,5 @@ def _history(loaded: LoadedModel) -> tuple[list[Report], Path | None]:
         source = Path(reports[0].model.source)
         is_there = not reports[0].model.from_hub and source.is_dir()
         folder = source if is_there and source.resolve() not in seen else None
-        begun = folder or begun
+        begun = folder
     return reports, begun

@@ -153,7 +153,8 @@ def prepare_trainings(
         with clock.measured("read training texts"):
             prepared[number] = _prepare(loaded, ancestry, number, stage, place)
         # The report says so too, but only once hours were spent on training.
-        clock.progress.advance("; ".join(prepared[number].texts.train.remarks))
+        remarks = prepared[number].texts.train.remarks
+        clock.progress.advance("; ".join(filter(None, (*remarks, prepared[number].dense.note))))
     # Only now that nothing can be wrong with any of them is something written.
     for number, training in prepared.items():
         identity = _identity(loaded, recipe, number, training.texts)
@@ -276,7 +277,11 @@ def _dense_model(
     texts: TrainingTexts,
     on_cpu: bool,
 ) -> DenseModel:
-    """The teacher that the stage names, else the model as it came in, or what it came from."""
+    """The teacher that the stage names, else what the model as it came in was made from, or is.
+
+    Where that is not there, nothing is measured, and the model as it came in is what is left to
+    learn from; the report says so.
+    """
     source = stage.teacher or ancestry.dense_folder
     model = loaded.model if source is None else _load_teacher(str(source), loaded)
     blocks: Sequence[int] = range(ancestry.num_dense_blocks)
@@ -284,12 +289,23 @@ def _dense_model(
         blocks = ancestry.kept
     if stage.training.block_weight > 0.0:
         _check_hidden(model, loaded.model, len(blocks))
-    with on_device(model, _own_device(on_cpu)):
-        loss = held_out_loss(model, texts.held_out, stage.training.batch_size)
+    loss, missing = None, source is None and ancestry.dense_is_missing
+    if not missing:
+        with on_device(model, _own_device(on_cpu)):
+            loss = held_out_loss(model, texts.held_out, stage.training.batch_size)
     teacher = None
     if stage.training.needs_teacher:
         teacher = copy.deepcopy(model) if model is loaded.model else model
-    return DenseModel(ancestry.num_dense_blocks, loss, teacher, tuple(blocks))
+    note = _missing_note(ancestry.dense_source, teacher is not None) if missing else ""
+    return DenseModel(ancestry.num_dense_blocks, loss, teacher, tuple(blocks), note)
+
+
+def _missing_note(source: str, is_learnt_from: bool) -> str:
+    instead = ", and what was learnt from is the model as it came in" if is_learnt_from else ""
+    return (
+        f"the dense model ({source}) is not there: nothing is compared with it{instead}; where it "
+        "can be had, name it as `teacher` (--teacher)"
+    )
 
 
 def _check_hidden(teacher: nn.Module, student: nn.Module, num_blocks: int) -> None:

@@ -39,6 +39,8 @@ class DenseModel:
     """Kept only where it is learnt from."""
     teacher_blocks: tuple[int, ...] = ()
     """Indices, among the dense model's blocks, of those that the teacher has: all, if it is it."""
+    note: str = ""
+    """Said in the report where it is not there."""
 
 
 def check_recover(
@@ -135,7 +137,7 @@ def run_recover(
         minimised=stage.training.minimised,
         run=result.run,
         dense_loss=dense.loss,
-        warnings=_warnings(result.run),
+        warnings=(*filter(None, [dense.note]), *_warnings(result.run)),
         seconds=perf_counter() - started,
     )
 
