@@ -24,6 +24,7 @@ from secateur.checkpoint.write import (
     flush_folder,
     make_readable,
     put_in_place,
+    remove_old,
     space_errors,
     write_card,
 )
@@ -160,6 +161,7 @@ def compress_streaming(
             )
         folder = in_use.enter_context(open_job(job.output, facts))
         if ended:
+            remove_old(folder / WEIGHTS_FOLDER, job.output)
             close_job(folder)
             return load_report(job.output)
         return _run(job, folder, clock)

@@ -294,6 +294,26 @@ def test_killed_when_the_output_was_in_place(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out"]
 
 
+def test_killed_before_others_files_were_moved(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "out"
+    stream(folder, output)
+    (output / "notes.txt").write_text("mine")
+
+    def stop(*_: Path) -> None:
+        raise Stop
+
+    monkeypatch.setattr("secateur.checkpoint.write._carry_over", stop)
+    with pytest.raises(Stop):
+        stream(folder, output, overwrite=True)
+    monkeypatch.undo()
+    assert has_ended(output)
+    stream(folder, output, overwrite=True, resume=True)
+    assert (output / "notes.txt").read_text() == "mine"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out"]
+
+
 def spoil(path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[-3] ^= 1

@@ -246,6 +246,12 @@ def put_in_place(partial: Path, output: Path) -> None:
         if old.exists():
             old.rename(output)
         raise
+    remove_old(partial, output)
+
+
+def remove_old(partial: Path, output: Path) -> None:
+    """The end of `put_in_place`, and that of one that was killed on the way to it."""
+    old = partial.with_suffix(".old")
     if old.exists():
         _carry_over(old, output)
         shutil.rmtree(old, ignore_errors=True)
