@@ -1,3 +1,4 @@
+import errno
 import json
 import re
 from collections.abc import Callable
@@ -175,6 +176,40 @@ def test_file(tmp_path: Path) -> None:
         path = tmp_path / "recipe.yaml"
         path.write_text(text, encoding="utf-8")
         assert load_recipe(path) == load_recipe(str(path)) == recipe
+
+
+@pytest.mark.parametrize("name", ["recipe.json", "recipe.yaml"])
+def test_file_with_a_byte_order_mark(tmp_path: Path, name: str) -> None:
+    recipe = Recipe(stages=(DropBlocksStage(count=2),))
+    (tmp_path / name).write_text(recipe.to_json(), encoding="utf-8-sig")
+    assert load_recipe(tmp_path / name) == recipe
+
+
+def test_file_that_may_not_be_read_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    (tmp_path / "recipe.yaml").write_text("stages: []")
+    monkeypatch.setattr(Path, "read_text", refuse)
+    with pytest.raises(SecateurError, match=r"recipe\.yaml cannot be read: Permission denied"):
+        load_recipe(tmp_path / "recipe.yaml")
+
+
+@pytest.mark.parametrize("name", ["mine.json", "mine.yaml"])
+def test_values_too_deep_are_refused(name: str) -> None:
+    with pytest.raises(SecateurError, match=rf"{name} is not a valid recipe: too deep"):
+        recipe_from_text("[" * 100_000, name)
+    with pytest.raises(SecateurError, match=r"mine\.yaml is neither YAML nor JSON: maximum recur"):
+        recipe_from_text("a: " + "[" * 3000, "mine.yaml")
+
+
+@pytest.mark.parametrize("name", ["mine.json", "mine.yaml"])
+def test_a_key_of_json_stands_once(name: str) -> None:
+    text = '{"stages": [{"stage": "prune", "pattern": "2:4", "pattern": "4:8"}]}'
+    with pytest.raises(SecateurError, match=rf"{name} is not .*: the key pattern stands twice"):
+        recipe_from_text(text, name)
 
 
 @pytest.mark.parametrize("name", ["missing.yaml", "."])

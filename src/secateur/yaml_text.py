@@ -52,7 +52,7 @@ def read_yaml(text: str, source: str) -> object:
     """
     try:
         return yaml.load(text, Loader=_Loader)  # a safe loader
-    except (yaml.YAMLError, ValueError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # values too deep
         raise SecateurError(f"{source} is neither YAML nor JSON: {error}") from None
 
 

@@ -1,3 +1,4 @@
+import errno
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -105,3 +106,15 @@ def test_whole_characters_in_escapes_are_text(tmp_path: Path) -> None:
 def test_a_path_that_cannot_be_looked_at_is_named() -> None:
     with pytest.raises(SecateurError, match=r"training source 'a/a/.* cannot be read: File name"):
         source_files("a/" * 4000, "training")
+
+
+def test_a_file_that_may_not_be_read_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    (tmp_path / "a.txt").write_text("text")
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(SecateurError, match=r"a\.txt cannot be read: Permission denied"):
+        list(read_texts(tmp_path / "a.txt", "training"))

@@ -111,12 +111,26 @@ def _first_version(stage: object) -> object:
 def recipe_from_text(text: str, source: str = "recipe") -> Recipe:
     """Parse JSON or YAML."""
     try:
-        values = json.loads(text)
+        values = json.loads(text, object_pairs_hook=_keys_once)
+    except RecursionError:
+        raise SecateurError(f"{source} is not a valid recipe: too deep") from None
+    except SecateurError as error:
+        raise SecateurError(f"{source} is not a valid recipe: {error}") from None
     except ValueError as error:
         if source.endswith(".json"):
             raise SecateurError(f"{source} is not JSON: {error}") from None
         values = read_yaml(text, source)
     return recipe_from_dict(values, source)
+
+
+def _keys_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """As in YAML: Python's JSON alone would take the last of them."""
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise SecateurError(f"the key {twice} stands twice")
+    return values
 
 
 def load_recipe(path: str | Path) -> Recipe:
@@ -129,7 +143,9 @@ def load_recipe(path: str | Path) -> Recipe:
     if not is_file:
         raise SecateurError(f"expected a recipe file, but {str(path)[:200]} is not a file")
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise SecateurError(f"{path} is not UTF-8 text: {error}") from None
+    except OSError as error:
+        raise SecateurError(f"{path} cannot be read: {error.strerror}") from None
     return recipe_from_text(text, str(path))

@@ -28,7 +28,7 @@ def open_text(path: Path) -> Iterator[TextIO]:
     """A file as UTF-8 text, with or without a byte order mark, its line ends made newlines.
 
     Raises:
-        SecateurError: it is no such text, or breaks off.
+        SecateurError: it is no such text, breaks off, or may not be read.
     """
     try:
         if path.name.endswith(".gz"):
@@ -39,6 +39,8 @@ def open_text(path: Path) -> Iterator[TextIO]:
                 yield file
     except (UnicodeDecodeError, gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise SecateurError(f"{path} is not UTF-8 text: {error}") from None
+    except OSError as error:
+        raise SecateurError(f"{path} cannot be read: {error.strerror}") from None
 
 
 def file_rows(path: Path) -> Iterator[Row]:
