@@ -603,6 +603,10 @@ def test_every_family_has_its_matrix_types(family: str) -> None:
             {"rank": 2, "in_turn": True, "dense_targets": True},
             "in_turn fits to the dense block, dense_targets to the dense model: choose one",
         ),
+        (
+            {"method": "svd", "rank": 2, "dense_targets": True},
+            "dense_targets is for svd-whitened, not for svd",
+        ),
         ({"rank": 2, "importance_samples": 0}, "at least 1 importance sample, got 0"),
         ({"method": "svd", "rank": 2, "targets": []}, "`targets` must name at least one layer"),
         ({"method": "svd", "rank": 2, "targets": ["nothing"]}, "nothing"),

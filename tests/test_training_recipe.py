@@ -153,6 +153,9 @@ def test_who_needs_a_teacher() -> None:
         ({"lora_rank": 0}, "expected lora_rank of at least 1, got 0"),
         ({"lora_alpha": 0.0}, "expected lora_alpha above 0, got 0.0"),
         ({"lora_alpha": NAN}, "expected lora_alpha above 0, got nan"),
+        ({"last_blocks": 5}, "last_blocks is for head_and_last_blocks, not for gates"),
+        ({"lora_rank": 4}, "lora_rank is for lora, not for gates"),
+        ({"method": "all", "lora_alpha": 8.0}, "lora_alpha is for lora, not for all"),
         ({"near_cut": 0}, "expected near_cut of at least 1, got 0"),
         (
             {"near_cut": 1, "method": "all"},

@@ -465,6 +465,7 @@ def test_compress_removes_attention_and_inspect_says_so(cli: Cli, tmp_path: Path
             "--importance: expected one of directions, loss, output, got 'size'",
         ),
         (["--importance", "loss"], "need --method"),
+        (["--method", "wanda", "--cut", "q:1:0.5"], "--rank, --cut, --joint, "),
         (["--method", "wanda", "--importance", "loss"], "--in-turn and --strict are for laser"),
         (["--method", "wanda", "--at-once"], "--in-turn and --strict are for laser"),
         (

@@ -66,6 +66,7 @@ def test_what_another_version_measured_is_replaced(tmp_path: Path) -> None:
         (["--shape", "32x64", "--device", "abacus"], "expected a device such as cuda or cpu"),
         (["--shape", "32x62"], "K divisible by 4"),
         (["--shape", "32x64", "--output", "/dev/null/tables"], "cannot be written"),
+        (["--shape", "64x64", "--rank", "8"], "--rank is for --op low-rank and 2:4+low-rank"),
     ],
 )
 def test_bad_input(arguments: list[str], message: str) -> None:

@@ -64,7 +64,7 @@ def _stage(options: StageOptions) -> dict[str, Any]:
 def _prune_stage(options: StageOptions) -> dict[str, Any]:
     if options.of_factoring:
         raise SecateurError(
-            "--budget, --rank, --joint, --importance, --in-turn and --strict are for "
+            "--budget, --rank, --cut, --joint, --importance, --in-turn and --strict are for "
             f"{FACTORERS}, not for {options.method}"
         )
     pattern = options.pattern or _pattern_of(options)

@@ -121,6 +121,8 @@ def _shapes(
 ) -> list[TuneShape]:
     if op not in _OPS:
         raise SecateurError(f"expected --op {', '.join(_OPS)}, got {op!r}")
+    if op == "2:4" and rank is not None:
+        raise SecateurError("--rank is for --op low-rank and 2:4+low-rank, not for 2:4")
     if (model is None) == (not shapes):
         raise SecateurError("expected either a model or --shape, such as --shape 14336x4096")
     sizes = (

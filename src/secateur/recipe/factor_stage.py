@@ -123,6 +123,10 @@ class FactorStage:
             f"in_turn is for svd-whitened, not for {self.method}",
         )
         require(
+            not self.dense_targets or self.method == "svd-whitened",
+            f"dense_targets is for svd-whitened, not for {self.method}",
+        )
+        require(
             not (self.in_turn and self.dense_targets),
             "in_turn fits to the dense block, dense_targets to the dense model: choose one",
         )

@@ -42,6 +42,7 @@ class RecoverStage:
     near_cut: int | None = None
     """Train only blocks at most this far from a place where blocks were dropped."""
     last_blocks: int = 3
+    """Of `head_and_last_blocks`."""
     lora_rank: int = 8
     lora_alpha: float = 16.0
 
@@ -70,6 +71,17 @@ class RecoverStage:
             default = type(self).__dataclass_fields__[name].default
             require(
                 self.method == method or getattr(self, name) == default,
+                f"recover: {name} is for {method}, not for {self.method}",
+            )
+
+        for name, method in (
+            ("last_blocks", "head_and_last_blocks"),
+            ("lora_rank", "lora"),
+            ("lora_alpha", "lora"),
+        ):
+            is_said = getattr(self, name) != getattr(RecoverStage, name)
+            require(
+                not is_said or self.method == method,
                 f"recover: {name} is for {method}, not for {self.method}",
             )
 
