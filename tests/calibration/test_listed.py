@@ -54,6 +54,24 @@ def test_rows_of_different_lengths_are_none() -> None:
         samples_of([{"input_ids": [[1, 2], [3]]}])
 
 
+def test_a_row_without_ids_among_others_is_named() -> None:
+    message = r"expected `input_ids` in every .*, but sample 1 has the keys \['text'\]"
+    with pytest.raises(SecateurError, match=message):
+        samples_of([{"input_ids": [1, 2]}, {"text": "w1 w2"}])
+
+
+def test_a_mapping_holds_tensors() -> None:
+    ids = torch.tensor(IDS)
+    for source, kinds in (
+        ({"input_ids": IDS}, r"\{'input_ids': 'list'\}"),
+        ({"input_ids": ids, "attention_mask": MASK.tolist()}, "'attention_mask': 'list'"),
+    ):
+        with pytest.raises(
+            SecateurError, match=rf"both tensors \[samples, length\]; got .*{kinds}"
+        ):
+            samples_of(source)
+
+
 def test_padding_of_rows_is_cut_off() -> None:
     assert samples_of([{"input_ids": torch.tensor(IDS), "attention_mask": MASK}]) == [
         [5, 6, 7],

@@ -114,12 +114,14 @@ def load_calibration(
 
 
 def _tokens_from_mapping(source: Mapping[str, Tensor]) -> CalibrationTokens:
-    if not isinstance(source.get("input_ids"), Tensor):
+    ids, mask = source.get("input_ids"), source.get("attention_mask")
+    if not isinstance(ids, Tensor) or not isinstance(mask, Tensor | None):
+        found = {str(name): type(value).__name__ for name, value in source.items()}
         raise SecateurError(
-            "expected a mapping with `input_ids`, and `attention_mask` where there is padding; "
-            f"got the keys {sorted(map(str, source))}"
+            "expected a mapping with `input_ids`, and `attention_mask` where there is padding, "
+            f"both tensors [samples, length]; got {found}"
         )
-    return tokens_from_tensor(source["input_ids"], source.get("attention_mask"))
+    return tokens_from_tensor(ids, mask)
 
 
 def _concatenated(

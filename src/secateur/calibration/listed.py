@@ -32,11 +32,16 @@ def tokens_one_by_one(samples: Sequence[Any]) -> CalibrationTokens:
             `attention_mask` of such a shape.
 
     Raises:
-        SecateurError: as `tokens_from_tensor`.
+        SecateurError: as `tokens_from_tensor`, or a sample holds no ids.
     """
     found: list[Tensor] = []
-    for sample in samples:
+    for number, sample in enumerate(samples):
         row = sample if isinstance(sample, Mapping) else {"input_ids": sample}
+        if "input_ids" not in row:
+            raise SecateurError(
+                f"expected `input_ids` in every calibration sample, as in the first one, but "
+                f"sample {number} has the keys {sorted(map(str, row))}"
+            )
         mask = row.get("attention_mask")
         ids, kept = (None if t is None else _rows_of(t) for t in (row["input_ids"], mask))
         assert ids is not None
