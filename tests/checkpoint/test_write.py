@@ -279,7 +279,13 @@ def test_the_card_says_that_laser_saves_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("pattern", "is_compact", "warns"),
-    [("2:4", True, False), ("2:4", False, True), ("unstructured", True, True)],
+    [
+        ("2:4", True, False),
+        ("1:4", True, False),
+        ("2:4", False, True),
+        ("3:4", True, True),
+        ("unstructured", True, True),
+    ],
 )
 def test_the_card_warns_of_zeros_that_are_stored(
     made: tuple[Path, PreTrainedModel, Report], pattern: str, is_compact: bool, warns: bool

@@ -1,6 +1,6 @@
 """The model card that goes with a compressed checkpoint."""
 
-from secateur.recipe import Recipe
+from secateur.recipe import UNSTRUCTURED, Recipe, parse_sparsity
 from secateur.report.drop_words import criterion_words, dropped_words
 from secateur.report.factor_words import factored_words
 from secateur.report.record import FactorRecord, PruneRecord, Report
@@ -86,7 +86,7 @@ def _facts(report: Report, is_compact: bool) -> list[str]:
         if isinstance(stage, PruneRecord):
             zeros = f"{stage.sparsity:.2%} zeros in {len(stage.layers)} matrices"
             # Of compact files, the matrices that are not 2:4 are stored whole.
-            stored = "" if is_compact and stage.pattern == "2:4" else _ZEROS_STORED
+            stored = "" if is_compact and _is_packed(stage.pattern) else _ZEROS_STORED
             facts.append(f"- {stage.method}, {stage.pattern}: {zeros}.{stored}")
         elif isinstance(stage, FactorRecord):
             facts.append(f"- {factored_words(stage)}.")
@@ -101,3 +101,8 @@ def _facts(report: Report, is_compact: bool) -> list[str]:
             f"{quality.max_seq_length} tokens)."
         )
     return facts
+
+
+def _is_packed(pattern: str) -> bool:
+    """Whether compact checkpoints store what has this pattern as 2:4."""
+    return pattern != UNSTRUCTURED and parse_sparsity(pattern, None).makes_sparse24
