@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 
 import secateur.training.adapters as adapters_module
 from secateur import compress_with_report
+from secateur.ancestry import ancestry_of
 from secateur.checkpoint.load import load_model
 from secateur.checkpoint.verify import verify_checkpoint
 from secateur.cli.app import app
@@ -283,6 +284,19 @@ def test_a_compressed_ancestor_is_not_the_dense_model(tmp_path: Path, text: Path
     _, _, record = run(tmp_path / "second", named, output=tmp_path / "fourth")
     assert record.dense_loss is not None
     assert not any("is not there" in warning for warning in record.warnings)
+
+
+def test_the_dense_model_is_found_from_elsewhere(
+    tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for place, blocks in (("here", 2), ("there", 3)):
+        dense_folder(tmp_path / place / "dense", blocks=blocks)
+    monkeypatch.chdir(tmp_path / "here")
+    _, report = compress_with_report("dense", {"stages": [PRUNE]}, output="pruned")
+    assert report.model.source == "dense"
+    monkeypatch.chdir(tmp_path / "there")
+    short = load_model(tmp_path / "here" / "pruned")
+    assert ancestry_of(short).dense_folder == tmp_path / "here" / "dense"
 
 
 def test_near_cut_without_a_cut(tmp_path: Path, text: Path) -> None:

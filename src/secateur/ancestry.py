@@ -78,8 +78,10 @@ def _history(loaded: LoadedModel) -> tuple[list[Report], Path | None]:
     while folder is not None and (folder / REPORT_FILE).is_file():
         seen.add(folder.resolve())
         reports.insert(0, load_report(folder))
-        source = Path(reports[0].model.source)
-        is_there = not reports[0].model.from_hub and source.is_dir()
+        made_from = reports[0].model
+        # A relative path would be another folder where the working directory is another one.
+        source = Path(made_from.folder or made_from.source)
+        is_there = not made_from.from_hub and source.is_dir()
         folder = source if is_there and source.resolve() not in seen else None
         begun = folder
     return reports, begun

@@ -43,10 +43,12 @@ class EvaluationText:
 
 def model_record(loaded: LoadedModel, inventory: Inventory) -> ModelRecord:
     """The model as it came in, for the report."""
-    model = loaded.model
+    model, is_folder = loaded.model, Path(loaded.source).is_dir()
+    from_folder = loaded.folder is not None and is_folder
     return ModelRecord(
         source=loaded.source,
-        from_hub=loaded.folder is not None and not Path(loaded.source).is_dir(),
+        folder=str(Path(loaded.source).absolute()) if from_folder else "",
+        from_hub=loaded.folder is not None and not is_folder,
         revision=loaded.revision,
         architecture=type(model).__name__,
         num_blocks=len(inventory.blocks),

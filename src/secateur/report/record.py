@@ -23,6 +23,9 @@ class ModelRecord:
 
     source: str
     """Folder or Hub id; `in memory` for a model object."""
+    folder: str = ""
+    """Absolute path of a folder, by which it is found from anywhere; empty for all else, and in
+    records from before that was noted."""
     from_hub: bool = False
     """Whether `source` is a Hub id."""
     revision: str | None
