@@ -260,6 +260,7 @@ def test_the_command_makes_models_of_a_shape() -> None:
     [
         ((), "say what to measure: models, or --shape NAME"),
         (("m", "--shape", "tiny"), "say what to measure: models, or --shape NAME"),
+        (("m", "--depth-kept", "0.5"), "--depth-kept are for the forms of a --shape"),
         (("m", "--forms", "dense"), "--shape NAME with or without --forms"),
         (("m", "m"), "expected different models, got m, m"),
         (("--shape", "x"), "expected --shape one of"),

@@ -28,6 +28,7 @@ from secateur.throughput.suite import ThroughputOptions, run_throughput
 from secateur.throughput.turn import Workload
 
 _DEFAULT_FORMS = "dense,2:4,low-rank,depth"
+_RANK_FRACTION, _DEPTH_KEPT = 0.25, 0.75
 
 
 def bench_command(
@@ -51,10 +52,10 @@ def bench_command(
         typer.Option(
             help="Low-rank forms: rank of MLP factors, as a fraction of the smaller side."
         ),
-    ] = 0.25,
+    ] = _RANK_FRACTION,
     depth_kept: Annotated[
         float, typer.Option(help="Depth forms: fraction of the blocks to keep.")
-    ] = 0.75,
+    ] = _DEPTH_KEPT,
     batch_sizes: Annotated[str, typer.Option(help="Batch sizes, separated by commas.")] = "1,16",
     prompt_lengths: Annotated[
         str, typer.Option(help="Tokens in a prompt, separated by commas.")
@@ -93,6 +94,8 @@ def bench_command(
         raise SecateurError(f"expected --against transformers, got {against!r}")
     if bool(models) == (shape is not None) or (forms is not None and shape is None):
         raise SecateurError("say what to measure: models, or --shape NAME with or without --forms")
+    if shape is None and (rank_fraction, depth_kept) != (_RANK_FRACTION, _DEPTH_KEPT):
+        raise SecateurError("--rank-fraction and --depth-kept are for the forms of a --shape")
     options = ThroughputOptions(
         workloads=tuple(
             Workload(rows, length, new_tokens)
