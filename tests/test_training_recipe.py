@@ -165,12 +165,6 @@ def test_who_needs_a_teacher() -> None:
             {"near_cut": 1, "method": "head_and_last_blocks"},
             "near_cut is for gates, linears and lora, not for head_and_last_blocks",
         ),
-        ({"last_blocks": 2}, "last_blocks is for head_and_last_blocks, not for gates"),
-        ({"lora_rank": 16}, "lora_rank is for lora, not for gates"),
-        (
-            {"lora_alpha": 8.0, "method": "head_and_last_blocks"},
-            "lora_alpha is for lora, not for head_and_last_blocks",
-        ),
     ],
 )
 def test_recover_errors(changes: dict[str, Any], message: str) -> None:

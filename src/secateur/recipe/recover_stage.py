@@ -74,17 +74,6 @@ class RecoverStage:
                 f"recover: {name} is for {method}, not for {self.method}",
             )
 
-        for name, method in (
-            ("last_blocks", "head_and_last_blocks"),
-            ("lora_rank", "lora"),
-            ("lora_alpha", "lora"),
-        ):
-            is_said = getattr(self, name) != getattr(RecoverStage, name)
-            require(
-                not is_said or self.method == method,
-                f"recover: {name} is for {method}, not for {self.method}",
-            )
-
     @property
     def needs_calibration(self) -> bool:
         """Training has its own data."""
