@@ -154,6 +154,16 @@ def test_a_limit_of_gate_or_up_is_kept(limited: str, limit: float) -> None:
     assert fused == {MLP: "side by side", MLP.replace("0", "1"): "silu_and_mul"}
 
 
+def test_an_mlp_that_overflows_early_is_fused() -> None:
+    """As in fp16 where a few rows of gate and up are much longer than the others."""
+    model = tiny_model("llama").half()
+    mlp = model.get_submodule(MLP)
+    for name, stretch in zip(GATE_UP, (64, 512), strict=True):
+        mlp.get_submodule(name).weight.data[:2] *= stretch
+    done = secateur.accelerate(model, force=True)
+    assert ways(done)[GATE_UP] == "silu_and_mul"
+
+
 def test_a_layer_with_gate_and_up_in_one() -> None:
     done = secateur.accelerate(made("phi3", "pruned"), force=True)
     assert ways(done)[("gate_up_proj",)] == "silu_and_mul"
