@@ -1,4 +1,5 @@
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,19 @@ def test_file_that_cannot_be_read_is_refused(tmp_path: Path, content: bytes, mes
     file.write_bytes(content)
     with pytest.raises(SecateurError, match=message):
         read_items(file)
+
+
+def test_values_of_any_depth_are_read_or_refused(tmp_path: Path) -> None:
+    """To look for half characters in a value takes more of the stack than to read it."""
+    file, most = tmp_path / "items.jsonl", sys.getrecursionlimit()
+    refused = []
+    for depth in range(most - 400, most + 1):
+        file.write_text('{"text": "a b", "more": ' + "[" * depth + "]" * depth + "}")
+        try:
+            assert read_items(file) == (Cloze("a ", "b"),)
+        except SecateurError:
+            refused.append(depth)
+    assert most - 400 not in refused
 
 
 def test_missing_file_is_refused(tmp_path: Path) -> None:

@@ -123,9 +123,10 @@ def parse_json(text: str, where: str) -> Any:
     """
     try:
         value = json.loads(text)
+        has_characters = is_text(value)
     except (ValueError, RecursionError) as error:  # numbers too long, values too deep
         raise SecateurError(f"{where}: expected JSON, but {error}") from None
-    if not is_text(value):
+    if not has_characters:
         raise SecateurError(
             f"{where}: a \\u escape stands for half a character (a surrogate without its other "
             "half), which is no text"
