@@ -40,6 +40,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path not in slow)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _cache_of_their_own(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Tests neither go by what was measured on this machine before, nor leave anything behind."""
+    os.environ.setdefault("SECATEUR_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _collector_passes_over_what_was_there_before() -> None:
     """Accelerate collects garbage at the end of every training, and Python does now and then: it
