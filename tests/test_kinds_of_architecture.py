@@ -370,7 +370,13 @@ def test_batches_that_were_halved_go_on_with_what_earlier_blocks_left() -> None:
     torch.testing.assert_close(torch.cat(list(inputs.hidden)), expected[-1], rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize(
+    "name",
+    most_telling(
+        list(KINDS),
+        ["gemma4", "nemotron_h", "mamba", "qwen3_next", "deepseek_v4", "longcat_flash"],
+    ),
+)
 def test_compact_in_memory_is_compact_streamed(name: str, tmp_path: Path) -> None:
     model_from(KINDS[name].config()).save_pretrained(tmp_path / "model")
     word_tokenizer().save_pretrained(tmp_path / "model")

@@ -84,7 +84,9 @@ def test_no_matrix_gets_factors(tmp_path: Path, is_24: bool) -> None:
     assert "import secateur" not in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("name", most_telling(list(FAMILIES), MOST_DIFFERENT))
+@pytest.mark.parametrize(
+    "name", most_telling(list(FAMILIES), ["llama", "phi3", "gpt2", "opt", "mixtral"])
+)
 def test_every_family_as_factors(tmp_path: Path, name: str) -> None:
     folder = save(tiny_model(name, 3), tmp_path / "in", "20KB")
     # Fused experts cannot become layers.
