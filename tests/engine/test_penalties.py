@@ -12,8 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, RepetitionPenaltyLogitsProcessor
 
 from secateur import Engine, GenerationOptions
-from secateur.engine.device_rows import count_tokens
-from secateur.engine.penalties import EACH_TIME, IN_PROMPT, penalized
+from secateur.engine.penalties import count_tokens, note_prompt, penalized
 from secateur.engine.sampling import SamplingKind
 
 VOCABULARY = 11
@@ -24,7 +23,7 @@ MOST = GenerationOptions(max_new_tokens=14, ignore_eos=True)
 def seen_in(prompt: list[int], text: list[int], size: int) -> Tensor:
     """int32 [1, size], counted one token after another."""
     seen = torch.zeros(1, size, dtype=torch.int32)
-    seen[0, list(set(prompt))] = IN_PROMPT
+    note_prompt(seen[0], torch.tensor(sorted(set(prompt)), dtype=torch.int64))
     for token in text:
         count_tokens(seen, torch.tensor([token]), torch.tensor([True]))
     return seen
@@ -103,9 +102,11 @@ def test_tokens_are_counted_where_a_row_is_active() -> None:
     seen = torch.zeros(3, 4, dtype=torch.int32)
     for _ in range(300):
         count_tokens(seen, torch.tensor([1, 1, 3]), torch.tensor([True, False, True]))
-    expected = torch.zeros(3, 4, dtype=torch.int32)
-    expected[0, 1] = expected[2, 3] = 300 * EACH_TIME
-    assert torch.equal(seen, expected)
+    one, nothing = torch.ones(3), torch.zeros(3)
+    taken_off = -penalized(torch.zeros(3, 4), seen, one, nothing, one)
+    expected = torch.zeros(3, 4)
+    expected[0, 1] = expected[2, 3] = 300
+    assert torch.equal(taken_off, expected)
 
 
 def plainly(model: PreTrainedModel, prompt: list[int], options: GenerationOptions) -> list[int]:

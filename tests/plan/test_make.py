@@ -11,7 +11,7 @@ import torch
 from families import model_from, tiny_model
 from told import Told
 from torch import nn
-from transformers import LlamaConfig
+from transformers import LlamaConfig, PreTrainedModel
 from word_tokenizer import word_tokenizer
 
 from secateur import compress
@@ -126,17 +126,22 @@ def test_experts_are_left_alone() -> None:
     assert not [layer for layer in plan.layers if "experts" in layer.name]
 
 
-def test_2_4_only_where_rows_are_groups_of_four() -> None:
+def llama(intermediate_size: int) -> PreTrainedModel:
+    """Two blocks in bf16."""
     config = LlamaConfig(
         vocab_size=128,
         hidden_size=32,
-        intermediate_size=66,
+        intermediate_size=intermediate_size,
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
     )
+    return model_from(config).bfloat16()
+
+
+def test_2_4_only_where_rows_are_groups_of_four() -> None:
     options = PlanOptions(("2:4",), rounds=1)
-    plan = plan_of(model_from(config).bfloat16(), 0.85, options=options, build=False)
+    plan = plan_of(llama(66), 0.85, options=options, build=False)
     forms = {layer.name.rpartition(".")[2]: layer.form for layer in plan.layers}
     assert forms["down_proj"] == "dense"
     assert "2:4" in forms.values()
@@ -144,16 +149,8 @@ def test_2_4_only_where_rows_are_groups_of_four() -> None:
 
 def test_bytes_of_2_4_are_those_of_what_is_built() -> None:
     """Of 68 columns the last four have half a byte, and are given a whole one."""
-    config = LlamaConfig(
-        vocab_size=128,
-        hidden_size=32,
-        intermediate_size=68,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-    )
     options = PlanOptions(("2:4",), rounds=1, trials=0)
-    plan = plan_of(model_from(config).bfloat16(), 0.75, options=options)
+    plan = plan_of(llama(68), 0.75, options=options)
     assert plan.chosen.predicted is not None
     assert plan.chosen.measured is not None
     assert "2:4" in {x.form for x in plan.layers if x.name.endswith("down_proj")}

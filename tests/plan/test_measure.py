@@ -14,7 +14,7 @@ from secateur.calibration.tokens import tokens_from_tensor
 from secateur.checkpoint.fingerprint import probe_tokens
 from secateur.depth.drop import drop_blocks
 from secateur.models.blocks import find_blocks
-from secateur.models.inventory import take_inventory
+from secateur.models.inventory import Inventory, take_inventory
 from secateur.models.measure import num_bytes
 from secateur.plan.losses import Asked, Losses
 from secateur.plan.measure import Measured, build_table, measure_table
@@ -78,17 +78,22 @@ def test_removals_take_what_was_measured(model: nn.Module, table: Table) -> None
         assert found.loss == {"block": 1.0, "attention": 0.5, "mlp": 0.0}[removal.part]
 
 
-def test_what_other_blocks_hold_too_stays_in_memory() -> None:
-    model = tiny_model("llama", 3)
-    model.model.layers[2].mlp = model.model.layers[0].mlp
-    inventory = take_inventory(model)
-    asked = Asked({site.name: () for site in inventory.all_sites}, False, True)
-    times = Times(
+def times_of_blocks(inventory: Inventory) -> Times:
+    """Of dense layers and of whole blocks alone."""
+    return Times(
         DENSE_MS,
         {site.name: {"dense": 2.0} for site in inventory.all_sites},
         {(block, "block"): 20.0 for block in range(3)},
         1.0,
     )
+
+
+def test_what_other_blocks_hold_too_stays_in_memory() -> None:
+    model = tiny_model("llama", 3)
+    model.model.layers[2].mlp = model.model.layers[0].mlp
+    inventory = take_inventory(model)
+    asked = Asked({site.name: () for site in inventory.all_sites}, False, True)
+    times = times_of_blocks(inventory)
     losses = Losses(4.0, removals={(block, "block"): 5.0 for block in range(3)})
     table = build_table(model, inventory, inventory.all_sites, asked, losses, times)
     for removal in table.removals:
@@ -100,12 +105,7 @@ def test_what_other_blocks_hold_too_stays_in_memory() -> None:
 def test_what_the_model_overflows_without_does_not_go(model: nn.Module) -> None:
     inventory = take_inventory(model)
     asked = Asked({site.name: () for site in inventory.all_sites}, False, True)
-    times = Times(
-        DENSE_MS,
-        {site.name: {"dense": 2.0} for site in inventory.all_sites},
-        {(block, "block"): 20.0 for block in range(3)},
-        1.0,
-    )
+    times = times_of_blocks(inventory)
     found: dict[tuple[int, Part], float]
     found = {(0, "block"): math.nan, (1, "block"): 5.0, (2, "block"): math.inf}
     losses = Losses(4.0, removals=found)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from secateur.engine.options import GenerationOptions
-from secateur.engine.penalties import EACH_TIME, IN_PROMPT
+from secateur.engine.penalties import count_tokens, note_prompt
 from secateur.engine.sampling import SamplingRows
 from secateur.engine.scoring import Scores
 from secateur.engine.transfer import to_device
@@ -65,7 +65,7 @@ class DeviceRows:
         # A model may have embeddings beyond the tokens that it can choose.
         held = [token for token in set(prompt) if token < self.seen.shape[1]]
         tokens = to_device(torch.tensor(held, dtype=torch.int64), self.seen.device)
-        self.seen[row].zero_().index_fill_(0, tokens, IN_PROMPT)
+        note_prompt(self.seen[row], tokens)
 
     def start(self, row: int, token: Tensor, position: int) -> None:
         """Have a row decode from its first token, int64 [1]."""
@@ -105,10 +105,3 @@ class DeviceRows:
         """What tokens are chosen by, but for random numbers; in the order of `SamplingRows`."""
         filters = (self.temperature, self.top_p, self.top_k, self.min_p)
         return (*filters, self.repetition, self.presence, self.frequency, self.seen)
-
-
-def count_tokens(seen: Tensor, tokens: Tensor, times: Tensor) -> None:
-    """Note in `seen` int32 [B, vocabulary] that tokens int64 [B] were generated so often each."""
-    places = tokens.unsqueeze(1)
-    more = EACH_TIME * times.to(seen.dtype).unsqueeze(1)
-    seen.scatter_(1, places, seen.gather(1, places) + more)

@@ -2,10 +2,21 @@
 
 from torch import Tensor
 
-IN_PROMPT = 1
-"""Of a token's entry in `seen`: the prompt holds it."""
-EACH_TIME = 2
-"""Added to a token's entry in `seen` whenever it is generated."""
+# What makes up a token's entry in `seen`: that the prompt holds it, and each time it is generated.
+_IN_PROMPT = 1
+_EACH_TIME = 2
+
+
+def note_prompt(seen: Tensor, tokens: Tensor) -> None:
+    """Begin a text in `seen` int32 [vocabulary]: its prompt holds tokens int64 [n], once each."""
+    seen.zero_().index_fill_(0, tokens, _IN_PROMPT)
+
+
+def count_tokens(seen: Tensor, tokens: Tensor, times: Tensor) -> None:
+    """Note in `seen` int32 [B, vocabulary] that tokens int64 [B] were generated so often each."""
+    places = tokens.unsqueeze(1)
+    more = _EACH_TIME * times.to(seen.dtype).unsqueeze(1)
+    seen.scatter_(1, places, seen.gather(1, places) + more)
 
 
 def penalized(
@@ -20,12 +31,12 @@ def penalized(
 
     Args:
         logits: fp32 [B, vocabulary].
-        seen: int32 [B, vocabulary], sums of `IN_PROMPT` and `EACH_TIME`.
+        seen: int32 [B, vocabulary], as `note_prompt` and `count_tokens` leave it.
         repetition: fp32 [B], above 0; 1 asks for nothing.
         presence: fp32 [B]; 0 asks for nothing.
         frequency: the same.
     """
-    count = seen // EACH_TIME
+    count = seen // _EACH_TIME
     repetition = repetition.unsqueeze(-1)
     repeated = (logits / repetition).where(logits > 0, logits * repetition)
     logits = repeated.where(seen > 0, logits)
