@@ -80,15 +80,10 @@ def _without_weights(config: Any, dtype: torch.dtype) -> Any:
 
 
 def _built(config: Any, dtype: torch.dtype) -> Any:
-    # Buffers such as rotary frequencies are computed, not loaded: they are made for real.
+    # Weights need no values, and to draw them takes most of the time. Buffers such as rotary
+    # frequencies are computed, not loaded: they are made for real.
     with init_empty_weights(include_buffers=False), no_init_weights():
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
-    # Weights need no values, and to draw them takes most of the time; some buffers get theirs so.
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        for module in model.modules():
-            if any(True for _ in module.buffers(recurse=False)):
-                model._init_weights(module)
-    return model
+        return AutoModelForCausalLM.from_config(config, dtype=dtype)
 
 
 def _widen_as_on_loading(model: Any) -> None:
